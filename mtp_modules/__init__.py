@@ -1,0 +1,40 @@
+"""Heads, losses and decoders for language models that predict several tokens at once.
+
+The contracts are in :mod:`mtp_modules.core.interfaces`.
+"""
+
+from mtp_modules.core import Heads, Tokenizer, Trunk, build, describe, future_targets
+from mtp_modules.heads import LinearHeads, ParallelHeads, RecurrentHeads
+from mtp_modules.losses import (
+    AuxiliaryWeights,
+    ExplicitWeights,
+    GeometricWeights,
+    MultiTokenLoss,
+    NaiveLinearCrossEntropy,
+    UniformWeights,
+)
+from mtp_modules.model import MTPModel
+from mtp_modules.trunks import RecurrentTrunk, TransformerTrunk
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AuxiliaryWeights",
+    "ExplicitWeights",
+    "GeometricWeights",
+    "Heads",
+    "LinearHeads",
+    "MTPModel",
+    "MultiTokenLoss",
+    "NaiveLinearCrossEntropy",
+    "ParallelHeads",
+    "RecurrentHeads",
+    "RecurrentTrunk",
+    "Tokenizer",
+    "TransformerTrunk",
+    "Trunk",
+    "UniformWeights",
+    "build",
+    "describe",
+    "future_targets",
+]

@@ -1,0 +1,18 @@
+"""Contracts and the conventions that everything else shares."""
+
+from mtp_modules.core.component import Component, build, describe
+from mtp_modules.core.interfaces import DecodingState, Draft, Heads, Tokenizer, Trunk, TrunkOutput
+from mtp_modules.core.targets import future_targets
+
+__all__ = [
+    "Component",
+    "DecodingState",
+    "Draft",
+    "Heads",
+    "Tokenizer",
+    "Trunk",
+    "TrunkOutput",
+    "build",
+    "describe",
+    "future_targets",
+]

@@ -1,0 +1,73 @@
+"""Sentences for bad input: who refuses, by what rule, what was given, and the way out."""
+
+import math
+from typing import NoReturn
+
+from torch import Tensor
+
+
+def refuse(owner: object, rule: str) -> NoReturn:
+    """Raise the one ``ValueError`` that a user sees.
+
+    Args:
+        owner: The object, or the name of the class, that refuses.
+        rule: The rest of the sentence: argument, limit, value and way out.
+
+    Raises:
+        ValueError: Always.
+    """
+    name = owner if isinstance(owner, str) else type(owner).__name__
+    raise ValueError(f"{name}: {rule}")
+
+
+def at_least(owner: object, argument: str, value: float, limit: float) -> None:
+    """Refuse a number below ``limit``, and NaN.
+
+    Raises:
+        ValueError: If ``value`` is below ``limit`` or is not a number.
+    """
+    if math.isnan(value) or value < limit:
+        refuse(owner, f"{argument} must be at least {limit}, got {value}.")
+
+
+def fraction(owner: object, argument: str, value: float, *, zero: bool = True) -> None:
+    """Refuse a number outside [0, 1], or outside (0, 1] where zero makes no sense.
+
+    Raises:
+        ValueError: If ``value`` lies outside.
+    """
+    if not (0.0 <= value <= 1.0) or (value == 0.0 and not zero):
+        refuse(owner, f"{argument} must lie in {'[' if zero else '('}0, 1], got {value}.")
+
+
+def divides(owner: object, part: str, part_value: int, whole: str, whole_value: int) -> None:
+    """Refuse sizes that do not divide.
+
+    Raises:
+        ValueError: If ``part_value`` does not divide ``whole_value``.
+    """
+    if whole_value % part_value:
+        refuse(owner, f"{whole} ({whole_value}) must be a multiple of {part} ({part_value}).")
+
+
+def tokens_in_vocabulary(owner: object, tokens: Tensor, vocab_size: int) -> None:
+    """Refuse token ids that have no row in the embedding.
+
+    Args:
+        owner: Who refuses.
+        tokens: Token ids of any shape; an empty tensor passes.
+        vocab_size: Number ``V`` of rows.
+
+    Raises:
+        ValueError: If an id is negative or not below ``vocab_size``.
+    """
+    if tokens.numel() == 0:
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        refuse(
+            owner,
+            f"token {wrong} is outside the vocabulary 0..{vocab_size - 1}; "
+            "encode the text with the tokenizer that the model was trained with.",
+        )

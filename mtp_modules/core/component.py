@@ -1,0 +1,110 @@
+"""Components that remember how they were built, so that a checkpoint can describe itself.
+
+Every component's constructor takes plain values and other components only. What it was given is recorded as plain values,
+``describe`` reads the record, and ``build`` makes the same object again. A description is data: it can be written as JSON and
+loaded without unpickling anything.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from mtp_modules.core.checks import refuse
+
+Description: TypeAlias = dict[str, Any]
+"""``{"class_path": "package.module.Class", "init_args": {...}}``, nested."""
+
+
+class Component:
+    """Base of everything that is configured by name and arguments."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Record the arguments of the class's own constructor."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+
+
+def _recording(init: Any) -> Any:
+    parameters = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapper(self: Component, *args: Any, **kwargs: Any) -> None:
+        if "_description" not in self.__dict__:
+            bound = parameters.bind(self, *args, **kwargs)
+            given = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}
+            class_path = f"{type(self).__module__}.{type(self).__qualname__}"
+            object.__setattr__(self, "_description", {"class_path": class_path, "init_args": given})
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Component):
+        return describe(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def describe(component: Component) -> Description:
+    """Return the class and the constructor arguments of a component as plain values.
+
+    Args:
+        component: Any component of this package, or of another that follows its rules.
+
+    Raises:
+        ValueError: If the object has no constructor of its own to describe.
+    """
+    description: Description | None = component.__dict__.get("_description")
+    if description is None:
+        class_path = f"{type(component).__module__}.{type(component).__qualname__}"
+        description = {"class_path": class_path, "init_args": {}}
+    return description
+
+
+def build(description: Description, *, trusted: Sequence[str] = ("mtp_modules",)) -> Any:
+    """Make the component that a description speaks of.
+
+    A description may come from a stranger, so only classes of ``trusted`` packages are imported.
+
+    Args:
+        description: What ``describe`` returned.
+        trusted: Top-level packages whose classes may be built.
+
+    Raises:
+        ValueError: If a class lies outside the trusted packages, is not there, or refuses its arguments.
+    """
+    class_path = str(description.get("class_path", ""))
+    module_name, _, class_name = class_path.rpartition(".")
+    if module_name.partition(".")[0] not in trusted:
+        refuse(
+            "build",
+            f"class {class_path!r} is not from a trusted package ({', '.join(trusted)}); "
+            "pass trusted=(...) if you know its origin.",
+        )
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        refuse("build", f"there is no class {class_path!r} in this version of the package ({error}).")
+    if not (isinstance(cls, type) and issubclass(cls, Component)):
+        refuse("build", f"{class_path!r} is not a component.")
+    arguments = {name: _built(value, trusted) for name, value in description.get("init_args", {}).items()}
+    return cls(**arguments)
+
+
+def _built(value: Any, trusted: Sequence[str]) -> Any:
+    if isinstance(value, Mapping):
+        if "class_path" in value:
+            return build(dict(value), trusted=trusted)
+        return {key: _built(item, trusted) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_built(item, trusted) for item in value]
+    return value

@@ -1,0 +1,289 @@
+"""The contracts of this package. Read this file first.
+
+::
+
+    tokens --> Trunk --> hidden --> Heads --> one state a horizon --> Unembedding --> MultiTokenLoss      (training)
+                 ^                    |                                    |
+                 |                    +-- Draft (tokens + their law q) ----+
+                 +-- verify K+1 positions <-- Decoder: accept, rewind, emit                               (decoding)
+
+A component is one of the abstract classes below or a final class that implements one. Letters are those of
+:mod:`mtp_modules.core.shapes`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+
+from mtp_modules.core.component import Component
+from mtp_modules.core.shapes import Float, Int, Tensor
+
+
+class TrunkOutput(NamedTuple):
+    """What a trunk returns.
+
+    Attributes:
+        hidden: ``(B, T, D)``, ready for the heads.
+        features: Hidden states of the inner layers that somebody asked for, shallow to deep; empty if nobody did.
+    """
+
+    hidden: Float[Tensor, "B T D"]
+    features: tuple[Float[Tensor, "B T D"], ...] = ()
+
+
+class DecodingState(ABC):
+    """What a module remembers of the tokens it has read, one row a sequence.
+
+    A forward pass with a state *appends* a chunk to every row, at that row's own length. The chunk is provisional until
+    ``commit`` says how many of its tokens stay. Law: after ``commit``, the state and everything computed from it later
+    equal those of a fresh state that has read only the kept tokens.
+    """
+
+    lengths: list[int]
+    """Committed tokens of each row. On the host: decoding decides there."""
+
+    @abstractmethod
+    def commit(self, keep: list[int]) -> None:
+        """Keep the first ``keep[b]`` tokens of the last chunk in row ``b``, and forget the others.
+
+        Args:
+            keep: One number a row, from 0 to the length of the chunk.
+
+        Raises:
+            ValueError: If there is no chunk, or a number lies outside.
+        """
+
+
+class Trunk(Component, nn.Module, ABC):
+    """Turns tokens into hidden states, causally: position ``t`` sees tokens up to and including ``t``.
+
+    Attributes:
+        d_model: Width ``D`` of the hidden state.
+        vocab_size: Number ``V`` of token ids.
+        max_positions: Longest sequence it can read, or ``None`` if there is no limit.
+        embedding: Module that embeds token ids, ``(...)`` to ``(..., embedding_width)``. Heads that read drafted tokens
+            and a tied unembedding use it too.
+        embedding_width: Its width, usually ``D``.
+        supports_trees: Whether a chunk may be a tree of drafts.
+    """
+
+    d_model: int
+    vocab_size: int
+    max_positions: int | None
+    embedding: nn.Module
+    embedding_width: int
+    supports_trees: bool = False
+
+    @abstractmethod
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        *,
+        document_ids: Int[Tensor, "B T"] | None = None,
+        state: DecodingState | None = None,
+    ) -> TrunkOutput:
+        """Read tokens.
+
+        Args:
+            tokens: Token ids.
+            document_ids: Which document every token belongs to; nothing is carried from one document to the next.
+                Not with a state.
+            state: Append the tokens as a chunk to what the state holds, instead of starting afresh.
+
+        Shape:
+            tokens ``(B, T)`` -> hidden ``(B, T, D)``.
+        """
+
+    @abstractmethod
+    def new_state(self, batch_size: int, capacity: int) -> DecodingState:
+        """Make an empty state.
+
+        Args:
+            batch_size: Number ``B`` of rows.
+            capacity: Most tokens that a row will hold, the provisional chunk included.
+        """
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Tokens that heads propose after the token that was emitted last.
+
+    Attributes:
+        tokens: ``(B, K)``, nearest horizon first.
+        probs: ``(B, K, V)``, the law that each token was drawn from; ``None`` if it was chosen, not drawn (a point mass).
+        logits: ``(B, K, V)``, what the choice was made from.
+    """
+
+    tokens: Int[Tensor, "B K"]
+    logits: Float[Tensor, "B K V"]
+    probs: Float[Tensor, "B K V"] | None = None
+
+
+class Heads(Component, nn.Module, ABC):
+    """Turn the trunk's hidden state into one state a horizon. The unembedding turns states into logits.
+
+    Law: the states that training sees equal the states that decoding sees for the same tokens.
+
+    Attributes:
+        d_model: Width ``D`` of the hidden state that they read.
+        horizons: Offsets of the heads, ascending from 1.
+        reads_future: Whether horizon ``h`` also sees the tokens at ``t + 1 .. t + h - 1`` (in decoding: the drafts so far).
+    """
+
+    d_model: int
+    reads_future: bool = False
+
+    @property
+    @abstractmethod
+    def horizons(self) -> tuple[int, ...]:
+        """Offsets of the heads, ascending from 1."""
+
+    @abstractmethod
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        future: Float[Tensor, "B P K E"] | None = None,
+        positions: Int[Tensor, "B P"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B _ D"], ...]:
+        """Return one state a horizon, for training.
+
+        Args:
+            hidden: What the trunk says of every position.
+            future: Embeddings of the tokens between, ``K = max(horizons) - 1``; needed if ``reads_future``.
+            positions: Where horizons beyond the first are wanted; everywhere if ``None`` (then ``P = T``).
+            document_ids: Which document every position belongs to.
+
+        Shape:
+            horizon 1: ``(B, T, D)``; every other horizon: ``(B, P, D)``.
+        """
+
+    @abstractmethod
+    def new_state(self, batch_size: int, capacity: int) -> DecodingState:
+        """Make an empty state for decoding; see :meth:`Trunk.new_state`."""
+
+    @abstractmethod
+    def extend(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+        """Append a chunk of the trunk's hidden states and return the states of horizon 1, which verification needs.
+
+        Args:
+            hidden: The trunk's output for the chunk.
+            state: Of these heads; ``commit`` it together with the trunk's.
+        """
+
+    @abstractmethod
+    def draft(
+        self,
+        token: Int[Tensor, " B"],
+        state: DecodingState,
+        *,
+        num_drafts: int,
+        embed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor], Tensor],
+    ) -> Draft:
+        """Propose the tokens that follow ``token`` by the horizons beyond the first.
+
+        Args:
+            token: The token emitted last, which the trunk has not read.
+            state: Of these heads, committed; drafts start from its last position.
+            num_drafts: How many tokens ``K`` to propose, at most ``max_drafts``.
+            embed: Embeds token ids.
+            unembed: Turns states into logits.
+        """
+
+    @property
+    def max_drafts(self) -> int:
+        """How many tokens these heads can draft: one a horizon beyond the first."""
+        return len(self.horizons) - 1
+
+
+class Tokenizer(Component, ABC):
+    """Turns text into token ids and back."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number ``V`` of token ids."""
+
+    @property
+    @abstractmethod
+    def end_token(self) -> int | None:
+        """The id that ends a document, or ``None``."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text."""
+
+    @abstractmethod
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of token ids; bytes that are no text become the replacement character."""
+
+
+class CrossEntropyTerms(NamedTuple):
+    """What linear + cross-entropy returns for ``N`` examples.
+
+    Attributes:
+        loss: Weighted sum over the examples; the only part that carries gradients.
+        nll: ``(N,)``, negative log-likelihood of the target in nats, unweighted, 0 where the weight is 0.
+        rank: ``(N,)``, number of logits above the target's: 0 means that it would have been chosen.
+        predicted: ``(N,)``, the token with the largest logit.
+    """
+
+    loss: Float[Tensor, ""]
+    nll: Float[Tensor, " N"]
+    rank: Int[Tensor, " N"]
+    predicted: Int[Tensor, " N"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A law to imitate in place of the observed token.
+
+    Attributes:
+        states: ``(N, D)``, detached; the same output matrix turns them into the teacher's logits.
+        share: ``(N,)`` in [0, 1], how much of each example's loss is cross-entropy against the teacher.
+    """
+
+    states: Float[Tensor, "N D"]
+    share: Float[Tensor, " N"]
+
+
+class LinearCrossEntropy(Component, ABC):
+    """Output matrix and cross-entropy as one operation, so that a backend is free never to hold all logits."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        states: Float[Tensor, "N D"],
+        weight: Float[Tensor, "V D"],
+        bias: Float[Tensor, " V"] | None,
+        targets: Int[Tensor, " N"],
+        example_weights: Float[Tensor, " N"],
+        teacher: Teacher | None = None,
+    ) -> CrossEntropyTerms:
+        """Return the weighted loss and what metrics need.
+
+        Args:
+            states: What the heads made.
+            weight: Output matrix.
+            bias: Added to the logits.
+            targets: Token to predict; ignored where the weight is 0.
+            example_weights: Factor of each example in the loss.
+            teacher: Share the loss between the observed token and this law.
+        """
+
+
+class HorizonWeights(Component, ABC):
+    """How much each horizon counts in the training loss."""
+
+    @abstractmethod
+    def __call__(self, num_horizons: int) -> list[float]:
+        """Return one weight a horizon, nearest first.
+
+        Args:
+            num_horizons: Number ``H``.
+        """

@@ -1,0 +1,159 @@
+"""Offset arithmetic: which token each head is trained on, and which tokens lie between. Nowhere else in the package.
+
+A training batch carries ``T + max(horizons)`` tokens: ``T`` positions are read by the trunk, and the rest is there so that
+every head has a target at every position.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.shapes import Bool, Int, Shaped, Tensor
+
+
+def num_positions(tokens: Tensor, horizons: Sequence[int]) -> int:
+    """Return ``T``, the positions of a batch that the trunk reads.
+
+    Args:
+        tokens: ``(B, T + max(horizons))``.
+        horizons: Offsets of the heads.
+
+    Raises:
+        ValueError: If no position is left.
+    """
+    positions = tokens.shape[1] - max(horizons)
+    if positions < 1:
+        refuse(
+            "future_targets",
+            f"a row of {tokens.shape[1]} tokens leaves no position for horizon {max(horizons)}; "
+            "give at least one token more than the largest horizon.",
+        )
+    return positions
+
+
+def _windows(values: Shaped[Tensor, "B L"], length: int, offsets: Sequence[int]) -> Shaped[Tensor, "B T O"]:
+    return torch.stack([values[:, offset : offset + length] for offset in offsets], dim=-1)
+
+
+def future_targets(
+    tokens: Int[Tensor, "B L"],
+    horizons: Sequence[int],
+    document_ids: Int[Tensor, "B L"] | None = None,
+    loss_mask: Bool[Tensor, "B L"] | None = None,
+) -> tuple[Int[Tensor, "B T H"], Bool[Tensor, "B T H"]]:
+    """Return the token that each head must predict at each position, and whether it counts.
+
+    A target counts if its token is allowed to (``loss_mask``) and lies in the same document as the position it is
+    predicted from. Documents are runs of equal ids; the same id may come back later as another document.
+
+    Args:
+        tokens: Token ids, ``L = T + max(horizons)``.
+        horizons: Offsets of the heads, each at least 1.
+        document_ids: Which document every token belongs to; ``None`` if each row is one document.
+        loss_mask: False at tokens that must not be learned (padding, prompts); ``None`` if all count.
+
+    Returns:
+        ``targets`` and ``valid``, both ``(B, T, H)``.
+
+    Raises:
+        ValueError: If the row is too short, or a shape differs.
+
+    Example:
+        >>> targets, valid = future_targets(torch.tensor([[5, 6, 7, 8]]), (1, 2))
+        >>> targets.tolist(), valid.all().item()
+        ([[[6, 7], [7, 8]]], True)
+    """
+    length = num_positions(tokens, horizons)
+    for name, given in (("document_ids", document_ids), ("loss_mask", loss_mask)):
+        if given is not None and given.shape != tokens.shape:
+            refuse("future_targets", f"{name} has shape {tuple(given.shape)}, tokens {tuple(tokens.shape)}; make them equal.")
+    targets = _windows(tokens, length, horizons)
+    valid = torch.ones_like(targets, dtype=torch.bool)
+    if document_ids is not None:
+        runs = document_runs(document_ids)
+        valid = _windows(runs, length, horizons) == runs[:, :length, None]
+    if loss_mask is not None:
+        valid = valid & _windows(loss_mask.bool(), length, horizons)
+    return targets, valid
+
+
+def document_runs(document_ids: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """Number the runs of equal ids from 0, so that two documents never share a number.
+
+    Args:
+        document_ids: Any ids; a change from one token to the next starts a new document.
+    """
+    starts = torch.zeros_like(document_ids)
+    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return starts.cumsum(dim=1)
+
+
+def tokens_between(
+    tokens: Int[Tensor, "B L"], horizons: Sequence[int], positions: Int[Tensor, "B P"] | None = None
+) -> Int[Tensor, "B P K"]:
+    """Return the tokens that a head may read beyond its position: those at ``t + 1 .. t + max(horizons) - 1``.
+
+    Heads that are conditioned on drafted tokens are trained on these. Where one of them lies in another document, so
+    does the target, which :func:`future_targets` then does not count.
+
+    Args:
+        tokens: Token ids, ``L = T + max(horizons)``.
+        horizons: Offsets of the heads.
+        positions: The positions wanted, ``(B, P)``; all ``T`` if ``None``.
+    """
+    length = num_positions(tokens, horizons)
+    if max(horizons) == 1:
+        between = tokens.new_empty(tokens.shape[0], length, 0)
+    else:
+        between = _windows(tokens, length, range(1, max(horizons)))
+    return between if positions is None else at_positions(between, positions)
+
+
+def at_positions(values: Shaped[Tensor, "B T *rest"], positions: Int[Tensor, "B P"]) -> Shaped[Tensor, "B P *rest"]:
+    """Pick positions row by row.
+
+    Args:
+        values: Anything with an axis of positions.
+        positions: Which to pick, ``(B, P)``.
+    """
+    return values[torch.arange(values.shape[0], device=values.device)[:, None], positions]
+
+
+def sample_positions(batch_size: int, length: int, share: float, device: torch.device) -> Int[Tensor, "B P"]:
+    """Draw a sorted random subset of positions for every row, each position equally likely.
+
+    Args:
+        batch_size: Number ``B`` of rows.
+        length: Number ``T`` of positions.
+        share: Share of the positions to keep, in (0, 1]; at least one is kept.
+        device: Where the result lives.
+    """
+    count = max(1, round(share * length))
+    keys = torch.rand(batch_size, length, device=device)
+    return keys.topk(count, dim=1).indices.sort(dim=1).values
+
+
+def positions_of_horizon_one(positions: Int[Tensor, "B P"], horizons: Sequence[int]) -> Int[Tensor, "B P H"]:
+    """Return where horizon 1 predicts the same token as each horizon does at ``positions``: ``t + h - 1``.
+
+    Used to compare a draft with what the model itself would say. The result may lie at or beyond ``T``; the caller masks.
+
+    Args:
+        positions: Positions ``t``.
+        horizons: Offsets ``h``.
+    """
+    offsets = torch.tensor([horizon - 1 for horizon in horizons], device=positions.device)
+    return positions[:, :, None] + offsets
+
+
+def same_document_keys(document_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T T"]:
+    """Return which keys each query may see: those before it, or at it, in its own document.
+
+    Args:
+        document_ids: Which document every token belongs to.
+    """
+    runs = document_runs(document_ids)
+    length = document_ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
+    return (runs[:, :, None] == runs[:, None, :]) & causal

@@ -1,0 +1,7 @@
+"""Heads: one hidden state to one state a horizon."""
+
+from mtp_modules.heads.linear import LinearHeads
+from mtp_modules.heads.parallel import ParallelHeads
+from mtp_modules.heads.recurrent import RecurrentHeads
+
+__all__ = ["LinearHeads", "ParallelHeads", "RecurrentHeads"]

@@ -1,0 +1,89 @@
+"""Heads without memory of one another: a linear map each."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mtp_modules.core.checks import at_least
+from mtp_modules.core.interfaces import DecodingState, Draft, Heads
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import at_positions
+from mtp_modules.heads.common import check_num_drafts, last_hidden_state
+from mtp_modules.layers.cache import LastHiddenState
+
+
+class LinearHeads(Heads):
+    """Predict every horizon with its own linear map of the trunk's hidden state.
+
+    The cheapest heads: horizons do not see one another. Gloeckle et al. 2024 (arXiv 2404.19737), head ablation.
+
+    Args:
+        d_model: Width ``D`` of the trunk's hidden state.
+        num_horizons: How many future tokens ``H`` each position predicts.
+
+    Shape:
+        hidden ``(B, T, D)`` -> one ``(B, T, D)`` state a horizon.
+
+    Raises:
+        ValueError: If ``num_horizons`` is below 1.
+
+    Example:
+        >>> heads = LinearHeads(d_model=8, num_horizons=2)
+        >>> [state.shape for state in heads(torch.zeros(1, 3, 8))]
+        [torch.Size([1, 3, 8]), torch.Size([1, 3, 8])]
+    """
+
+    def __init__(self, *, d_model: int, num_horizons: int) -> None:
+        super().__init__()
+        at_least(self, "d_model", d_model, 1)
+        at_least(self, "num_horizons", num_horizons, 1)
+        self.d_model = d_model
+        self.maps = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(num_horizons))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start from random rotations, which keep the hidden state's scale."""
+        for linear in self.maps:
+            nn.init.orthogonal_(linear.weight)
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """1 .. H."""
+        return tuple(range(1, len(self.maps) + 1))
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        future: Float[Tensor, "B P K E"] | None = None,
+        positions: Int[Tensor, "B P"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B _ D"], ...]:
+        """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
+        picked = hidden if positions is None else at_positions(hidden, positions)
+        return (self.maps[0](hidden), *(linear(picked) for linear in self.maps[1:]))
+
+    def new_state(self, batch_size: int, capacity: int) -> LastHiddenState:
+        """Make an empty state."""
+        return LastHiddenState(batch_size, capacity)
+
+    def extend(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+        """Append a chunk and return the states of horizon 1."""
+        last_hidden_state(self, state).append(hidden)
+        return self.maps[0](hidden)
+
+    def draft(
+        self,
+        token: Int[Tensor, " B"],
+        state: DecodingState,
+        *,
+        num_drafts: int,
+        embed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor], Tensor],
+    ) -> Draft:
+        """Propose the likeliest token of each horizon, all from the same hidden state."""
+        check_num_drafts(self, num_drafts)
+        last = last_hidden_state(self, state).last
+        logits = unembed(torch.stack([linear(last) for linear in self.maps[1 : num_drafts + 1]], dim=1))
+        return Draft(tokens=logits.argmax(dim=-1), logits=logits)

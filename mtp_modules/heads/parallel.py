@@ -1,0 +1,194 @@
+"""The founding paper's heads: one transformer layer each."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.interfaces import DecodingState, Draft, Heads
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import at_positions, same_document_keys
+from mtp_modules.heads.common import check_num_drafts
+from mtp_modules.layers.cache import KeyValueState, LastHiddenState
+from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, TransformerLayer
+
+
+class ParallelState(DecodingState):
+    """Keys and values of every head's layer, and the hidden state at each row's last token.
+
+    Args:
+        keys_values: One layer a head.
+        hidden: The trunk's state at the last token.
+    """
+
+    def __init__(self, keys_values: KeyValueState, hidden: LastHiddenState) -> None:
+        self.keys_values = keys_values
+        self.hidden = hidden
+        self.lengths = keys_values.lengths
+
+    def commit(self, keep: list[int]) -> None:
+        """Keep the first ``keep[b]`` tokens of the chunk in row ``b``."""
+        self.keys_values.commit(keep)
+        self.hidden.commit(keep)
+        self.lengths = self.keys_values.lengths
+
+
+class ParallelHeads(Heads):
+    """Predict every horizon with its own transformer layer on the trunk's hidden state, then one shared norm.
+
+    Gloeckle et al. 2024 (arXiv 2404.19737), section 2. For the paper's exact arrangement give the trunk
+    ``final_norm: false`` and as many layers fewer as there are extra heads.
+
+    Args:
+        d_model: Width ``D`` of the trunk's hidden state.
+        num_horizons: How many future tokens ``H`` each position predicts.
+        num_heads: Query heads of a layer.
+        num_kv_heads: Key-value heads; as many as query heads if ``None``.
+        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model`` if ``None``.
+        max_positions: Longest sequence.
+
+    Shape:
+        hidden ``(B, T, D)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
+
+    Raises:
+        ValueError: If a size is below 1 or does not divide.
+
+    Example:
+        >>> heads = ParallelHeads(d_model=32, num_horizons=2, num_heads=4, max_positions=64)
+        >>> [state.shape for state in heads(torch.zeros(1, 3, 32))]
+        [torch.Size([1, 3, 32]), torch.Size([1, 3, 32])]
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_horizons: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        ffn_width: int | None = None,
+        max_positions: int = 2048,
+    ) -> None:
+        super().__init__()
+        for name, value in (("d_model", d_model), ("num_horizons", num_horizons), ("num_heads", num_heads)):
+            at_least(self, name, value, 1)
+        self.d_model, self.max_positions = d_model, max_positions
+        self.rotary = RotaryPositions(d_model // num_heads, max_positions)
+        self.layers = nn.ModuleList(
+            TransformerLayer(d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, ffn_width=ffn_width)
+            for _ in range(num_horizons)
+        )
+        self.norm = RMSNorm(d_model)
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """1 .. H."""
+        return tuple(range(1, len(self.layers) + 1))
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        future: Float[Tensor, "B P K E"] | None = None,
+        positions: Int[Tensor, "B P"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B _ D"], ...]:
+        """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
+        length = hidden.shape[1]
+        self._check_length(length)
+        table = self.rotary(None, length)
+        seen = None if document_ids is None else same_document_keys(document_ids)
+        mask = None if seen is None else seen[:, None]
+        first = self.norm(self.layers[0](hidden, table, mask))
+        if positions is None:
+            return (first, *(self.norm(layer(hidden, table, mask)) for layer in self.layers[1:]))
+        if seen is None:
+            steps = torch.arange(length, device=hidden.device)
+            rows = (steps <= positions[:, :, None])[:, None]
+        else:
+            rows = at_positions(seen, positions)[:, None]
+        picked, picked_table = at_positions(hidden, positions), self.rotary(positions, positions.shape[1])
+        return (
+            first,
+            *(self.norm(_at(layer, picked, picked_table, hidden, table, rows)) for layer in self.layers[1:]),
+        )
+
+    def _check_length(self, length: int) -> None:
+        if length > self.max_positions:
+            refuse(
+                self,
+                f"a sequence of {length} tokens is longer than max_positions={self.max_positions}; "
+                "shorten it or build the heads with more positions.",
+            )
+
+    def new_state(self, batch_size: int, capacity: int) -> ParallelState:
+        """Make an empty state."""
+        attention = self.layers[0].attention
+        keys_values = KeyValueState(
+            batch_size,
+            capacity,
+            num_layers=len(self.layers),
+            num_kv_heads=attention.num_kv_heads,
+            head_dim=attention.head_dim,
+            like=self.norm.weight,
+        )
+        return ParallelState(keys_values, LastHiddenState(batch_size, capacity))
+
+    def extend(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+        """Append a chunk to every head, and return the states of horizon 1.
+
+        Heads beyond the first keep keys and values of the whole chunk, but are read out only where they draft.
+        """
+        keys_values = self._own(state).keys_values
+        self._check_length(max(keys_values.lengths) + hidden.shape[1])
+        keys_values.begin(hidden.shape[1])
+        table = self.rotary(keys_values.positions, hidden.shape[1])
+        first = self.norm(self.layers[0].extend(hidden, table, keys_values, 0))
+        for index, layer in enumerate(self.layers[1:], start=1):
+            _, keys, values = layer.attention.project(layer.attention_norm(hidden), table)
+            keys_values.append(index, keys, values)
+        self._own(state).hidden.append(hidden)
+        return first
+
+    def draft(
+        self,
+        token: Int[Tensor, " B"],
+        state: DecodingState,
+        *,
+        num_drafts: int,
+        embed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor], Tensor],
+    ) -> Draft:
+        """Propose the likeliest token of each horizon, each head from its own layer."""
+        check_num_drafts(self, num_drafts)
+        own = self._own(state)
+        hidden = own.hidden.last[:, None]
+        states = []
+        for index, layer in enumerate(self.layers[1 : num_drafts + 1], start=1):
+            keys, values, positions, mask = own.keys_values.last(index)
+            queries, _, _ = layer.attention.project(layer.attention_norm(hidden), self.rotary(positions, 1))
+            x = hidden + layer.attention.attend(queries, keys, values, mask)
+            states.append(self.norm(x + layer.ffn(layer.ffn_norm(x))))
+        logits = unembed(torch.cat(states, dim=1))
+        return Draft(tokens=logits.argmax(dim=-1), logits=logits)
+
+    def _own(self, state: DecodingState) -> ParallelState:
+        if not isinstance(state, ParallelState):
+            refuse(self, f"state must come from these heads' new_state, got {type(state).__name__}.")
+        return state
+
+
+def _at(
+    layer: TransformerLayer,
+    picked: Float[Tensor, "B P D"],
+    picked_table: tuple[Tensor, Tensor],
+    hidden: Float[Tensor, "B T D"],
+    table: tuple[Tensor, Tensor],
+    mask: Tensor,
+) -> Float[Tensor, "B P D"]:
+    """Read a layer out at some positions, with keys and values from all."""
+    _, keys, values = layer.attention.project(layer.attention_norm(hidden), table)
+    queries, _, _ = layer.attention.project(layer.attention_norm(picked), picked_table)
+    x = picked + layer.attention.attend(queries, keys, values, mask)
+    return x + layer.ffn(layer.ffn_norm(x))

@@ -1,0 +1,132 @@
+"""Token-conditioned heads: one small recurrent step, shared by all horizons."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.interfaces import DecodingState, Draft, Heads
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import at_positions
+from mtp_modules.heads.common import check_num_drafts, last_hidden_state
+from mtp_modules.layers.cache import LastHiddenState
+from mtp_modules.layers.transformer import RMSNorm
+
+
+class RecurrentHeads(Heads):
+    r"""Walk from each horizon to the next with one shared step that reads the token in between.
+
+    Horizon 1 is the trunk's hidden state itself, so the next-token model is the plain one. From there
+
+    .. math:: s_{h+1} = s_h + W_o \, \mathrm{silu}(W_s \, \mathrm{norm}(s_h) + W_e \, e(x_{t+h}) + b_h)
+
+    where :math:`x_{t+h}` is the true token in training and the token drafted before in decoding. Conditioning drafts on
+    drafts follows Hydra (Ankner et al. 2024, arXiv 2402.05109); sharing the step follows the recurrent drafter
+    (Zhang et al. 2024, arXiv 2403.09919).
+
+    Args:
+        d_model: Width ``D`` of the trunk's hidden state.
+        num_horizons: How many future tokens ``H`` each position predicts.
+        width: Inner width of the step; ``d_model`` if ``None``.
+        embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
+
+    Shape:
+        hidden ``(B, T, D)``, future ``(B, P, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
+
+    Raises:
+        ValueError: If a size is below 1, or ``future`` is missing.
+
+    Example:
+        >>> heads = RecurrentHeads(d_model=8, num_horizons=3)
+        >>> states = heads(torch.zeros(1, 5, 8), future=torch.zeros(1, 5, 2, 8))
+        >>> len(states), states[2].shape
+        (3, torch.Size([1, 5, 8]))
+    """
+
+    reads_future = True
+
+    def __init__(
+        self, *, d_model: int, num_horizons: int, width: int | None = None, embedding_width: int | None = None
+    ) -> None:
+        super().__init__()
+        at_least(self, "d_model", d_model, 1)
+        at_least(self, "num_horizons", num_horizons, 1)
+        self.d_model, self.num_horizons = d_model, num_horizons
+        self.embedding_width = embedding_width or d_model
+        width = d_model if width is None else width
+        at_least(self, "width", width, 1)
+        self.norm = RMSNorm(d_model)
+        self.from_state = nn.Linear(d_model, width, bias=False)
+        self.from_token = nn.Linear(self.embedding_width, width, bias=False)
+        self.depth_bias = nn.Parameter(torch.zeros(max(num_horizons - 1, 1), width))
+        self.out = nn.Linear(width, d_model, bias=False)
+        self.out_norm = RMSNorm(d_model)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the matrices with variance 1/fan-in, and let the step start small."""
+        nn.init.normal_(self.from_state.weight, std=self.from_state.in_features**-0.5)
+        nn.init.normal_(self.from_token.weight, std=1.0)
+        nn.init.normal_(self.out.weight, std=0.1 * self.out.in_features**-0.5)
+        nn.init.zeros_(self.depth_bias)
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """1 .. H."""
+        return tuple(range(1, self.num_horizons + 1))
+
+    def _step(self, walked: Float[Tensor, "*N D"], token: Float[Tensor, "*N E"], depth: int) -> Float[Tensor, "*N D"]:
+        inner = self.from_state(self.norm(walked)) + self.from_token(token) + self.depth_bias[depth]
+        return walked + self.out(F.silu(inner))
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        future: Float[Tensor, "B P K E"] | None = None,
+        positions: Int[Tensor, "B P"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B _ D"], ...]:
+        """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
+        if self.num_horizons == 1:
+            return (hidden,)
+        if future is None:
+            refuse(self, "future is missing; pass the embeddings of the tokens between (MTPModel does).")
+        walked = hidden if positions is None else at_positions(hidden, positions)
+        states = [hidden]
+        for depth, token in enumerate(future.unbind(dim=2)):
+            walked = self._step(walked, token, depth)
+            states.append(self.out_norm(walked))
+        return tuple(states)
+
+    def new_state(self, batch_size: int, capacity: int) -> LastHiddenState:
+        """Make an empty state."""
+        return LastHiddenState(batch_size, capacity)
+
+    def extend(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+        """Append a chunk and return the states of horizon 1."""
+        last_hidden_state(self, state).append(hidden)
+        return hidden
+
+    def draft(
+        self,
+        token: Int[Tensor, " B"],
+        state: DecodingState,
+        *,
+        num_drafts: int,
+        embed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor], Tensor],
+    ) -> Draft:
+        """Propose the likeliest token at each step, given those proposed before."""
+        check_num_drafts(self, num_drafts)
+        walked = last_hidden_state(self, state).last
+        tokens, all_logits = [], []
+        for depth in range(num_drafts):
+            walked = self._step(walked, embed(token), depth)
+            logits = unembed(self.out_norm(walked))
+            token = logits.argmax(dim=-1)
+            tokens.append(token)
+            all_logits.append(logits)
+        return Draft(tokens=torch.stack(tokens, dim=1), logits=torch.stack(all_logits, dim=1))

@@ -1,0 +1,166 @@
+"""Keys and values of the tokens read so far, with room for a provisional chunk."""
+
+import torch
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.interfaces import DecodingState
+from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+
+
+class ChunkedState(DecodingState):
+    """Bookkeeping that every state shares: committed lengths, capacity, and the chunk that waits for its commit.
+
+    Args:
+        batch_size: Number ``B`` of rows.
+        capacity: Most tokens a row can hold, the chunk included.
+    """
+
+    def __init__(self, batch_size: int, capacity: int) -> None:
+        self.lengths = [0] * batch_size
+        self.capacity = capacity
+        self.chunk = 0
+
+    def begin(self, chunk: int) -> None:
+        """Announce a chunk that is about to be appended to every row.
+
+        Args:
+            chunk: Number of its tokens.
+
+        Raises:
+            ValueError: If the last chunk was not committed, or the state would overflow.
+        """
+        if self.chunk:
+            refuse(self, "the last chunk was not committed; call commit(keep) before the next forward pass.")
+        if max(self.lengths) + chunk > self.capacity:
+            refuse(
+                self,
+                f"capacity is {self.capacity} tokens a row, a chunk of {chunk} after {max(self.lengths)} needs "
+                f"{max(self.lengths) + chunk}; ask new_state for more.",
+            )
+        self.chunk = chunk
+
+    def commit(self, keep: list[int]) -> None:
+        """Keep the first ``keep[b]`` tokens of the chunk in row ``b``."""
+        if not self.chunk:
+            refuse(self, "there is no chunk to commit; run a forward pass with this state first.")
+        if len(keep) != len(self.lengths) or min(keep) < 0 or max(keep) > self.chunk:
+            refuse(self, f"keep must hold {len(self.lengths)} numbers from 0 to {self.chunk}, got {keep}.")
+        self.lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]
+        self.chunk = 0
+
+
+class KeyValueState(ChunkedState):
+    """Preallocated keys and values of several attention layers.
+
+    Rejected entries stay where they are and are never looked at: the mask ends at each row's own length, and the next
+    chunk overwrites them.
+
+    Args:
+        batch_size: Number ``B`` of rows.
+        capacity: Most tokens a row can hold, the chunk included.
+        num_layers: How many layers keep keys and values here.
+        num_kv_heads: Key-value heads of a layer.
+        head_dim: Width of one head.
+        like: A tensor whose dtype and device the keys and values take.
+    """
+
+    def __init__(
+        self, batch_size: int, capacity: int, *, num_layers: int, num_kv_heads: int, head_dim: int, like: Tensor
+    ) -> None:
+        super().__init__(batch_size, capacity)
+        shape = (num_layers, batch_size, num_kv_heads, capacity, head_dim)
+        self.keys = like.new_zeros(shape)
+        self.values = like.new_zeros(shape)
+        self.positions: Int[Tensor, "B T"] = torch.empty(0)
+        self.mask: Bool[Tensor, "B 1 T S"] | None = None
+        self._rows = torch.arange(batch_size, device=like.device)[:, None]
+
+    def begin(self, chunk: int) -> None:
+        """Announce a chunk: place its positions and what each of them may look at."""
+        super().begin(chunk)
+        self._ragged = min(self.lengths) != max(self.lengths)
+        self._end = max(self.lengths) + chunk
+        device = self.keys.device
+        if not self._ragged:
+            start = self.lengths[0]
+            self.positions = torch.arange(start, start + chunk, device=device)[None]
+            self._slot = slice(start, start + chunk)
+        else:
+            starts = torch.tensor(self.lengths, device=device)
+            self.positions = starts[:, None] + torch.arange(chunk, device=device)
+        if chunk == 1 and not self._ragged:
+            self.mask = None
+        else:
+            self.mask = torch.arange(self._end, device=device) <= self.positions[:, None, :, None]
+
+    def append(
+        self, layer: int, keys: Float[Tensor, "B h T d"], values: Float[Tensor, "B h T d"]
+    ) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"]]:
+        """Write the chunk's keys and values of one layer and return all that its queries may need.
+
+        Args:
+            layer: Index of the layer.
+            keys: Of the chunk.
+            values: Of the chunk.
+        """
+        all_keys, all_values = self.keys[layer], self.values[layer]
+        if self._ragged:
+            all_keys[self._rows, :, self.positions] = keys.transpose(1, 2)
+            all_values[self._rows, :, self.positions] = values.transpose(1, 2)
+        else:
+            all_keys[:, :, self._slot] = keys
+            all_values[:, :, self._slot] = values
+        return all_keys[:, :, : self._end], all_values[:, :, : self._end]
+
+    def last(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return keys, values, positions ``(B, 1)`` and mask for one query at each row's last committed token.
+
+        Args:
+            layer: Index of the layer.
+        """
+        end = max(self.lengths)
+        positions = torch.tensor(self.lengths, device=self.keys.device)[:, None] - 1
+        ragged = min(self.lengths) != end
+        mask = torch.arange(end, device=positions.device) <= positions[:, None, :, None] if ragged else None
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end], positions, mask
+
+
+class LastHiddenState(ChunkedState):
+    """The hidden state at each row's last token: all that heads without attention need to draft.
+
+    Args:
+        batch_size: Number ``B`` of rows.
+        capacity: Most tokens a row can hold, the chunk included.
+    """
+
+    def __init__(self, batch_size: int, capacity: int) -> None:
+        super().__init__(batch_size, capacity)
+        self._last: Float[Tensor, "B D"] | None = None
+        self._pending: Float[Tensor, "B T D"] | None = None
+
+    def append(self, hidden: Float[Tensor, "B T D"]) -> None:
+        """Append a chunk.
+
+        Args:
+            hidden: The trunk's output for the chunk.
+        """
+        self.begin(hidden.shape[1])
+        self._pending = hidden
+
+    def commit(self, keep: list[int]) -> None:
+        """Keep the first ``keep[b]`` tokens of the chunk in row ``b``."""
+        super().commit(keep)
+        assert self._pending is not None
+        index = torch.tensor(keep, device=self._pending.device)
+        picked = self._pending[torch.arange(len(keep), device=index.device), (index - 1).clamp(min=0)]
+        if min(keep) == 0:
+            before = torch.zeros_like(picked) if self._last is None else self._last
+            picked = torch.where((index == 0)[:, None], before, picked)
+        self._last, self._pending = picked, None
+
+    @property
+    def last(self) -> Float[Tensor, "B D"]:
+        """The hidden state at each row's last committed token."""
+        if self._last is None:
+            refuse(self, "nothing was committed yet; read a prompt first.")
+        return self._last

@@ -1,0 +1,253 @@
+"""The pre-norm transformer layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from mtp_modules.core.checks import at_least, divides
+from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.layers.cache import KeyValueState
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square over the last axis and scale (Zhang & Sennrich 2019, arXiv 1910.07467).
+
+    Args:
+        width: Size ``D`` of the last axis.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def reset_parameters(self) -> None:
+        """Set every gain to one."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(..., D)``."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class RotaryPositions(nn.Module):
+    """Rotate pairs of channels by an angle that grows with the position (Su et al. 2021, arXiv 2104.09864).
+
+    Channel ``i`` is paired with channel ``i + d/2``.
+
+    Args:
+        head_dim: Width ``d`` of one head, even.
+        max_positions: Longest sequence.
+        base: Slowest wavelength, in positions over two pi.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_dim: int, max_positions: int, *, base: float = 10000.0) -> None:
+        super().__init__()
+        divides("RotaryPositions", "2", 2, "head_dim", head_dim)
+        self.head_dim, self.max_positions, self.base = head_dim, max_positions, base
+        self.register_buffer("cos", torch.empty(max_positions, head_dim), persistent=False)
+        self.register_buffer("sin", torch.empty(max_positions, head_dim), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fill the tables: cosines, and sines whose first half is negated."""
+        half = self.head_dim // 2
+        device = self.cos.device
+        rates = self.base ** (-torch.arange(half, device=device, dtype=torch.float64) / half)
+        angles = torch.arange(self.max_positions, device=device, dtype=torch.float64)[:, None] * rates
+        self.cos = torch.cat((angles.cos(), angles.cos()), dim=-1).to(self.cos.dtype)
+        self.sin = torch.cat((-angles.sin(), angles.sin()), dim=-1).to(self.sin.dtype)
+
+    def forward(self, positions: Int[Tensor, "B T"] | None, length: int) -> tuple[Tensor, Tensor]:
+        """Look up the rotation of every position.
+
+        Args:
+            positions: Positions of the tokens, ``(B, T)``; ``None`` for 0 .. length - 1.
+            length: Number ``T`` of tokens.
+
+        Shape:
+            Two tables ``(B or 1, T, 1, d)``.
+        """
+        if positions is None:
+            return self.cos[None, :length, None], self.sin[None, :length, None]
+        return self.cos[positions][:, :, None], self.sin[positions][:, :, None]
+
+    @staticmethod
+    def rotate(x: Float[Tensor, "B T h d"], table: tuple[Tensor, Tensor]) -> Float[Tensor, "B T h d"]:
+        """Apply the rotation to heads.
+
+        Args:
+            x: Queries and keys.
+            table: What ``forward`` returned.
+        """
+        cos, sin = table
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245).
+
+    In decoding, the queries that share a key-value head become rows of one matrix product.
+
+    Args:
+        d_model: Width ``D``.
+        num_heads: Query heads.
+        num_kv_heads: Key-value heads, a divisor of ``num_heads``.
+    """
+
+    def __init__(self, d_model: int, *, num_heads: int, num_kv_heads: int) -> None:
+        super().__init__()
+        divides("Attention", "num_heads", num_heads, "d_model", d_model)
+        divides("Attention", "num_kv_heads", num_kv_heads, "num_heads", num_heads)
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
+        self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def project(
+        self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor]
+    ) -> tuple[Float[Tensor, "B q T d"], Float[Tensor, "B h T d"], Float[Tensor, "B h T d"]]:
+        """Return rotated queries, rotated keys, and values.
+
+        Args:
+            x: Normalised input.
+            table: Rotations of its positions.
+        """
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).view(batch, length, -1, self.head_dim)
+        rotated = RotaryPositions.rotate(qkv[:, :, : self.num_heads + self.num_kv_heads], table).transpose(1, 2)
+        values = qkv[:, :, self.num_heads + self.num_kv_heads :].transpose(1, 2)
+        return rotated[:, : self.num_heads], rotated[:, self.num_heads :], values
+
+    def attend(
+        self,
+        queries: Float[Tensor, "B q T d"],
+        keys: Float[Tensor, "B h S d"],
+        values: Float[Tensor, "B h S d"],
+        mask: Bool[Tensor, "B 1 T S"] | None,
+    ) -> Float[Tensor, "B T D"]:
+        """Attend with queries folded into rows, one group of them a key-value head.
+
+        Args:
+            queries: Rotated.
+            keys: All that may be seen.
+            values: Their values.
+            mask: True where a query may look; ``None`` if it may look everywhere.
+        """
+        batch, _, length, _ = queries.shape
+        groups = self.num_heads // self.num_kv_heads
+        folded = queries.reshape(batch, self.num_kv_heads, groups * length, self.head_dim)
+        if mask is not None and groups > 1:
+            mask = mask.repeat(1, 1, groups, 1)
+        mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
+        mixed = mixed.view(batch, self.num_heads, length, self.head_dim).transpose(1, 2)
+        return self.out(mixed.reshape(batch, length, -1))
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor], mask: Bool[Tensor, "B 1 T T"] | None
+    ) -> Float[Tensor, "B T D"]:
+        """Attend causally within whole sequences.
+
+        Args:
+            x: Normalised input.
+            table: Rotations of its positions.
+            mask: True where a query may look; ``None`` for plainly causal.
+        """
+        batch, length, _ = x.shape
+        queries, keys, values = self.project(x, table)
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=self.num_heads != self.num_kv_heads
+        )
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer (Shazeer 2020, arXiv 2002.05202).
+
+    Args:
+        d_model: Width ``D``.
+        hidden: Inner width.
+    """
+
+    def __init__(self, d_model: int, *, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(d_model, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, d_model, bias=False)
+
+    def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        """Transform ``(..., D)``."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class TransformerLayer(nn.Module):
+    """One pre-norm layer: attention and a gated feed-forward layer, each added to its input.
+
+    Args:
+        d_model: Width ``D``.
+        num_heads: Query heads.
+        num_kv_heads: Key-value heads; as many as query heads if ``None``.
+        ffn_width: Inner width of the feed-forward layer; 8/3 of ``d_model`` rounded up to a multiple of 64 if ``None``.
+        depth: Number of layers of the stack it belongs to; the layers that write to the residual start smaller by
+            ``1/sqrt(2 depth)``.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        ffn_width: int | None = None,
+        depth: int = 1,
+    ) -> None:
+        super().__init__()
+        at_least("TransformerLayer", "num_heads", num_heads, 1)
+        self.depth = depth
+        self.attention_norm = RMSNorm(d_model)
+        self.attention = Attention(d_model, num_heads=num_heads, num_kv_heads=num_kv_heads or num_heads)
+        self.ffn_norm = RMSNorm(d_model)
+        self.ffn = SwiGLU(d_model, hidden=ffn_width or 64 * -(-8 * d_model // (3 * 64)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every matrix with variance 1/fan-in; those that write to the residual smaller."""
+        for linear, gain in (
+            (self.attention.qkv, 1.0),
+            (self.attention.out, (2 * self.depth) ** -0.5),
+            (self.ffn.gate_up, 1.0),
+            (self.ffn.down, (2 * self.depth) ** -0.5),
+        ):
+            nn.init.normal_(linear.weight, std=gain * linear.in_features**-0.5)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor], mask: Bool[Tensor, "B 1 T T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Read whole sequences.
+
+        Args:
+            x: Residual stream.
+            table: Rotations of its positions.
+            mask: True where a query may look; ``None`` for plainly causal.
+        """
+        x = x + self.attention(self.attention_norm(x), table, mask)
+        return x + self.ffn(self.ffn_norm(x))
+
+    def extend(
+        self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor], state: KeyValueState, layer: int
+    ) -> Float[Tensor, "B T D"]:
+        """Read a chunk after what the state holds.
+
+        Args:
+            x: Residual stream of the chunk.
+            table: Rotations of its positions.
+            state: Announced with ``begin``.
+            layer: This layer's place in the state.
+        """
+        queries, keys, values = self.attention.project(self.attention_norm(x), table)
+        keys, values = state.append(layer, keys, values)
+        x = x + self.attention.attend(queries, keys, values, state.mask)
+        return x + self.ffn(self.ffn_norm(x))

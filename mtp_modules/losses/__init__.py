@@ -1,0 +1,15 @@
+"""Losses: targets, weights, and the output matrix with its cross-entropy."""
+
+from mtp_modules.losses.linear_cross_entropy import NaiveLinearCrossEntropy
+from mtp_modules.losses.multi_token import LossTerms, MultiTokenLoss
+from mtp_modules.losses.weights import AuxiliaryWeights, ExplicitWeights, GeometricWeights, UniformWeights
+
+__all__ = [
+    "AuxiliaryWeights",
+    "ExplicitWeights",
+    "GeometricWeights",
+    "LossTerms",
+    "MultiTokenLoss",
+    "NaiveLinearCrossEntropy",
+    "UniformWeights",
+]

@@ -1,0 +1,189 @@
+"""The multi-token loss: targets, horizon weights and normalisation around one linear + cross-entropy."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from mtp_modules.core.checks import fraction
+from mtp_modules.core.component import Component
+from mtp_modules.core.interfaces import Heads, HorizonWeights, LinearCrossEntropy, Teacher
+from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.core.targets import at_positions, future_targets, num_positions, positions_of_horizon_one, sample_positions
+from mtp_modules.core.unembedding import Unembedding
+from mtp_modules.losses.linear_cross_entropy import NaiveLinearCrossEntropy
+from mtp_modules.losses.weights import UniformWeights
+
+
+class MultiTokenModel(Protocol):
+    """What the loss needs of a model; :class:`mtp_modules.MTPModel` is one."""
+
+    heads: Heads
+    unembedding: Unembedding
+
+    def __call__(
+        self, tokens: Tensor, *, document_ids: Tensor | None, positions: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Return one state a horizon."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What the loss returns. Only ``loss`` carries gradients.
+
+    Attributes:
+        loss: Weighted sum of the horizons' mean losses.
+        nll: ``(H,)``, unweighted mean negative log-likelihood a horizon in nats; 0 where nothing counts.
+        count: ``(H,)``, number of valid targets a horizon.
+        rank: ``(B, P, H)``, number of logits above the target's.
+        valid: ``(B, P, H)``, which targets count.
+        agrees: ``(B, P, H)``, whether the horizon's likeliest token is the one that horizon 1 finds likeliest once it has
+            read the text up to there; what verification will ask of a draft.
+        comparable: ``(B, P)``, positions where ``agrees`` is known for every horizon.
+    """
+
+    loss: Float[Tensor, ""]
+    nll: Float[Tensor, " H"]
+    count: Int[Tensor, " H"]
+    rank: Int[Tensor, "B P H"]
+    valid: Bool[Tensor, "B P H"]
+    agrees: Bool[Tensor, "B P H"]
+    comparable: Bool[Tensor, "B P"]
+
+
+class MultiTokenLoss(Component, nn.Module):
+    r"""Mean cross-entropy of every horizon, weighted and summed.
+
+    .. math:: L = \sum_h w_h \frac{1}{|M_h|} \sum_{t \in M_h} -\log P_h(x_{t+h} \mid x_{\le t})
+
+    with :math:`M_h` the positions whose target counts. With equal weights this is equation 2 of Gloeckle et al. 2024
+    (arXiv 2404.19737), as a mean instead of a sum.
+
+    Args:
+        weights: Weight of each horizon; all 1 if ``None``.
+        backend: How linear + cross-entropy is computed; naive if ``None``.
+        share_of_positions: Train horizons beyond the first on this random share of the positions, an unbiased estimate of
+            the same loss; all positions in evaluation.
+        distillation: How much of the loss of horizons beyond the first is cross-entropy against the law of horizon 1 for
+            the same token, instead of against the token itself. What drafts need is agreement with horizon 1.
+
+    Shape:
+        tokens ``(B, T + max(horizons))``.
+
+    Raises:
+        ValueError: If a share lies outside its range.
+
+    Example:
+        >>> from mtp_modules import LinearHeads, MTPModel, TransformerTrunk
+        >>> trunk = TransformerTrunk(vocab_size=11, d_model=8, num_layers=1, num_heads=2, max_positions=16)
+        >>> model = MTPModel(trunk=trunk, heads=LinearHeads(d_model=8, num_horizons=2))
+        >>> terms = MultiTokenLoss()(model, torch.randint(11, (3, 10)))
+        >>> terms.count.tolist()
+        [24, 24]
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: HorizonWeights | None = None,
+        backend: LinearCrossEntropy | None = None,
+        share_of_positions: float = 1.0,
+        distillation: float = 0.0,
+    ) -> None:
+        super().__init__()
+        fraction(self, "share_of_positions", share_of_positions, zero=False)
+        fraction(self, "distillation", distillation)
+        self.weights = UniformWeights() if weights is None else weights
+        self.backend = NaiveLinearCrossEntropy() if backend is None else backend
+        self.share_of_positions, self.distillation = share_of_positions, distillation
+
+    def forward(
+        self,
+        model: MultiTokenModel,
+        tokens: Int[Tensor, "B L"],
+        *,
+        document_ids: Int[Tensor, "B L"] | None = None,
+        loss_mask: Bool[Tensor, "B L"] | None = None,
+    ) -> LossTerms:
+        """Run the model on a batch and score every horizon.
+
+        Args:
+            model: Trunk, heads and unembedding.
+            tokens: Token ids, ``L = T + max(horizons)``.
+            document_ids: Which document every token belongs to.
+            loss_mask: False at tokens that must not be learned.
+        """
+        horizons = model.heads.horizons
+        length = num_positions(tokens, horizons)
+        targets, valid = future_targets(tokens, horizons, document_ids, loss_mask)
+        positions = self._positions(tokens, length)
+        states = model(tokens, document_ids=document_ids, positions=positions)
+
+        if positions is None:
+            every = torch.arange(length, device=tokens.device).expand(tokens.shape[0], -1)
+            far_targets, far_valid = targets[:, :, 1:], valid[:, :, 1:]
+        else:
+            every = positions
+            far_targets, far_valid = at_positions(targets, every)[:, :, 1:], at_positions(valid, every)[:, :, 1:]
+        count = torch.cat((valid[:, :, :1].sum(dim=(0, 1)), far_valid.sum(dim=(0, 1))))
+        weights = torch.tensor(self.weights(len(horizons)), device=tokens.device, dtype=torch.float64)
+        scale = (weights / count.clamp(min=1)).to(_real(states[0].dtype))
+
+        near, far = valid[:, :, 0] * scale[0], far_valid * scale[1:]
+        flat = [states[0].flatten(0, 1)]
+        if len(states) > 1:
+            flat.append(torch.stack(states[1:], dim=2).flatten(0, 2))
+        terms = model.unembedding(
+            torch.cat(flat),
+            torch.cat((targets[:, :, 0].flatten(), far_targets.flatten())),
+            torch.cat((near.flatten(), far.flatten())),
+            self.backend,
+            self._teacher(states[0], every, far, horizons),
+        )
+        split = valid[:, :, 0].numel()
+
+        def near_far(values: Tensor) -> tuple[Tensor, Tensor]:
+            return values[:split].view_as(near), values[split:].view_as(far)
+
+        nll, far_nll = near_far(terms.nll)
+        rank, far_rank = near_far(terms.rank)
+        predicted, far_predicted = near_far(terms.predicted)
+        sums = torch.cat((nll.double().sum()[None], far_nll.double().sum(dim=(0, 1))))
+        at_every = at_positions(valid, every)
+        same = positions_of_horizon_one(every, horizons)
+        own = predicted[torch.arange(len(tokens), device=tokens.device)[:, None, None], same.clamp(max=length - 1)]
+        return LossTerms(
+            loss=terms.loss,
+            nll=(sums / count.clamp(min=1)).to(scale.dtype),
+            count=count,
+            rank=torch.cat((at_positions(rank, every)[:, :, None], far_rank), dim=2),
+            valid=at_every,
+            agrees=torch.cat((at_positions(predicted, every)[:, :, None], far_predicted), dim=2) == own,
+            comparable=((same < length) & at_every).all(dim=2),
+        )
+
+    def _positions(self, tokens: Tensor, length: int) -> Int[Tensor, "B P"] | None:
+        if self.share_of_positions == 1.0 or not self.training:
+            return None
+        return sample_positions(len(tokens), length, self.share_of_positions, tokens.device)
+
+    def _teacher(
+        self, first: Float[Tensor, "B T D"], positions: Int[Tensor, "B P"], far: Float[Tensor, "B P K"], horizons: tuple[int, ...]
+    ) -> Teacher | None:
+        """Horizon 1's state for the token that each horizon predicts, where the trunk has read that far."""
+        if self.distillation == 0.0 or len(horizons) == 1:
+            return None
+        length = first.shape[1]
+        same = positions_of_horizon_one(positions, horizons[1:])
+        share = torch.where(same < length, self.distillation, 0.0).flatten()
+        rows = torch.arange(first.shape[0], device=first.device)[:, None, None]
+        states = first.detach()[rows, same.clamp(max=length - 1)].flatten(0, 2)
+        near = first.shape[0] * length
+        return Teacher(
+            torch.cat((first.detach().flatten(0, 1), states)), torch.cat((share.new_zeros(near), share)).to(far.dtype)
+        )
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -1,0 +1,110 @@
+"""How much each horizon counts."""
+
+import math
+from collections.abc import Sequence
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.interfaces import HorizonWeights
+
+
+def _preserving_total(weights: list[float], preserve_total: bool) -> list[float]:
+    total = sum(weights)
+    return [weight / total for weight in weights] if preserve_total and total > 0 else weights
+
+
+class UniformWeights(HorizonWeights):
+    """Every horizon counts the same, as in Gloeckle et al. 2024 (arXiv 2404.19737), equation 2.
+
+    Args:
+        preserve_total: Scale the weights so that they sum to 1, which keeps the loss comparable over ``H``.
+
+    Example:
+        >>> UniformWeights()(3)
+        [1.0, 1.0, 1.0]
+    """
+
+    def __init__(self, *, preserve_total: bool = False) -> None:
+        self.preserve_total = preserve_total
+
+    def __call__(self, num_horizons: int) -> list[float]:
+        """Return one weight a horizon."""
+        return _preserving_total([1.0] * num_horizons, self.preserve_total)
+
+
+class GeometricWeights(HorizonWeights):
+    """Horizon ``h`` counts ``gamma ** (h - 1)``.
+
+    Args:
+        gamma: Factor from one horizon to the next, at least 0.
+        preserve_total: Scale the weights so that they sum to 1.
+
+    Raises:
+        ValueError: If ``gamma`` is negative or not a number.
+
+    Example:
+        >>> GeometricWeights(gamma=0.5)(3)
+        [1.0, 0.5, 0.25]
+    """
+
+    def __init__(self, *, gamma: float, preserve_total: bool = False) -> None:
+        at_least(self, "gamma", gamma, 0)
+        self.gamma, self.preserve_total = gamma, preserve_total
+
+    def __call__(self, num_horizons: int) -> list[float]:
+        """Return one weight a horizon."""
+        return _preserving_total([self.gamma**index for index in range(num_horizons)], self.preserve_total)
+
+
+class AuxiliaryWeights(HorizonWeights):
+    """The next token counts 1, and every horizon beyond it the same smaller weight.
+
+    Small models pay for equal weights with their next-token loss; a light auxiliary weight costs nothing.
+
+    Args:
+        weight: Weight of each horizon beyond the first, at least 0.
+
+    Raises:
+        ValueError: If ``weight`` is negative or not a number.
+
+    Example:
+        >>> AuxiliaryWeights(weight=0.1)(3)
+        [1.0, 0.1, 0.1]
+    """
+
+    def __init__(self, *, weight: float) -> None:
+        at_least(self, "weight", weight, 0)
+        self.weight = weight
+
+    def __call__(self, num_horizons: int) -> list[float]:
+        """Return one weight a horizon."""
+        return [1.0] + [self.weight] * (num_horizons - 1)
+
+
+class ExplicitWeights(HorizonWeights):
+    """One number a horizon, as given.
+
+    Args:
+        values: Weights, nearest horizon first, each at least 0 and not all 0.
+
+    Raises:
+        ValueError: If a weight is negative, infinite or not a number, or all are 0.
+
+    Example:
+        >>> ExplicitWeights(values=[1.0, 0.3])(2)
+        [1.0, 0.3]
+    """
+
+    def __init__(self, *, values: Sequence[float]) -> None:
+        for index, value in enumerate(values):
+            if math.isinf(value):
+                refuse(self, f"values[{index}] must be finite, got {value}.")
+            at_least(self, f"values[{index}]", value, 0)
+        if not any(values):
+            refuse(self, f"values must hold a weight above 0, got {list(values)}.")
+        self.values = list(values)
+
+    def __call__(self, num_horizons: int) -> list[float]:
+        """Return one weight a horizon."""
+        if len(self.values) != num_horizons:
+            refuse(self, f"values holds {len(self.values)} weights for {num_horizons} horizons; give one a horizon.")
+        return self.values

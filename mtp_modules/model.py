@@ -1,0 +1,142 @@
+"""The composite: trunk, heads and unembedding. All that another project needs."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from mtp_modules.core.checks import refuse, tokens_in_vocabulary
+from mtp_modules.core.component import Component, build, describe
+from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import num_positions, tokens_between
+from mtp_modules.core.unembedding import Unembedding
+
+
+class MTPModel(Component, nn.Module):
+    """A language model that predicts several tokens at once. Plain PyTorch.
+
+    Args:
+        trunk: Turns tokens into hidden states.
+        heads: Turn a hidden state into one state a horizon.
+        tie_embeddings: Share the trunk's embedding matrix with the output.
+
+    Shape:
+        tokens ``(B, T + max(horizons))`` -> one state a horizon: ``(B, T, D)``, and ``(B, P, D)`` beyond the first.
+
+    Raises:
+        ValueError: If the widths of trunk and heads differ, or the embedding cannot be tied.
+
+    Example:
+        >>> from mtp_modules import LinearHeads, RecurrentTrunk
+        >>> model = MTPModel(
+        ...     trunk=RecurrentTrunk(vocab_size=50, d_model=16), heads=LinearHeads(d_model=16, num_horizons=3)
+        ... )
+        >>> [state.shape for state in model(torch.zeros(2, 10, dtype=torch.long))]
+        [torch.Size([2, 7, 16]), torch.Size([2, 7, 16]), torch.Size([2, 7, 16])]
+    """
+
+    def __init__(self, *, trunk: Trunk, heads: Heads, tie_embeddings: bool = True) -> None:
+        super().__init__()
+        self.trunk, self.heads = trunk, heads
+        tied_to = None
+        if tie_embeddings:
+            if not isinstance(trunk.embedding, nn.Embedding) or trunk.embedding_width != trunk.d_model:
+                refuse(
+                    self,
+                    f"tie_embeddings needs an embedding as wide as the trunk ({trunk.d_model}), "
+                    f"got {trunk.embedding_width}; set tie_embeddings to false.",
+                )
+            tied_to = trunk.embedding
+        self.unembedding = Unembedding(trunk.d_model, trunk.vocab_size, tied_to=tied_to)
+        _check_widths(trunk, heads)
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """Offsets of the heads."""
+        return self.heads.horizons
+
+    @property
+    def lookahead(self) -> int:
+        """How many tokens a training batch carries beyond the positions that the trunk reads."""
+        return max(self.heads.horizons)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B L"],
+        *,
+        document_ids: Int[Tensor, "B L"] | None = None,
+        positions: Int[Tensor, "B P"] | None = None,
+    ) -> tuple[Float[Tensor, "B _ D"], ...]:
+        """Return one state a horizon for a training batch.
+
+        Args:
+            tokens: Token ids, ``L = T + max(horizons)``; the trunk reads the first ``T``.
+            document_ids: Which document every token belongs to.
+            positions: Where horizons beyond the first are wanted; everywhere if ``None``.
+        """
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            tokens_in_vocabulary(self, tokens, self.trunk.vocab_size)
+        length = num_positions(tokens, self.horizons)
+        read = None if document_ids is None else document_ids[:, :length]
+        hidden = self.trunk(tokens[:, :length], document_ids=read).hidden
+        future = None
+        if self.heads.reads_future:
+            future = self.trunk.embedding(tokens_between(tokens, self.horizons, positions))
+        states: tuple[Tensor, ...] = self.heads(hidden, future=future, positions=positions, document_ids=read)
+        return states
+
+    def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors``.
+
+        Args:
+            folder: Made if it is not there.
+            tokenizer: Written into the configuration, so that the folder is all that decoding needs.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"mtp_modules": 1, "model": describe(self), "tokenizer": describe(tokenizer) if tokenizer else None}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_model(self, str(folder / "model.safetensors"))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",)
+    ) -> tuple["MTPModel", Tokenizer | None]:
+        """Load what :meth:`save_pretrained` wrote.
+
+        Args:
+            folder: With ``config.json`` and ``model.safetensors``.
+            trusted: Top-level packages whose classes may be built.
+
+        Returns:
+            The model, in evaluation mode, and its tokenizer if one was written.
+
+        Raises:
+            ValueError: If a file is missing, is of another kind, or does not fit.
+        """
+        folder = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                refuse(cls.__name__, f"{folder} has no {name}; give a folder that save_pretrained wrote.")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or config.get("mtp_modules") != 1:
+            refuse(cls.__name__, f"{folder / 'config.json'} was not written by save_pretrained.")
+        model = build(config["model"], trusted=trusted)
+        load_model(model, str(folder / "model.safetensors"))
+        tokenizer = build(config["tokenizer"], trusted=trusted) if config["tokenizer"] else None
+        return model.eval(), tokenizer
+
+
+def _check_widths(trunk: Trunk, heads: Heads) -> None:
+    """Compare what the heads were built for with what the trunk gives."""
+    for name, has in (("d_model", trunk.d_model), ("embedding_width", trunk.embedding_width)):
+        wanted = getattr(heads, name, has)
+        if wanted != has:
+            refuse(
+                "MTPModel",
+                f"{type(heads).__name__} was built for {name}={wanted}, but {type(trunk).__name__} has {has}; "
+                "make them equal.",
+            )

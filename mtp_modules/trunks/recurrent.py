@@ -1,0 +1,176 @@
+"""The recurrent trunk."""
+
+import torch
+from torch import nn
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import document_runs
+from mtp_modules.layers.cache import ChunkedState
+
+_CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class RecurrentState(ChunkedState):
+    """The memory of every layer after each token of the last chunk, and after the last committed token.
+
+    Args:
+        batch_size: Number ``B`` of rows.
+        capacity: Most tokens a row can hold.
+        memory: One empty memory a layer: tensors ``(B, D)``, two of them for an LSTM.
+    """
+
+    def __init__(self, batch_size: int, capacity: int, memory: list[tuple[Tensor, ...]]) -> None:
+        super().__init__(batch_size, capacity)
+        self.memory = memory
+        self.pending: list[tuple[Tensor, ...]] = []
+
+    def commit(self, keep: list[int]) -> None:
+        """Keep the first ``keep[b]`` tokens of the chunk in row ``b``."""
+        super().commit(keep)
+        device = self.memory[0][0].device
+        index = torch.tensor(keep, device=device)
+        rows = torch.arange(len(keep), device=device)
+        self.memory = [
+            tuple(
+                torch.where((index == 0)[:, None], before, after[rows, (index - 1).clamp(min=0)])
+                for before, after in zip(memory, pending, strict=True)
+            )
+            for memory, pending in zip(self.memory, self.pending, strict=True)
+        ]
+        self.pending = []
+
+
+class RecurrentTrunk(Trunk):
+    """An RNN, GRU or LSTM with an embedding in front, torch's own layers.
+
+    Args:
+        vocab_size: Number ``V`` of token ids.
+        d_model: Width ``D`` of the memory, which is the hidden state.
+        cell: ``"rnn"`` (tanh), ``"gru"`` or ``"lstm"``.
+        num_layers: How many layers.
+        embedding_width: Width of the embedding; ``d_model`` if ``None``. The embedding can be tied only if they are equal.
+        max_positions: Longest sequence, or ``None`` for no limit.
+
+    Shape:
+        tokens ``(B, T)`` -> hidden ``(B, T, D)``.
+
+    Raises:
+        ValueError: If a size is below 1 or the cell is unknown.
+
+    Example:
+        >>> trunk = RecurrentTrunk(vocab_size=50, d_model=64, embedding_width=32, cell="rnn")
+        >>> trunk(torch.zeros(1, 5, dtype=torch.long)).hidden.shape
+        torch.Size([1, 5, 64])
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        cell: str = "gru",
+        num_layers: int = 1,
+        embedding_width: int | None = None,
+        max_positions: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("vocab_size", vocab_size), ("d_model", d_model), ("num_layers", num_layers)):
+            at_least(self, name, value, 1)
+        if cell not in _CELLS:
+            refuse(self, f"cell must be one of {', '.join(_CELLS)}, got {cell!r}.")
+        self.vocab_size, self.d_model, self.max_positions, self.cell = vocab_size, d_model, max_positions, cell
+        self.embedding_width = width = embedding_width or d_model
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.layers = nn.ModuleList(
+            _CELLS[cell](width if index == 0 else d_model, d_model, batch_first=True) for index in range(num_layers)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the embedding with variance 1/width; layers reset themselves."""
+        nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        *,
+        document_ids: Int[Tensor, "B T"] | None = None,
+        state: DecodingState | None = None,
+    ) -> TrunkOutput:
+        """Read tokens; see :class:`~mtp_modules.core.interfaces.Trunk`."""
+        if state is not None:
+            return TrunkOutput(self._extend(tokens, document_ids, state))
+        if self.max_positions is not None:
+            self._check_length(tokens.shape[1])
+        if document_ids is not None:
+            return TrunkOutput(self._by_document(tokens, document_ids))
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x, _ = layer(x)
+        return TrunkOutput(x)
+
+    def _by_document(self, tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Give every document a row of its own, read the rows, and put the results back."""
+        runs = document_runs(document_ids)
+        counts = runs.amax(dim=1) + 1
+        first_row = counts.cumsum(0) - counts
+        row = runs + first_row[:, None]
+        steps = torch.arange(tokens.shape[1], device=tokens.device).expand_as(runs)
+        starts = torch.zeros_like(runs)
+        starts[:, 1:] = torch.where(runs[:, 1:] != runs[:, :-1], steps[:, 1:], 0)
+        column = steps - starts.cummax(dim=1).values
+        apart = tokens.new_zeros(int(counts.sum()), int(column.max()) + 1)
+        apart[row, column] = tokens
+        x = self.embedding(apart)
+        for layer in self.layers:
+            x, _ = layer(x)
+        return x[row, column]
+
+    def _extend(
+        self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState
+    ) -> Float[Tensor, "B T D"]:
+        if document_ids is not None:
+            refuse(self, "document_ids do not go with a state; decode one document a row.")
+        if not isinstance(state, RecurrentState):
+            refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
+        self._check_length(max(state.lengths) + tokens.shape[1])
+        state.begin(tokens.shape[1])
+        x = self.embedding(tokens)
+        state.pending = []
+        for layer, memory in zip(self.layers, state.memory, strict=True):
+            if self.cell == "lstm":
+                x, cells = _lstm_states(layer, x, memory)
+                state.pending.append((x, cells))
+            else:
+                x, _ = layer(x, memory[0][None].contiguous())
+                state.pending.append((x,))
+        return x
+
+    def _check_length(self, length: int) -> None:
+        if self.max_positions is not None and length > self.max_positions:
+            refuse(
+                self,
+                f"a sequence of {length} tokens is longer than max_positions={self.max_positions}; "
+                "shorten it or build the trunk with more positions.",
+            )
+
+    def new_state(self, batch_size: int, capacity: int) -> RecurrentState:
+        """Make an empty state; see :class:`~mtp_modules.core.interfaces.Trunk`."""
+        parts = 2 if self.cell == "lstm" else 1
+        zeros = self.embedding.weight.new_zeros(batch_size, self.d_model)
+        return RecurrentState(batch_size, capacity, [(zeros,) * parts for _ in self.layers])
+
+
+def _lstm_states(
+    layer: nn.Module, x: Float[Tensor, "B T E"], memory: tuple[Tensor, ...]
+) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
+    """Run step by step, since torch returns an LSTM's cell only after the last step."""
+    hidden, cell = memory[0][None].contiguous(), memory[1][None].contiguous()
+    outputs, cells = [], []
+    for step in x.split(1, dim=1):
+        output, (hidden, cell) = layer(step, (hidden, cell))
+        outputs.append(output)
+        cells.append(cell[0])
+    return torch.cat(outputs, dim=1), torch.stack(cells, dim=1)

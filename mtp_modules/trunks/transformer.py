@@ -1,0 +1,131 @@
+"""The transformer trunk."""
+
+from torch import nn
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import same_document_keys
+from mtp_modules.layers.cache import KeyValueState
+from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, TransformerLayer
+
+
+class TransformerTrunk(Trunk):
+    """A decoder-only transformer without its output matrix: pre-norm, rotary positions, grouped queries, SwiGLU.
+
+    Args:
+        vocab_size: Number ``V`` of token ids.
+        d_model: Width ``D``.
+        num_layers: How many layers.
+        num_heads: Query heads of a layer.
+        num_kv_heads: Key-value heads; as many as query heads if ``None``. Few make verification cheap.
+        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model`` rounded up to a multiple of 64 if ``None``.
+        max_positions: Longest sequence.
+        final_norm: Normalise the hidden state that the heads see. False for heads that bring layers and a norm of their
+            own, as in the founding paper.
+        rope_base: Base of the rotary positions.
+
+    Shape:
+        tokens ``(B, T)`` -> hidden ``(B, T, D)``.
+
+    Raises:
+        ValueError: If a size is below 1 or does not divide, or a sequence is longer than ``max_positions``.
+
+    Example:
+        >>> trunk = TransformerTrunk(vocab_size=256, d_model=32, num_layers=2, num_heads=4, max_positions=64)
+        >>> trunk(torch.zeros(1, 5, dtype=torch.long)).hidden.shape
+        torch.Size([1, 5, 32])
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        num_layers: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        ffn_width: int | None = None,
+        max_positions: int = 2048,
+        final_norm: bool = True,
+        rope_base: float = 10000.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("vocab_size", vocab_size),
+            ("d_model", d_model),
+            ("num_layers", num_layers),
+            ("num_heads", num_heads),
+            ("max_positions", max_positions),
+        ):
+            at_least(self, name, value, 1)
+        self.vocab_size, self.d_model, self.max_positions = vocab_size, d_model, max_positions
+        self.embedding_width = d_model
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.rotary = RotaryPositions(d_model // num_heads, max_positions, base=rope_base)
+        self.layers = nn.ModuleList(
+            TransformerLayer(
+                d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, ffn_width=ffn_width, depth=num_layers
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = RMSNorm(d_model) if final_norm else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the embedding with standard deviation 0.02; layers reset themselves."""
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        *,
+        document_ids: Int[Tensor, "B T"] | None = None,
+        state: DecodingState | None = None,
+    ) -> TrunkOutput:
+        """Read tokens; see :class:`~mtp_modules.core.interfaces.Trunk`."""
+        if state is not None:
+            return TrunkOutput(self._extend(tokens, document_ids, state))
+        length = tokens.shape[1]
+        self._check_length(length)
+        mask = None if document_ids is None else same_document_keys(document_ids)[:, None]
+        table = self.rotary(None, length)
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = layer(x, table, mask)
+        return TrunkOutput(self.norm(x))
+
+    def _extend(
+        self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState
+    ) -> Float[Tensor, "B T D"]:
+        if document_ids is not None:
+            refuse(self, "document_ids do not go with a state; decode one document a row.")
+        if not isinstance(state, KeyValueState):
+            refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
+        self._check_length(max(state.lengths) + tokens.shape[1])
+        state.begin(tokens.shape[1])
+        table = self.rotary(state.positions, tokens.shape[1])
+        x = self.embedding(tokens)
+        for index, layer in enumerate(self.layers):
+            x = layer.extend(x, table, state, index)
+        return self.norm(x)
+
+    def _check_length(self, length: int) -> None:
+        if length > self.max_positions:
+            refuse(
+                self,
+                f"a sequence of {length} tokens is longer than max_positions={self.max_positions}; "
+                "shorten it or build the trunk with more positions.",
+            )
+
+    def new_state(self, batch_size: int, capacity: int) -> KeyValueState:
+        """Make an empty state; see :class:`~mtp_modules.core.interfaces.Trunk`."""
+        attention = self.layers[0].attention
+        return KeyValueState(
+            batch_size,
+            capacity,
+            num_layers=len(self.layers),
+            num_kv_heads=attention.num_kv_heads,
+            head_dim=attention.head_dim,
+            like=self.embedding.weight,
+        )
