@@ -56,6 +56,14 @@ class DecodingState(ABC):
             ValueError: If there is no chunk, or a number lies outside.
         """
 
+    @abstractmethod
+    def select(self, rows: list[int]) -> None:
+        """Go on with some of the rows only; the state must be committed.
+
+        Args:
+            rows: Which rows to keep, in their new order.
+        """
+
 
 class Trunk(Component, nn.Module, ABC):
     """Turns tokens into hidden states, causally: position ``t`` sees tokens up to and including ``t``.
@@ -163,8 +171,14 @@ class Heads(Component, nn.Module, ABC):
         """
 
     @abstractmethod
-    def new_state(self, batch_size: int, capacity: int) -> DecodingState:
-        """Make an empty state for decoding; see :meth:`Trunk.new_state`."""
+    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> DecodingState:
+        """Make an empty state for decoding; see :meth:`Trunk.new_state`.
+
+        Args:
+            batch_size: Number ``B`` of rows.
+            capacity: Most tokens that a row will hold, the provisional chunk included.
+            for_drafts: False if only horizon 1 will be used, which spares the other heads their memory.
+        """
 
     @abstractmethod
     def extend(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:

@@ -64,7 +64,7 @@ class LinearHeads(Heads):
         picked = hidden if positions is None else at_positions(hidden, positions)
         return (self.maps[0](hidden), *(linear(picked) for linear in self.maps[1:]))
 
-    def new_state(self, batch_size: int, capacity: int) -> LastHiddenState:
+    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
         return LastHiddenState(batch_size, capacity)
 

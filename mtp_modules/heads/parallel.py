@@ -33,6 +33,12 @@ class ParallelState(DecodingState):
         self.hidden.commit(keep)
         self.lengths = self.keys_values.lengths
 
+    def select(self, rows: list[int]) -> None:
+        """Go on with some of the rows only."""
+        self.keys_values.select(rows)
+        self.hidden.select(rows)
+        self.lengths = self.keys_values.lengths
+
 
 class ParallelHeads(Heads):
     """Predict every horizon with its own transformer layer on the trunk's hidden state, then one shared norm.
@@ -122,13 +128,13 @@ class ParallelHeads(Heads):
                 "shorten it or build the heads with more positions.",
             )
 
-    def new_state(self, batch_size: int, capacity: int) -> ParallelState:
+    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> ParallelState:
         """Make an empty state."""
         attention = self.layers[0].attention
         keys_values = KeyValueState(
             batch_size,
             capacity,
-            num_layers=len(self.layers),
+            num_layers=len(self.layers) if for_drafts else 1,
             num_kv_heads=attention.num_kv_heads,
             head_dim=attention.head_dim,
             like=self.norm.weight,
@@ -145,7 +151,7 @@ class ParallelHeads(Heads):
         keys_values.begin(hidden.shape[1])
         table = self.rotary(keys_values.positions, hidden.shape[1])
         first = self.norm(self.layers[0].extend(hidden, table, keys_values, 0))
-        for index, layer in enumerate(self.layers[1:], start=1):
+        for index, layer in enumerate(self.layers[1 : keys_values.num_layers], start=1):
             _, keys, values = layer.attention.project(layer.attention_norm(hidden), table)
             keys_values.append(index, keys, values)
         self._own(state).hidden.append(hidden)

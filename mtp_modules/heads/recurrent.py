@@ -101,7 +101,7 @@ class RecurrentHeads(Heads):
             states.append(self.out_norm(walked))
         return tuple(states)
 
-    def new_state(self, batch_size: int, capacity: int) -> LastHiddenState:
+    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
         return LastHiddenState(batch_size, capacity)
 

@@ -48,6 +48,12 @@ class ChunkedState(DecodingState):
         self.lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]
         self.chunk = 0
 
+    def select(self, rows: list[int]) -> None:
+        """Go on with some of the rows only."""
+        if self.chunk:
+            refuse(self, "the last chunk was not committed; call commit(keep) before select(rows).")
+        self.lengths = [self.lengths[row] for row in rows]
+
 
 class KeyValueState(ChunkedState):
     """Preallocated keys and values of several attention layers.
@@ -68,6 +74,7 @@ class KeyValueState(ChunkedState):
         self, batch_size: int, capacity: int, *, num_layers: int, num_kv_heads: int, head_dim: int, like: Tensor
     ) -> None:
         super().__init__(batch_size, capacity)
+        self.num_layers = num_layers
         shape = (num_layers, batch_size, num_kv_heads, capacity, head_dim)
         self.keys = like.new_zeros(shape)
         self.values = like.new_zeros(shape)
@@ -92,6 +99,12 @@ class KeyValueState(ChunkedState):
             self.mask = None
         else:
             self.mask = torch.arange(self._end, device=device) <= self.positions[:, None, :, None]
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with some of the rows only."""
+        super().select(rows)
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self._rows = self._rows[: len(rows)]
 
     def append(
         self, layer: int, keys: Float[Tensor, "B h T d"], values: Float[Tensor, "B h T d"]
@@ -157,6 +170,11 @@ class LastHiddenState(ChunkedState):
             before = torch.zeros_like(picked) if self._last is None else self._last
             picked = torch.where((index == 0)[:, None], before, picked)
         self._last, self._pending = picked, None
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with some of the rows only."""
+        super().select(rows)
+        self._last = self.last[rows]
 
     @property
     def last(self) -> Float[Tensor, "B D"]:

@@ -1,7 +1,8 @@
 """Losses: targets, weights, and the output matrix with its cross-entropy."""
 
+from mtp_modules.core.outputs import LossTerms
 from mtp_modules.losses.linear_cross_entropy import NaiveLinearCrossEntropy
-from mtp_modules.losses.multi_token import LossTerms, MultiTokenLoss
+from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.losses.weights import AuxiliaryWeights, ExplicitWeights, GeometricWeights, UniformWeights
 
 __all__ = [

@@ -1,6 +1,5 @@
 """The multi-token loss: targets, horizon weights and normalisation around one linear + cross-entropy."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 from mtp_modules.core.checks import fraction
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, HorizonWeights, LinearCrossEntropy, Teacher
+from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, future_targets, num_positions, positions_of_horizon_one, sample_positions
 from mtp_modules.core.unembedding import Unembedding
@@ -26,30 +26,6 @@ class MultiTokenModel(Protocol):
         self, tokens: Tensor, *, document_ids: Tensor | None, positions: Tensor | None
     ) -> tuple[Tensor, ...]:
         """Return one state a horizon."""
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """What the loss returns. Only ``loss`` carries gradients.
-
-    Attributes:
-        loss: Weighted sum of the horizons' mean losses.
-        nll: ``(H,)``, unweighted mean negative log-likelihood a horizon in nats; 0 where nothing counts.
-        count: ``(H,)``, number of valid targets a horizon.
-        rank: ``(B, P, H)``, number of logits above the target's.
-        valid: ``(B, P, H)``, which targets count.
-        agrees: ``(B, P, H)``, whether the horizon's likeliest token is the one that horizon 1 finds likeliest once it has
-            read the text up to there; what verification will ask of a draft.
-        comparable: ``(B, P)``, positions where ``agrees`` is known for every horizon.
-    """
-
-    loss: Float[Tensor, ""]
-    nll: Float[Tensor, " H"]
-    count: Int[Tensor, " H"]
-    rank: Int[Tensor, "B P H"]
-    valid: Bool[Tensor, "B P H"]
-    agrees: Bool[Tensor, "B P H"]
-    comparable: Bool[Tensor, "B P"]
 
 
 class MultiTokenLoss(Component, nn.Module):

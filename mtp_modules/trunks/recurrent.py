@@ -41,6 +41,11 @@ class RecurrentState(ChunkedState):
         ]
         self.pending = []
 
+    def select(self, rows: list[int]) -> None:
+        """Go on with some of the rows only."""
+        super().select(rows)
+        self.memory = [tuple(part[rows] for part in memory) for memory in self.memory]
+
 
 class RecurrentTrunk(Trunk):
     """An RNN, GRU or LSTM with an embedding in front, torch's own layers.

@@ -1,0 +1,29 @@
+"""What a loss hands to metrics and logs."""
+
+from dataclasses import dataclass
+
+from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What the loss returns. Only ``loss`` carries gradients.
+
+    Attributes:
+        loss: Weighted sum of the horizons' mean losses.
+        nll: ``(H,)``, unweighted mean negative log-likelihood a horizon in nats; 0 where nothing counts.
+        count: ``(H,)``, number of valid targets a horizon.
+        rank: ``(B, P, H)``, number of logits above the target's.
+        valid: ``(B, P, H)``, which targets count.
+        agrees: ``(B, P, H)``, whether the horizon's likeliest token is the one that horizon 1 finds likeliest once it has
+            read the text up to there; what verification will ask of a draft.
+        comparable: ``(B, P)``, positions where ``agrees`` is known for every horizon.
+    """
+
+    loss: Float[Tensor, ""]
+    nll: Float[Tensor, " H"]
+    count: Int[Tensor, " H"]
+    rank: Int[Tensor, "B P H"]
+    valid: Bool[Tensor, "B P H"]
+    agrees: Bool[Tensor, "B P H"]
+    comparable: Bool[Tensor, "B P"]
