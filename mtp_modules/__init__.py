@@ -4,6 +4,7 @@ The contracts are in :mod:`mtp_modules.core.interfaces`.
 """
 
 from mtp_modules.core import Heads, Tokenizer, Trunk, build, describe, future_targets
+from mtp_modules.decoders import AutoregressiveDecoder, SpeculativeDecoder
 from mtp_modules.heads import LinearHeads, ParallelHeads, RecurrentHeads
 from mtp_modules.losses import (
     AuxiliaryWeights,
@@ -13,12 +14,14 @@ from mtp_modules.losses import (
     NaiveLinearCrossEntropy,
     UniformWeights,
 )
+from mtp_modules.metrics import PerHeadMetrics
 from mtp_modules.model import MTPModel
 from mtp_modules.trunks import RecurrentTrunk, TransformerTrunk
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoregressiveDecoder",
     "AuxiliaryWeights",
     "ExplicitWeights",
     "GeometricWeights",
@@ -28,8 +31,10 @@ __all__ = [
     "MultiTokenLoss",
     "NaiveLinearCrossEntropy",
     "ParallelHeads",
+    "PerHeadMetrics",
     "RecurrentHeads",
     "RecurrentTrunk",
+    "SpeculativeDecoder",
     "Tokenizer",
     "TransformerTrunk",
     "Trunk",

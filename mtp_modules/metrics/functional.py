@@ -1,0 +1,44 @@
+"""What per-head metrics count. Pure functions of :class:`~mtp_modules.core.outputs.LossTerms`."""
+
+import torch
+
+from mtp_modules.core.outputs import LossTerms
+from mtp_modules.core.shapes import Bool, Int, Tensor
+
+
+def hits(rank: Int[Tensor, "B P H"], valid: Bool[Tensor, "B P H"], top_k: int) -> Int[Tensor, " H"]:
+    """Count the valid targets that are among the ``top_k`` likeliest tokens, a horizon.
+
+    Args:
+        rank: Number of logits above the target's.
+        valid: Which targets count.
+        top_k: How many guesses.
+    """
+    return ((rank < top_k) & valid).sum(dim=(0, 1))
+
+
+def accepted_lengths(agrees: Bool[Tensor, "B P H"]) -> Int[Tensor, "B P"]:
+    """Return how many tokens a forward pass at each position would bring: horizon 1, and the drafts that it confirms.
+
+    Args:
+        agrees: Whether each horizon's likeliest token is horizon 1's; true for horizon 1 itself.
+    """
+    return agrees.cumprod(dim=2).sum(dim=2)
+
+
+def counts(terms: LossTerms, top_k: tuple[int, ...]) -> dict[str, Tensor]:
+    """Return the sums that metrics are made of.
+
+    Args:
+        terms: Of one batch.
+        top_k: Numbers of guesses.
+    """
+    accepted = torch.where(terms.comparable, accepted_lengths(terms.agrees), 0)
+    return {
+        "nll_sum": terms.nll.double() * terms.count,
+        "nll_count": terms.count,
+        "hits": torch.stack([hits(terms.rank, terms.valid, k) for k in top_k]),
+        "hit_count": terms.valid.sum(dim=(0, 1)),
+        "accepted_sum": accepted.sum(),
+        "accepted_count": terms.comparable.sum(),
+    }

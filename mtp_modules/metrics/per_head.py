@@ -1,0 +1,69 @@
+"""One torchmetrics metric for everything that is said of heads."""
+
+from collections.abc import Sequence
+
+import torch
+from torchmetrics import Metric
+
+from mtp_modules.core.checks import at_least
+from mtp_modules.core.outputs import LossTerms
+from mtp_modules.core.shapes import Tensor
+from mtp_modules.metrics.functional import counts
+
+
+class PerHeadMetrics(Metric):
+    """Loss, accuracy and accepted length, a horizon each, from the ranks that the loss returns. No logits are kept.
+
+    ``compute`` gives ``loss/head_h`` in nats, ``accuracy/head_h``, ``top5_accuracy/head_h`` (for ``top_k=(1, 5)``) and
+    ``accepted_length``: how many tokens a verification brings on the given text, from 1 to ``H``.
+
+    Args:
+        num_horizons: Number ``H``.
+        top_k: Numbers of guesses.
+
+    Raises:
+        ValueError: If a number is below 1.
+    """
+
+    full_state_update = False
+    higher_is_better = None
+    nll_sum: Tensor
+    nll_count: Tensor
+    hits: Tensor
+    hit_count: Tensor
+    accepted_sum: Tensor
+    accepted_count: Tensor
+
+    def __init__(self, *, num_horizons: int, top_k: Sequence[int] = (1, 5)) -> None:
+        super().__init__()
+        at_least(self, "num_horizons", num_horizons, 1)
+        for k in top_k:
+            at_least(self, "top_k", k, 1)
+        self.num_horizons, self.top_k = num_horizons, tuple(top_k)
+        self.add_state("nll_sum", torch.zeros(num_horizons, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("nll_count", torch.zeros(num_horizons, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("hits", torch.zeros(len(self.top_k), num_horizons, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("hit_count", torch.zeros(num_horizons, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("accepted_sum", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("accepted_count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, terms: LossTerms) -> None:
+        """Count a batch.
+
+        Args:
+            terms: What the loss returned.
+        """
+        for name, value in counts(terms, self.top_k).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return every figure under its log key."""
+        figures = {}
+        nll = self.nll_sum / self.nll_count.clamp(min=1)
+        rates = self.hits / self.hit_count.clamp(min=1)
+        for index in range(self.num_horizons):
+            figures[f"loss/head_{index + 1}"] = nll[index].float()
+            for k, rate in zip(self.top_k, rates, strict=True):
+                figures[f"{'' if k == 1 else f'top{k}_'}accuracy/head_{index + 1}"] = rate[index]
+        figures["accepted_length"] = self.accepted_sum / self.accepted_count.clamp(min=1)
+        return figures
