@@ -1,0 +1,67 @@
+"""Every task of the project, one command each: `nox -s tests`, `nox -s lint`, `nox --list`."""
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_external_run = True
+nox.options.sessions = ["tests"]
+
+CONSTRAINTS = ".constraints.txt"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def install(session: nox.Session, *extras: str) -> None:
+    """Install the package in place with extras, at the versions of the constraints file."""
+    session.install("-c", CONSTRAINTS, "-e", f".[{','.join(extras)}]" if extras else ".")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Unit tests, properties, configs and the examples in docstrings; arguments go to pytest."""
+    install(session, "test")
+    session.run("pytest", "-n", "2", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """All tests, the slow ones too, with many more random examples."""
+    install(session, "test")
+    env = ONE_THREAD | {"HYPOTHESIS_PROFILE": "nightly"}
+    session.run("pytest", "-n", "2", "-m", "not benchmark", "--timeout", "3600", *session.posargs, env=env)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and formatting."""
+    session.install("-c", CONSTRAINTS, "ruff")
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types of the package."""
+    install(session, "lint")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/."""
+    install(session, "docs")
+    session.run("mkdocs", "build", "--strict", "--config-file", ".mkdocs.yml", *session.posargs)
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Run every script of tests/benchmarks, or those that are named: `nox -s benchmarks -- decoding`."""
+    install(session, "benchmark")
+    folder = Path("tests/benchmarks")
+    scripts = [folder / f"{name}.py" for name in session.posargs] or sorted(folder.glob("[!_]*.py"))
+    if not scripts:
+        session.error(f"{folder} holds no scripts.")
+    for script in scripts:
+        session.run("python", str(script), env=ONE_THREAD)
