@@ -4,13 +4,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, Trunk
 from mtp_modules.core.unembedding import Unembedding
 
 
+@runtime_checkable
 class DecodableModel(Protocol):
     """What a decoder needs of a model; :class:`mtp_modules.MTPModel` is one."""
 

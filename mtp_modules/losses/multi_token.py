@@ -1,6 +1,6 @@
 """The multi-token loss: targets, horizon weights and normalisation around one linear + cross-entropy."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from mtp_modules.losses.linear_cross_entropy import NaiveLinearCrossEntropy
 from mtp_modules.losses.weights import UniformWeights
 
 
+@runtime_checkable
 class MultiTokenModel(Protocol):
     """What the loss needs of a model; :class:`mtp_modules.MTPModel` is one."""
 

@@ -1,0 +1,40 @@
+"""The multi-token loss, one target at a time."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from mtp_modules import MTPModel
+from tests.reference.targets import future_targets
+
+
+def multi_token_loss(
+    model: MTPModel,
+    tokens: Tensor,
+    weights: list[float],
+    *,
+    document_ids: Tensor | None = None,
+    loss_mask: Tensor | None = None,
+    distillation: float = 0.0,
+) -> Tensor:
+    """Sum over horizons of weight times the mean loss of the targets that count."""
+    states = model(tokens, document_ids=document_ids)
+    targets, valid = future_targets(tokens, model.horizons, document_ids, loss_mask)
+    rows, length, _ = targets.shape
+    total = torch.zeros((), dtype=states[0].dtype)
+    for index, h in enumerate(model.horizons):
+        losses = []
+        for b in range(rows):
+            for t in range(length):
+                if not valid[b, t, index]:
+                    continue
+                log_law = F.log_softmax(model.unembedding.weight @ states[index][b, t], dim=0)
+                loss = -log_law[targets[b, t, index]]
+                if h > 1 and t + h - 1 < length:
+                    with torch.no_grad():
+                        teacher = F.softmax(model.unembedding.weight @ states[0][b, t + h - 1], dim=0)
+                    loss = (1 - distillation) * loss - distillation * (teacher * log_law).sum()
+                losses.append(loss)
+        if losses:
+            total = total + weights[index] * sum(losses) / len(losses)
+    return total
