@@ -1,8 +1,8 @@
 """Components that remember how they were built, so that a checkpoint can describe itself.
 
-Every component's constructor takes plain values and other components only. What it was given is recorded as plain values,
-``describe`` reads the record, and ``build`` makes the same object again. A description is data: it can be written as JSON and
-loaded without unpickling anything.
+Every component's constructor takes plain values and other components only. What it was given is recorded as plain
+values, ``describe`` reads the record, and ``build`` makes the same object again. A description is data: it can be
+written as JSON and loaded without unpickling anything.
 """
 
 import functools

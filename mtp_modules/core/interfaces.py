@@ -121,7 +121,7 @@ class Draft:
 
     Attributes:
         tokens: ``(B, K)``, nearest horizon first.
-        probs: ``(B, K, V)``, the law that each token was drawn from; ``None`` if it was chosen, not drawn (a point mass).
+        probs: ``(B, K, V)``, the law that each token was drawn from; ``None`` if it was chosen (a point mass).
         logits: ``(B, K, V)``, what the choice was made from.
     """
 
@@ -138,7 +138,8 @@ class Heads(Component, nn.Module, ABC):
     Attributes:
         d_model: Width ``D`` of the hidden state that they read.
         horizons: Offsets of the heads, ascending from 1.
-        reads_future: Whether horizon ``h`` also sees the tokens at ``t + 1 .. t + h - 1`` (in decoding: the drafts so far).
+        reads_future: Whether horizon ``h`` also sees the tokens at ``t + 1 .. t + h - 1`` (when
+            decoding: the drafts so far).
     """
 
     d_model: int

@@ -15,8 +15,8 @@ class LossTerms:
         count: ``(H,)``, number of valid targets a horizon.
         rank: ``(B, P, H)``, number of logits above the target's.
         valid: ``(B, P, H)``, which targets count.
-        agrees: ``(B, P, H)``, whether the horizon's likeliest token is the one that horizon 1 finds likeliest once it has
-            read the text up to there; what verification will ask of a draft.
+        agrees: ``(B, P, H)``, whether the horizon's likeliest token is the one that horizon 1 finds likeliest once it
+            has read the text up to there; what verification will ask of a draft.
         comparable: ``(B, P)``, positions where ``agrees`` is known for every horizon.
     """
 

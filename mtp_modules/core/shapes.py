@@ -14,8 +14,8 @@ N       any flattened axis of independent examples
 S       key positions that attention can look at
 ======  ==========================================================================
 
-A horizon counts from 1: head ``h`` at position ``t`` predicts the token at ``t + h``, so horizon 1 is the next token. On an
-``H`` axis, index 0 is horizon 1.
+A horizon counts from 1: head ``h`` at position ``t`` predicts the token at ``t + h``, so horizon 1 is the next token.
+On an ``H`` axis, index 0 is horizon 1.
 """
 
 from typing import TypeAlias

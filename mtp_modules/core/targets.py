@@ -1,7 +1,7 @@
-"""Offset arithmetic: which token each head is trained on, and which tokens lie between. Nowhere else in the package.
+"""Offset arithmetic, in one place: which token each head is trained on, and which tokens lie between.
 
-A training batch carries ``T + max(horizons)`` tokens: ``T`` positions are read by the trunk, and the rest is there so that
-every head has a target at every position.
+A training batch carries ``T + max(horizons)`` tokens: ``T`` positions are read by the trunk, and the rest is there so
+that every head has a target at every position.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,10 @@ def future_targets(
     length = num_positions(tokens, horizons)
     for name, given in (("document_ids", document_ids), ("loss_mask", loss_mask)):
         if given is not None and given.shape != tokens.shape:
-            refuse("future_targets", f"{name} has shape {tuple(given.shape)}, tokens {tuple(tokens.shape)}; make them equal.")
+            refuse(
+                "future_targets",
+                f"{name} has shape {tuple(given.shape)}, tokens {tuple(tokens.shape)}; make them equal.",
+            )
     targets = _windows(tokens, length, horizons)
     valid = torch.ones_like(targets, dtype=torch.bool)
     if document_ids is not None:
@@ -137,7 +140,7 @@ def sample_positions(batch_size: int, length: int, share: float, device: torch.d
 def positions_of_horizon_one(positions: Int[Tensor, "B P"], horizons: Sequence[int]) -> Int[Tensor, "B P H"]:
     """Return where horizon 1 predicts the same token as each horizon does at ``positions``: ``t + h - 1``.
 
-    Used to compare a draft with what the model itself would say. The result may lie at or beyond ``T``; the caller masks.
+    Compares a draft with what the model itself would say. The result may reach ``T`` or beyond; the caller masks.
 
     Args:
         positions: Positions ``t``.

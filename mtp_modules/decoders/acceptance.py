@@ -1,7 +1,5 @@
 """Which drafts a verification accepts. Pure functions."""
 
-import torch
-
 from mtp_modules.core.shapes import Int, Tensor
 
 
@@ -10,9 +8,11 @@ def accept_greedy(drafts: Int[Tensor, "B K"], choices: Int[Tensor, "B C"]) -> In
 
     Args:
         drafts: Proposed tokens.
-        choices: The model's own choice after the token before the first draft, after the first draft, and so on, ``C = K + 1``.
+        choices: The model's own choice after the token before the first draft, after the first draft, and so on;
+            ``C = K + 1``.
 
     Example:
+        >>> import torch
         >>> accept_greedy(torch.tensor([[4, 5, 6]]), torch.tensor([[4, 5, 7, 8]])).tolist()
         [2]
     """

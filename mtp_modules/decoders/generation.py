@@ -27,7 +27,7 @@ class Round:
     Attributes:
         rows: The prompts that took part.
         tokens: New tokens of each of them, cut at a stop token and at the budget.
-        accepted: How many of those tokens were drafts; they come first, at depth 1, 2, ...; what follows is the model's own.
+        accepted: How many of those tokens were drafts; they come first, at depth 1, 2, ...; the model's own follows.
         drafted: How many tokens were drafted for each row; 0 while reading the prompt.
         finish_reasons: ``"stop"``, ``"length"`` or ``"context"`` for a row that ends with this round, else ``None``.
     """
@@ -89,7 +89,7 @@ class Generation:
 
     Attributes:
         tokens: New tokens of each prompt, without the prompt, with the stop token if one ended it.
-        finish_reasons: ``"stop"`` (a stop token), ``"length"`` (the budget) or ``"context"`` (the trunk's positions ended).
+        finish_reasons: ``"stop"`` (a stop token), ``"length"`` (the budget) or ``"context"`` (no positions left).
         stats: Counts and time.
     """
 

@@ -62,7 +62,8 @@ def _check(model: DecodableModel, prompts: Sequence[Sequence[int]], max_new_toke
         if limit is not None and len(prompt) > limit:
             refuse(
                 "generate",
-                f"prompt {row} has {len(prompt)} tokens, the trunk reads at most max_positions={limit}; shorten the prompt.",
+                f"prompt {row} has {len(prompt)} tokens, the trunk reads at most max_positions={limit}; "
+                "shorten the prompt.",
             )
         tokens_in_vocabulary("generate", torch.as_tensor(prompt), model.trunk.vocab_size)
 

@@ -52,7 +52,10 @@ class SpeculativeDecoder(Decoder):
                 "use AutoregressiveDecoder, or heads with more horizons.",
             )
         if self.num_drafts is not None and self.num_drafts > most:
-            refuse(self, f"num_drafts={self.num_drafts} is more than the {most} that {type(model.heads).__name__} can draft.")
+            refuse(
+                self,
+                f"num_drafts={self.num_drafts} is more than the {most} that {type(model.heads).__name__} can draft.",
+            )
         return greedy_rounds(
             model,
             prompts,

@@ -16,7 +16,9 @@ def check_num_drafts(heads: Heads, num_drafts: int) -> None:
         ValueError: If the number lies outside 1 .. ``max_drafts``.
     """
     if not 1 <= num_drafts <= heads.max_drafts:
-        refuse(heads, f"num_drafts must lie in 1..{heads.max_drafts} for {len(heads.horizons)} horizons, got {num_drafts}.")
+        refuse(
+            heads, f"num_drafts must lie in 1..{heads.max_drafts} for {len(heads.horizons)} horizons, got {num_drafts}."
+        )
 
 
 def last_hidden_state(heads: Heads, state: DecodingState) -> LastHiddenState:

@@ -1,6 +1,7 @@
 """Heads without memory of one another: a linear map each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -39,7 +40,8 @@ class LinearHeads(Heads):
         at_least(self, "d_model", d_model, 1)
         at_least(self, "num_horizons", num_horizons, 1)
         self.d_model = d_model
-        self.maps = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(num_horizons))
+        maps = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(num_horizons))
+        self.maps = cast("Sequence[nn.Linear]", maps)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

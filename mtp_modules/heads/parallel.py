@@ -1,6 +1,7 @@
 """The founding paper's heads: one transformer layer each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -81,10 +82,11 @@ class ParallelHeads(Heads):
             at_least(self, name, value, 1)
         self.d_model, self.max_positions = d_model, max_positions
         self.rotary = RotaryPositions(d_model // num_heads, max_positions)
-        self.layers = nn.ModuleList(
+        layers = (
             TransformerLayer(d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, ffn_width=ffn_width)
             for _ in range(num_horizons)
         )
+        self.layers = cast("Sequence[TransformerLayer]", nn.ModuleList(layers))
         self.norm = RMSNorm(d_model)
 
     @property

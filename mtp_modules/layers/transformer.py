@@ -127,7 +127,7 @@ class Attention(nn.Module):
         queries: Float[Tensor, "B q T d"],
         keys: Float[Tensor, "B h S d"],
         values: Float[Tensor, "B h S d"],
-        mask: Bool[Tensor, "B 1 T S"] | None,
+        mask: Bool[Tensor, "#B 1 T S"] | None,
     ) -> Float[Tensor, "B T D"]:
         """Attend with queries folded into rows, one group of them a key-value head.
 
@@ -159,7 +159,12 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         queries, keys, values = self.project(x, table)
         mixed = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=self.num_heads != self.num_kv_heads
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=self.num_heads != self.num_kv_heads,
         )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 

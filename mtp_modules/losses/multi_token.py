@@ -10,7 +10,13 @@ from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, HorizonWeights, LinearCrossEntropy, Teacher
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
-from mtp_modules.core.targets import at_positions, future_targets, num_positions, positions_of_horizon_one, sample_positions
+from mtp_modules.core.targets import (
+    at_positions,
+    future_targets,
+    num_positions,
+    positions_of_horizon_one,
+    sample_positions,
+)
 from mtp_modules.core.unembedding import Unembedding
 from mtp_modules.losses.linear_cross_entropy import NaiveLinearCrossEntropy
 from mtp_modules.losses.weights import UniformWeights
@@ -23,9 +29,7 @@ class MultiTokenModel(Protocol):
     heads: Heads
     unembedding: Unembedding
 
-    def __call__(
-        self, tokens: Tensor, *, document_ids: Tensor | None, positions: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    def __call__(self, tokens: Tensor, *, document_ids: Tensor | None, positions: Tensor | None) -> tuple[Tensor, ...]:
         """Return one state a horizon."""
 
 
@@ -40,10 +44,10 @@ class MultiTokenLoss(Component, nn.Module):
     Args:
         weights: Weight of each horizon; all 1 if ``None``.
         backend: How linear + cross-entropy is computed; naive if ``None``.
-        share_of_positions: Train horizons beyond the first on this random share of the positions, an unbiased estimate of
-            the same loss; all positions in evaluation.
-        distillation: How much of the loss of horizons beyond the first is cross-entropy against the law of horizon 1 for
-            the same token, instead of against the token itself. What drafts need is agreement with horizon 1.
+        share_of_positions: Train horizons beyond the first on this random share of the positions, an unbiased estimate
+            of the same loss; all positions in evaluation.
+        distillation: How much of the loss of horizons beyond the first is cross-entropy against the law of horizon 1
+            for the same token, instead of against the token itself. What drafts need is agreement with horizon 1.
 
     Shape:
         tokens ``(B, T + max(horizons))``.
@@ -146,7 +150,11 @@ class MultiTokenLoss(Component, nn.Module):
         return sample_positions(len(tokens), length, self.share_of_positions, tokens.device)
 
     def _teacher(
-        self, first: Float[Tensor, "B T D"], positions: Int[Tensor, "B P"], far: Float[Tensor, "B P K"], horizons: tuple[int, ...]
+        self,
+        first: Float[Tensor, "B T D"],
+        positions: Int[Tensor, "B P"],
+        far: Float[Tensor, "B P K"],
+        horizons: tuple[int, ...],
     ) -> Teacher | None:
         """Horizon 1's state for the token that each horizon predicts, where the trunk has read that far."""
         if self.distillation == 0.0 or len(horizons) == 1:

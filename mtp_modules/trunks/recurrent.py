@@ -55,7 +55,7 @@ class RecurrentTrunk(Trunk):
         d_model: Width ``D`` of the memory, which is the hidden state.
         cell: ``"rnn"`` (tanh), ``"gru"`` or ``"lstm"``.
         num_layers: How many layers.
-        embedding_width: Width of the embedding; ``d_model`` if ``None``. The embedding can be tied only if they are equal.
+        embedding_width: Width of the embedding; ``d_model`` if ``None``. Only then can it be tied.
         max_positions: Longest sequence, or ``None`` for no limit.
 
     Shape:
@@ -69,6 +69,8 @@ class RecurrentTrunk(Trunk):
         >>> trunk(torch.zeros(1, 5, dtype=torch.long)).hidden.shape
         torch.Size([1, 5, 64])
     """
+
+    embedding: nn.Embedding
 
     def __init__(
         self,
@@ -174,8 +176,8 @@ def _lstm_states(
     """Run step by step, since torch returns an LSTM's cell only after the last step."""
     hidden, cell = memory[0][None].contiguous(), memory[1][None].contiguous()
     outputs, cells = [], []
-    for step in x.split(1, dim=1):
-        output, (hidden, cell) = layer(step, (hidden, cell))
+    for step in x.unbind(dim=1):
+        output, (hidden, cell) = layer(step[:, None], (hidden, cell))
         outputs.append(output)
         cells.append(cell[0])
     return torch.cat(outputs, dim=1), torch.stack(cells, dim=1)

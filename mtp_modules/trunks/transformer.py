@@ -1,5 +1,8 @@
 """The transformer trunk."""
 
+from collections.abc import Sequence
+from typing import cast
+
 from torch import nn
 
 from mtp_modules.core.checks import at_least, refuse
@@ -19,7 +22,7 @@ class TransformerTrunk(Trunk):
         num_layers: How many layers.
         num_heads: Query heads of a layer.
         num_kv_heads: Key-value heads; as many as query heads if ``None``. Few make verification cheap.
-        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model`` rounded up to a multiple of 64 if ``None``.
+        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model``, up to a multiple of 64, if ``None``.
         max_positions: Longest sequence.
         final_norm: Normalise the hidden state that the heads see. False for heads that bring layers and a norm of their
             own, as in the founding paper.
@@ -32,10 +35,14 @@ class TransformerTrunk(Trunk):
         ValueError: If a size is below 1 or does not divide, or a sequence is longer than ``max_positions``.
 
     Example:
+        >>> import torch
         >>> trunk = TransformerTrunk(vocab_size=256, d_model=32, num_layers=2, num_heads=4, max_positions=64)
         >>> trunk(torch.zeros(1, 5, dtype=torch.long)).hidden.shape
         torch.Size([1, 5, 32])
     """
+
+    embedding: nn.Embedding
+    max_positions: int
 
     def __init__(
         self,
@@ -63,12 +70,13 @@ class TransformerTrunk(Trunk):
         self.embedding_width = d_model
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.rotary = RotaryPositions(d_model // num_heads, max_positions, base=rope_base)
-        self.layers = nn.ModuleList(
+        layers = (
             TransformerLayer(
                 d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, ffn_width=ffn_width, depth=num_layers
             )
             for _ in range(num_layers)
         )
+        self.layers = cast("Sequence[TransformerLayer]", nn.ModuleList(layers))
         self.norm = RMSNorm(d_model) if final_norm else nn.Identity()
         self.reset_parameters()
 
