@@ -4,7 +4,7 @@ import os
 
 from jaxtyping import install_import_hook
 
-install_import_hook("mtp_modules", "beartype.beartype")  # before the first import of the package
+install_import_hook("mtp_modules", "tests.checked")  # before the first import of the package
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

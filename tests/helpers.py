@@ -47,9 +47,7 @@ HEADS: dict[str, Callable[[int], Heads]] = {
     "recurrent": lambda num_horizons: RecurrentHeads(d_model=WIDTH, num_horizons=num_horizons, width=6),
 }
 
-TRUNKS_WITH_HEADS = [
-    pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in TRUNKS for heads in HEADS
-]
+TRUNKS_WITH_HEADS = [pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in TRUNKS for heads in HEADS]
 """For ``@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)``."""
 
 

@@ -78,8 +78,8 @@ class KeyValueState(ChunkedState):
         shape = (num_layers, batch_size, num_kv_heads, capacity, head_dim)
         self.keys = like.new_zeros(shape)
         self.values = like.new_zeros(shape)
-        self.positions: Int[Tensor, "B T"] = torch.empty(0)
-        self.mask: Bool[Tensor, "B 1 T S"] | None = None
+        self.positions: Int[Tensor, "#B T"] = torch.empty(0)
+        self.mask: Bool[Tensor, "#B 1 T S"] | None = None
         self._rows = torch.arange(batch_size, device=like.device)[:, None]
 
     def begin(self, chunk: int) -> None:

@@ -1,0 +1,153 @@
+"""Decoding sees what training sees: after any commits, states and drafts equal those of a fresh pass over the text."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mtp_modules import MTPModel, Trunk
+from mtp_modules.core import DecodingState
+from tests.helpers import TRUNKS, TRUNKS_WITH_HEADS, VOCAB, assert_same, make_model, make_trunk, random_tokens
+
+CAPACITY = 40
+
+
+def fresh(trunk: Trunk, kept: list[int], chunk: Tensor) -> Tensor:
+    """Read a row and its chunk in one forward pass without a state; return the chunk's hidden states."""
+    tokens = torch.cat((torch.tensor(kept, dtype=torch.long), chunk))
+    return trunk(tokens[None]).hidden[0, len(kept) :]
+
+
+def check_chunk(trunk: Trunk, state: DecodingState, kept: list[list[int]], chunk: Tensor) -> Tensor:
+    """Append a chunk and compare every row with a fresh forward pass."""
+    hidden = trunk(chunk, state=state).hidden
+    for b, row in enumerate(kept):
+        assert_same(hidden[b], fresh(trunk, row, chunk[b]))
+    return hidden
+
+
+def keep_tokens(kept: list[list[int]], chunk: Tensor, keep: list[int]) -> None:
+    for row, tokens, count in zip(kept, chunk.tolist(), keep, strict=True):
+        row.extend(tokens[:count])
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_every_keep_of_two_rows_equals_a_fresh_prefill(trunk: str) -> None:
+    model = make_trunk(trunk)
+    prompt, chunk, after = random_tokens(2, 2), random_tokens(2, 3, seed=1), random_tokens(2, 2, seed=2)
+    for keep in itertools.product(range(4), repeat=2):
+        state, kept = model.new_state(2, CAPACITY), [[], []]
+        for tokens, count in ((prompt, [2, 2]), (chunk, list(keep))):
+            check_chunk(model, state, kept, tokens)
+            state.commit(count)
+            keep_tokens(kept, tokens, count)
+        assert state.lengths == [2 + count for count in keep]
+        check_chunk(model, state, kept, after)
+
+
+def check_drafts(model: MTPModel, state: DecodingState, kept: list[list[int]], token: Tensor) -> None:
+    """Compare drafted logits with what training computes for the same tokens."""
+    if not model.heads.max_drafts:
+        return
+    embed, unembed = model.trunk.embedding, model.unembedding.logits
+    for num_drafts in range(1, model.heads.max_drafts + 1):
+        draft = model.heads.draft(token, state, num_drafts=num_drafts, embed=embed, unembed=unembed)
+        assert draft.tokens.tolist() == draft.logits.argmax(dim=-1).tolist()
+    for b, row in enumerate(kept):
+        states = model(torch.tensor([[*row, int(token[b]), *draft.tokens[b].tolist()]]))
+        for depth, expected in enumerate(states[1:]):
+            assert_same(draft.logits[b, depth], unembed(expected[0, len(row) - 1]))
+
+
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@settings(max_examples=settings.default.max_examples // 4)
+@given(data=st.data())
+def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObject) -> None:
+    model = make_model(trunk, heads, data.draw(st.integers(1, 4), label="num_horizons")).eval()
+    rows = data.draw(st.integers(1, 3), label="rows")
+    state, heads_state = model.trunk.new_state(rows, CAPACITY), model.heads.new_state(rows, CAPACITY)
+    kept: list[list[int]] = [[] for _ in range(rows)]
+    for round_ in range(data.draw(st.integers(1, 4), label="rounds")):
+        length = data.draw(st.integers(1, 4), label="chunk")
+        chunk = random_tokens(rows, length, seed=data.draw(st.integers(0, 99), label="seed"))
+        hidden = check_chunk(model.trunk, state, kept, chunk)
+        first = model.heads.extend(hidden, heads_state)
+        for b, row in enumerate(kept):
+            whole = torch.cat((torch.tensor(row, dtype=torch.long), chunk[b], chunk.new_zeros(model.lookahead)))
+            assert_same(first[b], model(whole[None])[0][0, len(row) :])
+        counts = st.integers(0 if round_ else 1, length)
+        keep = data.draw(st.lists(counts, min_size=rows, max_size=rows), label="keep")
+        state.commit(keep)
+        heads_state.commit(keep)
+        keep_tokens(kept, chunk, keep)
+        assert state.lengths == heads_state.lengths == [len(row) for row in kept]
+        if data.draw(st.booleans(), label="drop"):
+            order = data.draw(st.permutations(range(rows)), label="order")[: max(1, rows - 1)]
+            state.select(order)
+            heads_state.select(order)
+            kept, rows = [kept[b] for b in order], len(order)
+        check_drafts(model, heads_state, kept, torch.randint(VOCAB, (rows,)))
+
+
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+def test_a_state_without_drafts_gives_the_same_horizon_1(trunk: str, heads: str) -> None:
+    model = make_model(trunk, heads, 3).eval()
+    hidden = model.trunk(random_tokens(2, 5)).hidden
+    states = [model.heads.new_state(2, CAPACITY, for_drafts=for_drafts) for for_drafts in (True, False)]
+    first = [model.heads.extend(hidden, state) for state in states]
+    assert_same(first[0], first[1])
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_a_chunk_must_be_committed_before_the_next(trunk: str) -> None:
+    model = make_trunk(trunk)
+    state = model.new_state(1, CAPACITY)
+    model(random_tokens(1, 2), state=state)
+    with pytest.raises(
+        ValueError, match=r"State: the last chunk was not committed; call commit\(keep\) before the next"
+    ):
+        model(random_tokens(1, 2), state=state)
+    with pytest.raises(ValueError, match=r"State: the last chunk was not committed; call commit\(keep\) before select"):
+        state.select([0])
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_a_state_refuses_to_overflow(trunk: str) -> None:
+    model = make_trunk(trunk)
+    state = model.new_state(1, 4)
+    model(random_tokens(1, 3), state=state)
+    state.commit([3])
+    with pytest.raises(
+        ValueError, match="capacity is 4 tokens a row, a chunk of 2 after 3 needs 5; ask new_state for more"
+    ):
+        model(random_tokens(1, 2), state=state)
+    model(random_tokens(1, 1), state=state)
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_there_must_be_a_chunk_to_commit(trunk: str) -> None:
+    with pytest.raises(
+        ValueError, match="State: there is no chunk to commit; run a forward pass with this state first"
+    ):
+        make_trunk(trunk).new_state(1, 4).commit([0])
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+@pytest.mark.parametrize("keep", [[1], [1, 3], [-1, 2], [1, 1, 1]], ids=str)
+def test_keep_must_fit_the_chunk(trunk: str, keep: list[int]) -> None:
+    model = make_trunk(trunk)
+    state = model.new_state(2, CAPACITY)
+    model(random_tokens(2, 2), state=state)
+    with pytest.raises(ValueError, match=r"State: keep must hold 2 numbers from 0 to 2, got \["):
+        state.commit(keep)
+    state.commit([2, 0])
+    assert state.lengths == [2, 0]
+
+
+def test_heads_cannot_draft_before_a_prompt() -> None:
+    model = make_model("gru", "recurrent", 2)
+    with pytest.raises(ValueError, match="LastHiddenState: nothing was committed yet; read a prompt first"):
+        check_drafts(model, model.heads.new_state(1, 4), [[]], torch.zeros(1, dtype=torch.long))
