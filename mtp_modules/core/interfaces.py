@@ -243,7 +243,7 @@ class CrossEntropyTerms(NamedTuple):
 
     Attributes:
         loss: Weighted sum over the examples; the only part that carries gradients.
-        nll: ``(N,)``, negative log-likelihood of the target in nats, unweighted, 0 where the weight is 0.
+        nll: ``(N,)``, negative log-likelihood of the target in nats, unweighted, 0 where there is no target.
         rank: ``(N,)``, number of logits above the target's: 0 means that it would have been chosen.
         predicted: ``(N,)``, the token with the largest logit.
     """
@@ -286,7 +286,7 @@ class LinearCrossEntropy(Component, ABC):
             states: What the heads made.
             weight: Output matrix.
             bias: Added to the logits.
-            targets: Token to predict; ignored where the weight is 0.
+            targets: Token to predict; negative where there is none.
             example_weights: Factor of each example in the loss.
             teacher: Share the loss between the observed token and this law.
         """

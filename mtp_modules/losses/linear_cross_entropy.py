@@ -26,14 +26,14 @@ class NaiveLinearCrossEntropy(LinearCrossEntropy):
         logits = F.linear(states, weight, bias)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        targets = torch.where(example_weights != 0, targets, 0)
+        counts = targets >= 0
+        targets = targets.clamp(min=0)
         nll = F.cross_entropy(logits, targets, reduction="none")
         example_loss = nll
         if teacher is not None:
             with torch.no_grad():
                 law = F.linear(teacher.states, weight, bias).to(logits.dtype).softmax(dim=-1)
             example_loss = torch.lerp(nll, F.cross_entropy(logits, law, reduction="none"), teacher.share.to(nll.dtype))
-        counts = example_weights != 0
         with torch.no_grad():
             own = logits.gather(1, targets[:, None])
             rank = (logits > own).sum(dim=1)

@@ -98,6 +98,7 @@ class MultiTokenLoss(Component, nn.Module):
         horizons = model.heads.horizons
         length = num_positions(tokens, horizons)
         targets, valid = future_targets(tokens, horizons, document_ids, loss_mask)
+        targets = targets.masked_fill(~valid, -1)
         positions = self._positions(tokens, length)
         states = model(tokens, document_ids=document_ids, positions=positions)
 
@@ -109,7 +110,9 @@ class MultiTokenLoss(Component, nn.Module):
             far_targets, far_valid = at_positions(targets, every)[:, :, 1:], at_positions(valid, every)[:, :, 1:]
         count = torch.cat((valid[:, :, :1].sum(dim=(0, 1)), far_valid.sum(dim=(0, 1))))
         weights = torch.tensor(self.weights(len(horizons)), device=tokens.device, dtype=torch.float64)
-        scale = (weights / count.clamp(min=1)).to(_real(states[0].dtype))
+        scale = weights / valid.sum(dim=(0, 1)).clamp(min=1)
+        scale[1:] *= length / every.shape[1]
+        scale = scale.to(_real(states[0].dtype))
 
         near, far = valid[:, :, 0] * scale[0], far_valid * scale[1:]
         flat = [states[0].flatten(0, 1)]
@@ -161,13 +164,11 @@ class MultiTokenLoss(Component, nn.Module):
             return None
         length = first.shape[1]
         same = positions_of_horizon_one(positions, horizons[1:])
-        share = torch.where(same < length, self.distillation, 0.0).flatten()
+        share = self.distillation * (same < length).flatten().to(far.dtype)
         rows = torch.arange(first.shape[0], device=first.device)[:, None, None]
         states = first.detach()[rows, same.clamp(max=length - 1)].flatten(0, 2)
         near = first.shape[0] * length
-        return Teacher(
-            torch.cat((first.detach().flatten(0, 1), states)), torch.cat((share.new_zeros(near), share)).to(far.dtype)
-        )
+        return Teacher(torch.cat((first.detach().flatten(0, 1), states)), torch.cat((share.new_zeros(near), share)))
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:
