@@ -1,0 +1,90 @@
+"""Who may import whom, read from the source by its syntax tree."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = "mtp_modules"
+ROOT = Path(__file__).parents[2]
+
+PARTS = ("layers", "trunks", "heads", "losses", "decoders", "metrics", "data", "model", "training")
+SHELL = ("commands", "cli")
+
+# Each unit (subpackage, or module of the top level): the units, and the packages, that it may import besides itself.
+UNITS: dict[str, set[str]] = {
+    "core": set(),
+    "layers": {"core"},
+    "trunks": {"core", "layers"},
+    "heads": {"core", "layers"},
+    "losses": {"core"},
+    "decoders": {"core"},
+    "metrics": {"core"},
+    "data": {"core"},
+    "model": {"core"},
+    "training": {"core", "layers", "trunks", "heads", "losses", "metrics", "data", "model"},
+    "commands": {"core", *PARTS},
+    "cli": {"core", *PARTS, "commands", "__init__"},
+    "__main__": {"cli"},
+    "__init__": {"core", "layers", "trunks", "heads", "losses", "decoders", "metrics", "model"},
+}
+PACKAGES: dict[str, set[str]] = {
+    "core": {"torch", "jaxtyping"},
+    "layers": {"torch"},
+    "trunks": {"torch"},
+    "heads": {"torch"},
+    "losses": {"torch"},
+    "decoders": {"torch"},
+    "metrics": {"torch", "torchmetrics"},
+    "data": {"torch", "numpy", "lightning"},
+    "model": {"torch", "safetensors"},
+    "training": {"torch", "numpy", "lightning", "torchmetrics", "safetensors", "rich"},
+    "commands": {"torch", "numpy", "lightning", "jsonargparse", "rich"},
+    "cli": {"torch", "lightning", "jsonargparse"},
+    "__main__": set(),
+    "__init__": set(),
+}
+
+
+def source_files() -> list[Path]:
+    """Return every file of the package."""
+    return sorted((ROOT / PACKAGE).rglob("*.py"))
+
+
+def imported(source: str, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """Yield line and dotted name of every import, those inside functions too.
+
+    Args:
+        source: Text of a module.
+        package: The package that relative imports start from.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *((node.module,) if node.module else ())))
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def violations(source: str, path: Path) -> list[str]:
+    """Return what a file imports and must not.
+
+    Args:
+        source: Its text.
+        path: Where it lies (or would lie) below the package's folder.
+    """
+    unit = path.parts[0].removesuffix(".py")
+    if unit not in UNITS:
+        return [f"{path}: {unit!r} has no row in the table of who may import whom"]
+    found = []
+    for line, name in imported(source, (PACKAGE, *path.parent.parts)):
+        top, *rest = name.split(".")
+        if top == PACKAGE:
+            other = rest[0] if rest and rest[0] in UNITS else "__init__"
+            allowed = other == unit or other in UNITS[unit]
+        else:
+            allowed = top in sys.stdlib_module_names or top in PACKAGES[unit]
+        if not allowed:
+            found.append(f"{path}:{line}: {unit} must not import {name}")
+    return found

@@ -1,0 +1,76 @@
+"""Dependencies point one way: core at the bottom, the command line on top."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.imports import PACKAGE, PACKAGES, ROOT, UNITS, source_files, violations
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_what_its_unit_may(path: Path) -> None:
+    assert violations(path.read_text(encoding="utf-8"), path.relative_to(ROOT / PACKAGE)) == []
+
+
+def test_every_unit_of_the_table_exists_and_has_both_rows() -> None:
+    units = {path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py") for path in source_files()}
+    assert units == set(UNITS) == set(PACKAGES)
+
+
+def test_units_depend_on_one_another_in_one_direction() -> None:
+    done: set[str] = set()
+    while remaining := set(UNITS) - done:
+        ready = {unit for unit in remaining if UNITS[unit] <= done}
+        assert ready, f"{sorted(remaining)} depend on one another"
+        done |= ready
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "forbidden"),
+    [
+        ("core/targets.py", "from mtp_modules.layers import RMSNorm", "mtp_modules.layers.RMSNorm"),
+        ("core/checks.py", "import numpy as np", "numpy"),
+        ("losses/weights.py", "from mtp_modules.decoders.loop import greedy_rounds", "mtp_modules.decoders.loop"),
+        ("losses/weights.py", "from ..decoders import loop", "mtp_modules.decoders.loop"),
+        ("heads/linear.py", "from mtp_modules import trunks", "mtp_modules.trunks"),
+        ("heads/linear.py", "from mtp_modules import MTPModel", "mtp_modules.MTPModel"),
+        ("heads/linear.py", "import mtp_modules", "mtp_modules"),
+        ("decoders/loop.py", "def f():\n    from lightning.pytorch import Trainer", "lightning.pytorch.Trainer"),
+        ("losses/weights.py", "import torchmetrics.functional", "torchmetrics.functional"),
+        ("trunks/transformer.py", "import transformers", "transformers"),
+        ("training/module.py", "from mtp_modules.decoders import Decoder", "mtp_modules.decoders.Decoder"),
+        ("elsewhere/module.py", "", "'elsewhere' has no row"),
+    ],
+)
+def test_the_check_finds_a_forbidden_import(path: str, source: str, forbidden: str) -> None:
+    (found,) = violations(source, Path(path))
+    assert forbidden in found
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("core/targets.py", "import math\nfrom collections.abc import Sequence\nimport torch.nn.functional as F"),
+        ("heads/linear.py", "from mtp_modules.layers.cache import KeyValueState\nfrom .common import check_num_drafts"),
+        ("cli.py", "from mtp_modules import data, heads\nfrom mtp_modules.training import MTPModule"),
+    ],
+)
+def test_the_check_lets_a_permitted_import_pass(path: str, source: str) -> None:
+    assert violations(source, Path(path)) == []
+
+
+def test_whatever_is_imported_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in project["dependencies"]}
+    assert set().union(*PACKAGES.values()) <= declared
+
+
+def test_the_package_is_usable_without_lightning() -> None:
+    heavy = {"lightning", "pytorch_lightning", "transformers"}
+    code = f"import sys, {PACKAGE}; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == "[]"
