@@ -1,0 +1,188 @@
+"""Loaders: batches for one process out of all, and training that continues exactly where it stopped."""
+
+from collections.abc import Callable, Iterator
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.data.rows import EpochOrder, IntArray, TokenRows, evenly_spread
+
+
+class Progress(TypedDict):
+    """How far training has come, as plain values for a checkpoint.
+
+    Attributes:
+        epoch: Epochs of the data that are behind.
+        position: Rows of the present epoch that are behind, over all processes.
+        order: Names the order (data and seed) that the two numbers count in.
+    """
+
+    epoch: int
+    position: int
+    order: str
+
+
+class _Batches(Dataset[dict[str, Tensor]]):
+    def __init__(self, rows: TokenRows) -> None:
+        self.rows = rows
+
+    def __getitem__(self, ids: IntArray) -> dict[str, Tensor]:
+        return self.rows.batch(ids)
+
+
+def _load(rows: TokenRows, batches: list[IntArray], num_workers: int) -> Iterator[dict[str, Tensor]]:
+    # torch takes any iterable of keys as a sampler; a key here is the ids of a whole batch.
+    return iter(
+        DataLoader(
+            _Batches(rows),
+            sampler=batches,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )
+
+
+class EvalLoader:
+    """Every process's equal part of the rows, in fixed order. The last batch may be smaller.
+
+    Processes must run equally many forward passes, so up to ``world_size - 1`` rows are left out.
+
+    Args:
+        rows: What to evaluate on.
+        batch_size: Rows of a batch.
+        limit: Keep at most so many rows over all processes, evenly spread.
+        rank: Which process this is.
+        world_size: How many processes there are.
+        num_workers: Worker processes that prepare batches.
+
+    Raises:
+        ValueError: If there are fewer rows than processes.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: TokenRows,
+        batch_size: int,
+        limit: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        self.rows = rows
+        self.num_workers = num_workers
+        ids = evenly_spread(rows.fixed_ids(), limit)
+        if len(ids) < world_size:
+            refuse(self, f"{len(ids)} rows to evaluate are fewer than {world_size} processes; give more data.")
+        mine = ids[: len(ids) - len(ids) % world_size][rank::world_size]
+        self.batches = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return _load(self.rows, self.batches, self.num_workers)
+
+
+class TrainLoader:
+    """Batches of one endless sequence: each iteration continues where training is, and lasts one epoch.
+
+    The sequence is a pure function of the order's seed. A global step takes ``batch_size * world_size`` rows, of which
+    every process gets its own; rows that do not fill a last step are left out of the epoch, others in every epoch.
+
+    Lightning starts an epoch in the middle after a resume, ends it early at ``limit_train_batches``, and throws fetched
+    batches away; none of this may replay or skip rows. So the place is never inferred from its epochs: it is the place
+    where the loader started plus the number of batches that were really processed.
+
+    Args:
+        order: The order of the rows.
+        batch_size: Rows of a batch of one process.
+        rank: Which process this is.
+        world_size: How many processes there are.
+        num_workers: Worker processes that prepare batches.
+        processed: Says how many batches have been trained on since any fixed time. ``None``: a batch is counted
+            when it is handed out.
+
+    Raises:
+        ValueError: If an epoch has not enough rows for one step.
+    """
+
+    def __init__(
+        self,
+        *,
+        order: EpochOrder,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        processed: Callable[[], int] | None = None,
+    ) -> None:
+        self.order = order
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.num_workers = num_workers
+        self.step_rows = batch_size * world_size
+        if order.rows.num_rows < self.step_rows:
+            refuse(
+                self,
+                f"the training data give {order.rows.num_rows} rows, fewer than one batch of {batch_size} on each of "
+                f"{world_size} processes; lower batch_size or the window, or give more data.",
+            )
+        self._handed_out = 0
+        self._processed = processed or (lambda: self._handed_out)
+        self._start = (0, 0)
+        self._processed_at_start: int | None = None
+
+    def __len__(self) -> int:
+        return self.order.rows.num_rows // self.step_rows
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        self._start = self._place()
+        self._processed_at_start = self._processed()
+        for batch in _load(self.order.rows, self._next_batches(len(self)), self.num_workers):
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> Progress:
+        """Return how far training has come."""
+        epoch, position = self._place()
+        return {"epoch": epoch, "position": position, "order": self._order_name()}
+
+    def load_state_dict(self, state: Progress) -> None:
+        """Continue from there.
+
+        If the data or the seed are others now, the place means nothing: the next whole epoch begins.
+
+        Args:
+            state: What ``state_dict`` returned.
+        """
+        same = state["order"] == self._order_name()
+        self._start = (state["epoch"], state["position"]) if same else (state["epoch"] + 1, 0)
+        self._processed_at_start = None
+
+    def _order_name(self) -> str:
+        return f"{self.order.rows.digest()}-{self.order.seed}"
+
+    def _place(self) -> tuple[int, int]:
+        epoch, position = self._start
+        steps = 0 if self._processed_at_start is None else self._processed() - self._processed_at_start
+        left = (self.order.rows.num_rows - position) // self.step_rows
+        if steps < left:
+            return epoch, position + steps * self.step_rows
+        epochs, steps = divmod(steps - left, len(self))
+        return epoch + 1 + epochs, steps * self.step_rows
+
+    def _next_batches(self, count: int) -> list[IntArray]:
+        epoch, position = self._start
+        batches = []
+        for _ in range(count):
+            if position + self.step_rows > self.order.rows.num_rows:
+                epoch, position = epoch + 1, 0
+            batches.append(self.order(epoch, position, self.step_rows)[self.rank :: self.world_size])
+            position += self.step_rows
+        return batches

@@ -1,0 +1,123 @@
+"""What every data module of this package does alike: loaders for one process, and exact resume."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from mtp_modules.core.checks import at_least
+from mtp_modules.data.loaders import EvalLoader, Progress, TrainLoader
+from mtp_modules.data.rows import EpochOrder, TokenRows
+
+
+class TokenDataModule(LightningDataModule, ABC):
+    """Feeds batches ``{"tokens": (B, T + lookahead)}``, with ``document_ids`` where documents meet in a row.
+
+    Every process takes its own part of each step; run the trainer with ``use_distributed_sampler=False``. A checkpoint
+    holds the place in the data, so that a resumed run reads the very batches that an uninterrupted one would have read.
+
+    Args:
+        batch_size: Rows of a batch of one process.
+        seed: Another seed is another order.
+        num_workers: Worker processes that prepare batches; cutting windows is cheap, 0 is usually right.
+        max_eval_rows: Evaluate on at most so many rows, evenly spread.
+
+    Raises:
+        ValueError: If a size makes no sense.
+    """
+
+    def __init__(self, *, batch_size: int, seed: int, num_workers: int, max_eval_rows: int | None) -> None:
+        super().__init__()
+        at_least(self, "batch_size", batch_size, 1)
+        at_least(self, "seed", seed, 0)
+        at_least(self, "num_workers", num_workers, 0)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self._max_eval_rows = max_eval_rows
+        self._train_loader: TrainLoader | None = None
+        self._train_loader_trainer: Any = None
+        self._resume_from: Progress | None = None
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number ``V`` of token ids."""
+
+    @abstractmethod
+    def rows(self, split: str) -> TokenRows | None:
+        """Return the rows of a side, or ``None`` if it is empty on purpose.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+        """
+
+    def train_dataloader(self) -> TrainLoader | EvalLoader:
+        """Return the training batches of this process, from where training is."""
+        rows = self.rows("train")
+        assert rows is not None
+        if getattr(self.trainer, "overfit_batches", 0) > 0:
+            return self._eval_loader(rows, limit=None)
+        if self._train_loader is not None and self.trainer is not None and self.trainer is self._train_loader_trainer:
+            self._resume_from = self._train_loader.state_dict()
+        rank, world_size = self._rank_and_world_size()
+        loader = TrainLoader(
+            order=EpochOrder(rows=rows, seed=self.seed),
+            batch_size=self.batch_size,
+            rank=rank,
+            world_size=world_size,
+            num_workers=self.num_workers,
+            processed=None if self.trainer is None else self._processed_batches,
+        )
+        if self._resume_from is not None:
+            loader.load_state_dict(self._resume_from)
+        self._train_loader, self._train_loader_trainer, self._resume_from = loader, self.trainer, None
+        return loader
+
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        """Return the validation batches of this process; no loader if the side is empty."""
+        rows = self.rows("val")
+        return [] if rows is None else self._eval_loader(rows, self._max_eval_rows)
+
+    def test_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        """Return the test batches of this process; no loader if the side is empty."""
+        rows = self.rows("test")
+        return [] if rows is None else self._eval_loader(rows, self._max_eval_rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far training has come, for a checkpoint."""
+        if self._train_loader is None:
+            return {} if self._resume_from is None else dict(self._resume_from)
+        return dict(self._train_loader.state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue training from there.
+
+        Args:
+            state_dict: What ``state_dict`` returned.
+        """
+        self._resume_from = Progress(
+            epoch=int(state_dict["epoch"]), position=int(state_dict["position"]), order=str(state_dict["order"])
+        )
+        self._train_loader = None
+
+    def _eval_loader(self, rows: TokenRows, limit: int | None) -> EvalLoader:
+        rank, world_size = self._rank_and_world_size()
+        return EvalLoader(
+            rows=rows,
+            batch_size=self.batch_size,
+            limit=limit,
+            rank=rank,
+            world_size=world_size,
+            num_workers=self.num_workers,
+        )
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        # The strategy's own numbers: processes that share a model by tensor parallelism must read the same rows.
+        numbers = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return (0, 1) if numbers is None else (int(numbers["rank"]), int(numbers["num_replicas"]))
+
+    def _processed_batches(self) -> int:
+        assert self.trainer is not None
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return int(total.processed)

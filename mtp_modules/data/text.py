@@ -1,0 +1,129 @@
+"""Text files as training windows."""
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.data.corpus import SPLITS, check_shares, load_splits
+from mtp_modules.data.module import TokenDataModule
+from mtp_modules.data.prompts import pick_prompts
+from mtp_modules.data.tokenizers import ByteTokenizer
+from mtp_modules.data.windows import WindowDataset, check_window
+
+
+class TextDataModule(TokenDataModule):
+    """Train on the text of files, split by file into train, validation and test.
+
+    A file's side depends on nothing but its path inside its source, so it is the same on every machine and stays when
+    files come or go. Each side is one stream: every file, followed by the tokenizer's end token. Training reads windows
+    that tile the stream from another random phase in every epoch, shuffled; evaluation tiles it from the beginning.
+
+    Args:
+        sources: Files, folders, glob patterns, or the word ``stdlib``: the standard library of the running Python.
+        window: Positions ``T`` that the trunk reads.
+        lookahead: The largest horizon; a row holds ``window + lookahead`` tokens.
+        batch_size: Rows of a batch of one process.
+        tokenizer: Turns text into token ids; bytes if ``None``.
+        suffixes: Which files of a folder to take; ``[".py"]`` if ``None``.
+        val_share: Share of the files that validate; 0 goes without.
+        test_share: Share of the files that test; 0 goes without.
+        seed: Another seed is another training order; the split does not depend on it.
+        num_workers: Worker processes that prepare batches; cutting windows is cheap, 0 is usually right.
+        max_eval_windows: Validate and test on at most so many windows, evenly spread.
+
+    Shape:
+        ``tokens (B, window + lookahead)``; ``document_ids`` alike, only in batches where a row crosses into another
+        document.
+
+    Raises:
+        ValueError: If a size or a share makes no sense; in ``setup``, if the sources do not give three usable sides.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: list[str],
+        window: int,
+        lookahead: int,
+        batch_size: int,
+        tokenizer: Tokenizer | None = None,
+        suffixes: list[str] | None = None,
+        val_share: float = 0.05,
+        test_share: float = 0.05,
+        seed: int = 0,
+        num_workers: int = 0,
+        max_eval_windows: int | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers, max_eval_rows=max_eval_windows)
+        check_window(self, window, lookahead)
+        check_shares(val_share, test_share)
+        if max_eval_windows is not None:
+            at_least(self, "max_eval_windows", max_eval_windows, 1)
+        self.sources = sources
+        self.window = window
+        self.lookahead = lookahead
+        self.tokenizer = tokenizer if tokenizer is not None else ByteTokenizer()
+        self.suffixes = [".py"] if suffixes is None else suffixes
+        self.val_share = val_share
+        self.test_share = test_share
+        self.max_eval_windows = max_eval_windows
+        self._datasets: dict[str, WindowDataset] | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """The tokenizer's."""
+        return self.tokenizer.vocab_size
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and encode the files, once.
+
+        Args:
+            stage: Whatever the trainer is about to do; all sides are read together.
+        """
+        if self._datasets is not None:
+            return
+        streams = load_splits(
+            self.sources, self.tokenizer, suffixes=self.suffixes, val_share=self.val_share, test_share=self.test_share
+        )
+        self._datasets = {
+            split: WindowDataset(
+                stream=stream, window=self.window, lookahead=self.lookahead, name=f"text of the {split} split"
+            )
+            for split, stream in streams.items()
+        }
+
+    def rows(self, split: str) -> WindowDataset | None:
+        """Return the windows of a side, or ``None`` if its share is 0.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+        """
+        if split not in SPLITS:
+            refuse(self, f"there is no split {split!r}; the splits are {', '.join(SPLITS)}.")
+        self.setup()
+        assert self._datasets is not None
+        return self._datasets.get(split)
+
+    def prompts(self, split: str, count: int, length: int, seed: int) -> list[list[int]]:
+        """Draw prompts for generation: starts of lines, each in another file as long as there are enough.
+
+        Args:
+            split: ``val`` or ``test`` for text that the model has not seen.
+            count: How many.
+            length: Tokens of each.
+            seed: Another seed gives other prompts.
+
+        Raises:
+            ValueError: If the split is empty, or has not so many prompts.
+        """
+        rows = self.rows(split)
+        if rows is None:
+            refuse(self, f"the {split} split is empty because {split}_share is 0; raise it to draw prompts from it.")
+        line_end = self.tokenizer.encode("\n")
+        end_token = self.tokenizer.end_token
+        return pick_prompts(
+            rows.stream,
+            count=count,
+            length=length,
+            seed=seed,
+            line_end=line_end[-1] if line_end else None,
+            special=[] if end_token is None else [end_token],
+        )

@@ -1,0 +1,104 @@
+"""Windows of a token stream: a map-style data set, and the batches that the loaders ask for."""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.data.corpus import TokenStream
+from mtp_modules.data.rows import IntArray, TokenRows
+
+
+class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):
+    """Cut a token stream into rows of ``window + lookahead`` tokens, one every ``window`` tokens.
+
+    Neighbours share ``lookahead`` tokens: they are targets of the first row's last positions, and read by the second. A
+    row's id is where it starts in the stream. As a data set, item ``i`` is the ``i``-th row from the beginning.
+
+    Args:
+        stream: Documents one after another.
+        window: Positions ``T`` that the trunk reads.
+        lookahead: The largest horizon.
+        name: What to call the stream in errors.
+
+    Raises:
+        ValueError: If the stream is shorter than one row, or a size makes no sense.
+    """
+
+    def __init__(self, *, stream: TokenStream, window: int, lookahead: int, name: str = "text") -> None:
+        check_window(self, window, lookahead)
+        self.stream = stream
+        self.window = window
+        self.lookahead = lookahead
+        slack = len(stream.tokens) - (window + lookahead)
+        if slack < 0:
+            refuse(
+                self,
+                f"the {name} has {len(stream.tokens)} tokens, a row needs window + lookahead = {window} + {lookahead}; "
+                "give more text or a smaller window.",
+            )
+        self.num_rows = max(1, (slack + 1) // window)
+        self._last_phase = min(window - 1, slack - (self.num_rows - 1) * window)
+
+    def __len__(self) -> int:
+        return len(self.fixed_ids())
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return ``tokens`` and ``document_ids``, both ``(window + lookahead,)``."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        tokens, document_ids = self._rows(np.array([index * self.window]))
+        return {"tokens": tokens[0], "document_ids": document_ids[0]}
+
+    def epoch_ids(self, generator: np.random.Generator) -> IntArray:
+        """Tile the stream from a random phase on, and shuffle: over the epochs, every cut is equally likely."""
+        phase = int(generator.integers(self._last_phase + 1))
+        return phase + self.window * generator.permutation(self.num_rows)
+
+    def fixed_ids(self) -> IntArray:
+        """Tile the stream from its beginning."""
+        return np.arange(0, len(self.stream.tokens) - (self.window + self.lookahead) + 1, self.window, dtype=np.int64)
+
+    def batch(self, ids: IntArray) -> dict[str, Tensor]:
+        """Return ``tokens``, and ``document_ids`` only if a row crosses into another document.
+
+        Most rows lie in one document, and attention is faster without a mask.
+
+        Args:
+            ids: Where the rows start, ``(B,)``.
+
+        Shape:
+            both ``(B, window + lookahead)``.
+        """
+        tokens, document_ids = self._rows(ids)
+        crossing = bool((document_ids[:, 0] != document_ids[:, -1]).any())
+        return {"tokens": tokens, "document_ids": document_ids} if crossing else {"tokens": tokens}
+
+    def digest(self) -> str:
+        """Return a hash of the text and the sizes."""
+        text = f"{self.stream.digest()} {self.window} {self.lookahead}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def _rows(self, starts: IntArray) -> tuple[Tensor, Tensor]:
+        places = starts[:, None] + np.arange(self.window + self.lookahead)
+        documents = np.searchsorted(self.stream.document_starts, places, side="right") - 1
+        return torch.from_numpy(self.stream.tokens[places].astype(np.int64)), torch.from_numpy(documents)
+
+
+def check_window(owner: object, window: int, lookahead: int) -> None:
+    """Refuse sizes that leave nothing to learn.
+
+    Raises:
+        ValueError: If a size is below 1, or the largest horizon is not below the window.
+    """
+    at_least(owner, "window", window, 1)
+    at_least(owner, "lookahead", lookahead, 1)
+    if lookahead >= window:
+        refuse(
+            owner,
+            f"the largest horizon must be below the window, got lookahead {lookahead} and window {window}; "
+            "take a longer window or fewer horizons.",
+        )
