@@ -140,3 +140,10 @@ def _check_widths(trunk: Trunk, heads: Heads) -> None:
                 f"{type(heads).__name__} was built for {name}={wanted}, but {type(trunk).__name__} has {has}; "
                 "make them equal.",
             )
+    reads = getattr(heads, "max_positions", None)
+    if reads is not None and (trunk.max_positions or 0) > reads:
+        refuse(
+            "MTPModel",
+            f"{type(heads).__name__} reads at most max_positions={reads}, {type(trunk).__name__} {trunk.max_positions}; "
+            "give the heads at least as many.",
+        )

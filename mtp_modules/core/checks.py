@@ -6,18 +6,22 @@ from typing import NoReturn
 from torch import Tensor
 
 
+class InputError(ValueError):
+    """Bad input, told in one sentence. The command line prints it without a traceback."""
+
+
 def refuse(owner: object, rule: str) -> NoReturn:
-    """Raise the one ``ValueError`` that a user sees.
+    """Raise the one error that a user sees.
 
     Args:
         owner: The object, or the name of the class, that refuses.
         rule: The rest of the sentence: argument, limit, value and way out.
 
     Raises:
-        ValueError: Always.
+        InputError: Always; it is a ``ValueError``.
     """
     name = owner if isinstance(owner, str) else type(owner).__name__
-    raise ValueError(f"{name}: {rule}")
+    raise InputError(f"{name}: {rule}")
 
 
 def at_least(owner: object, argument: str, value: float, limit: float) -> None:

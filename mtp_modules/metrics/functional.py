@@ -42,3 +42,21 @@ def counts(terms: LossTerms, top_k: tuple[int, ...]) -> dict[str, Tensor]:
         "accepted_sum": accepted.sum(),
         "accepted_count": terms.comparable.sum(),
     }
+
+
+def figures(sums: dict[str, Tensor], top_k: tuple[int, ...]) -> dict[str, Tensor]:
+    """Turn sums into the figures that are logged.
+
+    Args:
+        sums: What :func:`counts` returned, added up over batches and ranks.
+        top_k: Numbers of guesses.
+    """
+    found = {}
+    nll = sums["nll_sum"] / sums["nll_count"].clamp(min=1)
+    rates = sums["hits"] / sums["hit_count"].clamp(min=1)
+    for index in range(len(nll)):
+        found[f"loss/head_{index + 1}"] = nll[index].float()
+        for k, rate in zip(top_k, rates, strict=True):
+            found[f"{'' if k == 1 else f'top{k}_'}accuracy/head_{index + 1}"] = rate[index]
+    found["accepted_length"] = sums["accepted_sum"] / sums["accepted_count"].clamp(min=1)
+    return found

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 from mtp_modules.core.checks import at_least
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
-from mtp_modules.metrics.functional import counts
+from mtp_modules.metrics.functional import counts, figures
 
 
 class PerHeadMetrics(Metric):
@@ -58,12 +58,4 @@ class PerHeadMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return every figure under its log key."""
-        figures = {}
-        nll = self.nll_sum / self.nll_count.clamp(min=1)
-        rates = self.hits / self.hit_count.clamp(min=1)
-        for index in range(self.num_horizons):
-            figures[f"loss/head_{index + 1}"] = nll[index].float()
-            for k, rate in zip(self.top_k, rates, strict=True):
-                figures[f"{'' if k == 1 else f'top{k}_'}accuracy/head_{index + 1}"] = rate[index]
-        figures["accepted_length"] = self.accepted_sum / self.accepted_count.clamp(min=1)
-        return figures
+        return figures({name: getattr(self, name) for name in self._defaults}, self.top_k)

@@ -1,0 +1,120 @@
+"""The command line: ``fit``, ``validate``, ``test`` and ``predict`` by LightningCLI, and commands of our own."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+# Importing the subpackages makes their classes known by short name in YAML.
+from mtp_modules import data, heads, losses, trunks  # noqa: F401
+from mtp_modules.commands.generate import generate
+from mtp_modules.commands.parser import LightningSentenceParser, SentenceParser
+from mtp_modules.core.checks import InputError, refuse
+from mtp_modules.training import GracefulStop, HeadsProgressBar, HeadsTable, MTPModule, PredictionWriter
+
+COMMANDS: dict[str, Callable[..., None]] = {"generate": generate}
+
+_LINKS = (
+    ("model.trunk.d_model", "model.heads.init_args.d_model"),
+    ("model.trunk.embedding_width", "model.heads.init_args.embedding_width"),
+    ("model.vocab_size", "data.init_args.vocab_size"),
+    ("model.lookahead", "data.init_args.lookahead"),
+)
+"""A size is written once: where it is known, and where it is needed too."""
+
+
+class MTPCLI(LightningCLI):
+    """LightningCLI for :class:`~mtp_modules.training.MTPModule` and any data module."""
+
+    def __init__(self) -> None:
+        self.graceful_stop = GracefulStop()
+        super().__init__(
+            model_class=MTPModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"use_distributed_sampler": False},
+            parser_class=LightningSentenceParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=1,
+            parser_kwargs={
+                "prog": "python -m mtp_modules",
+                "epilog": f"Also: {', '.join(COMMANDS)} (python -m mtp_modules {next(iter(COMMANDS))} --help).",
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Fill in every size that another component already says."""
+        for source, target in _LINKS:
+            parser.link_arguments(source, target, apply_on="instantiate")
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse a configuration that says two things at once."""
+        config = self.config[self.subcommand]
+        for source, target in _LINKS:
+            given = config.get(target)
+            filled = _attribute(self.config_init[self.subcommand], source)
+            if given is not None and filled is not None and given != filled:
+                refuse(target, f"is {given} here, but {source} is {filled}; leave it out, it is filled in.")
+        tokens = getattr(self.datamodule, "vocab_size", None)
+        rows = self.model.model.trunk.vocab_size
+        if tokens is not None and tokens > rows:
+            refuse(
+                "model.trunk.vocab_size",
+                f"is {rows}, but the data has {tokens} token ids; make it at least {tokens}.",
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the callbacks that every run has."""
+        trainer_config = self._get(self.config_init, "trainer")
+        own = [self.graceful_stop, HeadsTable()]
+        if trainer_config.get("enable_progress_bar") is not False:
+            own.append(HeadsProgressBar())
+        if self.subcommand == "predict":
+            own.append(PredictionWriter())
+        self.trainer_defaults["callbacks"] = own
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        """End with the test table of the best checkpoint, or with the right exit status if the run was stopped."""
+        if self.graceful_stop.received is not None:
+            sys.exit(128 + self.graceful_stop.received)
+        if self.trainer.fast_dev_run:
+            return
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+        if best and self.trainer.is_global_zero:
+            print(f"Checkpoint: {best}\nNext: python -m mtp_modules generate --ckpt_path {best} --compare true")
+
+
+def _attribute(config: Namespace, path: str) -> Any:
+    """Follow a link's source into the instantiated components."""
+    value: Any = config
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Namespace) else getattr(value, part, None)
+    return value
+
+
+def main() -> None:
+    """Run the command that ``sys.argv`` names."""
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        if command in COMMANDS:
+            _run(command, sys.argv[2:])
+        else:
+            MTPCLI()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    function = COMMANDS[command]
+    parser = SentenceParser(prog=f"python -m mtp_modules {command}", description=function.__doc__)
+    parser.add_function_arguments(function, as_positional=False)
+    function(**parser.instantiate_classes(parser.parse_args(arguments)).as_dict())

@@ -1,0 +1,137 @@
+"""``python -m mtp_modules generate``: decode with nothing but a checkpoint."""
+
+import os
+import statistics
+import sys
+from collections.abc import Iterator
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.decoders import AutoregressiveDecoder, Decoder, Generation, SpeculativeDecoder
+from mtp_modules.model import MTPModel
+from mtp_modules.training.checkpointing import load_model
+
+_DRAFT, _OWN = "\033[32m", "\033[0m"
+_LONGEST_CHARACTER = 4
+
+
+def generate(
+    ckpt_path: str,
+    prompt: str = "def ",
+    max_new_tokens: int = 300,
+    num_drafts: int | None = None,
+    compare: bool = False,
+    repeats: int = 3,
+    device: str = "cpu",
+) -> None:
+    """Continue a prompt with a trained model, showing tokens as they are decoded; accepted drafts are green on a terminal.
+
+    Args:
+        ckpt_path: A checkpoint file, the folder of a run, or a folder that save_pretrained wrote.
+        prompt: Text to continue; numbers separated by spaces if the model has no tokenizer.
+        max_new_tokens: How many tokens to add at most.
+        num_drafts: Most drafts a forward pass verifies; as many as the heads can draft if null.
+        compare: Also decode plainly, and print speed, tokens per forward, acceptance by depth, and whether the outputs agree.
+        repeats: How many times each side runs when comparing; medians are printed.
+        device: Where to run, such as cpu or cuda.
+    """
+    at_least("generate", "repeats", repeats, 1)
+    model, tokenizer = load_model(ckpt_path)
+    model.to(device)
+    tokens = _encode(prompt, tokenizer)
+    stop = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
+    decoder: Decoder = AutoregressiveDecoder()
+    if model.heads.max_drafts > 0:
+        decoder = SpeculativeDecoder(num_drafts=num_drafts)
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+    sys.stdout.write(prompt)
+    written = _Writer(tokenizer, colour)
+    for done in decoder.stream(model, [tokens], max_new_tokens=max_new_tokens, stop_tokens=stop):
+        for index, token in enumerate(done.tokens[0]):
+            if token not in stop:
+                sys.stdout.write("".join(written.write(token, draft=index < done.accepted[0])))
+        sys.stdout.flush()
+    sys.stdout.write("".join(written.flush()) + "\n")
+    if compare:
+        if model.heads.max_drafts < 1:
+            refuse("compare", f"{type(model.heads).__name__} with one horizon drafts nothing; there is nothing to compare.")
+        _compare(model, decoder, tokens, max_new_tokens, stop, repeats)
+
+
+def _encode(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
+    if tokenizer is not None:
+        return tokenizer.encode(prompt)
+    try:
+        return [int(word) for word in prompt.split()]
+    except ValueError:
+        refuse("prompt", f"this model has no tokenizer, so the prompt must be numbers with spaces between, got {prompt!r}.")
+
+
+class _Writer:
+    """Turn tokens into text as soon as they make whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer | None, colour: bool) -> None:
+        self.tokenizer, self.colour = tokenizer, colour
+        self.pending: list[int] = []
+        self.draft = False
+
+    def write(self, token: int, *, draft: bool) -> Iterator[str]:
+        """Yield what can be shown now."""
+        if draft != self.draft:
+            yield from self.flush()
+            if self.colour:
+                yield _DRAFT if draft else _OWN
+            self.draft = draft
+        self.pending.append(token)
+        if self.tokenizer is None:
+            yield f" {self.pending.pop()}"
+        elif "\ufffd" not in self.tokenizer.decode(self.pending) or len(self.pending) >= _LONGEST_CHARACTER:
+            yield self.tokenizer.decode(self.pending)
+            self.pending = []
+
+    def flush(self) -> Iterator[str]:
+        """Yield what is left, and the terminal's own colour."""
+        if self.pending and self.tokenizer is not None:
+            yield self.tokenizer.decode(self.pending)
+            self.pending = []
+        if self.colour and self.draft:
+            yield _OWN
+
+
+def _compare(
+    model: MTPModel, decoder: Decoder, prompt: list[int], budget: int, stop: list[int], repeats: int
+) -> None:
+    """Run plain and speculative decoding in turn, and print medians."""
+    sides: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), "self-speculative": decoder}
+    runs: dict[str, list[Generation]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            runs[name].append(side.generate(model, [prompt], max_new_tokens=budget, stop_tokens=stop))
+    table = Table(title=f"{len(runs['plain'][0].tokens[0])} new tokens, median of {repeats}")
+    for column in ("decoding", "tokens/s", "tokens per forward", "forwards"):
+        table.add_column(column, justify="right")
+    speeds = {}
+    for name, side_runs in runs.items():
+        stats = side_runs[0].stats
+        speeds[name] = statistics.median(run.stats.tokens / run.stats.seconds for run in side_runs)
+        table.add_row(name, f"{speeds[name]:.0f}", f"{stats.tokens_per_forward:.2f}", str(stats.forwards))
+    console = Console()
+    console.print(table)
+    stats = runs["self-speculative"][0].stats
+    depths = "  ".join(f"{depth}: {share:.0%}" for depth, share in enumerate(stats.acceptance, start=1))
+    console.print(f"accepted by depth   {depths}")
+    console.print(f"speed-up            {speeds['self-speculative'] / speeds['plain']:.2f}x")
+    console.print(f"outputs             {_difference(runs['plain'][0].tokens[0], runs['self-speculative'][0].tokens[0])}")
+
+
+def _difference(plain: list[int], drafted: list[int]) -> str:
+    if plain == drafted:
+        return "identical"
+    first = next((i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b), min(len(plain), len(drafted)))
+    precision = torch.get_default_dtype()
+    return f"differ from token {first + 1} on: two logits there are closer than the rounding of {precision}"

@@ -1,0 +1,21 @@
+"""Training with Lightning: module, optimizer, schedules, callbacks, checkpoints."""
+
+from mtp_modules.training.callbacks import GracefulStop, HeadsProgressBar, HeadsTable, PredictionWriter
+from mtp_modules.training.checkpointing import find_checkpoint, load_model
+from mtp_modules.training.module import MTPModule
+from mtp_modules.training.optimizers import MuonWithAdamW, muon_parameter_groups
+from mtp_modules.training.schedules import LearningRateSchedule, WarmupDecay
+
+__all__ = [
+    "GracefulStop",
+    "HeadsProgressBar",
+    "HeadsTable",
+    "LearningRateSchedule",
+    "MTPModule",
+    "MuonWithAdamW",
+    "PredictionWriter",
+    "WarmupDecay",
+    "find_checkpoint",
+    "load_model",
+    "muon_parameter_groups",
+]

@@ -1,0 +1,180 @@
+"""What a run shows while it runs and when it ends, and how it stops."""
+
+import re
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+
+from mtp_modules.core.shapes import Tensor
+
+
+class HeadsProgressBar(TQDMProgressBar):
+    """A progress bar with the loss, the accuracy of every head in percent, and tokens per second.
+
+    Args:
+        refresh_rate: Batches between two redraws.
+    """
+
+    def __init__(self, refresh_rate: int = 5) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """How many batches this epoch will really run, where ``max_steps`` ends it early."""
+        total = super().total_train_batches
+        trainer = self.trainer
+        if trainer.max_steps < 0:
+            return total
+        left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+        return min(total, left + trainer.fit_loop.batch_idx + 1)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+        """Return what stands behind the bar."""
+        known = trainer.callback_metrics
+        shown: dict[str, int | str | float | dict[str, float]] = {}
+        if "train/loss" in known:
+            shown["loss"] = f"{float(known['train/loss']):.3f}"
+            accuracy = by_head(known, "train/accuracy")
+            shown["acc%"] = "/".join(f"{100 * value:.0f}" for value in accuracy)
+            shown["tok/s"] = f"{float(known['train/tokens_per_second']):.0f}"
+        if "val/loss/head_1" in known:
+            shown["val"] = f"{float(known['val/loss/head_1']):.3f}"
+        return shown
+
+
+def by_head(metrics: dict[str, Tensor], name: str) -> list[float]:
+    """Return one figure of every head, nearest horizon first.
+
+    Args:
+        metrics: Logged figures under their keys.
+        name: Key without its last part, such as ``"val/loss"``.
+    """
+    pattern = re.compile(re.escape(name) + r"/head_(\d+)$")
+    found = [(int(match[1]), float(value)) for key, value in metrics.items() if (match := pattern.match(key))]
+    return [value for _, value in sorted(found)]
+
+
+class HeadsTable(Callback):
+    """Print a table when validation on demand or testing ends: loss and accuracies of every head, and the accepted length."""
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the figures of the test."""
+        self._print(trainer, "test")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the figures of ``validate``; within ``fit``, the progress bar shows them."""
+        if trainer.state.fn == "validate":
+            self._print(trainer, "val")
+
+    def _print(self, trainer: Trainer, stage: str) -> None:
+        if trainer.is_global_zero:
+            Console().print(heads_table(trainer.callback_metrics, stage))
+
+
+def heads_table(metrics: dict[str, Tensor], stage: str) -> Table:
+    """Lay out the figures of every head.
+
+    Args:
+        metrics: Logged figures under their keys.
+        stage: ``"val"`` or ``"test"``.
+    """
+    length = float(metrics.get(f"{stage}/accepted_length", torch.tensor(float("nan"))))
+    losses = by_head(metrics, f"{stage}/loss")
+    table = Table(
+        title=f"{stage}: every head",
+        caption=f"mean accepted length {length:.2f} of {len(losses)}: tokens that one verification brings on this text",
+    )
+    for column in ("horizon", "loss (nats)", "top-1 accuracy", "top-5 accuracy"):
+        table.add_column(column, justify="right")
+    rows = zip(losses, by_head(metrics, f"{stage}/accuracy"), by_head(metrics, f"{stage}/top5_accuracy"), strict=True)
+    for horizon, (loss, first, fifth) in enumerate(rows, start=1):
+        table.add_row(str(horizon), f"{loss:.4f}", f"{first:.1%}", f"{fifth:.1%}")
+    return table
+
+
+class GracefulStop(Callback):
+    """Turn Ctrl-C and SIGTERM into a stop after the current step, with a checkpoint. A second signal stops at once.
+
+    The handler only raises a flag; ranks agree on it between two optimizer steps, so that none waits for another.
+    ``received`` is the signal that stopped the run, for an exit status of 128 plus its number.
+
+    Args:
+        filename: Name of the checkpoint, beside those of ``ModelCheckpoint`` or in the root folder of the run.
+    """
+
+    def __init__(self, filename: str = "last.ckpt") -> None:
+        self.filename = filename
+        self.received: int | None = None
+        self.saved: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, self._previous[number])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop at an optimizer boundary if any rank was told to."""
+        if trainer.fit_loop._should_accumulate():
+            return
+        stop = self.received is not None
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop and not trainer.should_stop:
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0
+            folder = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
+            self.saved = str(Path(folder) / self.filename)
+            trainer.save_checkpoint(self.saved)
+            rank_zero_info(f"\nStopped after step {trainer.global_step}; the checkpoint is {self.saved}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Write what ``predict`` returns to ``predictions.safetensors``: tokens and the likeliest token of every horizon.
+
+    Args:
+        filename: Name of the file in the root folder of the run.
+    """
+
+    def __init__(self, filename: str = "predictions.safetensors") -> None:
+        super().__init__(write_interval="epoch")
+        self.filename = filename
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any
+    ) -> None:
+        """Write all batches as one tensor a name; every rank its own file."""
+        suffix = "" if trainer.world_size == 1 else f".rank{trainer.global_rank}"
+        path = Path(trainer.log_dir or trainer.default_root_dir) / f"{self.filename}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = predictions[0].keys()
+        save_file({name: torch.cat([batch[name] for batch in predictions]) for name in names}, path)
+        rank_zero_info(f"Predictions written to {path}")
