@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -121,11 +122,17 @@ class MTPModel(Component, nn.Module):
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 refuse(cls.__name__, f"{folder} has no {name}; give a folder that save_pretrained wrote.")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            config = None
         if not isinstance(config, dict) or config.get("mtp_modules") != 1:
             refuse(cls.__name__, f"{folder / 'config.json'} was not written by save_pretrained.")
         model = build(config["model"], trusted=trusted)
-        load_model(model, str(folder / "model.safetensors"))
+        try:
+            load_model(model, str(folder / "model.safetensors"))
+        except (RuntimeError, SafetensorError) as error:
+            refuse(cls.__name__, f"{folder / 'model.safetensors'} does not fit the model in config.json ({error}).")
         tokenizer = build(config["tokenizer"], trusted=trusted) if config["tokenizer"] else None
         return model.eval(), tokenizer
 
@@ -144,6 +151,6 @@ def _check_widths(trunk: Trunk, heads: Heads) -> None:
     if reads is not None and (trunk.max_positions or 0) > reads:
         refuse(
             "MTPModel",
-            f"{type(heads).__name__} reads at most max_positions={reads}, {type(trunk).__name__} {trunk.max_positions}; "
-            "give the heads at least as many.",
+            f"{type(heads).__name__} reads at most max_positions={reads}, {type(trunk).__name__} "
+            f"{trunk.max_positions}; give the heads at least as many.",
         )

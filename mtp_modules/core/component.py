@@ -97,7 +97,10 @@ def build(description: Description, *, trusted: Sequence[str] = ("mtp_modules",)
     if not (isinstance(cls, type) and issubclass(cls, Component)):
         refuse("build", f"{class_path!r} is not a component.")
     arguments = {name: _built(value, trusted) for name, value in description.get("init_args", {}).items()}
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        refuse("build", f"{class_path!r} does not take the arguments {sorted(arguments)} ({error}).")
 
 
 def _built(value: Any, trusted: Sequence[str]) -> Any:

@@ -78,7 +78,12 @@ class ParallelHeads(Heads):
         max_positions: int = 2048,
     ) -> None:
         super().__init__()
-        for name, value in (("d_model", d_model), ("num_horizons", num_horizons), ("num_heads", num_heads)):
+        for name, value in (
+            ("d_model", d_model),
+            ("num_horizons", num_horizons),
+            ("num_heads", num_heads),
+            ("max_positions", max_positions),
+        ):
             at_least(self, name, value, 1)
         self.d_model, self.max_positions = d_model, max_positions
         self.rotary = RotaryPositions(d_model // num_heads, max_positions)

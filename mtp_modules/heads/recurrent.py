@@ -54,9 +54,10 @@ class RecurrentHeads(Heads):
         at_least(self, "d_model", d_model, 1)
         at_least(self, "num_horizons", num_horizons, 1)
         self.d_model, self.num_horizons = d_model, num_horizons
-        self.embedding_width = embedding_width or d_model
+        self.embedding_width = d_model if embedding_width is None else embedding_width
         width = d_model if width is None else width
         at_least(self, "width", width, 1)
+        at_least(self, "embedding_width", self.embedding_width, 1)
         self.norm = RMSNorm(d_model)
         self.from_state = nn.Linear(d_model, width, bias=False)
         self.from_token = nn.Linear(self.embedding_width, width, bias=False)

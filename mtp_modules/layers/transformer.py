@@ -210,7 +210,9 @@ class TransformerLayer(nn.Module):
         depth: int = 1,
     ) -> None:
         super().__init__()
-        at_least("TransformerLayer", "num_heads", num_heads, 1)
+        for name, value in (("num_heads", num_heads), ("num_kv_heads", num_kv_heads), ("ffn_width", ffn_width)):
+            if value is not None:
+                at_least("TransformerLayer", name, value, 1)
         self.depth = depth
         self.attention_norm = RMSNorm(d_model)
         self.attention = Attention(d_model, num_heads=num_heads, num_kv_heads=num_kv_heads or num_heads)

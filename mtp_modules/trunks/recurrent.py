@@ -83,8 +83,15 @@ class RecurrentTrunk(Trunk):
         max_positions: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("vocab_size", vocab_size), ("d_model", d_model), ("num_layers", num_layers)):
-            at_least(self, name, value, 1)
+        for name, value in (
+            ("vocab_size", vocab_size),
+            ("d_model", d_model),
+            ("num_layers", num_layers),
+            ("embedding_width", embedding_width),
+            ("max_positions", max_positions),
+        ):
+            if value is not None:
+                at_least(self, name, value, 1)
         if cell not in _CELLS:
             refuse(self, f"cell must be one of {', '.join(_CELLS)}, got {cell!r}.")
         self.vocab_size, self.d_model, self.max_positions, self.cell = vocab_size, d_model, max_positions, cell

@@ -1,0 +1,131 @@
+"""Components describe themselves as plain values, and are built again from them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtp_modules import AuxiliaryWeights, ExplicitWeights, GeometricWeights, MultiTokenLoss, UniformWeights
+from mtp_modules.core import Component, build, describe
+from mtp_modules.losses import NaiveLinearCrossEntropy
+from tests.helpers import HEADS, TRUNKS, make_heads, make_model, make_trunk
+
+COMPONENTS = {
+    **{f"trunk_{name}": lambda name=name: make_trunk(name) for name in TRUNKS},
+    **{f"heads_{name}": lambda name=name: make_heads(name, 2) for name in HEADS},
+    "model": lambda: make_model("lstm", "recurrent", 2, tied=False),
+    "loss": lambda: MultiTokenLoss(
+        weights=GeometricWeights(gamma=0.5), backend=NaiveLinearCrossEntropy(), distillation=0.2
+    ),
+    "plain_loss": lambda: MultiTokenLoss(weights=None),
+    "uniform": lambda: UniformWeights(preserve_total=True),
+    "auxiliary": lambda: AuxiliaryWeights(weight=0.1),
+    "explicit": lambda: ExplicitWeights(values=(1.0, 0.5)),
+    "naive": NaiveLinearCrossEntropy,
+}
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_description_is_json_and_builds_the_same_again(name: str) -> None:
+    component = COMPONENTS[name]()
+    description = json.loads(json.dumps(describe(component)))
+    assert description == describe(component)
+    again = build(description)
+    assert type(again) is type(component)
+    assert describe(again) == description
+
+
+def test_a_description_holds_what_was_given() -> None:
+    loss = MultiTokenLoss(weights=AuxiliaryWeights(weight=0.1), share_of_positions=0.25)
+    assert describe(loss) == {
+        "class_path": "mtp_modules.losses.multi_token.MultiTokenLoss",
+        "init_args": {
+            "weights": {"class_path": "mtp_modules.losses.weights.AuxiliaryWeights", "init_args": {"weight": 0.1}},
+            "share_of_positions": 0.25,
+        },
+    }
+
+
+class Shelf(Component):
+    """Holds anything."""
+
+    def __init__(self, *, things: object) -> None:
+        self.things = things
+
+
+class NamedShelf(Shelf):
+    """Passes something else on than it was given."""
+
+    def __init__(self, *, name: str) -> None:
+        super().__init__(things=[name])
+
+
+def test_values_that_are_not_plain_become_plain() -> None:
+    shelf = Shelf(things={"where": Path("a") / "b", "many": (1, UniformWeights())})
+    many = [1, {"class_path": "mtp_modules.losses.weights.UniformWeights", "init_args": {}}]
+    assert describe(shelf)["init_args"] == {"things": {"where": str(Path("a") / "b"), "many": many}}
+    again = build(describe(shelf), trusted=("mtp_modules", "tests"))
+    assert isinstance(again.things["many"][1], UniformWeights)
+
+
+def test_what_is_recorded_is_what_the_user_gave() -> None:
+    assert describe(NamedShelf(name="top"))["init_args"] == {"name": "top"}
+
+
+def test_what_is_recorded_does_not_change_with_the_argument() -> None:
+    values = [1.0, 0.5]
+    weights = ExplicitWeights(values=values)
+    values.append(0.1)
+    assert describe(weights)["init_args"] == {"values": [1.0, 0.5]}
+    assert weights(2) == [1.0, 0.5]
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    source = "from mtp_modules.core import Component\nclass Thing(Component):\n    pass\n"
+    (tmp_path / "a_stranger.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "a_stranger", raising=False)
+    return "a_stranger.Thing"
+
+
+def test_a_class_that_is_not_trusted_is_refused_before_its_import(stranger: str) -> None:
+    nested = {"class_path": "mtp_modules.MultiTokenLoss", "init_args": {"weights": {"class_path": stranger}}}
+    for description in ({"class_path": stranger}, nested):
+        with pytest.raises(
+            ValueError, match=r"^build: class 'a_stranger.Thing' is not from a trusted package \(mtp_mod"
+        ):
+            build(description)
+    assert "a_stranger" not in sys.modules
+    assert type(build({"class_path": stranger}, trusted=("a_stranger",))).__name__ == "Thing"
+
+
+@pytest.mark.parametrize(
+    ("description", "sentence"),
+    [
+        ({}, "build: class '' is not from a trusted package"),
+        ({"class_path": "mtp_modulesx.A"}, "build: class 'mtp_modulesx.A' is not from a trusted package"),
+        ({"class_path": "mtp_modules.Nothing"}, "build: there is no class 'mtp_modules.Nothing' in this version"),
+        ({"class_path": "mtp_modules.nowhere.A"}, "build: there is no class 'mtp_modules.nowhere.A' in this version"),
+        (
+            {"class_path": "mtp_modules.core.checks.refuse"},
+            "build: 'mtp_modules.core.checks.refuse' is not a component",
+        ),
+        (
+            {"class_path": "mtp_modules.core.checks.Tensor"},
+            "build: 'mtp_modules.core.checks.Tensor' is not a component",
+        ),
+        (
+            {"class_path": "mtp_modules.LinearHeads", "init_args": {"d_model": 8, "depth": 3}},
+            r"build: 'mtp_modules.LinearHeads' does not take the arguments \['d_model', 'depth'\]",
+        ),
+        (
+            {"class_path": "mtp_modules.LinearHeads", "init_args": {"d_model": 0, "num_horizons": 3}},
+            "LinearHeads: d_model must be at least 1, got 0",
+        ),
+    ],
+)
+def test_bad_descriptions(description: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        build(description)

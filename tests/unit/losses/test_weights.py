@@ -1,0 +1,54 @@
+"""Weights of horizons."""
+
+from collections.abc import Callable
+
+import pytest
+
+from mtp_modules import AuxiliaryWeights, ExplicitWeights, GeometricWeights, MultiTokenLoss, UniformWeights
+from mtp_modules.core.interfaces import HorizonWeights
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        (UniformWeights(), [1.0, 1.0, 1.0]),
+        (UniformWeights(preserve_total=True), [1 / 3, 1 / 3, 1 / 3]),
+        (GeometricWeights(gamma=2.0), [1.0, 2.0, 4.0]),
+        (GeometricWeights(gamma=0.0), [1.0, 0.0, 0.0]),
+        (GeometricWeights(gamma=2.0, preserve_total=True), [1 / 7, 2 / 7, 4 / 7]),
+        (AuxiliaryWeights(weight=0.1), [1.0, 0.1, 0.1]),
+        (AuxiliaryWeights(weight=0.0), [1.0, 0.0, 0.0]),
+        (ExplicitWeights(values=[0.0, 3.0, 1.0]), [0.0, 3.0, 1.0]),
+    ],
+)
+def test_three_horizons(weights: HorizonWeights, expected: list[float]) -> None:
+    assert weights(3) == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: GeometricWeights(gamma=-1.0), r"GeometricWeights: gamma must be at least 0, got -1\.0\."),
+        (lambda: GeometricWeights(gamma=float("nan")), r"GeometricWeights: gamma must be at least 0, got nan\."),
+        (lambda: AuxiliaryWeights(weight=-0.5), r"AuxiliaryWeights: weight must be at least 0, got -0\.5\."),
+        (lambda: ExplicitWeights(values=[1.0, -1.0]), r"ExplicitWeights: values\[1\] must be at least 0, got -1\.0\."),
+        (lambda: ExplicitWeights(values=[float("inf")]), r"ExplicitWeights: values\[0\] must be finite, got inf\."),
+        (
+            lambda: ExplicitWeights(values=[0.0, 0]),
+            r"ExplicitWeights: values must hold a weight above 0, got \[0\.0, 0\]\.",
+        ),
+        (lambda: ExplicitWeights(values=[]), r"ExplicitWeights: values must hold a weight above 0, got \[\]\."),
+        (
+            lambda: ExplicitWeights(values=[1.0, 0.5])(3),
+            r"ExplicitWeights: values holds 2 weights for 3 horizons; give one a horizon\.",
+        ),
+        (
+            lambda: MultiTokenLoss(share_of_positions=0.0),
+            r"MultiTokenLoss: share_of_positions must lie in \(0, 1\], got 0\.0\.",
+        ),
+        (lambda: MultiTokenLoss(distillation=1.5), r"MultiTokenLoss: distillation must lie in \[0, 1\], got 1\.5\."),
+    ],
+)
+def test_what_is_refused(make: Callable, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        make()

@@ -1,0 +1,116 @@
+"""The transformer trunk against its naive twin, and what it refuses."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mtp_modules import RecurrentTrunk, TransformerTrunk
+from mtp_modules.layers import RMSNorm, RotaryPositions, TransformerLayer
+from tests.helpers import assert_same, float64, make_trunk, random_tokens, randomise
+from tests.reference import transformer as naive
+
+SIZES = {"vocab_size": 11, "d_model": 8, "num_layers": 1, "num_heads": 2, "max_positions": 6}
+
+
+@pytest.mark.parametrize("name", ["transformer", "transformer_grouped"])
+def test_the_trunk_equals_the_naive_layers(name: str) -> None:
+    trunk, tokens = make_trunk(name), random_tokens(2, 6)
+    hidden = trunk(tokens).hidden
+    for b in range(2):
+        x = trunk.embedding.weight[tokens[b]]
+        for layer in trunk.layers:
+            x = naive.transformer_layer(layer, x)
+        assert_same(hidden[b], naive.rms_norm(x, trunk.norm.weight))
+
+
+def test_without_the_final_norm_the_residual_comes_out() -> None:
+    with float64():
+        trunk = TransformerTrunk(**SIZES, final_norm=False)
+    randomise(trunk)
+    tokens = random_tokens(1, 5)
+    assert_same(trunk(tokens).hidden[0], naive.transformer_layer(trunk.layers[0], trunk.embedding(tokens)[0]))
+
+
+def test_rms_norm_equals_the_naive_one() -> None:
+    with float64():
+        norm = RMSNorm(8)
+    randomise(norm)
+    x = torch.randn(3, 8, dtype=torch.float64)
+    assert_same(norm(x), naive.rms_norm(x, norm.weight))
+
+
+@pytest.mark.parametrize("base", [100.0, 10000.0])
+def test_rotation_equals_the_naive_one(base: float) -> None:
+    with float64():
+        rotary = RotaryPositions(6, 20, base=base)
+    x, positions = torch.randn(1, 3, 2, 6, dtype=torch.float64), torch.tensor([[0, 7, 19]])
+    rotated = RotaryPositions.rotate(x, rotary(positions, 3))
+    for index, position in enumerate(positions[0].tolist()):
+        for head in range(2):
+            assert_same(rotated[0, index, head], naive.rotate(x[0, index, head], position, base))
+
+
+def test_the_default_feed_forward_width_is_a_multiple_of_64() -> None:
+    layer = TransformerLayer(96, num_heads=2)
+    assert layer.ffn.down.in_features == 256
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        *(
+            (
+                lambda name=name: TransformerTrunk(**{**SIZES, name: 0}),
+                f"TransformerTrunk: {name} must be at least 1, got 0.",
+            )
+            for name in SIZES
+        ),
+        (
+            lambda: TransformerTrunk(**{**SIZES, "d_model": 9}),
+            r"Attention: d_model \(9\) must be a multiple of num_heads \(2\).",
+        ),
+        (
+            lambda: TransformerTrunk(**{**SIZES, "d_model": 6}),
+            r"RotaryPositions: head_dim \(3\) must be a multiple of 2 \(2\).",
+        ),
+        (
+            lambda: TransformerTrunk(**{**SIZES, "num_heads": 4}, num_kv_heads=3),
+            r"Attention: num_heads \(4\) must be a multiple of num_kv_heads \(3\).",
+        ),
+        (
+            lambda: TransformerTrunk(**SIZES, num_kv_heads=0),
+            "TransformerLayer: num_kv_heads must be at least 1, got 0.",
+        ),
+        (lambda: TransformerTrunk(**SIZES, ffn_width=0), "TransformerLayer: ffn_width must be at least 1, got 0."),
+    ],
+)
+def test_sizes_that_are_refused(make: Callable, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        make()
+
+
+def test_a_sequence_may_not_be_longer_than_max_positions() -> None:
+    trunk = TransformerTrunk(**SIZES)
+    trunk(random_tokens(1, 6))
+    sentence = "TransformerTrunk: a sequence of 7 tokens is longer than max_positions=6; shorten it or build the trunk"
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        trunk(random_tokens(1, 7))
+    state = trunk.new_state(1, 20)
+    trunk(random_tokens(1, 4), state=state)
+    state.commit([4])
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        trunk(random_tokens(1, 3), state=state)
+
+
+def test_what_does_not_go_with_a_state() -> None:
+    trunk, tokens = TransformerTrunk(**SIZES), random_tokens(1, 3)
+    with pytest.raises(
+        ValueError, match=r"^TransformerTrunk: document_ids do not go with a state; decode one document"
+    ):
+        trunk(tokens, document_ids=tokens, state=trunk.new_state(1, 6))
+    other = RecurrentTrunk(vocab_size=11, d_model=8).new_state(1, 6)
+    with pytest.raises(
+        ValueError, match=r"^TransformerTrunk: state must come from this trunk's new_state, got RecurrentState"
+    ):
+        trunk(tokens, state=other)
