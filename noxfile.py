@@ -51,7 +51,8 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into site/."""
-    install(session, "docs")
+    extras = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
+    session.install("-c", CONSTRAINTS, *extras["docs"])  # not the package, which is read without being imported
     session.run("mkdocs", "build", "--strict", "--config-file", ".mkdocs.yml", *session.posargs)
 
 
