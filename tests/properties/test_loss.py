@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules import AuxiliaryWeights, ExplicitWeights, GeometricWeights, MultiTokenLoss, UniformWeights
-from mtp_modules.losses import multi_token
+from mtp_modules.core.interfaces import CrossEntropyTerms, LinearCrossEntropy
+from mtp_modules.losses import NaiveLinearCrossEntropy, multi_token
 from tests.helpers import HEADS, TRUNKS, assert_same, gradients, make_model, random_tokens
 from tests.reference import loss as naive
 from tests.reference import targets as naive_targets
@@ -183,6 +184,20 @@ def test_distillation_gives_no_gradient_through_the_teacher(heads: str) -> None:
         assert first
         assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in first)
     assert any(gradient.abs().sum() > 0 for name, gradient in found.items() if name.startswith("heads."))
+
+
+class Watching(LinearCrossEntropy):
+    """Passes on to the naive backend, and looks at the teacher first."""
+
+    def __call__(self, *arguments: object) -> CrossEntropyTerms:
+        assert arguments[0].requires_grad
+        assert not arguments[-1].states.requires_grad
+        return NaiveLinearCrossEntropy()(*arguments)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_every_backend_gets_a_detached_teacher(heads: str) -> None:
+    MultiTokenLoss(distillation=0.5, backend=Watching())(make_model("gru", heads, 3), random_tokens(2, 8))
 
 
 def test_a_student_that_equals_its_teacher_does_not_learn() -> None:
