@@ -113,6 +113,27 @@ def tokens_between(
     return between if positions is None else at_positions(between, positions)
 
 
+def tokens_before(
+    tokens: Int[Tensor, "B T"], count: int, nothing: int, document_ids: Int[Tensor, "B T"] | None = None
+) -> Int[Tensor, "B T C"]:
+    """Return the tokens at ``t - 1 .. t - count``, nearest first.
+
+    Args:
+        tokens: Token ids.
+        count: How many.
+        nothing: Stands where there is no such token in the same document.
+        document_ids: Which document every token belongs to; ``None`` if each row is one document.
+    """
+    length = tokens.shape[1]
+    padded = torch.nn.functional.pad(tokens, (count, 0), value=nothing)
+    before = _windows(padded, length, range(count - 1, -1, -1))
+    if document_ids is None:
+        return before
+    runs = document_runs(document_ids)
+    same = _windows(torch.nn.functional.pad(runs, (count, 0), value=-1), length, range(count - 1, -1, -1))
+    return torch.where(same == runs[:, :, None], before, nothing)
+
+
 def at_positions(values: Shaped[Tensor, "B T *rest"], positions: Int[Tensor, "B P"]) -> Shaped[Tensor, "B P *rest"]:
     """Pick positions row by row.
 

@@ -110,7 +110,7 @@ class ParallelHeads(Heads):
         """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
         length = hidden.shape[1]
         self._check_length(length)
-        table = self.rotary(None, length)
+        table = self.rotary(None, length, hidden)
         seen = None if document_ids is None else same_document_keys(document_ids)
         mask = None if seen is None else seen[:, None]
         first = self.norm(self.layers[0](hidden, table, mask))
@@ -121,7 +121,7 @@ class ParallelHeads(Heads):
             rows = (steps <= positions[:, :, None])[:, None]
         else:
             rows = at_positions(seen, positions)[:, None]
-        picked, picked_table = at_positions(hidden, positions), self.rotary(positions, positions.shape[1])
+        picked, picked_table = at_positions(hidden, positions), self.rotary(positions, positions.shape[1], hidden)
         return (
             first,
             *(self.norm(_at(layer, picked, picked_table, hidden, table, rows)) for layer in self.layers[1:]),
@@ -156,7 +156,7 @@ class ParallelHeads(Heads):
         keys_values = self._own(state).keys_values
         self._check_length(max(keys_values.lengths) + hidden.shape[1])
         keys_values.begin(hidden.shape[1])
-        table = self.rotary(keys_values.positions, hidden.shape[1])
+        table = self.rotary(keys_values.positions, hidden.shape[1], hidden)
         first = self.norm(self.layers[0].extend(hidden, table, keys_values, 0))
         for index, layer in enumerate(self.layers[1 : keys_values.num_layers], start=1):
             _, keys, values = layer.attention.project(layer.attention_norm(hidden), table)
@@ -180,7 +180,7 @@ class ParallelHeads(Heads):
         states = []
         for index, layer in enumerate(self.layers[1 : num_drafts + 1], start=1):
             keys, values, positions, mask = own.keys_values.last(index)
-            queries, _, _ = layer.attention.project(layer.attention_norm(hidden), self.rotary(positions, 1))
+            queries, _, _ = layer.attention.project(layer.attention_norm(hidden), self.rotary(positions, 1, hidden))
             x = hidden + layer.attention.attend(queries, keys, values, mask)
             states.append(self.norm(x + layer.ffn(layer.ffn_norm(x))))
         logits = unembed(torch.cat(states, dim=1))

@@ -20,7 +20,7 @@ class RecurrentHeads(Heads):
 
     Horizon 1 is the trunk's hidden state itself, so the next-token model is the plain one. From there
 
-    .. math:: s_{h+1} = s_h + W_o \, \mathrm{silu}(W_s \, \mathrm{norm}(s_h) + W_e \, e(x_{t+h}) + b_h)
+    .. math:: s_{h+1} = \mathrm{norm}(s_h + W_o \, \mathrm{silu}(W_s \, s_h + W_e \, e(x_{t+h}) + b_h))
 
     where :math:`x_{t+h}` is the true token in training and the token drafted before in decoding. Conditioning drafts on
     drafts follows Hydra (Ankner et al. 2024, arXiv 2402.05109); sharing the step follows the recurrent drafter
@@ -58,18 +58,17 @@ class RecurrentHeads(Heads):
         width = d_model if width is None else width
         at_least(self, "width", width, 1)
         at_least(self, "embedding_width", self.embedding_width, 1)
-        self.norm = RMSNorm(d_model)
         self.from_state = nn.Linear(d_model, width, bias=False)
         self.from_token = nn.Linear(self.embedding_width, width, bias=False)
         self.depth_bias = nn.Parameter(torch.zeros(max(num_horizons - 1, 1), width))
         self.out = nn.Linear(width, d_model, bias=False)
-        self.out_norm = RMSNorm(d_model)
+        self.norm = RMSNorm(d_model)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the matrices with variance 1/fan-in, and let the step start small."""
         nn.init.normal_(self.from_state.weight, std=self.from_state.in_features**-0.5)
-        nn.init.normal_(self.from_token.weight, std=1.0)
+        nn.init.normal_(self.from_token.weight, std=self.from_token.in_features**-0.5)
         nn.init.normal_(self.out.weight, std=0.1 * self.out.in_features**-0.5)
         nn.init.zeros_(self.depth_bias)
 
@@ -79,8 +78,8 @@ class RecurrentHeads(Heads):
         return tuple(range(1, self.num_horizons + 1))
 
     def _step(self, walked: Float[Tensor, "*N D"], token: Float[Tensor, "*N E"], depth: int) -> Float[Tensor, "*N D"]:
-        inner = self.from_state(self.norm(walked)) + self.from_token(token) + self.depth_bias[depth]
-        return walked + self.out(F.silu(inner))
+        inner = self.from_state(walked) + F.linear(token, self.from_token.weight, self.depth_bias[depth])
+        return self.norm(walked + self.out(F.silu(inner)))
 
     def forward(
         self,
@@ -99,7 +98,7 @@ class RecurrentHeads(Heads):
         states = [hidden]
         for depth, token in enumerate(future.unbind(dim=2)):
             walked = self._step(walked, token, depth)
-            states.append(self.out_norm(walked))
+            states.append(walked)
         return tuple(states)
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
@@ -126,7 +125,7 @@ class RecurrentHeads(Heads):
         tokens, all_logits = [], []
         for depth in range(num_drafts):
             walked = self._step(walked, embed(token), depth)
-            logits = unembed(self.out_norm(walked))
+            logits = unembed(walked)
             token = logits.argmax(dim=-1)
             tokens.append(token)
             all_logits.append(logits)

@@ -68,10 +68,21 @@ class KeyValueState(ChunkedState):
         num_kv_heads: Key-value heads of a layer.
         head_dim: Width of one head.
         like: A tensor whose dtype and device the keys and values take.
+        num_previous: How many tokens before each position the trunk wants to see again.
+        nothing: What it sees where there is none.
     """
 
     def __init__(
-        self, batch_size: int, capacity: int, *, num_layers: int, num_kv_heads: int, head_dim: int, like: Tensor
+        self,
+        batch_size: int,
+        capacity: int,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        like: Tensor,
+        num_previous: int = 0,
+        nothing: int = 0,
     ) -> None:
         super().__init__(batch_size, capacity)
         self.num_layers = num_layers
@@ -81,6 +92,8 @@ class KeyValueState(ChunkedState):
         self.positions: Int[Tensor, "#B T"] = torch.empty(0)
         self.mask: Bool[Tensor, "#B 1 T S"] | None = None
         self._rows = torch.arange(batch_size, device=like.device)[:, None]
+        self.num_previous = num_previous
+        self.tokens = torch.full((batch_size, num_previous + capacity), nothing, device=like.device)
 
     def begin(self, chunk: int) -> None:
         """Announce a chunk: place its positions and what each of them may look at."""
@@ -105,6 +118,17 @@ class KeyValueState(ChunkedState):
         super().select(rows)
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self._rows = self._rows[: len(rows)]
+        self.tokens = self.tokens[rows]
+
+    def previous_tokens(self, tokens: Int[Tensor, "B T"]) -> Int[Tensor, "B T C"]:
+        """Write the chunk's tokens, and return for each position the ``C`` tokens before it, nearest first.
+
+        Args:
+            tokens: The chunk that was announced.
+        """
+        self.tokens[self._rows, self.positions + self.num_previous] = tokens
+        before = torch.arange(self.num_previous - 1, -1, -1, device=tokens.device)
+        return self.tokens[self._rows[:, :, None], self.positions[:, :, None] + before]
 
     def append(
         self, layer: int, keys: Float[Tensor, "B h T d"], values: Float[Tensor, "B h T d"]

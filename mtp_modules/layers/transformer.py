@@ -34,7 +34,8 @@ class RMSNorm(nn.Module):
 class RotaryPositions(nn.Module):
     """Rotate pairs of channels by an angle that grows with the position (Su et al. 2021, arXiv 2104.09864).
 
-    Channel ``i`` is paired with channel ``i + d/2``.
+    Channel ``i`` is paired with channel ``i + d/2``. The tables are computed in float64 for the precision that is asked for,
+    so neither a cast of the model nor initialisation on the meta device can spoil them.
 
     Args:
         head_dim: Width ``d`` of one head, even.
@@ -42,39 +43,39 @@ class RotaryPositions(nn.Module):
         base: Slowest wavelength, in positions over two pi.
     """
 
-    cos: Tensor
-    sin: Tensor
-
     def __init__(self, head_dim: int, max_positions: int, *, base: float = 10000.0) -> None:
         super().__init__()
         divides("RotaryPositions", "2", 2, "head_dim", head_dim)
         self.head_dim, self.max_positions, self.base = head_dim, max_positions, base
-        self.register_buffer("cos", torch.empty(max_positions, head_dim), persistent=False)
-        self.register_buffer("sin", torch.empty(max_positions, head_dim), persistent=False)
-        self.reset_parameters()
+        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def reset_parameters(self) -> None:
-        """Fill the tables: cosines, and sines whose first half is negated."""
-        half = self.head_dim // 2
-        device = self.cos.device
-        rates = self.base ** (-torch.arange(half, device=device, dtype=torch.float64) / half)
-        angles = torch.arange(self.max_positions, device=device, dtype=torch.float64)[:, None] * rates
-        self.cos = torch.cat((angles.cos(), angles.cos()), dim=-1).to(self.cos.dtype)
-        self.sin = torch.cat((-angles.sin(), angles.sin()), dim=-1).to(self.sin.dtype)
+    def _table(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cosines, and sines whose first half is negated, ``(max_positions, d)``."""
+        if (device, dtype) not in self._tables:
+            half = self.head_dim // 2
+            with torch.inference_mode(False), torch.no_grad():
+                rates = self.base ** (-torch.arange(half, dtype=torch.float64) / half)
+                angles = torch.arange(self.max_positions, dtype=torch.float64)[:, None] * rates
+                cos = torch.cat((angles.cos(), angles.cos()), dim=-1)
+                sin = torch.cat((-angles.sin(), angles.sin()), dim=-1)
+                self._tables[device, dtype] = cos.to(device, dtype), sin.to(device, dtype)
+        return self._tables[device, dtype]
 
-    def forward(self, positions: Int[Tensor, "B T"] | None, length: int) -> tuple[Tensor, Tensor]:
+    def forward(self, positions: Int[Tensor, "#B T"] | None, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Look up the rotation of every position.
 
         Args:
             positions: Positions of the tokens, ``(B, T)``; ``None`` for 0 .. length - 1.
             length: Number ``T`` of tokens.
+            like: A tensor whose device and dtype the tables take.
 
         Shape:
             Two tables ``(B or 1, T, 1, d)``.
         """
+        cos, sin = self._table(like.device, like.dtype)
         if positions is None:
-            return self.cos[None, :length, None], self.sin[None, :length, None]
-        return self.cos[positions][:, :, None], self.sin[positions][:, :, None]
+            return cos[None, :length, None], sin[None, :length, None]
+        return cos[positions][:, :, None], sin[positions][:, :, None]
 
     @staticmethod
     def rotate(x: Float[Tensor, "B T h d"], table: tuple[Tensor, Tensor]) -> Float[Tensor, "B T h d"]:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import nn
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.core.targets import same_document_keys
+from mtp_modules.core.targets import same_document_keys, tokens_before
 from mtp_modules.layers.cache import KeyValueState
 from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, TransformerLayer
 
@@ -27,6 +28,9 @@ class TransformerTrunk(Trunk):
         final_norm: Normalise the hidden state that the heads see. False for heads that bring layers and a norm of their
             own, as in the founding paper.
         rope_base: Base of the rotary positions.
+        num_previous: How many tokens before each position are embedded along with it, by tables of their own. One or more
+            spare a small model the layers that find them; 0 is the usual transformer.
+        embedding_std: Standard deviation of the embedding at the start. Small for a tied embedding, about 1 otherwise.
 
     Shape:
         tokens ``(B, T)`` -> hidden ``(B, T, D)``.
@@ -56,6 +60,8 @@ class TransformerTrunk(Trunk):
         max_positions: int = 2048,
         final_norm: bool = True,
         rope_base: float = 10000.0,
+        num_previous: int = 0,
+        embedding_std: float = 0.02,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -67,8 +73,11 @@ class TransformerTrunk(Trunk):
         ):
             at_least(self, name, value, 1)
         self.vocab_size, self.d_model, self.max_positions = vocab_size, d_model, max_positions
-        self.embedding_width = d_model
+        at_least(self, "num_previous", num_previous, 0)
+        at_least(self, "embedding_std", embedding_std, 0)
+        self.embedding_width, self.num_previous, self.embedding_std = d_model, num_previous, embedding_std
         self.embedding = nn.Embedding(vocab_size, d_model)
+        self.previous = nn.Embedding(num_previous * (vocab_size + 1), d_model) if num_previous else None
         self.rotary = RotaryPositions(d_model // num_heads, max_positions, base=rope_base)
         layers = (
             TransformerLayer(
@@ -81,8 +90,18 @@ class TransformerTrunk(Trunk):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the embedding with standard deviation 0.02; layers reset themselves."""
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        """Draw the embeddings; layers reset themselves."""
+        nn.init.normal_(self.embedding.weight, std=self.embedding_std)
+        if self.previous is not None:
+            nn.init.normal_(self.previous.weight, std=self.embedding_std / 2)
+
+    def _embed(self, tokens: Int[Tensor, "B T"], before: Int[Tensor, "B T C"] | None) -> Float[Tensor, "B T D"]:
+        """Embed tokens and those before them; row ``V`` of each table stands for nothing before."""
+        x: Tensor = self.embedding(tokens)
+        if self.previous is not None and before is not None:
+            tables = torch.arange(self.num_previous, device=tokens.device) * (self.vocab_size + 1)
+            x = x + self.previous(before + tables).sum(dim=2)
+        return x
 
     def forward(
         self,
@@ -97,8 +116,11 @@ class TransformerTrunk(Trunk):
         length = tokens.shape[1]
         self._check_length(length)
         mask = None if document_ids is None else same_document_keys(document_ids)[:, None]
-        table = self.rotary(None, length)
-        x = self.embedding(tokens)
+        before = None
+        if self.previous is not None:
+            before = tokens_before(tokens, self.num_previous, self.vocab_size, document_ids)
+        x = self._embed(tokens, before)
+        table = self.rotary(None, length, x)
         for layer in self.layers:
             x = layer(x, table, mask)
         return TrunkOutput(self.norm(x))
@@ -112,8 +134,8 @@ class TransformerTrunk(Trunk):
             refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
         self._check_length(max(state.lengths) + tokens.shape[1])
         state.begin(tokens.shape[1])
-        table = self.rotary(state.positions, tokens.shape[1])
-        x = self.embedding(tokens)
+        x = self._embed(tokens, None if self.previous is None else state.previous_tokens(tokens))
+        table = self.rotary(state.positions, tokens.shape[1], x)
         for index, layer in enumerate(self.layers):
             x = layer.extend(x, table, state, index)
         return self.norm(x)
@@ -136,4 +158,6 @@ class TransformerTrunk(Trunk):
             num_kv_heads=attention.num_kv_heads,
             head_dim=attention.head_dim,
             like=self.embedding.weight,
+            num_previous=self.num_previous,
+            nothing=self.vocab_size,
         )

@@ -45,7 +45,7 @@ def test_rotation_equals_the_naive_one(base: float) -> None:
     with float64():
         rotary = RotaryPositions(6, 20, base=base)
     x, positions = torch.randn(1, 3, 2, 6, dtype=torch.float64), torch.tensor([[0, 7, 19]])
-    rotated = RotaryPositions.rotate(x, rotary(positions, 3))
+    rotated = RotaryPositions.rotate(x, rotary(positions, 3, x))
     for index, position in enumerate(positions[0].tolist()):
         for head in range(2):
             assert_same(rotated[0, index, head], naive.rotate(x[0, index, head], position, base))
