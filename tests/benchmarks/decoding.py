@@ -1,0 +1,188 @@
+"""Self-speculative against plain decoding of a trained model, and plain decoding against Hugging Face ``generate``.
+
+Both sides of a ratio alternate in one process, on one thread. Times are CPU seconds; medians over the repeats.
+
+    python -m tests.benchmarks.decoding --ckpt_path runs/quickstart
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder, TransformerTrunk
+from mtp_modules.data import TextDataModule
+from mtp_modules.decoders import Generation
+from mtp_modules.training import load_model
+
+
+def alternate(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Run the sides in turn and return the CPU seconds of every run."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name, side in sides.items():
+            started = time.process_time()
+            side()
+            if repeat:
+                seconds[name].append(time.process_time() - started)
+    return seconds
+
+
+def pooled(generations: list[Generation]) -> tuple[float, list[float]]:
+    """Return tokens per forward and acceptance by depth over all prompts."""
+    tokens = sum(g.stats.tokens for g in generations)
+    forwards = sum(g.stats.forwards for g in generations)
+    depths = max(len(g.stats.drafted) for g in generations)
+    drafted = [sum(g.stats.drafted[d] for g in generations if len(g.stats.drafted) > d) for d in range(depths)]
+    accepted = [sum(g.stats.accepted[d] for g in generations if len(g.stats.accepted) > d) for d in range(depths)]
+    return tokens / forwards, [a / d for a, d in zip(accepted, drafted, strict=True)]
+
+
+def hugging_face_twin(model: MTPModel) -> torch.nn.Module | None:
+    """Build a Llama with the same sizes; the previous-token tables have no place in it and are left out on both sides."""
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        return None
+    trunk = model.trunk
+    assert isinstance(trunk, TransformerTrunk)
+    first = trunk.layers[0]
+    config = LlamaConfig(
+        vocab_size=trunk.vocab_size,
+        hidden_size=trunk.d_model,
+        intermediate_size=first.ffn.down.in_features,
+        num_hidden_layers=len(trunk.layers),
+        num_attention_heads=first.attention.num_heads,
+        num_key_value_heads=first.attention.num_kv_heads,
+        max_position_embeddings=trunk.max_positions,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        rms_norm_eps=first.attention_norm.eps,
+    )
+    twin = LlamaForCausalLM(config).eval()
+    twin.generation_config.eos_token_id = None
+    state = {
+        "model.embed_tokens.weight": trunk.embedding.weight,
+        "model.norm.weight": trunk.norm.weight,
+        "lm_head.weight": model.unembedding.weight,
+    }
+    for index, layer in enumerate(trunk.layers):
+        attention, prefix = layer.attention, f"model.layers.{index}."
+        q, kv = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
+        query, key, value = attention.qkv.weight.split((q, kv, kv))
+        gate, up = layer.ffn.gate_up.weight.chunk(2)
+        state |= {
+            f"{prefix}self_attn.q_proj.weight": query,
+            f"{prefix}self_attn.k_proj.weight": key,
+            f"{prefix}self_attn.v_proj.weight": value,
+            f"{prefix}self_attn.o_proj.weight": attention.out.weight,
+            f"{prefix}mlp.gate_proj.weight": gate,
+            f"{prefix}mlp.up_proj.weight": up,
+            f"{prefix}mlp.down_proj.weight": layer.ffn.down.weight,
+            f"{prefix}input_layernorm.weight": layer.attention_norm.weight,
+            f"{prefix}post_attention_layernorm.weight": layer.ffn_norm.weight,
+        }
+    twin.load_state_dict(state)
+    return twin
+
+
+def without_previous_tokens(model: MTPModel) -> MTPModel:
+    """Return the same weights in a trunk without previous-token tables, which is a plain Llama."""
+    first = model.trunk.layers[0]
+    trunk = TransformerTrunk(
+        vocab_size=model.trunk.vocab_size,
+        d_model=model.trunk.d_model,
+        num_layers=len(model.trunk.layers),
+        num_heads=first.attention.num_heads,
+        num_kv_heads=first.attention.num_kv_heads,
+        ffn_width=first.ffn.down.in_features,
+        max_positions=model.trunk.max_positions,
+    )
+    plain = MTPModel(trunk=trunk, heads=model.heads, tie_embeddings=False)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("trunk.previous")})
+    return plain.eval()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ckpt_path", default="runs/quickstart")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompt_length", type=int, default=64)
+    parser.add_argument("--new_tokens", type=int, default=192)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--num_drafts", type=int, nargs="*", default=[])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model, tokenizer = load_model(options.ckpt_path)
+    data = TextDataModule(
+        sources=["stdlib"], window=256, lookahead=model.lookahead, batch_size=8, tokenizer=tokenizer
+    )
+    prompts = data.prompts("test", options.prompts, options.prompt_length, seed=0)
+    console = Console()
+
+    drafts = options.num_drafts or [model.heads.max_drafts]
+    decoders = {"plain": AutoregressiveDecoder()} | {f"{k} drafts": SpeculativeDecoder(num_drafts=k) for k in drafts}
+    found: dict[str, list[Generation]] = {}
+
+    def run(name: str) -> Callable[[], None]:
+        def all_prompts() -> None:
+            found[name] = [decoders[name].generate(model, [p], max_new_tokens=options.new_tokens) for p in prompts]
+
+        return all_prompts
+
+    seconds = alternate({name: run(name) for name in decoders}, options.repeats)
+    table = Table(title=f"{len(prompts)} held-out prompts x {options.new_tokens} tokens, batch 1, one thread, CPU time")
+    for column in ("decoding", "tokens/s", "tokens per forward", "speed-up", "identical outputs", "acceptance by depth"):
+        table.add_column(column, justify="right")
+    plain = [g.tokens[0] for g in found["plain"]]
+    for name, generations in found.items():
+        rate, acceptance = pooled(generations)
+        same = sum(g.tokens[0] == p for g, p in zip(generations, plain, strict=True))
+        median = statistics.median(seconds[name])
+        ratio = statistics.median(a / b for a, b in zip(seconds["plain"], seconds[name], strict=True))
+        table.add_row(
+            name,
+            f"{sum(len(p) for p in plain) / median:.0f}",
+            f"{rate:.2f}",
+            f"{ratio:.2f}x",
+            f"{same}/{len(prompts)}",
+            " ".join(f"{share:.0%}" for share in acceptance),
+        )
+    console.print(table)
+
+    twin = hugging_face_twin(model)
+    if twin is None:
+        console.print("transformers is not installed: no comparison with Hugging Face (pip install -e '.[benchmark]')")
+        return
+    ours, few = without_previous_tokens(model), prompts[: max(1, len(prompts) // 8)]
+    outputs: dict[str, list[list[int]]] = {}
+
+    def run_ours() -> None:
+        outputs["ours"] = [
+            AutoregressiveDecoder().generate(ours, [p], max_new_tokens=options.new_tokens).tokens[0] for p in few
+        ]
+
+    def run_theirs() -> None:
+        outputs["theirs"] = [
+            twin.generate(torch.tensor([p]), max_new_tokens=options.new_tokens, do_sample=False)[0, len(p) :].tolist()
+            for p in few
+        ]
+
+    seconds = alternate({"ours": run_ours, "theirs": run_theirs}, options.repeats)
+    ratio = statistics.median(b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True))
+    same = sum(a == b for a, b in zip(outputs["ours"], outputs["theirs"], strict=True))
+    console.print(
+        f"plain decoding, eager, same weights: {ratio:.2f}x as fast as Hugging Face generate; "
+        f"{same}/{len(few)} outputs identical"
+    )
+
+
+if __name__ == "__main__":
+    main()
