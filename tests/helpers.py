@@ -15,7 +15,7 @@ WIDTH = 8
 MAX_POSITIONS = 48
 
 
-def _transformer(num_kv_heads: int | None) -> Trunk:
+def _transformer(num_kv_heads: int | None, num_previous: int = 0) -> Trunk:
     return TransformerTrunk(
         vocab_size=VOCAB,
         d_model=WIDTH,
@@ -24,6 +24,7 @@ def _transformer(num_kv_heads: int | None) -> Trunk:
         num_kv_heads=num_kv_heads,
         ffn_width=12,
         max_positions=MAX_POSITIONS,
+        num_previous=num_previous,
     )
 
 
@@ -34,6 +35,7 @@ def _recurrent(cell: str) -> Trunk:
 TRUNKS: dict[str, Callable[[], Trunk]] = {
     "transformer": lambda: _transformer(None),
     "transformer_grouped": lambda: _transformer(2),
+    "transformer_previous": lambda: _transformer(None, num_previous=2),
     "rnn": lambda: _recurrent("rnn"),
     "gru": lambda: _recurrent("gru"),
     "lstm": lambda: _recurrent("lstm"),
