@@ -1,16 +1,22 @@
 """Losses: targets, weights, and the output matrix with its cross-entropy."""
 
 from mtp_modules.core.outputs import LossTerms
-from mtp_modules.losses.linear_cross_entropy import NaiveLinearCrossEntropy
+from mtp_modules.losses.linear_cross_entropy import (
+    FusedLinearCrossEntropy,
+    NaiveLinearCrossEntropy,
+    RecomputeLinearCrossEntropy,
+)
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.losses.weights import AuxiliaryWeights, ExplicitWeights, GeometricWeights, UniformWeights
 
 __all__ = [
     "AuxiliaryWeights",
     "ExplicitWeights",
+    "FusedLinearCrossEntropy",
     "GeometricWeights",
     "LossTerms",
     "MultiTokenLoss",
     "NaiveLinearCrossEntropy",
+    "RecomputeLinearCrossEntropy",
     "UniformWeights",
 ]

@@ -18,7 +18,7 @@ from mtp_modules.core.targets import (
     sample_positions,
 )
 from mtp_modules.core.unembedding import Unembedding
-from mtp_modules.losses.linear_cross_entropy import NaiveLinearCrossEntropy
+from mtp_modules.losses.linear_cross_entropy import FusedLinearCrossEntropy
 from mtp_modules.losses.weights import UniformWeights
 
 
@@ -43,7 +43,7 @@ class MultiTokenLoss(Component, nn.Module):
 
     Args:
         weights: Weight of each horizon; all 1 if ``None``.
-        backend: How linear + cross-entropy is computed; naive if ``None``.
+        backend: How linear + cross-entropy is computed; fused if ``None``.
         share_of_positions: Train horizons beyond the first on this random share of the positions, an unbiased estimate
             of the same loss; all positions in evaluation.
         distillation: How much of the loss of horizons beyond the first is cross-entropy against the law of horizon 1
@@ -76,7 +76,7 @@ class MultiTokenLoss(Component, nn.Module):
         fraction(self, "share_of_positions", share_of_positions, zero=False)
         fraction(self, "distillation", distillation)
         self.weights = UniformWeights() if weights is None else weights
-        self.backend = NaiveLinearCrossEntropy() if backend is None else backend
+        self.backend = FusedLinearCrossEntropy() if backend is None else backend
         self.share_of_positions, self.distillation = share_of_positions, distillation
 
     def forward(
