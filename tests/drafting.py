@@ -1,0 +1,106 @@
+"""Heads that draft what a test wants, and a model whose continuation is known."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtp_modules import Heads, LinearHeads, MTPModel, TransformerTrunk
+from mtp_modules.core import DecodingState, Draft
+from tests.helpers import VOCAB, float64
+
+
+class ScriptedState(DecodingState):
+    """The state of the real heads, and which row of the run each row is."""
+
+    def __init__(self, inner: DecodingState) -> None:
+        self.inner = inner
+        self.rows = list(range(len(inner.lengths)))
+
+    @property
+    def lengths(self) -> list[int]:
+        return self.inner.lengths
+
+    def commit(self, keep: list[int]) -> None:
+        self.inner.commit(keep)
+
+    def select(self, rows: list[int]) -> None:
+        self.inner.select(rows)
+        self.rows = [self.rows[row] for row in rows]
+
+
+class ScriptedHeads(Heads):
+    """Verify with real heads, and draft what ``script(row, length, num_drafts)`` says after ``length`` read tokens."""
+
+    def __init__(self, *, heads: Heads, script: Callable[[int, int, int], list[int]]) -> None:
+        super().__init__()
+        self.heads, self.script, self.d_model = heads, script, heads.d_model
+        self.drafted: list[dict[int, list[int]]] = []
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        return self.heads.horizons
+
+    def forward(self, hidden: Tensor, **kwargs: Tensor | None) -> tuple[Tensor, ...]:
+        return self.heads(hidden, **kwargs)
+
+    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> ScriptedState:
+        return ScriptedState(self.heads.new_state(batch_size, capacity, for_drafts=for_drafts))
+
+    def extend(self, hidden: Tensor, state: DecodingState) -> Tensor:
+        assert isinstance(state, ScriptedState)
+        return self.heads.extend(hidden, state.inner)
+
+    def draft(
+        self,
+        token: Tensor,
+        state: DecodingState,
+        *,
+        num_drafts: int,
+        embed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor], Tensor],
+    ) -> Draft:
+        assert isinstance(state, ScriptedState)
+        tokens = [self.script(row, state.lengths[b], num_drafts) for b, row in enumerate(state.rows)]
+        self.drafted.append(dict(zip(state.rows, tokens, strict=True)))
+        chosen = torch.tensor(tokens)
+        return Draft(tokens=chosen, logits=nn.functional.one_hot(chosen, VOCAB).double())
+
+
+def copying_script(
+    prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]], wrong: Callable[[int, int], bool]
+) -> Callable[[int, int, int], list[int]]:
+    """Draft what plain decoding gives, except where ``wrong(row, place)``; there, any other token."""
+
+    def script(row: int, length: int, num_drafts: int) -> list[int]:
+        # `length` tokens are read and one more is emitted, so drafts begin with the token after that.
+        first = length - len(prompts[row]) + 1
+        tokens = []
+        for place in range(first, first + num_drafts):
+            token = outputs[row][place] if place < len(outputs[row]) else 0
+            tokens.append((token + 1 + place % (VOCAB - 1)) % VOCAB if wrong(row, place) else token)
+        return tokens
+
+    return script
+
+
+def clock(num_horizons: int, *, hands: Sequence[int] | None = None) -> MTPModel:
+    """Build a real model that counts up modulo ``VOCAB``.
+
+    Tokens are points on a circle, and head ``h`` turns the trunk's state by ``hands[h - 1]`` of them: by ``h`` where all
+    drafts shall be right.
+    """
+    with float64():
+        trunk = TransformerTrunk(vocab_size=VOCAB, d_model=2, num_layers=1, num_heads=1, max_positions=128)
+        model = MTPModel(trunk=trunk, heads=LinearHeads(d_model=2, num_horizons=num_horizons))
+    angles = 2 * math.pi * torch.arange(VOCAB, dtype=torch.float64) / VOCAB
+    with torch.no_grad():
+        trunk.embedding.weight.copy_(torch.stack((angles.cos(), angles.sin()), dim=1))
+        for name, parameter in trunk.layers.named_parameters():
+            if name.rpartition(".")[0].endswith(("out", "down")):
+                parameter.zero_()
+        for linear, hand in zip(model.heads.maps, hands or range(1, num_horizons + 1), strict=True):
+            turn = 2 * math.pi * hand / VOCAB
+            linear.weight.copy_(torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]))
+    return model.eval()
