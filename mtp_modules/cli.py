@@ -84,7 +84,7 @@ class MTPCLI(LightningCLI):
         """End with the test table of the best checkpoint, or with the right exit status if the run was stopped."""
         if self.graceful_stop.received is not None:
             sys.exit(128 + self.graceful_stop.received)
-        if self.trainer.fast_dev_run:
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # lightning sets it where mypy cannot see
             return
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)

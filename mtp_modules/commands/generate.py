@@ -28,14 +28,14 @@ def generate(
     repeats: int = 3,
     device: str = "cpu",
 ) -> None:
-    """Continue a prompt with a trained model, showing tokens as they are decoded; accepted drafts are green on a terminal.
+    """Continue a prompt with a trained model, showing tokens as they come; accepted drafts are green in a terminal.
 
     Args:
         ckpt_path: A checkpoint file, the folder of a run, or a folder that save_pretrained wrote.
         prompt: Text to continue; numbers separated by spaces if the model has no tokenizer.
         max_new_tokens: How many tokens to add at most.
         num_drafts: Most drafts a forward pass verifies; as many as the heads can draft if null.
-        compare: Also decode plainly, and print speed, tokens per forward, acceptance by depth, and whether the outputs agree.
+        compare: Also decode plainly, and print speed, tokens per forward, acceptance by depth, and if outputs agree.
         repeats: How many times each side runs when comparing; medians are printed.
         device: Where to run, such as cpu or cuda.
     """
@@ -59,7 +59,9 @@ def generate(
     sys.stdout.write("".join(written.flush()) + "\n")
     if compare:
         if model.heads.max_drafts < 1:
-            refuse("compare", f"{type(model.heads).__name__} with one horizon drafts nothing; there is nothing to compare.")
+            refuse(
+                "compare", f"{type(model.heads).__name__} with one horizon drafts nothing; there is nothing to compare."
+            )
         _compare(model, decoder, tokens, max_new_tokens, stop, repeats)
 
 
@@ -69,7 +71,9 @@ def _encode(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
     try:
         return [int(word) for word in prompt.split()]
     except ValueError:
-        refuse("prompt", f"this model has no tokenizer, so the prompt must be numbers with spaces between, got {prompt!r}.")
+        refuse(
+            "prompt", f"this model has no tokenizer, so the prompt must be numbers with spaces between, got {prompt!r}."
+        )
 
 
 class _Writer:
@@ -103,9 +107,7 @@ class _Writer:
             yield _OWN
 
 
-def _compare(
-    model: MTPModel, decoder: Decoder, prompt: list[int], budget: int, stop: list[int], repeats: int
-) -> None:
+def _compare(model: MTPModel, decoder: Decoder, prompt: list[int], budget: int, stop: list[int], repeats: int) -> None:
     """Run plain and speculative decoding in turn, and print medians."""
     sides: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), "self-speculative": decoder}
     runs: dict[str, list[Generation]] = {name: [] for name in sides}
@@ -126,12 +128,15 @@ def _compare(
     depths = "  ".join(f"{depth}: {share:.0%}" for depth, share in enumerate(stats.acceptance, start=1))
     console.print(f"accepted by depth   {depths}")
     console.print(f"speed-up            {speeds['self-speculative'] / speeds['plain']:.2f}x")
-    console.print(f"outputs             {_difference(runs['plain'][0].tokens[0], runs['self-speculative'][0].tokens[0])}")
+    plain, drafted = (runs[name][0].tokens[0] for name in ("plain", "self-speculative"))
+    console.print(f"outputs             {_difference(plain, drafted)}")
 
 
 def _difference(plain: list[int], drafted: list[int]) -> str:
     if plain == drafted:
         return "identical"
-    first = next((i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b), min(len(plain), len(drafted)))
+    first = next(
+        (i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b), min(len(plain), len(drafted))
+    )
     precision = torch.get_default_dtype()
     return f"differ from token {first + 1} on: two logits there are closer than the rounding of {precision}"

@@ -48,7 +48,8 @@ def sentence(message: str) -> str:
     if found := _UNKNOWN_CLASS.search(message):
         role = key.rpartition(".")[2]
         known = f" Known: {', '.join(_known(_ROLES[role]))}." if role in _ROLES else ""
-        return f"{key}: unknown class {found[1]!r}.{known} Name a class of your own by its import path, package.module.Class."
+        way_out = "Name a class of your own by its import path, package.module.Class."
+        return f"{key}: unknown class {found[1]!r}.{known} {way_out}"
     if found := _WRONG_TYPE.search(message):
         return f"{key}: must be of type {found[1]}, got {found[2].strip()}."
     return " ".join(message.split())

@@ -34,8 +34,8 @@ class RMSNorm(nn.Module):
 class RotaryPositions(nn.Module):
     """Rotate pairs of channels by an angle that grows with the position (Su et al. 2021, arXiv 2104.09864).
 
-    Channel ``i`` is paired with channel ``i + d/2``. The tables are computed in float64 for the precision that is asked for,
-    so neither a cast of the model nor initialisation on the meta device can spoil them.
+    Channel ``i`` is paired with channel ``i + d/2``. The tables are computed in float64 for the precision that is asked
+    for, so neither a cast of the model nor initialisation on the meta device can spoil them.
 
     Args:
         head_dim: Width ``d`` of one head, even.

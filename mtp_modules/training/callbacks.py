@@ -37,7 +37,9 @@ class HeadsProgressBar(TQDMProgressBar):
         left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
         return min(total, left + trainer.fit_loop.batch_idx + 1)
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """Return what stands behind the bar."""
         known = trainer.callback_metrics
         shown: dict[str, int | str | float | dict[str, float]] = {}
@@ -64,7 +66,7 @@ def by_head(metrics: dict[str, Tensor], name: str) -> list[float]:
 
 
 class HeadsTable(Callback):
-    """Print a table when validation on demand or testing ends: loss and accuracies of every head, and the accepted length."""
+    """Print a table when testing or validation on demand ends: loss and accuracies a head, and the accepted length."""
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the figures of the test."""

@@ -19,7 +19,7 @@ _PREFERRED = ("best.ckpt", "last.ckpt")
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """Return the checkpoint that a path means: itself, or the best one of a run's folder, else the last, else the newest.
+    """Return the checkpoint that a path means: itself, or the best of a run's folder, else the last, else the newest.
 
     Args:
         path: A file, a run's folder, or a folder that ``save_pretrained`` wrote (returned as it is).
@@ -42,9 +42,7 @@ def find_checkpoint(path: str | Path) -> Path:
     return max(found, key=lambda file: file.stat().st_mtime)
 
 
-def load_model(
-    path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",)
-) -> tuple[MTPModel, Tokenizer | None]:
+def load_model(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",)) -> tuple[MTPModel, Tokenizer | None]:
     """Build the model, and the tokenizer if one is known, from a checkpoint alone.
 
     Args:

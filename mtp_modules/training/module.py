@@ -27,10 +27,10 @@ TOP_K = (1, 5)
 class MTPModule(LightningModule):
     """Train a multi-token model: what ``python -m mtp_modules fit`` runs.
 
-    Batches are dictionaries with ``tokens (B, T + max(horizons))`` and optionally ``document_ids`` and ``loss_mask`` of the
-    same shape. Logged, each as ``train/``, ``val/`` and ``test/``: ``loss``, and per head ``loss/head_h`` (unweighted, nats),
-    ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``. Checkpoints describe the model and the tokenizer,
-    so that they can be decoded without the configuration.
+    Batches are dictionaries with ``tokens (B, T + max(horizons))`` and optionally ``document_ids`` and ``loss_mask`` of
+    the same shape. Logged, each as ``train/``, ``val/`` and ``test/``: ``loss``, and per head ``loss/head_h``
+    (unweighted, nats), ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``. Checkpoints describe
+    the model and the tokenizer, so that they can be decoded without the configuration.
 
     Args:
         trunk: Turns tokens into hidden states.
@@ -84,7 +84,8 @@ class MTPModule(LightningModule):
         """Return the loss of a batch, and log now and then."""
         terms = self(batch)
         self._tokens += batch["tokens"].shape[0] * (batch["tokens"].shape[1] - self.lookahead)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it where mypy cannot see
+        if self.trainer.global_step % every == 0:
             self._log_training(terms)
         return terms.loss
 

@@ -28,8 +28,8 @@ class TransformerTrunk(Trunk):
         final_norm: Normalise the hidden state that the heads see. False for heads that bring layers and a norm of their
             own, as in the founding paper.
         rope_base: Base of the rotary positions.
-        num_previous: How many tokens before each position are embedded along with it, by tables of their own. One or more
-            spare a small model the layers that find them; 0 is the usual transformer.
+        num_previous: How many tokens before each position are embedded along with it, by tables of their own. One or
+            more spare a small model the layers that find them; 0 is the usual transformer.
         embedding_std: Standard deviation of the embedding at the start. Small for a tied embedding, about 1 otherwise.
 
     Shape:

@@ -43,7 +43,7 @@ def pooled(generations: list[Generation]) -> tuple[float, list[float]]:
 
 
 def hugging_face_twin(model: MTPModel) -> torch.nn.Module | None:
-    """Build a Llama with the same sizes; the previous-token tables have no place in it and are left out on both sides."""
+    """Build a Llama with the same sizes; previous-token tables have no place in it and are left out on both sides."""
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError:
@@ -121,9 +121,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load_model(options.ckpt_path)
-    data = TextDataModule(
-        sources=["stdlib"], window=256, lookahead=model.lookahead, batch_size=8, tokenizer=tokenizer
-    )
+    data = TextDataModule(sources=["stdlib"], window=256, lookahead=model.lookahead, batch_size=8, tokenizer=tokenizer)
     prompts = data.prompts("test", options.prompts, options.prompt_length, seed=0)
     console = Console()
 
@@ -139,7 +137,14 @@ def main() -> None:
 
     seconds = alternate({name: run(name) for name in decoders}, options.repeats)
     table = Table(title=f"{len(prompts)} held-out prompts x {options.new_tokens} tokens, batch 1, one thread, CPU time")
-    for column in ("decoding", "tokens/s", "tokens per forward", "speed-up", "identical outputs", "acceptance by depth"):
+    for column in (
+        "decoding",
+        "tokens/s",
+        "tokens per forward",
+        "speed-up",
+        "identical outputs",
+        "acceptance by depth",
+    ):
         table.add_column(column, justify="right")
     plain = [g.tokens[0] for g in found["plain"]]
     for name, generations in found.items():

@@ -45,7 +45,8 @@ def test_recurrent_heads_walk_with_the_tokens_between() -> None:
     for t in range(4):
         walked = hidden[0, t]
         for depth in range(2):
-            inner = heads.from_state.weight @ walked + heads.from_token.weight @ future[0, t, depth] + heads.depth_bias[depth]
+            read = heads.from_state.weight @ walked
+            inner = read + heads.from_token.weight @ future[0, t, depth] + heads.depth_bias[depth]
             walked = walked + heads.out.weight @ (inner / (1 + (-inner).exp()))
             walked = naive.rms_norm(walked, heads.norm.weight)
             assert_same(states[depth + 1][0, t], walked)
