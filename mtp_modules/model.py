@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -14,6 +14,9 @@ from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import num_positions, tokens_between
 from mtp_modules.core.unembedding import Unembedding
+
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class MTPModel(Component, nn.Module):
@@ -113,7 +116,7 @@ class MTPModel(Component, nn.Module):
             trusted: Top-level packages whose classes may be built.
 
         Returns:
-            The model, in evaluation mode, and its tokenizer if one was written.
+            The model, in evaluation mode and the precision it was saved in, and its tokenizer if one was written.
 
         Raises:
             ValueError: If a file is missing, is of another kind, or does not fit.
@@ -130,6 +133,9 @@ class MTPModel(Component, nn.Module):
             refuse(cls.__name__, f"{folder / 'config.json'} was not written by save_pretrained.")
         model = build(config["model"], trusted=trusted)
         try:
+            with safe_open(folder / "model.safetensors", framework="pt") as file:
+                stored = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            model.to(_DTYPES.get(stored.pop() if len(stored) == 1 else "", torch.get_default_dtype()))
             load_model(model, str(folder / "model.safetensors"))
         except (RuntimeError, SafetensorError) as error:
             refuse(cls.__name__, f"{folder / 'model.safetensors'} does not fit the model in config.json ({error}).")

@@ -33,7 +33,11 @@ def _recording(init: Any) -> Any:
     @functools.wraps(init)
     def wrapper(self: Component, *args: Any, **kwargs: Any) -> None:
         if "_description" not in self.__dict__:
-            bound = parameters.bind(self, *args, **kwargs)
+            try:
+                bound = parameters.bind(self, *args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{type(self).__name__}: {error}") from None
+            bound.apply_defaults()  # a checkpoint outlives a change of defaults
             given = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}
             class_path = f"{type(self).__module__}.{type(self).__qualname__}"
             object.__setattr__(self, "_description", {"class_path": class_path, "init_args": given})

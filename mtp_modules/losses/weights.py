@@ -7,6 +7,12 @@ from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import HorizonWeights
 
 
+def _finite(weights: HorizonWeights, argument: str, value: float) -> None:
+    at_least(weights, argument, value, 0)
+    if math.isinf(value):
+        refuse(weights, f"{argument} must be finite, got {value}.")
+
+
 def _preserving_total(weights: list[float], preserve_total: bool) -> list[float]:
     total = sum(weights)
     return [weight / total for weight in weights] if preserve_total and total > 0 else weights
@@ -39,7 +45,7 @@ class GeometricWeights(HorizonWeights):
         preserve_total: Scale the weights so that they sum to 1.
 
     Raises:
-        ValueError: If ``gamma`` is negative or not a number.
+        ValueError: If ``gamma`` is negative, infinite or not a number.
 
     Example:
         >>> GeometricWeights(gamma=0.5)(3)
@@ -47,7 +53,7 @@ class GeometricWeights(HorizonWeights):
     """
 
     def __init__(self, *, gamma: float, preserve_total: bool = False) -> None:
-        at_least(self, "gamma", gamma, 0)
+        _finite(self, "gamma", gamma)
         self.gamma, self.preserve_total = gamma, preserve_total
 
     def __call__(self, num_horizons: int) -> list[float]:
@@ -64,7 +70,7 @@ class AuxiliaryWeights(HorizonWeights):
         weight: Weight of each horizon beyond the first, at least 0.
 
     Raises:
-        ValueError: If ``weight`` is negative or not a number.
+        ValueError: If ``weight`` is negative, infinite or not a number.
 
     Example:
         >>> AuxiliaryWeights(weight=0.1)(3)
@@ -72,7 +78,7 @@ class AuxiliaryWeights(HorizonWeights):
     """
 
     def __init__(self, *, weight: float) -> None:
-        at_least(self, "weight", weight, 0)
+        _finite(self, "weight", weight)
         self.weight = weight
 
     def __call__(self, num_horizons: int) -> list[float]:
@@ -96,9 +102,7 @@ class ExplicitWeights(HorizonWeights):
 
     def __init__(self, *, values: Sequence[float]) -> None:
         for index, value in enumerate(values):
-            if math.isinf(value):
-                refuse(self, f"values[{index}] must be finite, got {value}.")
-            at_least(self, f"values[{index}]", value, 0)
+            _finite(self, f"values[{index}]", value)
         if not any(values):
             refuse(self, f"values must hold a weight above 0, got {list(values)}.")
         self.values = list(values)

@@ -36,13 +36,15 @@ def test_a_description_is_json_and_builds_the_same_again(name: str) -> None:
     assert describe(again) == description
 
 
-def test_a_description_holds_what_was_given() -> None:
+def test_a_description_holds_what_was_given_and_what_was_not() -> None:
     loss = MultiTokenLoss(weights=AuxiliaryWeights(weight=0.1), share_of_positions=0.25)
     assert describe(loss) == {
         "class_path": "mtp_modules.losses.multi_token.MultiTokenLoss",
         "init_args": {
             "weights": {"class_path": "mtp_modules.losses.weights.AuxiliaryWeights", "init_args": {"weight": 0.1}},
+            "backend": None,
             "share_of_positions": 0.25,
+            "distillation": 0.0,
         },
     }
 
@@ -63,7 +65,7 @@ class NamedShelf(Shelf):
 
 def test_values_that_are_not_plain_become_plain() -> None:
     shelf = Shelf(things={"where": Path("a") / "b", "many": (1, UniformWeights())})
-    many = [1, {"class_path": "mtp_modules.losses.weights.UniformWeights", "init_args": {}}]
+    many = [1, {"class_path": "mtp_modules.losses.weights.UniformWeights", "init_args": {"preserve_total": False}}]
     assert describe(shelf)["init_args"] == {"things": {"where": str(Path("a") / "b"), "many": many}}
     again = build(describe(shelf), trusted=("mtp_modules", "tests"))
     assert isinstance(again.things["many"][1], UniformWeights)
