@@ -77,7 +77,7 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
         teacher: Teacher | None = None,
     ) -> CrossEntropyTerms:
         """Return the weighted loss and what metrics need; see the interface."""
-        loss, nll, rank, predicted = _Fused.apply(
+        loss, nll, rank, predicted = _Fused.apply(  # type: ignore[no-untyped-call]
             states,
             weight,
             bias,
@@ -210,7 +210,9 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Score all chunks, and keep the gradients that backward will deliver."""
         device = states.device.type
-        low = torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else states.dtype
+        low = (
+            torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else states.dtype
+        )
         high = torch.promote_types(low, torch.float32)
         matrix = weight.to(low)
         wants_states, wants_weight, wants_bias = (grad_enabled and wanted for wanted in ctx.needs_input_grad[:3])
