@@ -55,8 +55,8 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
     (or autocast's), the softmax and the output matrix's gradient in float32 at least.
 
     Args:
-        rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so small
-            that they come to less than 8 million numbers.
+        rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
+            small that they come to less than 8 million numbers.
 
     Raises:
         ValueError: If ``rows_per_chunk`` is below 1.
@@ -94,12 +94,12 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
 class RecomputeLinearCrossEntropy(LinearCrossEntropy):
     """Go through the examples in chunks, and compute each chunk's logits again in the backward pass.
 
-    As little memory as the fused backend, one matrix product more. Everything is ordinary autograd, so the example weights
-    may be learned.
+    As little memory as the fused backend, one matrix product more. Everything is ordinary autograd, so the example
+    weights may be learned.
 
     Args:
-        rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so small
-            that they come to less than 8 million numbers.
+        rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
+            small that they come to less than 8 million numbers.
 
     Raises:
         ValueError: If ``rows_per_chunk`` is below 1.

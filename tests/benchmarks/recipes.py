@@ -1,7 +1,7 @@
 """Heads, horizons and weights at equal CPU time: what each costs the next byte, and how good its drafts are.
 
-Every row trains on the standard library's bytes for the same CPU seconds of one thread, its learning rate falling to 0 with
-them. "accepted" is the mean length of the run of horizons that agree with horizon 1 on held-out text.
+Every row trains on the standard library's bytes for the same CPU seconds of one thread, its learning rate falling to 0
+with them. "accepted" is the mean length of the run of horizons that agree with horizon 1 on held-out text.
 
     python tests/benchmarks/recipes.py --seconds 60
 """
