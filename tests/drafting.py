@@ -88,8 +88,8 @@ def copying_script(
 def clock(num_horizons: int, *, hands: Sequence[int] | None = None) -> MTPModel:
     """Build a real model that counts up modulo ``VOCAB``.
 
-    Tokens are points on a circle, and head ``h`` turns the trunk's state by ``hands[h - 1]`` of them: by ``h`` where all
-    drafts shall be right.
+    Tokens are points on a circle, and head ``h`` turns the trunk's state by ``hands[h - 1]`` of them: by ``h`` where
+    all drafts shall be right.
     """
     with float64():
         trunk = TransformerTrunk(vocab_size=VOCAB, d_model=2, num_layers=1, num_heads=1, max_positions=128)
