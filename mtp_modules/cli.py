@@ -14,7 +14,15 @@ from mtp_modules import data, heads, losses, trunks  # noqa: F401
 from mtp_modules.commands.generate import generate
 from mtp_modules.commands.parser import LightningSentenceParser, SentenceParser
 from mtp_modules.core.checks import InputError, refuse
-from mtp_modules.training import GracefulStop, HeadsProgressBar, HeadsTable, MTPModule, PredictionWriter
+from mtp_modules.training import (
+    GracefulStop,
+    HeadsProgressBar,
+    HeadsTable,
+    MTPModule,
+    PredictionWriter,
+    find_checkpoint,
+)
+from mtp_modules.training.checkpointing import read_checkpoint
 
 COMMANDS: dict[str, Callable[..., None]] = {"generate": generate}
 
@@ -52,6 +60,20 @@ class MTPCLI(LightningCLI):
         """Fill in every size that another component already says."""
         for source, target in _LINKS:
             parser.link_arguments(source, target, apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the checkpoint, and refuse what is none before anything is built."""
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if not path or path in ("best", "last", "hpc") or str(path).startswith("registry"):
+            return
+        # Training goes on from where it ended, everything else looks at the best.
+        preferred = ("last.ckpt", "best.ckpt") if self.config.subcommand == "fit" else ("best.ckpt", "last.ckpt")
+        found = find_checkpoint(path, preferred=preferred)
+        if found.is_dir():
+            refuse("ckpt_path", f"{found} holds a model without the state of its training; give a .ckpt file.")
+        read_checkpoint(found)
+        config.ckpt_path = str(found)
 
     def after_instantiate_classes(self) -> None:
         """Refuse a configuration that says two things at once."""
@@ -107,10 +129,23 @@ def main() -> None:
     try:
         if command in COMMANDS:
             _run(command, sys.argv[2:])
-        else:
+        elif command in MTPCLI.subcommands() or command.startswith("-"):
             MTPCLI()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+        else:
+            known = ", ".join([*MTPCLI.subcommands(), *COMMANDS])
+            refuse("command", f"{command!r} is unknown. Known: {known}." if command else f"none given. Known: {known}.")
+    except ValueError as error:
+        refused = _refusal(error)
+        if refused is None:
+            raise
+        sys.exit(f"error: {' '.join(str(refused).split())}")
+
+
+def _refusal(error: BaseException | None) -> InputError | None:
+    """Return the sentence for the user that an error wraps, if there is one."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
 
 
 def _run(command: str, arguments: list[str]) -> None:

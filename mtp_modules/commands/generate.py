@@ -41,7 +41,10 @@ def generate(
     """
     at_least("generate", "repeats", repeats, 1)
     model, tokenizer = load_model(ckpt_path)
-    model.to(device)
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch was built without it, or there is none
+        refuse("device", f"cannot use {device!r} here ({str(error).splitlines()[0]}); try cpu.")
     tokens = _encode(prompt, tokenizer)
     stop = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
     decoder: Decoder = AutoregressiveDecoder()

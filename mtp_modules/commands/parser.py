@@ -3,16 +3,18 @@
 import importlib
 import inspect
 import re
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 
 from mtp_modules.core.checks import InputError
 from mtp_modules.core.interfaces import Heads, HorizonWeights, LinearCrossEntropy, Tokenizer, Trunk
 from mtp_modules.losses import MultiTokenLoss
+from mtp_modules.training.module import MTPModule
 from mtp_modules.training.schedules import LearningRateSchedule
 
 _ROLES: dict[str, type] = {
@@ -28,19 +30,27 @@ _ROLES: dict[str, type] = {
 }
 _KEY = re.compile(r'(?:Parser key|Key) "([^"]+)"')
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
-_UNKNOWN_OPTION = re.compile(r"class_path[ =]'([\w.]+)'.*?Option '(\w+)' is not accepted", re.DOTALL)
-_UNKNOWN_OPTION_FIRST = re.compile(r"Option '(\w+)' is not accepted.*?class_path='([\w.]+)'", re.DOTALL)
-_WRONG_TYPE = re.compile(r"Expected a <class '(\w+)'>\.? Got value: (.*)")
+_UNKNOWN_OPTION = re.compile(
+    r"class_path[ =]'([\w.]+)'(?:(?!class_path).)*?Option '([\w.]+)' is not accepted", re.DOTALL
+)
+_UNKNOWN_OPTION_FIRST = re.compile(r"Option '([\w.]+)' is not accepted.*?class_path='([\w.]+)'", re.DOTALL)
+_UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'|unrecognized arguments: (?:-*)([\w.]+)")
+_WRONG_TYPE = re.compile(r"Expected a <class '(\w+)'>(?:\.? Got value: (.*))?")
+_GIVEN = re.compile(r"Given value: (.*)")
+_SECTIONS: dict[str, Callable[..., Any]] = {"model": MTPModule.__init__, "trainer": Trainer.__init__}
 
 
-def sentence(message: str) -> str:
+def sentence(message: str, known: Sequence[str]) -> str:
     """Say in one sentence what a parser's message says in many lines.
 
     Args:
         message: Of jsonargparse.
+        known: Arguments of the parser itself.
     """
     keys = _KEY.findall(message)
     key = ".".join(keys) if keys else ""
+    if found := _UNKNOWN_KEY.search(message):
+        return _unknown_key(found[1] or found[2], known)
     if found := _UNKNOWN_OPTION.search(message):
         return _unknown_option(key, found[1], found[2])
     if found := _UNKNOWN_OPTION_FIRST.search(message):
@@ -50,9 +60,12 @@ def sentence(message: str) -> str:
         known = f" Known: {', '.join(_known(_ROLES[role]))}." if role in _ROLES else ""
         way_out = "Name a class of your own by its import path, package.module.Class."
         return f"{key}: unknown class {found[1]!r}.{known} {way_out}"
-    if found := _WRONG_TYPE.search(message):
-        return f"{key}: must be of type {found[1]}, got {found[2].strip()}."
-    return " ".join(message.split())
+    if expected := _WRONG_TYPE.findall(message):
+        given = _GIVEN.search(message)
+        value = given[1] if given else expected[0][1]
+        types = " or ".join("null" if name == "NoneType" else name for name, _ in expected)
+        return f"{key}: must be of type {types}, got {value.strip()}."
+    return " ".join(_KEY.sub(r"\1", message).split())
 
 
 def _known(base: type) -> list[str]:
@@ -69,8 +82,18 @@ def _known(base: type) -> list[str]:
 def _unknown_option(key: str, class_path: str, option: str) -> str:
     module, _, name = class_path.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
-    parameters = [parameter for parameter in inspect.signature(cls.__init__).parameters if parameter != "self"]
-    return f"{key}: {name} has no argument {option!r}. Known: {', '.join(parameters)}."
+    return f"{key}: {name} has no argument {option!r}. Known: {', '.join(_parameters(cls.__init__))}."
+
+
+def _unknown_key(key: str, known: Sequence[str]) -> str:
+    section, _, option = key.partition(".")
+    if option and section in _SECTIONS:
+        return f"{section} has no argument {option!r}. Known: {', '.join(_parameters(_SECTIONS[section]))}."
+    return f"unknown argument {key!r}. Known: {', '.join(known)}."
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
 
 
 class SentenceParser(ArgumentParser):
@@ -80,7 +103,8 @@ class SentenceParser(ArgumentParser):
         """Refuse; parsers of nested classes leave it to the outermost."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise InputError(sentence(message)) from ex
+        known = [name for action in self._actions for name in action.option_strings if not name.startswith("--print_")]
+        raise InputError(sentence(message, known)) from ex
 
 
 class LightningSentenceParser(LightningArgumentParser):
@@ -90,4 +114,4 @@ class LightningSentenceParser(LightningArgumentParser):
         """Refuse; parsers of nested classes leave it to the outermost."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise InputError(sentence(message)) from ex
+        raise InputError(sentence(message, ("seed_everything", "trainer", "model", "data", "ckpt_path"))) from ex

@@ -1,15 +1,16 @@
 """Find a checkpoint and build the model that it describes."""
 
-import pickle
-import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import build
 from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.core.shapes import Tensor
 from mtp_modules.model import MTPModel
 
 CHECKPOINT_KEY = "mtp_modules"
@@ -18,11 +19,12 @@ CHECKPOINT_KEY = "mtp_modules"
 _PREFERRED = ("best.ckpt", "last.ckpt")
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | Path, *, preferred: Sequence[str] = _PREFERRED) -> Path:
     """Return the checkpoint that a path means: itself, or the best of a run's folder, else the last, else the newest.
 
     Args:
         path: A file, a run's folder, or a folder that ``save_pretrained`` wrote (returned as it is).
+        preferred: Names to look for in a run's folder, in this order.
 
     Raises:
         ValueError: If there is nothing there, or no checkpoint in it.
@@ -35,7 +37,7 @@ def find_checkpoint(path: str | Path) -> Path:
     found = [file for folder in (path, path / "checkpoints") for file in folder.glob("*.ckpt")]
     if not found:
         refuse("ckpt_path", f"{path} holds no checkpoint; give a checkpoint file, or the folder of a run.")
-    for name in _PREFERRED:
+    for name in preferred:
         for file in found:
             if file.name == name:
                 return file
@@ -58,23 +60,50 @@ def load_model(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",))
     path = find_checkpoint(path)
     if path.is_dir():
         return MTPModel.from_pretrained(path, trusted=trusted)
-    checkpoint = _read(path)
+    checkpoint = read_checkpoint(path)
     description = checkpoint[CHECKPOINT_KEY]
     model: MTPModel = build(description["model"], trusted=trusted)
     prefix = "model."
     state = {name[len(prefix) :]: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        refuse("ckpt_path", f"the weights in {path} do not fit the model that it describes ({error}).")
+    check_weights(model, state, path)
+    model.load_state_dict(state)
     tokenizer = build(description["tokenizer"], trusted=trusted) if description["tokenizer"] else None
     return model.eval(), tokenizer
 
 
-def _read(path: Path) -> dict[str, Any]:
+def check_weights(module: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:
+    """Refuse weights that are not those of a module.
+
+    Args:
+        module: That shall take them.
+        state: Its weights by name.
+        origin: Where they come from, for the sentence.
+
+    Raises:
+        ValueError: If a name is missing, unknown, or has another shape.
+    """
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            has, needs = found.get(name, "nothing"), expected.get(name, "nothing")
+            refuse(
+                "ckpt_path", f"the weights in {origin} do not fit the model: {name} is {has}, the model has {needs}."
+            )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this package into memory.
+
+    Args:
+        path: A file. Nothing in it is unpickled but tensors and plain values.
+
+    Raises:
+        ValueError: If it is no checkpoint, or not one of this package.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError):
+    except Exception:  # what is no pickle makes an unpickler fail in any way
         refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; give a .ckpt file of a finished save.")
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint or "state_dict" not in checkpoint:
         refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")

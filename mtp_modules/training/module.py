@@ -17,7 +17,7 @@ from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import MTPModel
-from mtp_modules.training.checkpointing import CHECKPOINT_KEY
+from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_weights
 from mtp_modules.training.optimizers import muon_parameter_groups
 from mtp_modules.training.schedules import LearningRateSchedule
 
@@ -58,6 +58,11 @@ class MTPModule(LightningModule):
         self.val_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
         self.test_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
         self._tokens, self._since = 0, time.perf_counter()
+
+    @property
+    def trunk(self) -> Trunk:
+        """What turns tokens into hidden states."""
+        return self.model.trunk
 
     @property
     def lookahead(self) -> int:
@@ -139,6 +144,10 @@ class MTPModule(LightningModule):
         schedule, total = self.lr_schedule, int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another model before they are loaded."""
+        check_weights(self, checkpoint["state_dict"], "the checkpoint")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint describe itself."""
