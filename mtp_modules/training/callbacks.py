@@ -2,6 +2,7 @@
 
 import re
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -79,15 +80,19 @@ class HeadsTable(Callback):
 
     def _print(self, trainer: Trainer, stage: str) -> None:
         if trainer.is_global_zero:
-            Console().print(heads_table(trainer.callback_metrics, stage))
+            best = getattr(getattr(trainer, "datamodule", None), "ceiling", None)
+            heads = len(by_head(trainer.callback_metrics, f"{stage}/loss"))
+            ceiling = best(range(1, heads + 1)).accuracy if best else None
+            Console().print(heads_table(trainer.callback_metrics, stage, ceiling))
 
 
-def heads_table(metrics: dict[str, Tensor], stage: str) -> Table:
+def heads_table(metrics: dict[str, Tensor], stage: str, ceiling: Sequence[float] | None = None) -> Table:
     """Lay out the figures of every head.
 
     Args:
         metrics: Logged figures under their keys.
         stage: ``"val"`` or ``"test"``.
+        ceiling: The best top-1 accuracy that is possible on this data, a horizon, where that is known.
     """
     length = float(metrics.get(f"{stage}/accepted_length", torch.tensor(float("nan"))))
     losses = by_head(metrics, f"{stage}/loss")
@@ -95,11 +100,13 @@ def heads_table(metrics: dict[str, Tensor], stage: str) -> Table:
         title=f"{stage}: every head",
         caption=f"mean accepted length {length:.2f} of {len(losses)}: tokens that one verification brings on this text",
     )
-    for column in ("horizon", "loss (nats)", "top-1 accuracy", "top-5 accuracy"):
+    columns = ["horizon", "loss (nats)", "top-1 accuracy", "top-5 accuracy"]
+    for column in columns if ceiling is None else [*columns, "best possible top-1"]:
         table.add_column(column, justify="right")
     rows = zip(losses, by_head(metrics, f"{stage}/accuracy"), by_head(metrics, f"{stage}/top5_accuracy"), strict=True)
-    for horizon, (loss, first, fifth) in enumerate(rows, start=1):
-        table.add_row(str(horizon), f"{loss:.4f}", f"{first:.1%}", f"{fifth:.1%}")
+    for index, (loss, first, fifth) in enumerate(rows):
+        best = [] if ceiling is None else [f"{ceiling[index]:.1%}"]
+        table.add_row(str(index + 1), f"{loss:.4f}", f"{first:.1%}", f"{fifth:.1%}", *best)
     return table
 
 

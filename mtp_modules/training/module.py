@@ -58,6 +58,7 @@ class MTPModule(LightningModule):
         self.val_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
         self.test_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
         self._tokens, self._since = 0, time.perf_counter()
+        self._random_state: Tensor | None = None
 
     @property
     def trunk(self) -> Trunk:
@@ -103,8 +104,11 @@ class MTPModule(LightningModule):
         self._tokens, self._since = 0, now
 
     def on_train_start(self) -> None:
-        """Start the clock of the throughput."""
+        """Start the clock of the throughput; in a resumed run, go on with the random numbers where they stopped."""
         self._tokens, self._since = 0, time.perf_counter()
+        if self._random_state is not None:
+            _generator(self.device).set_state(self._random_state.cpu())
+            self._random_state = None
 
     def on_validation_end(self) -> None:
         """Leave the validation out of the throughput."""
@@ -148,6 +152,7 @@ class MTPModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another model before they are loaded."""
         check_weights(self, checkpoint["state_dict"], "the checkpoint")
+        self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint describe itself."""
@@ -158,3 +163,12 @@ class MTPModule(LightningModule):
             "model": describe(self.model),
             "tokenizer": describe(tokenizer) if isinstance(tokenizer, Tokenizer) else None,
         }
+        if self._trainer is not None and self.trainer.world_size == 1:
+            checkpoint[CHECKPOINT_KEY]["random_state"] = _generator(self.device).get_state()
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """Return the generator that a device draws from unless it is told another."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator

@@ -1,6 +1,6 @@
-"""Draw the README's picture from a checkpoint: decoded text coloured by who proposed each byte, and every head's accuracy.
+"""Draw the README's picture from a checkpoint: decoded text coloured by who proposed it, and every head's accuracy.
 
-    python tests/benchmarks/picture.py --ckpt_path runs/quickstart --out docs/images/quickstart.png
+python tests/benchmarks/picture.py --ckpt_path runs/quickstart --out picture.png
 """
 
 import argparse
@@ -73,12 +73,11 @@ def main() -> None:
     prompt = data.prompts("test", options.prompt + 1, 96, seed=0)[options.prompt]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[2.6, 1], layout="constrained")
     rate = draw_text(left, model, prompt)
-    left.set_title(f"held-out prompt (grey), accepted drafts (green), the model's own bytes (orange): {rate:.1f} a forward")
+    left.set_title(f"grey: held-out prompt, green: accepted drafts, orange: the rest; {rate:.1f} bytes a forward pass")
     heads, length = accuracies(model, data)
     right.bar(range(1, len(heads) + 1), [100 * value for value in heads], color="#0a7d32")
     right.set(xlabel="horizon (bytes ahead)", ylabel="top-1 accuracy, %", ylim=(0, 100))
     right.set_title(f"real text: {length:.1f} bytes a verification")
-    figure.suptitle("")
     figure.savefig(options.out, dpi=130)
 
 
