@@ -42,6 +42,7 @@ def _load(rows: TokenRows, batches: list[IntArray], num_workers: int) -> Iterato
             batch_size=None,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # leave the global one to the model, wherever iteration starts
         )
     )
 

@@ -84,6 +84,10 @@ class TokenDataModule(LightningDataModule, ABC):
         rows = self.rows("test")
         return [] if rows is None else self._eval_loader(rows, self._max_eval_rows)
 
+    def predict_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        """Return the test batches."""
+        return self.test_dataloader()
+
     def state_dict(self) -> dict[str, Any]:
         """Return how far training has come, for a checkpoint."""
         if self._train_loader is None:

@@ -152,7 +152,8 @@ class MTPModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another model before they are loaded."""
         check_weights(self, checkpoint["state_dict"], "the checkpoint")
-        self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint describe itself."""

@@ -1,0 +1,150 @@
+"""The LightningModule in a real trainer: it learns, logs what it says, and resumes exactly."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from mtp_modules import ExplicitWeights, LinearHeads, MultiTokenLoss, RecurrentTrunk
+from mtp_modules.training import MTPModule
+from tests.helpers import assert_same
+from tests.unit.training.running import HEADS, SaveAt, data, module, trainer
+
+
+class Log(Callback):
+    """Remembers what every step logged."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def keys(stage: str) -> set[str]:
+    by_head = ("loss", "accuracy", "top5_accuracy")
+    return {f"{stage}/{name}/head_{h}" for name in by_head for h in (1, 2, 3)} | {f"{stage}/accepted_length"}
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_the_loss_falls_for_every_head(tmp_path: Path, heads: str) -> None:
+    log = Log()
+    trainer(tmp_path, log, max_epochs=8).fit(module(heads), data())
+    first, last = log.steps[0], log.steps[-1]
+    for name in ("train/loss", *(f"train/loss/head_{h}" for h in (1, 2, 3))):
+        assert last[name] < 0.6 * first[name], name
+
+
+def test_every_documented_key_is_logged_and_no_other(tmp_path: Path) -> None:
+    model, rows, log = module(), data(), Log()
+    run = trainer(tmp_path, log)
+    run.fit(model, rows)
+    assert log.steps[0].keys() == keys("train") | {"train/loss", "train/tokens_per_second"}
+    assert set(run.callback_metrics) == keys("train") | {"train/loss", "train/tokens_per_second"} | keys("val")
+    validated = run.validate(model, rows, verbose=False)[0]
+    assert validated.keys() == keys("val")
+    assert run.test(model, rows, verbose=False)[0].keys() == keys("test")
+
+
+def test_logged_figures_are_those_of_the_loss(tmp_path: Path) -> None:
+    model, rows = module(), data(num_val=8)
+    logged = trainer(tmp_path).validate(model, rows, verbose=False)[0]
+    (batch,) = rows.val_dataloader()
+    terms = model.eval()(batch)
+    for h in range(3):
+        assert logged[f"val/loss/head_{h + 1}"] == pytest.approx(float(terms.nll[h]), rel=1e-6)
+        hits = (terms.rank[:, :, h] == 0) & terms.valid[:, :, h]
+        assert logged[f"val/accuracy/head_{h + 1}"] == pytest.approx(float(hits.sum() / terms.valid[:, :, h].sum()))
+
+
+def test_validation_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    figures = [trainer(tmp_path).validate(module(), data(batch_size=size), verbose=False)[0] for size in (3, 16)]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+
+
+def test_the_training_loss_is_the_weighted_sum(tmp_path: Path) -> None:
+    log = Log()
+    trainer(tmp_path, log, max_steps=1, max_epochs=-1).fit(module(), data())
+    step = log.steps[0]
+    weighted = sum(0.5**h * step[f"train/loss/head_{h + 1}"] for h in range(3))
+    assert step["train/loss"] == pytest.approx(weighted, rel=1e-5)
+
+
+def test_the_schedule_scales_the_learning_rate(tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Rates(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer(tmp_path, Rates(), max_steps=12, max_epochs=-1).fit(module(), data())
+    expected = [0.02 * module().lr_schedule(step, 12) for step in range(1, 13)]
+    assert rates == pytest.approx(expected)
+
+
+def test_the_optimizer_gets_matrices_apart(tmp_path: Path) -> None:
+    model = module("recurrent")
+    trainer(tmp_path, max_steps=1, max_epochs=-1).fit(model, data())
+    matrices, others = model.optimizers().param_groups
+    assert (matrices["use_muon"], others["use_muon"]) == (True, False)
+    assert {id(p) for p in matrices["params"]} == {
+        id(layer.weight)
+        for layer in (model.model.heads.from_state, model.model.heads.from_token, model.model.heads.out)
+    }
+
+
+@pytest.mark.parametrize(("step", "share_of_positions"), [(4, 1.0), (4, 0.5), (6, 0.5), (9, 0.5)])
+def test_a_resumed_run_ends_at_the_same_weights(tmp_path: Path, step: int, share_of_positions: float) -> None:
+    path = tmp_path / "middle.ckpt"
+    whole = module("recurrent", share_of_positions=share_of_positions)
+    trainer(tmp_path, SaveAt(path, step)).fit(whole, data())
+    resumed = module("recurrent", share_of_positions=share_of_positions)
+    torch.manual_seed(step)
+    run = trainer(tmp_path)
+    run.fit(resumed, data(), ckpt_path=path, weights_only=True)
+    assert run.global_step == 12
+    assert_same(resumed.state_dict(), whole.state_dict(), tolerance=0)
+
+
+def test_weights_of_another_model_do_not_resume(tmp_path: Path) -> None:
+    path = tmp_path / "linear.ckpt"
+    trainer(tmp_path, SaveAt(path, 1), max_steps=1, max_epochs=-1).fit(module("linear"), data())
+    for stage in ("fit", "validate"):
+        with pytest.raises(
+            ValueError,
+            match=r"^ckpt_path: the weights in the checkpoint do not fit the model: model\.heads\.depth_bias is nothing, "
+            r"the model has \(2, 16\)\.$",
+        ):
+            getattr(trainer(tmp_path), stage)(module("recurrent"), data(), ckpt_path=path, weights_only=True)
+
+
+def test_predictions_are_the_likeliest_tokens(tmp_path: Path) -> None:
+    model, rows = module(), data()
+    batches = trainer(tmp_path).predict(model, rows)
+    assert torch.equal(torch.cat([batch["tokens"] for batch in batches]), torch.from_numpy(rows.rows("test").tokens))
+    for batch in batches:
+        assert batch["predicted"].shape == (*batch["tokens"][:, :-3].shape, 3)
+        with torch.inference_mode():
+            states = model.model(batch["tokens"])
+            logits = [model.model.unembedding.logits(state) for state in states]
+        assert torch.equal(batch["predicted"], torch.stack(logits, dim=-2).argmax(dim=-1))
+
+
+def test_weights_that_do_not_fit_the_heads_are_refused_at_once() -> None:
+    with pytest.raises(
+        ValueError, match=r"^ExplicitWeights: values holds 2 weights for 3 horizons; give one a horizon\.$"
+    ):
+        MTPModule(
+            trunk=RecurrentTrunk(vocab_size=9, d_model=8),
+            heads=LinearHeads(d_model=8, num_horizons=3),
+            loss=MultiTokenLoss(weights=ExplicitWeights(values=[1.0, 0.5])),
+        )
+
+
+def test_the_docstring_names_the_keys() -> None:
+    documented = inspect.getdoc(MTPModule)
+    for key in ("loss/head_h", "accuracy/head_h", "top5_accuracy/head_h", "accepted_length"):
+        assert f"``{key}``" in documented
