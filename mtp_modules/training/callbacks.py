@@ -31,12 +31,18 @@ class HeadsProgressBar(TQDMProgressBar):
     @property
     def total_train_batches(self) -> int | float:
         """How many batches this epoch will really run, where ``max_steps`` ends it early."""
-        total = super().total_train_batches
         trainer = self.trainer
+        total = trainer.num_training_batches
         if trainer.max_steps < 0:
             return total
         left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
-        return min(total, left + trainer.fit_loop.batch_idx + 1)
+        done = (trainer.fit_loop.batch_idx + 1) % max(total, 1)  # between epochs, it is the index of the last one
+        return min(total, done + left)
+
+    def on_train_start(self, *args: Any) -> None:
+        """Set the length at once: a run that resumes inside an epoch skips the hook that would."""
+        super().on_train_start(*args)
+        self.train_progress_bar.total = self.total_train_batches
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule

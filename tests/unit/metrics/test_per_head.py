@@ -65,7 +65,9 @@ def computed(metrics: PerHeadMetrics) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.compute().items()}
 
 
-@given(seeds=st.lists(st.integers(0, 99), min_size=1, max_size=3), top_k=st.sampled_from([(1, 5), (1,), (2, 3), (5, 1)]))
+@given(
+    seeds=st.lists(st.integers(0, 99), min_size=1, max_size=3), top_k=st.sampled_from([(1, 5), (1,), (2, 3), (5, 1)])
+)
 def test_figures_equal_counting_by_hand(seeds: list[int], top_k: tuple[int, ...]) -> None:
     metrics = PerHeadMetrics(num_horizons=HORIZONS, top_k=top_k)
     batches = [random_terms(seed, rows=1 + seed % 3) for seed in seeds]

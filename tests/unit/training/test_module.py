@@ -115,8 +115,8 @@ def test_weights_of_another_model_do_not_resume(tmp_path: Path) -> None:
     for stage in ("fit", "validate"):
         with pytest.raises(
             ValueError,
-            match=r"^ckpt_path: the weights in the checkpoint do not fit the model: model\.heads\.depth_bias is nothing, "
-            r"the model has \(2, 16\)\.$",
+            match=r"^ckpt_path: the weights in the checkpoint do not fit the model: "
+            r"model\.heads\.depth_bias is nothing, the model has \(2, 16\)\.$",
         ):
             getattr(trainer(tmp_path), stage)(module("recurrent"), data(), ckpt_path=path, weights_only=True)
 

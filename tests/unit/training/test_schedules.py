@@ -1,5 +1,6 @@
 """Laws of the learning-rate schedule."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def test_it_rises_stays_and_falls(schedule: WarmupDecay, total: int) -> None:
     assert all(0 <= factor <= 1 for factor in factors)
     rise, rest = factors[: schedule.warmup_steps], factors[schedule.warmup_steps :]
     assert rise == [pytest.approx((step + 1) / schedule.warmup_steps) for step in range(len(rise))]
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(rest, rest[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(rest))
 
 
 @given(schedule=SCHEDULES, total=st.integers(1, 60))
