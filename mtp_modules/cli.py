@@ -125,7 +125,7 @@ def _attribute(config: Namespace, path: str) -> Any:
 def main() -> None:
     """Run the command that ``sys.argv`` names."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*|Couldn't infer the batch indices")
     try:
         if command in COMMANDS:
             _run(command, sys.argv[2:])

@@ -91,8 +91,8 @@ class _Writer:
         """Yield what can be shown now."""
         if draft != self.draft:
             yield from self.flush()
-            if self.colour:
-                yield _DRAFT if draft else _OWN
+            if self.colour and draft:
+                yield _DRAFT
             self.draft = draft
         self.pending.append(token)
         if self.tokenizer is None:

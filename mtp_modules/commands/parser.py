@@ -103,7 +103,7 @@ class SentenceParser(ArgumentParser):
         """Refuse; parsers of nested classes leave it to the outermost."""
         if not self.exit_on_error:
             super().error(message, ex)
-        known = [name for action in self._actions for name in action.option_strings if not name.startswith("--print_")]
+        known = [action.dest for action in self._actions if action.dest not in ("help", "print_shtab")]
         raise InputError(sentence(message, known)) from ex
 
 

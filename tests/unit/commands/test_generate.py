@@ -1,0 +1,67 @@
+"""What `generate` writes: whole characters as soon as they are whole, drafts in another colour on a terminal."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtp_modules import LinearHeads, MTPModel, TransformerTrunk
+from mtp_modules.commands.generate import _difference, _Writer, generate
+from mtp_modules.data.tokenizers import ByteTokenizer
+
+GREEN, OWN = "\033[32m", "\033[0m"
+
+
+def written(tokens: list[int], drafts: list[bool], *, colour: bool = False) -> list[str]:
+    writer = _Writer(ByteTokenizer(), colour)
+    parts = ["".join(writer.write(token, draft=draft)) for token, draft in zip(tokens, drafts, strict=True)]
+    return [*parts, "".join(writer.flush())]
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
+def test_text_comes_out_whole(text: str) -> None:
+    tokens = list(text.encode())
+    assert "".join(written(tokens, [False] * len(tokens))) == text
+
+
+def test_a_character_is_shown_with_its_last_byte() -> None:
+    tokens = list("aé€😀".encode())
+    assert written(tokens, [False] * 10) == ["a", "", "é", "", "", "€", "", "", "", "😀", ""]
+
+
+@given(tokens=st.lists(st.integers(0, 255)))
+def test_bytes_that_are_no_text_never_hold_up_the_rest(tokens: list[int]) -> None:
+    parts = written([*tokens, *b"abcd"], [False] * (len(tokens) + 4))
+    assert "".join(parts).endswith("bcd")
+
+
+def test_drafts_are_green() -> None:
+    tokens, drafts = list(b"abcd"), [True, True, False, True]
+    assert "".join(written(tokens, drafts, colour=True)) == f"{GREEN}ab{OWN}c{GREEN}d{OWN}"
+    assert "".join(written(tokens, drafts)) == "abcd"
+
+
+def test_numbers_are_written_with_spaces() -> None:
+    writer = _Writer(None, colour=False)
+    assert "".join(part for token in (1, 22, 3) for part in writer.write(token, draft=False)) == " 1 22 3"
+
+
+def test_outputs_that_differ_say_where() -> None:
+    assert _difference([1, 2, 3], [1, 2, 3]) == "identical"
+    assert _difference([1, 2, 3], [1, 5, 3]).startswith("differ from token 2 on:")
+    assert _difference([1, 2, 3], [1, 2]).startswith("differ from token 3 on:")
+
+
+@pytest.mark.parametrize("num_horizons", [1, 3])
+def test_generate_writes_prompt_and_continuation(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str], num_horizons: int
+) -> None:
+    torch.manual_seed(0)
+    trunk = TransformerTrunk(vocab_size=128, d_model=8, num_layers=1, num_heads=2, max_positions=32)
+    model = MTPModel(trunk=trunk, heads=LinearHeads(d_model=8, num_horizons=num_horizons))
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder, tokenizer=ByteTokenizer())
+    generate(str(folder), prompt="ab", max_new_tokens=12)
+    printed = capsys.readouterr().out
+    assert printed.startswith("ab")
+    assert len(printed) == 2 + 12 + 1
