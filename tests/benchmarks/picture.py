@@ -73,11 +73,12 @@ def main() -> None:
     prompt = data.prompts("test", options.prompt + 1, 96, seed=0)[options.prompt]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[2.6, 1], layout="constrained")
     rate = draw_text(left, model, prompt)
-    left.set_title(f"grey: held-out prompt, green: accepted drafts, orange: the rest; {rate:.1f} bytes a forward pass")
+    legend = f"grey: held-out prompt, green: accepted drafts, orange: the rest; {rate:.1f} bytes a forward pass"
+    left.set_title(legend, fontsize=9, loc="left")
     heads, length = accuracies(model, data)
     right.bar(range(1, len(heads) + 1), [100 * value for value in heads], color="#0a7d32")
     right.set(xlabel="horizon (bytes ahead)", ylabel="top-1 accuracy, %", ylim=(0, 100))
-    right.set_title(f"real text: {length:.1f} bytes a verification")
+    right.set_title(fontsize=9, label=f"real text: {length:.1f} bytes a verification")
     figure.savefig(options.out, dpi=130)
 
 
