@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from mtp_modules import MTPModel
 from mtp_modules.core import Tokenizer
 from mtp_modules.training import load_model
-from tests.command_line import CONFIGS, run
+from tests.command_line import CONFIGS, ROOT, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 
@@ -23,6 +23,16 @@ LIMITS = [
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)
 def config(request: pytest.FixtureRequest) -> Path:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def other_data(config: Path) -> list[str]:
+    """Return arguments that put a small corpus in the place of a large one, which `fit` has read already."""
+    given = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["init_args"]
+    if "sources" not in given:
+        return []
+    shares = ["--data.init_args.val_share=0.2", "--data.init_args.test_share=0.2"]
+    return [f"--data.init_args.sources=[{ROOT / 'mtp_modules'}, {ROOT / 'tests'}]", *shares]
 
 
 @pytest.fixture(scope="module")
@@ -56,26 +66,28 @@ def test_the_saved_configuration_says_the_same(config: Path, run_folder: Path) -
 
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_evaluation_prints_the_table(
-    config: Path, run_folder: Path, capsys: pytest.CaptureFixture[str], command: str
+    config: Path, run_folder: Path, other_data: list[str], capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    run(command, "--config", config, *LIMITS, f"--ckpt_path={run_folder}", f"--trainer.default_root_dir={run_folder}")
+    folders = [f"--ckpt_path={run_folder}", f"--trainer.default_root_dir={run_folder}"]
+    run(command, "--config", config, *LIMITS, *other_data, *folders)
     printed = capsys.readouterr().out
     stage = {"validate": "val", "test": "test"}[command]
     assert f"{stage}: every head" in printed
     assert "mean accepted length" in printed
 
 
-def test_predict_writes_predictions(config: Path, run_folder: Path, tmp_path: Path) -> None:
-    run("predict", "--config", config, *LIMITS, f"--ckpt_path={run_folder}", f"--trainer.default_root_dir={tmp_path}")
+def test_predict_writes_predictions(config: Path, run_folder: Path, other_data: list[str], tmp_path: Path) -> None:
+    folders = [f"--ckpt_path={run_folder}", f"--trainer.default_root_dir={tmp_path}"]
+    run("predict", "--config", config, *LIMITS, *other_data, *folders)
     written = load_file(tmp_path / "predictions.safetensors")
     rows, length, horizons = written["predicted"].shape
     assert written["tokens"].shape == (rows, length + horizons)
     assert rows > 0
 
 
-def test_fit_goes_on_from_a_folder(config: Path, run_folder: Path, tmp_path: Path) -> None:
+def test_fit_goes_on_from_a_folder(config: Path, run_folder: Path, other_data: list[str], tmp_path: Path) -> None:
     run(
-        *("fit", "--config", config, *LIMITS, "--trainer.max_steps=4", "--trainer.val_check_interval=4"),
+        *("fit", "--config", config, *LIMITS, *other_data, "--trainer.max_steps=4", "--trainer.val_check_interval=4"),
         *(f"--ckpt_path={run_folder}", f"--trainer.default_root_dir={tmp_path}"),
     )
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)

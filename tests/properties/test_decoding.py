@@ -49,13 +49,13 @@ def test_plain_decoding_equals_the_naive_loop(trunk: str, heads: str, data: st.D
 
 
 @pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=settings.default.max_examples // 6)
 @given(data=st.data())
 def test_speculative_decoding_equals_plain_decoding(trunk: str, heads: str, data: st.DataObject) -> None:
     num_horizons = data.draw(st.integers(2, 5), label="H")
     model = make_model(trunk, heads, num_horizons, seed=data.draw(st.integers(0, 9), label="seed")).eval()
     prompts = data.draw(PROMPTS, label="prompts")
-    budget = data.draw(st.integers(1, 16), label="budget")
+    budget = data.draw(st.integers(1, 14), label="budget")
     stop = data.draw(st.sets(TOKENS, max_size=2), label="stop")
     limit_positions(model, prompts, data)
     expected = plain(model, prompts, budget, stop)
@@ -65,14 +65,14 @@ def test_speculative_decoding_equals_plain_decoding(trunk: str, heads: str, data
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-@settings(max_examples=settings.default.max_examples // 3)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
 def test_partly_right_drafts_change_nothing_and_are_counted_exactly(trunk: str, data: st.DataObject) -> None:
     """Any pattern of right and wrong drafts, which random heads would not bring."""
     num_horizons = data.draw(st.integers(2, 5), label="H")
     model = make_model(trunk, "parallel", num_horizons, seed=data.draw(st.integers(0, 9), label="seed")).eval()
     prompts = data.draw(PROMPTS, label="prompts")
-    budget = data.draw(st.integers(1, 16), label="budget")
+    budget = data.draw(st.integers(1, 14), label="budget")
     outputs = plain(model, prompts, budget + num_horizons).tokens
     stop = data.draw(st.sets(st.sampled_from(sorted({t for row in outputs for t in row})), max_size=2), label="stop")
     limit_positions(model, prompts, data)

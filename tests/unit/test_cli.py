@@ -277,7 +277,7 @@ BAD_CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("name", BAD_CHECKPOINTS)
-@pytest.mark.parametrize("command", ["fit", "test", "generate"])
+@pytest.mark.parametrize("command", ["fit", "generate"])
 def test_what_is_no_checkpoint(checkpoints: Path, command: str, name: str) -> None:
     config = [] if command == "generate" else ["--config", NOTEBOOK]
     sentence = refusal(command, *config, "--ckpt_path", checkpoints / name)
@@ -357,6 +357,7 @@ def start(*arguments: str | Path, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line_on_stderr_and_a_status(tmp_path: Path) -> None:
     process = start("generate", "--ckpt_path", "gone", folder=tmp_path)
     out, err = process.communicate(timeout=120)
@@ -365,7 +366,7 @@ def test_a_refusal_is_one_line_on_stderr_and_a_status(tmp_path: Path) -> None:
     assert err == b"error: ckpt_path: gone does not exist; give a checkpoint file, or the folder of a run.\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_run_with_a_usable_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     process = start(
         *("fit", "--config", NOTEBOOK, "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"),
