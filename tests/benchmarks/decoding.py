@@ -2,7 +2,7 @@
 
 Both sides of a ratio alternate in one process, on one thread. Times are CPU seconds; medians over the repeats.
 
-    python -m tests.benchmarks.decoding --ckpt_path runs/quickstart
+    python tests/benchmarks/decoding.py --ckpt_path runs/quickstart
 """
 
 import argparse
