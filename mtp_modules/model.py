@@ -1,6 +1,7 @@
 """The composite: trunk, heads and unembedding. All that another project needs."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -72,23 +73,35 @@ class MTPModel(Component, nn.Module):
         *,
         document_ids: Int[Tensor, "B L"] | None = None,
         positions: Int[Tensor, "B P"] | None = None,
+        detach: Collection[str] = (),
     ) -> tuple[Float[Tensor, "B _ D"], ...]:
         """Return one state a horizon for a training batch.
+
+        A trunk without a trainable parameter runs without gradients.
 
         Args:
             tokens: Token ids, ``L = T + max(horizons)``; the trunk reads the first ``T``.
             document_ids: Which document every token belongs to.
             positions: Where horizons beyond the first are wanted; everywhere if ``None``.
+            detach: What horizons beyond the first give no gradient to: ``"trunk"``, ``"embedding"``.
         """
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             tokens_in_vocabulary(self, tokens, self.trunk.vocab_size)
         length = num_positions(tokens, self.horizons)
         read = None if document_ids is None else document_ids[:, :length]
-        hidden = self.trunk(tokens[:, :length], document_ids=read).hidden
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.trunk)):
+            hidden = self.trunk(tokens[:, :length], document_ids=read).hidden
         future = None
         if self.heads.reads_future:
             future = self.trunk.embedding(tokens_between(tokens, self.horizons, positions))
-        states: tuple[Tensor, ...] = self.heads(hidden, future=future, positions=positions, document_ids=read)
+            future = future.detach() if "embedding" in detach else future
+        states: tuple[Tensor, ...] = self.heads(
+            hidden,
+            far_hidden=hidden.detach() if "trunk" in detach else None,
+            future=future,
+            positions=positions,
+            document_ids=read,
+        )
         return states
 
     def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
@@ -140,6 +153,10 @@ class MTPModel(Component, nn.Module):
             refuse(cls.__name__, f"{folder / 'model.safetensors'} does not fit the model in config.json ({error}).")
         tokenizer = build(config["tokenizer"], trusted=trusted) if config["tokenizer"] else None
         return model.eval(), tokenizer
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _check_widths(trunk: Trunk, heads: Heads) -> None:

@@ -155,6 +155,7 @@ class Heads(Component, nn.Module, ABC):
         self,
         hidden: Float[Tensor, "B T D"],
         *,
+        far_hidden: Float[Tensor, "B T D"] | None = None,
         future: Float[Tensor, "B P K E"] | None = None,
         positions: Int[Tensor, "B P"] | None = None,
         document_ids: Int[Tensor, "B T"] | None = None,
@@ -163,6 +164,8 @@ class Heads(Component, nn.Module, ABC):
 
         Args:
             hidden: What the trunk says of every position.
+            far_hidden: The same, for horizons beyond the first, where they must give the trunk no gradient; ``hidden``
+                if ``None``.
             future: Embeddings of the tokens between, ``K = max(horizons) - 1``; needed if ``reads_future``.
             positions: Where horizons beyond the first are wanted; everywhere if ``None`` (then ``P = T``).
             document_ids: Which document every position belongs to.
@@ -293,12 +296,19 @@ class LinearCrossEntropy(Component, ABC):
 
 
 class HorizonWeights(Component, ABC):
-    """How much each horizon counts in the training loss."""
+    """How much each horizon counts in the training loss.
+
+    Attributes:
+        changes: Whether the weights change over a run.
+    """
+
+    changes: bool = False
 
     @abstractmethod
-    def __call__(self, num_horizons: int) -> list[float]:
+    def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
         """Return one weight a horizon, nearest first.
 
         Args:
             num_horizons: Number ``H``.
+            progress: Share of the run's optimizer steps that are behind, from 0 to 1.
         """

@@ -81,6 +81,23 @@ def future_targets(
     return targets, valid
 
 
+def count_targets(
+    tokens: Int[Tensor, "B L"],
+    horizons: Sequence[int],
+    document_ids: Int[Tensor, "B L"] | None = None,
+    loss_mask: Bool[Tensor, "B L"] | None = None,
+) -> Int[Tensor, " H"]:
+    """Return how many targets of each head count; see :func:`future_targets`.
+
+    Args:
+        tokens: Token ids, ``L = T + max(horizons)``.
+        horizons: Offsets of the heads, each at least 1.
+        document_ids: Which document every token belongs to; ``None`` if each row is one document.
+        loss_mask: False at tokens that must not be learned; ``None`` if all count.
+    """
+    return future_targets(tokens, horizons, document_ids, loss_mask)[1].sum(dim=(0, 1))
+
+
 def document_runs(document_ids: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
     """Number the runs of equal ids from 0, so that two documents never share a number.
 

@@ -58,12 +58,14 @@ class LinearHeads(Heads):
         self,
         hidden: Float[Tensor, "B T D"],
         *,
+        far_hidden: Float[Tensor, "B T D"] | None = None,
         future: Float[Tensor, "B P K E"] | None = None,
         positions: Int[Tensor, "B P"] | None = None,
         document_ids: Int[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B _ D"], ...]:
         """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
-        picked = hidden if positions is None else at_positions(hidden, positions)
+        far = hidden if far_hidden is None else far_hidden
+        picked = far if positions is None else at_positions(far, positions)
         return (self.maps[0](hidden), *(linear(picked) for linear in self.maps[1:]))
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:

@@ -103,6 +103,7 @@ class ParallelHeads(Heads):
         self,
         hidden: Float[Tensor, "B T D"],
         *,
+        far_hidden: Float[Tensor, "B T D"] | None = None,
         future: Float[Tensor, "B P K E"] | None = None,
         positions: Int[Tensor, "B P"] | None = None,
         document_ids: Int[Tensor, "B T"] | None = None,
@@ -114,17 +115,18 @@ class ParallelHeads(Heads):
         seen = None if document_ids is None else same_document_keys(document_ids)
         mask = None if seen is None else seen[:, None]
         first = self.norm(self.layers[0](hidden, table, mask))
+        far = hidden if far_hidden is None else far_hidden
         if positions is None:
-            return (first, *(self.norm(layer(hidden, table, mask)) for layer in self.layers[1:]))
+            return (first, *(self.norm(layer(far, table, mask)) for layer in self.layers[1:]))
         if seen is None:
             steps = torch.arange(length, device=hidden.device)
             rows = (steps <= positions[:, :, None])[:, None]
         else:
             rows = at_positions(seen, positions)[:, None]
-        picked, picked_table = at_positions(hidden, positions), self.rotary(positions, positions.shape[1], hidden)
+        picked, picked_table = at_positions(far, positions), self.rotary(positions, positions.shape[1], hidden)
         return (
             first,
-            *(self.norm(_at(layer, picked, picked_table, hidden, table, rows)) for layer in self.layers[1:]),
+            *(self.norm(_at(layer, picked, picked_table, far, table, rows)) for layer in self.layers[1:]),
         )
 
     def _check_length(self, length: int) -> None:

@@ -46,6 +46,8 @@ class RecurrentHeads(Heads):
     """
 
     reads_future = True
+    from_state: nn.Linear
+    from_token: nn.Linear
 
     def __init__(
         self, *, d_model: int, num_horizons: int, width: int | None = None, embedding_width: int | None = None
@@ -58,15 +60,19 @@ class RecurrentHeads(Heads):
         width = d_model if width is None else width
         at_least(self, "width", width, 1)
         at_least(self, "embedding_width", self.embedding_width, 1)
+        if num_horizons == 1:
+            return  # nothing to walk, so nothing to train
         self.from_state = nn.Linear(d_model, width, bias=False)
         self.from_token = nn.Linear(self.embedding_width, width, bias=False)
-        self.depth_bias = nn.Parameter(torch.zeros(max(num_horizons - 1, 1), width))
+        self.depth_bias = nn.Parameter(torch.zeros(num_horizons - 1, width))
         self.out = nn.Linear(width, d_model, bias=False)
         self.norm = RMSNorm(d_model)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the matrices with variance 1/fan-in, and let the step start small."""
+        if self.num_horizons == 1:
+            return
         nn.init.normal_(self.from_state.weight, std=self.from_state.in_features**-0.5)
         nn.init.normal_(self.from_token.weight, std=self.from_token.in_features**-0.5)
         nn.init.normal_(self.out.weight, std=0.1 * self.out.in_features**-0.5)
@@ -85,6 +91,7 @@ class RecurrentHeads(Heads):
         self,
         hidden: Float[Tensor, "B T D"],
         *,
+        far_hidden: Float[Tensor, "B T D"] | None = None,
         future: Float[Tensor, "B P K E"] | None = None,
         positions: Int[Tensor, "B P"] | None = None,
         document_ids: Int[Tensor, "B T"] | None = None,
@@ -94,7 +101,8 @@ class RecurrentHeads(Heads):
             return (hidden,)
         if future is None:
             refuse(self, "future is missing; pass the embeddings of the tokens between (MTPModel does).")
-        walked = hidden if positions is None else at_positions(hidden, positions)
+        far = hidden if far_hidden is None else far_hidden
+        walked = far if positions is None else at_positions(far, positions)
         states = [hidden]
         for depth, token in enumerate(future.unbind(dim=2)):
             walked = self._step(walked, token, depth)

@@ -7,6 +7,7 @@ from mtp_modules.losses.linear_cross_entropy import (
     RecomputeLinearCrossEntropy,
 )
 from mtp_modules.losses.multi_token import MultiTokenLoss
+from mtp_modules.losses.schedules import HeadCurriculum, LinearWeightSchedule, StepwiseWeightSchedule
 from mtp_modules.losses.weights import AuxiliaryWeights, ExplicitWeights, GeometricWeights, UniformWeights
 
 __all__ = [
@@ -14,9 +15,12 @@ __all__ = [
     "ExplicitWeights",
     "FusedLinearCrossEntropy",
     "GeometricWeights",
+    "HeadCurriculum",
+    "LinearWeightSchedule",
     "LossTerms",
     "MultiTokenLoss",
     "NaiveLinearCrossEntropy",
     "RecomputeLinearCrossEntropy",
+    "StepwiseWeightSchedule",
     "UniformWeights",
 ]

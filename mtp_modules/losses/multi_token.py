@@ -1,11 +1,12 @@
 """The multi-token loss: targets, horizon weights and normalisation around one linear + cross-entropy."""
 
+from collections.abc import Collection, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
-from mtp_modules.core.checks import fraction
+from mtp_modules.core.checks import fraction, refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, HorizonWeights, LinearCrossEntropy, Teacher
 from mtp_modules.core.outputs import LossTerms
@@ -29,8 +30,14 @@ class MultiTokenModel(Protocol):
     heads: Heads
     unembedding: Unembedding
 
-    def __call__(self, tokens: Tensor, *, document_ids: Tensor | None, positions: Tensor | None) -> tuple[Tensor, ...]:
+    def __call__(
+        self, tokens: Tensor, *, document_ids: Tensor | None, positions: Tensor | None, detach: Collection[str]
+    ) -> tuple[Tensor, ...]:
         """Return one state a horizon."""
+
+
+DETACHABLE = ("trunk", "embedding", "unembedding")
+"""What horizons beyond the first may leave untrained."""
 
 
 class MultiTokenLoss(Component, nn.Module):
@@ -39,7 +46,8 @@ class MultiTokenLoss(Component, nn.Module):
     .. math:: L = \sum_h w_h \frac{1}{|M_h|} \sum_{t \in M_h} -\log P_h(x_{t+h} \mid x_{\le t})
 
     with :math:`M_h` the positions whose target counts. With equal weights this is equation 2 of Gloeckle et al. 2024
-    (arXiv 2404.19737), as a mean instead of a sum.
+    (arXiv 2404.19737), as a mean instead of a sum. :math:`|M_h|` is that of the batch, or of everything that one
+    optimizer step sees, where ``counts`` says so.
 
     Args:
         weights: Weight of each horizon; all 1 if ``None``.
@@ -48,12 +56,14 @@ class MultiTokenLoss(Component, nn.Module):
             of the same loss; all positions in evaluation.
         distillation: How much of the loss of horizons beyond the first is cross-entropy against the law of horizon 1
             for the same token, instead of against the token itself. What drafts need is agreement with horizon 1.
+        detach: What gets no gradient from horizons beyond the first: any of ``"trunk"`` (its hidden state),
+            ``"embedding"`` (of the tokens between, for heads that read them) and ``"unembedding"`` (the output matrix).
 
     Shape:
         tokens ``(B, T + max(horizons))``.
 
     Raises:
-        ValueError: If a share lies outside its range.
+        ValueError: If a share lies outside its range, or ``detach`` names something else.
 
     Example:
         >>> from mtp_modules import LinearHeads, MTPModel, TransformerTrunk
@@ -71,10 +81,15 @@ class MultiTokenLoss(Component, nn.Module):
         backend: LinearCrossEntropy | None = None,
         share_of_positions: float = 1.0,
         distillation: float = 0.0,
+        detach: Sequence[str] = (),
     ) -> None:
         super().__init__()
         fraction(self, "share_of_positions", share_of_positions, zero=False)
         fraction(self, "distillation", distillation)
+        for name in detach:
+            if name not in DETACHABLE:
+                refuse(self, f"detach may hold {', '.join(DETACHABLE)}, got {name!r}.")
+        self.detach = frozenset(detach)
         self.weights = UniformWeights() if weights is None else weights
         self.backend = FusedLinearCrossEntropy() if backend is None else backend
         self.share_of_positions, self.distillation = share_of_positions, distillation
@@ -86,6 +101,8 @@ class MultiTokenLoss(Component, nn.Module):
         *,
         document_ids: Int[Tensor, "B L"] | None = None,
         loss_mask: Bool[Tensor, "B L"] | None = None,
+        counts: Int[Tensor, " H"] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> LossTerms:
         """Run the model on a batch and score every horizon.
 
@@ -94,13 +111,16 @@ class MultiTokenLoss(Component, nn.Module):
             tokens: Token ids, ``L = T + max(horizons)``.
             document_ids: Which document every token belongs to.
             loss_mask: False at tokens that must not be learned.
+            counts: How many valid targets each horizon has in everything that one optimizer step sees: all ranks, all
+                accumulated batches. The losses of those add up to the loss of the step. Only this batch if ``None``.
+            weights: One weight a horizon; those of the start of a run if ``None``.
         """
         horizons = model.heads.horizons
         length = num_positions(tokens, horizons)
         targets, valid = future_targets(tokens, horizons, document_ids, loss_mask)
         targets = targets.masked_fill(~valid, -1)
         positions = self._positions(tokens, length)
-        states = model(tokens, document_ids=document_ids, positions=positions)
+        states = model(tokens, document_ids=document_ids, positions=positions, detach=self.detach)
 
         if positions is None:
             every = torch.arange(length, device=tokens.device).expand(tokens.shape[0], -1)
@@ -109,8 +129,9 @@ class MultiTokenLoss(Component, nn.Module):
             every = positions
             far_targets, far_valid = at_positions(targets, every)[:, :, 1:], at_positions(valid, every)[:, :, 1:]
         count = torch.cat((valid[:, :, :1].sum(dim=(0, 1)), far_valid.sum(dim=(0, 1))))
-        weights = torch.tensor(self.weights(len(horizons)), device=tokens.device, dtype=torch.float64)
-        scale = weights / valid.sum(dim=(0, 1)).clamp(min=1)
+        counts = valid.sum(dim=(0, 1)) if counts is None else counts
+        weights = self.weights(len(horizons)) if weights is None else weights
+        scale = torch.tensor(weights, device=tokens.device, dtype=torch.float64) / counts.clamp(min=1)
         scale[1:] *= length / every.shape[1]
         scale = scale.to(_real(states[0].dtype))
 

@@ -32,7 +32,7 @@ class UniformWeights(HorizonWeights):
     def __init__(self, *, preserve_total: bool = False) -> None:
         self.preserve_total = preserve_total
 
-    def __call__(self, num_horizons: int) -> list[float]:
+    def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
         """Return one weight a horizon."""
         return _preserving_total([1.0] * num_horizons, self.preserve_total)
 
@@ -56,7 +56,7 @@ class GeometricWeights(HorizonWeights):
         _finite(self, "gamma", gamma)
         self.gamma, self.preserve_total = gamma, preserve_total
 
-    def __call__(self, num_horizons: int) -> list[float]:
+    def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
         """Return one weight a horizon."""
         return _preserving_total([self.gamma**index for index in range(num_horizons)], self.preserve_total)
 
@@ -81,7 +81,7 @@ class AuxiliaryWeights(HorizonWeights):
         _finite(self, "weight", weight)
         self.weight = weight
 
-    def __call__(self, num_horizons: int) -> list[float]:
+    def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
         """Return one weight a horizon."""
         return [1.0] + [self.weight] * (num_horizons - 1)
 
@@ -107,7 +107,7 @@ class ExplicitWeights(HorizonWeights):
             refuse(self, f"values must hold a weight above 0, got {list(values)}.")
         self.values = list(values)
 
-    def __call__(self, num_horizons: int) -> list[float]:
+    def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
         """Return one weight a horizon."""
         if len(self.values) != num_horizons:
             refuse(self, f"values holds {len(self.values)} weights for {num_horizons} horizons; give one a horizon.")
