@@ -85,6 +85,14 @@ class Trunk(Component, nn.Module, ABC):
     embedding_width: int
     supports_trees: bool = False
 
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The repeated modules, first to last, that may be sharded, compiled and recomputed one by one.
+
+        Training uses a block's parameters inside the block's own ``forward`` only, and a block resets them itself.
+        """
+        return ()
+
     @abstractmethod
     def forward(
         self,
@@ -149,6 +157,11 @@ class Heads(Component, nn.Module, ABC):
     @abstractmethod
     def horizons(self) -> tuple[int, ...]:
         """Offsets of the heads, ascending from 1."""
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The repeated modules that may be sharded, compiled and recomputed one by one; see :attr:`Trunk.blocks`."""
+        return ()
 
     @abstractmethod
     def forward(
