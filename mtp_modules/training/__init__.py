@@ -1,10 +1,13 @@
 """Training with Lightning: module, optimizer, schedules, callbacks, checkpoints."""
 
+from mtp_modules.training.blocks import checkpoint_blocks, compile_blocks, prepare_blocks
 from mtp_modules.training.callbacks import GracefulStop, HeadsProgressBar, HeadsTable, PredictionWriter
 from mtp_modules.training.checkpointing import find_checkpoint, load_model
 from mtp_modules.training.module import MTPModule
 from mtp_modules.training.optimizers import MuonWithAdamW, muon_parameter_groups
+from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule, WarmupDecay
+from mtp_modules.training.strategies import check_strategy_name, check_trainer
 
 __all__ = [
     "GracefulStop",
@@ -14,8 +17,16 @@ __all__ = [
     "MTPModule",
     "MuonWithAdamW",
     "PredictionWriter",
+    "Sharding",
     "WarmupDecay",
+    "check_strategy_name",
+    "check_trainer",
+    "checkpoint_blocks",
+    "compile_blocks",
     "find_checkpoint",
     "load_model",
+    "materialize",
     "muon_parameter_groups",
+    "prepare_blocks",
+    "shard_model",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -17,9 +18,12 @@ from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import MTPModel
+from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_weights
 from mtp_modules.training.optimizers import muon_parameter_groups
+from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule
+from mtp_modules.training.strategies import check_trainer
 
 TOP_K = (1, 5)
 
@@ -39,6 +43,14 @@ class MTPModule(LightningModule):
         optimizer: Made from parameter groups, of which the one with ``use_muon`` true holds the matrices.
         lr_schedule: Factor on every learning rate; constant if ``None``.
         tie_embeddings: Share the trunk's embedding matrix with the output.
+        activation_checkpointing: ``"full"`` or ``"selective"`` to forget the activations inside the blocks of trunk and
+            heads and compute them again; see :func:`~mtp_modules.training.checkpoint_blocks`.
+        compile_blocks: Compile each block with ``torch.compile``.
+        sharding: How weights are sharded where the strategy is ``ModelParallelStrategy``.
+
+    Raises:
+        ValueError: If parts do not fit each other, or the trainer is set up in a way that would go wrong; see
+            :func:`~mtp_modules.training.check_trainer`.
     """
 
     def __init__(
@@ -49,14 +61,24 @@ class MTPModule(LightningModule):
         optimizer: OptimizerCallable = AdamW,
         lr_schedule: LearningRateSchedule | None = None,
         tie_embeddings: bool = True,
+        activation_checkpointing: str | None = None,
+        compile_blocks: bool = False,
+        sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
         self.model = MTPModel(trunk=trunk, heads=heads, tie_embeddings=tie_embeddings)
         self.loss = loss
         self.loss.weights(len(self.model.horizons))  # weights that do not fit the heads are refused before any work
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
-        self.val_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
-        self.test_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
+        self.activation_checkpointing, self.compile_blocks, self.sharding = (
+            activation_checkpointing,
+            compile_blocks,
+            sharding,
+        )
+        self._configured = False
+        with torch.device("cpu"):  # also where the model is built on the meta device
+            self.val_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
+            self.test_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
         self._tokens, self._since = 0, time.perf_counter()
         self._random_state: Tensor | None = None
 
@@ -74,6 +96,22 @@ class MTPModule(LightningModule):
     def vocab_size(self) -> int:
         """Number ``V`` of token ids."""
         return self.model.trunk.vocab_size
+
+    def setup(self, stage: str) -> None:
+        """Refuse a trainer that would go wrong."""
+        check_trainer(self.trainer)
+
+    def configure_model(self) -> None:
+        """Recompute, compile and shard blocks as asked. Lightning calls this before every run; it is done once."""
+        if self._configured:
+            return
+        self._configured = True
+        prepare_blocks(self.model, activation_checkpointing=self.activation_checkpointing, compiled=self.compile_blocks)
+        if self.device_mesh is None:
+            materialize(self.model, self.trainer.strategy.root_device)
+        else:
+            shard_model(self, self.model, mesh=self.device_mesh["data_parallel"], sharding=self.sharding)
+            register_fsdp_forward_method(self, "predict_step")
 
     def forward(self, batch: dict[str, Tensor]) -> LossTerms:
         """Score a batch.
