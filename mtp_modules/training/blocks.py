@@ -1,4 +1,4 @@
-"""What is done to a model's blocks before training: recomputing activations, and compiling. Works on any device count."""
+"""What is done to a model's blocks before training, on one device or many: recomputing activations, and compiling."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -19,7 +19,7 @@ from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import MTPModel
 from mtp_modules.training.blocks import prepare_blocks
-from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_weights
+from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, check_weights, in_model_order
 from mtp_modules.training.optimizers import muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule
@@ -169,7 +169,8 @@ class MTPModule(LightningModule):
         self._log_metrics("test", self.test_metrics)
 
     def _log_metrics(self, stage: str, metrics: PerHeadMetrics) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()}, rank_zero_only=True)
+        figures = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
+        self.log_dict(figures, rank_zero_only=True, sync_dist=True)  # both: they are synced, and lightning warns else
         metrics.reset()
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -188,8 +189,11 @@ class MTPModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model before they are loaded."""
-        check_weights(self, checkpoint["state_dict"], "the checkpoint")
+        """Refuse weights of another model."""
+        if "state_dict" in checkpoint:
+            check_weights(self, checkpoint["state_dict"], "the checkpoint")
+        else:  # ModelParallelStrategy has loaded them already, and ignores what the model does not have
+            check_description(self.model, checkpoint[CHECKPOINT_KEY]["model"], "the checkpoint")
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
 
@@ -202,6 +206,9 @@ class MTPModule(LightningModule):
             "model": describe(self.model),
             "tokenizer": describe(tokenizer) if isinstance(tokenizer, Tokenizer) else None,
         }
+        if self.device_mesh is None and "optimizer_states" in checkpoint:
+            pairs = zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True)
+            checkpoint["optimizer_states"] = [in_model_order(state, optimizer, self) for state, optimizer in pairs]
         if self._trainer is not None and self.trainer.world_size == 1:
             checkpoint[CHECKPOINT_KEY]["random_state"] = _generator(self.device).get_state()
 
