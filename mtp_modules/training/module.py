@@ -204,7 +204,8 @@ class MTPModule(LightningModule):
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the likeliest token of every horizon at every position, ``(B, T, H)``, beside the batch's own."""
         states = self.model(batch["tokens"], document_ids=batch.get("document_ids"))
-        predicted = [self.model.unembedding.logits(state).argmax(dim=-1) for state in states]
+        logits = self.model.unembedding.logits
+        predicted = [logits(state, index).argmax(dim=-1) for index, state in enumerate(states)]
         return {"tokens": batch["tokens"], "predicted": torch.stack(predicted, dim=-1)}
 
     def configure_optimizers(self) -> Any:

@@ -59,6 +59,35 @@ def test_every_batch_knows_the_counts_of_those_that_follow(sizes: list[int], ahe
         assert batch["tokens"] is batches[index]["tokens"]
 
 
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_horizons_beyond_the_first_train_only_what_they_may(heads: str, share: float) -> None:
+    model = make_model("transformer", heads, H, tied=False)
+    tokens = random_tokens(3, 9)
+
+    def trained(*detach: str, near_only: bool = False) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        loss = MultiTokenLoss(detach=detach, share_of_positions=share)
+        return gradients(model, loss(model, tokens, weights=[1.0, 0.0, 0.0] if near_only else [1.0, 0.7, 0.4]).loss)
+
+    everything, near = trained(), trained(near_only=True)
+    by_name = {name: trained(name) for name in ("trunk", "embedding", "unembedding")}
+    alone = trained("trunk", "embedding", "unembedding")
+    for name, gradient in everything.items():
+        missing = sum(gradient - part[name] for part in by_name.values())
+        assert_same(gradient - missing, alone[name])  # the three ways are separate, and add up
+        if name.startswith("heads."):
+            assert_same([part[name] for part in by_name.values()], [gradient] * 3)
+        else:
+            assert_same(alone[name], near[name])
+    inner = "trunk.layers.0.attention.qkv.weight"
+    assert_same(by_name["trunk"][inner], near[inner])
+    assert_same(by_name["embedding"][inner], everything[inner])
+    assert (by_name["unembedding"]["unembedding.weight"] - everything["unembedding.weight"]).abs().max() > 1e-3
+    reads = (by_name["embedding"]["trunk.embedding.weight"] - everything["trunk.embedding.weight"]).abs().max() > 1e-3
+    assert reads == model.heads.reads_future
+
+
 def test_a_part_that_nothing_is_known_of_cannot_be_detached() -> None:
     with pytest.raises(
         ValueError, match=r"^MultiTokenLoss: detach may hold trunk, embedding, unembedding, got 'heads'\.$"

@@ -71,7 +71,7 @@ def test_sizes_must_be_at_least_one(kind: type, name: str) -> None:
 def draft(heads: Heads, state: object, num_drafts: int) -> None:
     token, embedding = torch.zeros(1, dtype=torch.long), torch.zeros(11, WIDTH).double()
     heads.draft(
-        token, state, num_drafts=num_drafts, embed=lambda ids: embedding[ids], unembed=lambda x: x @ embedding.T
+        token, state, num_drafts=num_drafts, embed=lambda ids: embedding[ids], unembed=lambda x, _: x @ embedding.T
     )
 
 
