@@ -25,7 +25,10 @@ class MTPModel(Component, nn.Module):
     Args:
         trunk: Turns tokens into hidden states.
         heads: Turn a hidden state into one state a horizon.
-        tie_embeddings: Share the trunk's embedding matrix with the output.
+        tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
+        own_unembeddings: Give every horizon beyond the first an output matrix of its own, instead of horizon 1's for
+            all. Cai et al. 2024 (arXiv 2401.10774), section 2.1.
+        output_bias: Add a bias to the logits; one for each output matrix.
 
     Shape:
         tokens ``(B, T + max(horizons))`` -> one state a horizon: ``(B, T, D)``, and ``(B, P, D)`` beyond the first.
@@ -42,7 +45,15 @@ class MTPModel(Component, nn.Module):
         [torch.Size([2, 7, 16]), torch.Size([2, 7, 16]), torch.Size([2, 7, 16])]
     """
 
-    def __init__(self, *, trunk: Trunk, heads: Heads, tie_embeddings: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        trunk: Trunk,
+        heads: Heads,
+        tie_embeddings: bool = True,
+        own_unembeddings: bool = False,
+        output_bias: bool = False,
+    ) -> None:
         super().__init__()
         self.trunk, self.heads = trunk, heads
         tied_to = None
@@ -54,7 +65,13 @@ class MTPModel(Component, nn.Module):
                     f"got {trunk.embedding_width}; set tie_embeddings to false.",
                 )
             tied_to = trunk.embedding
-        self.unembedding = Unembedding(trunk.d_model, trunk.vocab_size, tied_to=tied_to)
+        self.unembedding = Unembedding(
+            trunk.d_model,
+            trunk.vocab_size,
+            tied_to=tied_to,
+            bias=output_bias,
+            num_own=len(heads.horizons) - 1 if own_unembeddings else 0,
+        )
         _check_widths(trunk, heads)
 
     @property

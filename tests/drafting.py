@@ -59,7 +59,7 @@ class ScriptedHeads(Heads):
         *,
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
-        unembed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor, int], Tensor],
     ) -> Draft:
         assert isinstance(state, ScriptedState)
         tokens = [self.script(row, state.lengths[b], num_drafts) for b, row in enumerate(state.rows)]

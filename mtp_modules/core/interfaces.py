@@ -12,7 +12,7 @@ A component is one of the abstract classes below or a final class that implement
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -214,7 +214,7 @@ class Heads(Component, nn.Module, ABC):
         *,
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
-        unembed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor, int], Tensor],
     ) -> Draft:
         """Propose the tokens that follow ``token`` by the horizons beyond the first.
 
@@ -223,7 +223,8 @@ class Heads(Component, nn.Module, ABC):
             state: Of these heads, committed; drafts start from its last position.
             num_drafts: How many tokens ``K`` to propose, at most ``max_drafts``.
             embed: Embeds token ids.
-            unembed: Turns states into logits.
+            unembed: Turns states ``(B, K, D)`` of the horizons with index ``start``, ``start + 1`` and so on into
+                logits ``(B, K, V)``; called as ``unembed(states, start)``. Horizon 1 has index 0.
         """
 
     @property
@@ -272,39 +273,58 @@ class CrossEntropyTerms(NamedTuple):
 
 @dataclass(frozen=True)
 class Teacher:
-    """A law to imitate in place of the observed token.
+    """A law to imitate in place of the observed token, for the last ``M`` of ``N`` examples.
+
+    Its logits are those of horizon 1's output matrix, and nothing of them is trained.
 
     Attributes:
-        states: ``(N, D)``, detached; the same output matrix turns them into the teacher's logits.
-        share: ``(N,)`` in [0, 1], how much of each example's loss is cross-entropy against the teacher.
+        states: ``(M, D)``, detached.
+        share: ``(M,)`` in [0, 1], how much of each example's loss is cross-entropy against the teacher.
     """
 
-    states: Float[Tensor, "N D"]
-    share: Float[Tensor, " N"]
+    states: Float[Tensor, "M D"]
+    share: Float[Tensor, " M"]
+
+
+class OutputMatrix(NamedTuple):
+    """What turns states into logits: a matrix, and a bias if there is one."""
+
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None = None
 
 
 class LinearCrossEntropy(Component, ABC):
-    """Output matrix and cross-entropy as one operation, so that a backend is free never to hold all logits."""
+    """Output matrix and cross-entropy as one operation, so that a backend is free never to hold all logits.
+
+    The examples come head by head: those of horizon 1, then those of the next horizon. The formula of the loss is that
+    of :class:`~mtp_modules.losses.NaiveLinearCrossEntropy`.
+    """
 
     @abstractmethod
     def __call__(
         self,
         states: Float[Tensor, "N D"],
-        weight: Float[Tensor, "V D"],
-        bias: Float[Tensor, " V"] | None,
+        matrices: Sequence[OutputMatrix],
+        sizes: Sequence[int],
         targets: Int[Tensor, " N"],
         example_weights: Float[Tensor, " N"],
         teacher: Teacher | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
         """Return the weighted loss and what metrics need.
 
         Args:
-            states: What the heads made.
-            weight: Output matrix.
-            bias: Added to the logits.
+            states: What the heads made, head by head.
+            matrices: One a head. The same tensor may stand in several, and collects the gradients of all of them;
+                where ``weight.detach()`` stands, those examples give the matrix no gradient.
+            sizes: How many examples each head has; they sum to ``N``.
             targets: Token to predict; negative where there is none.
             example_weights: Factor of each example in the loss.
-            teacher: Share the loss between the observed token and this law.
+            teacher: Share the loss of the last examples between the observed token and this law.
+            label_smoothing: Share of the loss that is spread evenly over the vocabulary.
+            z_loss: Coefficient of the squared logarithm of the softmax's normaliser.
         """
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from mtp_modules.core.checks import at_least
+from mtp_modules.data.counts import CountsAhead
 from mtp_modules.data.loaders import EvalLoader, Progress, TrainLoader
 from mtp_modules.data.rows import EpochOrder, TokenRows
 
@@ -15,6 +16,8 @@ class TokenDataModule(LightningDataModule, ABC):
 
     Every process takes its own part of each step; run the trainer with ``use_distributed_sampler=False``. A checkpoint
     holds the place in the data, so that a resumed run reads the very batches that an uninterrupted one would have read.
+    Where the trainer accumulates gradients, each training batch knows the counts of those that follow
+    (:class:`CountsAhead`).
 
     Args:
         batch_size: Rows of a batch of one process.
@@ -52,8 +55,16 @@ class TokenDataModule(LightningDataModule, ABC):
             split: ``train``, ``val`` or ``test``.
         """
 
-    def train_dataloader(self) -> TrainLoader | EvalLoader:
+    def train_dataloader(self) -> TrainLoader | EvalLoader | CountsAhead:
         """Return the training batches of this process, from where training is."""
+        loader = self._training_loader()
+        horizons = getattr(getattr(self.trainer, "lightning_module", None), "horizons", None)
+        accumulated = getattr(self.trainer, "accumulate_grad_batches", 1)
+        if horizons is None or accumulated == 1:
+            return loader
+        return CountsAhead(loader, horizons=horizons, batches=accumulated)
+
+    def _training_loader(self) -> TrainLoader | EvalLoader:
         rows = self.rows("train")
         assert rows is not None
         if getattr(self.trainer, "overfit_batches", 0) > 0:

@@ -82,8 +82,8 @@ class _Run:
 
     def __init__(self, model: DecodableModel, prompts: Sequence[Sequence[int]], num_drafts: int, budget: int) -> None:
         self.model, self.prompts, self.most_drafts = model, prompts, num_drafts
-        self.embed, self.unembed = model.trunk.embedding, model.unembedding.logits
-        self.device = model.unembedding.weight.device
+        self.embed, self.unembedding = model.trunk.embedding, model.unembedding
+        self.device = self.unembedding.weight.device
         self.limit = model.trunk.max_positions
         longest = max(len(prompt) for prompt in prompts)
         capacity = longest + budget + num_drafts
@@ -124,7 +124,11 @@ class _Run:
             self._commit([1] * len(last))
             return choices.tolist(), [0] * len(last)
         draft = self.model.heads.draft(
-            chunk[:, 0], self.heads_state, num_drafts=num_drafts, embed=self.embed, unembed=self.unembed
+            chunk[:, 0],
+            self.heads_state,
+            num_drafts=num_drafts,
+            embed=self.embed,
+            unembed=self.unembedding.logits_by_horizon,
         )
         choices = self._choose(self._extend(torch.cat((chunk, draft.tokens), dim=1)))
         accepted = accept_greedy(draft.tokens, choices)
@@ -169,4 +173,4 @@ class _Run:
         self.heads_state.commit(keep)
 
     def _choose(self, states: Tensor) -> Tensor:
-        return self.unembed(states).argmax(dim=-1)
+        return self.unembedding.logits(states).argmax(dim=-1)

@@ -84,10 +84,10 @@ class LinearHeads(Heads):
         *,
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
-        unembed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor, int], Tensor],
     ) -> Draft:
         """Propose the likeliest token of each horizon, all from the same hidden state."""
         check_num_drafts(self, num_drafts)
         last = last_hidden_state(self, state).last
-        logits = unembed(torch.stack([linear(last) for linear in self.maps[1 : num_drafts + 1]], dim=1))
+        logits = unembed(torch.stack([linear(last) for linear in self.maps[1 : num_drafts + 1]], dim=1), 1)
         return Draft(tokens=logits.argmax(dim=-1), logits=logits)

@@ -178,7 +178,7 @@ class ParallelHeads(Heads):
         *,
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
-        unembed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor, int], Tensor],
     ) -> Draft:
         """Propose the likeliest token of each horizon, each head from its own layer."""
         check_num_drafts(self, num_drafts)
@@ -190,7 +190,7 @@ class ParallelHeads(Heads):
             queries, _, _ = layer.attention.project(layer.attention_norm(hidden), self.rotary(positions, 1, hidden))
             x = hidden + layer.attention.attend(queries, keys, values, mask)
             states.append(self.norm(x + layer.ffn(layer.ffn_norm(x))))
-        logits = unembed(torch.cat(states, dim=1))
+        logits = unembed(torch.cat(states, dim=1), 1)
         return Draft(tokens=logits.argmax(dim=-1), logits=logits)
 
     def _own(self, state: DecodingState) -> ParallelState:

@@ -125,7 +125,7 @@ class RecurrentHeads(Heads):
         *,
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
-        unembed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor, int], Tensor],
     ) -> Draft:
         """Propose the likeliest token at each step, given those proposed before."""
         check_num_drafts(self, num_drafts)
@@ -133,7 +133,7 @@ class RecurrentHeads(Heads):
         tokens, all_logits = [], []
         for depth in range(num_drafts):
             walked = self._step(walked, embed(token), depth)
-            logits = unembed(walked)
+            logits = unembed(walked[:, None], depth + 1)[:, 0]
             token = logits.argmax(dim=-1)
             tokens.append(token)
             all_logits.append(logits)

@@ -10,7 +10,7 @@ from mtp_modules.core.checks import fraction, refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, HorizonWeights, LinearCrossEntropy, Teacher
 from mtp_modules.core.outputs import LossTerms
-from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.core.targets import (
     at_positions,
     future_targets,
@@ -136,20 +136,20 @@ class MultiTokenLoss(Component, nn.Module):
         scale = scale.to(_real(states[0].dtype))
 
         near, far = valid[:, :, 0] * scale[0], far_valid * scale[1:]
-        flat = [states[0].flatten(0, 1)]
-        if len(states) > 1:
-            flat.append(torch.stack(states[1:], dim=2).flatten(0, 2))
         terms = model.unembedding(
-            torch.cat(flat),
-            torch.cat((targets[:, :, 0].flatten(), far_targets.flatten())),
-            torch.cat((near.flatten(), far.flatten())),
+            torch.cat([state.flatten(0, 1) for state in states]),
+            _head_by_head(targets[:, :, 0], far_targets),
+            _head_by_head(near, far),
             self.backend,
             self._teacher(states[0], every, far, horizons),
+            sizes=[state.shape[0] * state.shape[1] for state in states],
+            detach_far="unembedding" in self.detach,
         )
         split = valid[:, :, 0].numel()
 
         def near_far(values: Tensor) -> tuple[Tensor, Tensor]:
-            return values[:split].view_as(near), values[split:].view_as(far)
+            by_head = values[split:].view(far.shape[2], *far.shape[:2])
+            return values[:split].view_as(near), by_head.permute(1, 2, 0)
 
         nll, far_nll = near_far(terms.nll)
         rank, far_rank = near_far(terms.rank)
@@ -180,16 +180,19 @@ class MultiTokenLoss(Component, nn.Module):
         far: Float[Tensor, "B P K"],
         horizons: tuple[int, ...],
     ) -> Teacher | None:
-        """Horizon 1's state for the token that each horizon predicts, where the trunk has read that far."""
+        """Horizon 1's state for the token that each far horizon predicts, where the trunk has read that far."""
         if self.distillation == 0.0 or len(horizons) == 1:
             return None
         length = first.shape[1]
-        same = positions_of_horizon_one(positions, horizons[1:])
+        same = positions_of_horizon_one(positions, horizons[1:]).permute(2, 0, 1)
         share = self.distillation * (same < length).flatten().to(far.dtype)
-        rows = torch.arange(first.shape[0], device=first.device)[:, None, None]
-        states = first.detach()[rows, same.clamp(max=length - 1)].flatten(0, 2)
-        near = first.shape[0] * length
-        return Teacher(torch.cat((first.detach().flatten(0, 1), states)), torch.cat((share.new_zeros(near), share)))
+        rows = torch.arange(first.shape[0], device=first.device)[:, None]
+        return Teacher(first.detach()[rows, same.clamp(max=length - 1)].flatten(0, 2), share)
+
+
+def _head_by_head(near: Shaped[Tensor, "B T"], far: Shaped[Tensor, "B P K"]) -> Shaped[Tensor, " N"]:
+    """Flatten what horizon 1 has, then what each further horizon has."""
+    return torch.cat((near.flatten(), far.permute(2, 0, 1).flatten()))
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:

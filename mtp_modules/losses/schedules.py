@@ -1,6 +1,7 @@
 """Weights that change over a run: schedules, and curricula over the heads."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from mtp_modules.core.checks import fraction, refuse
 from mtp_modules.core.interfaces import HorizonWeights
@@ -70,7 +71,7 @@ class StepwiseWeightSchedule(HorizonWeights):
                 f"boundaries must hold one number fewer than there are stages ({len(stages)}), got {len(boundaries)}.",
             )
         rising = [0.0, *boundaries, 1.0]
-        if any(not before < after for before, after in zip(rising, rising[1:], strict=False)):
+        if any(not before < after for before, after in pairwise(rising)):
             refuse(self, f"boundaries must rise between 0 and 1, got {list(boundaries)}.")
         self.stages, self.boundaries = list(stages), list(boundaries)
 
@@ -83,8 +84,8 @@ class StepwiseWeightSchedule(HorizonWeights):
 class HeadCurriculum(HorizonWeights):
     """Give one more head a weight in every phase, nearest first (forward), or one fewer, farthest first (reverse).
 
-    Phases are equally long, one a horizon. Aynetdinov and Akbik 2025 (arXiv 2505.22757) find that the forward curriculum keeps
-    the heads good at drafting, and that the reverse one helps the next token.
+    Phases are equally long, one a horizon. Aynetdinov and Akbik 2025 (arXiv 2505.22757) find that the forward
+    curriculum keeps the heads good at drafting, and that the reverse one helps the next token.
 
     Args:
         weights: Weights of the heads that are in.

@@ -1,6 +1,7 @@
 """The LightningModule: model, loss, optimizer and metrics."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import describe
 from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
 from mtp_modules.core.outputs import LossTerms
@@ -20,12 +22,14 @@ from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import MTPModel
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, check_weights, in_model_order
+from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.optimizers import muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule
 from mtp_modules.training.strategies import check_trainer
 
 TOP_K = (1, 5)
+FREEZABLE = ("trunk", "heads", "unembedding")
 
 
 class MTPModule(LightningModule):
@@ -36,6 +40,9 @@ class MTPModule(LightningModule):
     (unweighted, nats), ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``. Checkpoints describe
     the model and the tokenizer, so that they can be decoded without the configuration.
 
+    Each horizon's loss is divided by the number of its valid targets in everything that one optimizer step sees: all
+    ranks, and all batches that the trainer accumulates. So a step is the same however it is split.
+
     Args:
         trunk: Turns tokens into hidden states.
         heads: Turn a hidden state into one state a horizon.
@@ -43,14 +50,17 @@ class MTPModule(LightningModule):
         optimizer: Made from parameter groups, of which the one with ``use_muon`` true holds the matrices.
         lr_schedule: Factor on every learning rate; constant if ``None``.
         tie_embeddings: Share the trunk's embedding matrix with the output.
+        freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
+            without gradients and in evaluation mode, and freezes the output matrix that is tied to it.
         activation_checkpointing: ``"full"`` or ``"selective"`` to forget the activations inside the blocks of trunk and
             heads and compute them again; see :func:`~mtp_modules.training.checkpoint_blocks`.
         compile_blocks: Compile each block with ``torch.compile``.
         sharding: How weights are sharded where the strategy is ``ModelParallelStrategy``.
 
     Raises:
-        ValueError: If parts do not fit each other, or the trainer is set up in a way that would go wrong; see
-            :func:`~mtp_modules.training.check_trainer`.
+        ValueError: If ``freeze`` names something else, a tied output matrix without its trunk, or everything; when a
+            run begins, if the trainer is set up in a way that would go wrong
+            (:func:`~mtp_modules.training.check_trainer`).
     """
 
     def __init__(
@@ -61,26 +71,47 @@ class MTPModule(LightningModule):
         optimizer: OptimizerCallable = AdamW,
         lr_schedule: LearningRateSchedule | None = None,
         tie_embeddings: bool = True,
+        freeze: Sequence[str] = (),
         activation_checkpointing: str | None = None,
         compile_blocks: bool = False,
         sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
         self.model = MTPModel(trunk=trunk, heads=heads, tie_embeddings=tie_embeddings)
+        self._freeze(freeze)
         self.loss = loss
         self.loss.weights(len(self.model.horizons))  # weights that do not fit the heads are refused before any work
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
-        self.activation_checkpointing, self.compile_blocks, self.sharding = (
-            activation_checkpointing,
-            compile_blocks,
-            sharding,
-        )
-        self._configured = False
+        self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
+        self.sharding, self._configured = sharding, False
         with torch.device("cpu"):  # also where the model is built on the meta device
             self.val_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
             self.test_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
         self._tokens, self._since = 0, time.perf_counter()
         self._random_state: Tensor | None = None
+        self._step_counts: StepCounts | None = None
+        self._run_length: int | None = None
+
+    def _freeze(self, parts: Sequence[str]) -> None:
+        for part in parts:
+            if part not in FREEZABLE:
+                refuse(self, f"freeze may hold {', '.join(FREEZABLE)}, got {part!r}.")
+        if "unembedding" in parts and "trunk" not in parts and self.model.unembedding.tied:
+            refuse(
+                self,
+                "freeze holds unembedding, which is the trunk's embedding; freeze the trunk too, or set "
+                "tie_embeddings to false.",
+            )
+        for part in parts:
+            getattr(self.model, part).requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            refuse(self, f"freeze holds {', '.join(parts)}, which leaves nothing to train; leave one out.")
+        self.frozen = tuple(parts)
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """Offsets of the heads."""
+        return self.model.horizons
 
     @property
     def trunk(self) -> Trunk:
@@ -113,37 +144,67 @@ class MTPModule(LightningModule):
             shard_model(self, self.model, mesh=self.device_mesh["data_parallel"], sharding=self.sharding)
             register_fsdp_forward_method(self, "predict_step")
 
-    def forward(self, batch: dict[str, Tensor]) -> LossTerms:
+    def forward(
+        self, batch: dict[str, Tensor], *, counts: Tensor | None = None, weights: Sequence[float] | None = None
+    ) -> LossTerms:
         """Score a batch.
 
         Args:
             batch: ``tokens``, and optionally ``document_ids`` and ``loss_mask``.
+            counts: Valid targets a horizon in all that the optimizer step sees; only this batch if ``None``.
+            weights: One weight a horizon; those of the start of a run if ``None``.
         """
         terms: LossTerms = self.loss(
-            self.model, batch["tokens"], document_ids=batch.get("document_ids"), loss_mask=batch.get("loss_mask")
+            self.model,
+            batch["tokens"],
+            document_ids=batch.get("document_ids"),
+            loss_mask=batch.get("loss_mask"),
+            counts=counts,
+            weights=weights,
         )
         return terms
 
+    def horizon_weights(self) -> list[float]:
+        """Return the weights of the horizons at this step of the run."""
+        progress = 0.0
+        if self.loss.weights.changes:
+            if self._run_length is None:
+                self._run_length = run_length(self.trainer)
+            progress = min(1.0, self.trainer.global_step / max(self._run_length, 1))
+        return self.loss.weights(len(self.horizons), progress)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch, and log now and then."""
-        terms = self(batch)
+        if self._step_counts is None:
+            self._step_counts = StepCounts(self.trainer, self.horizons)
+        counts = self._step_counts(batch, batch_idx)
+        terms = self(batch, counts=counts, weights=self.horizon_weights())
+        # Ranks and accumulated batches are averaged, but their losses, divided by the counts of all, must be added.
+        loss: Tensor = terms.loss * self._step_counts.parts
         self._tokens += batch["tokens"].shape[0] * (batch["tokens"].shape[1] - self.lookahead)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it where mypy cannot see
         if self.trainer.global_step % every == 0:
-            self._log_training(terms)
-        return terms.loss
+            self._log_training(terms, loss.detach())
+        return loss
 
-    def _log_training(self, terms: LossTerms) -> None:
+    def _log_training(self, terms: LossTerms, loss: Tensor) -> None:
         now = time.perf_counter()
         logged = {f"train/{name}": value for name, value in figures(counts(terms, TOP_K), TOP_K).items()}
-        logged["train/loss"] = terms.loss.detach()
+        logged["train/loss"] = loss
         logged["train/tokens_per_second"] = torch.tensor(self._tokens / max(now - self._since, 1e-9))
         self.log_dict(logged)
         self._tokens, self._since = 0, now
 
+    def on_fit_start(self) -> None:
+        """Forget what was known of another run, and refuse a schedule over a run without an end."""
+        self._step_counts = self._run_length = None
+        self.horizon_weights()
+
     def on_train_start(self) -> None:
-        """Start the clock of the throughput; in a resumed run, go on with the random numbers where they stopped."""
+        """Start the clock, quieten a frozen trunk, and in a resumed run restore the random numbers."""
         self._tokens, self._since = 0, time.perf_counter()
+        if "trunk" in self.frozen:
+            self.model.trunk.eval()
         if self._random_state is not None:
             _generator(self.device).set_state(self._random_state.cpu())
             self._random_state = None
@@ -169,14 +230,15 @@ class MTPModule(LightningModule):
         self._log_metrics("test", self.test_metrics)
 
     def _log_metrics(self, stage: str, metrics: PerHeadMetrics) -> None:
-        figures = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
-        self.log_dict(figures, rank_zero_only=True, sync_dist=True)  # both: they are synced, and lightning warns else
+        logged = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
+        self.log_dict(logged, rank_zero_only=True, sync_dist=True)  # they are synced; said twice, so that nobody warns
         metrics.reset()
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the likeliest token of every horizon at every position, ``(B, T, H)``, beside the batch's own."""
         states = self.model(batch["tokens"], document_ids=batch.get("document_ids"))
-        predicted = [self.model.unembedding.logits(state).argmax(dim=-1) for state in states]
+        logits = self.model.unembedding.logits
+        predicted = [logits(state, index).argmax(dim=-1) for index, state in enumerate(states)]
         return {"tokens": batch["tokens"], "predicted": torch.stack(predicted, dim=-1)}
 
     def configure_optimizers(self) -> Any:
@@ -184,7 +246,7 @@ class MTPModule(LightningModule):
         optimizer = self.optimizer(muon_parameter_groups(self.model))
         if self.lr_schedule is None:
             return optimizer
-        schedule, total = self.lr_schedule, int(self.trainer.estimated_stepping_batches)
+        schedule, total = self.lr_schedule, run_length(self.trainer)
         scheduler = LambdaLR(optimizer, lambda step: schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

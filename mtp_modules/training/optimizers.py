@@ -25,7 +25,8 @@ def muon_parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Sort the parameters of a model into those that Muon updates and those that AdamW updates.
 
     Muon takes every two-dimensional parameter called ``weight`` of a layer that is no embedding, no unembedding and no
-    recurrent net of torch's. A weight that such a layer shares (a tied output matrix) stays with AdamW.
+    recurrent net of torch's. A weight that such a layer shares (a tied output matrix) stays with AdamW. Frozen
+    parameters are in no group.
 
     Args:
         module: The model.
@@ -42,6 +43,8 @@ def muon_parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         hidden = parameter.ndim == 2 and name.rpartition(".")[2] == "weight" and id(parameter) not in outside
         (matrices if hidden else others).append(parameter)
     groups: list[dict[str, Any]] = [{"params": matrices, "use_muon": True}, {"params": others, "use_muon": False}]

@@ -189,10 +189,10 @@ def test_distillation_gives_no_gradient_through_the_teacher(heads: str) -> None:
 class Watching(LinearCrossEntropy):
     """Passes on to the naive backend, and looks at the teacher first."""
 
-    def __call__(self, *arguments: object) -> CrossEntropyTerms:
+    def __call__(self, *arguments: object, **options: float) -> CrossEntropyTerms:
         assert arguments[0].requires_grad
         assert not arguments[-1].states.requires_grad
-        return NaiveLinearCrossEntropy()(*arguments)
+        return NaiveLinearCrossEntropy()(*arguments, **options)
 
 
 @pytest.mark.parametrize("heads", HEADS)

@@ -52,14 +52,14 @@ def check_drafts(model: MTPModel, state: DecodingState, kept: list[list[int]], t
     """Compare drafted logits with what training computes for the same tokens."""
     if not model.heads.max_drafts:
         return
-    embed, unembed = model.trunk.embedding, model.unembedding.logits
+    embed, unembed = model.trunk.embedding, model.unembedding.logits_by_horizon
     for num_drafts in range(1, model.heads.max_drafts + 1):
         draft = model.heads.draft(token, state, num_drafts=num_drafts, embed=embed, unembed=unembed)
         assert draft.tokens.tolist() == draft.logits.argmax(dim=-1).tolist()
     for b, row in enumerate(kept):
         states = model(torch.tensor([[*row, int(token[b]), *draft.tokens[b].tolist()]]))
         for depth, expected in enumerate(states[1:]):
-            assert_same(draft.logits[b, depth], unembed(expected[0, len(row) - 1]))
+            assert_same(draft.logits[b, depth], model.unembedding.logits(expected[0, len(row) - 1], depth + 1))
 
 
 @pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)

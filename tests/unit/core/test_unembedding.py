@@ -23,7 +23,7 @@ def test_a_matrix_of_its_own_has_variance_one_over_width() -> None:
 
 def test_logits_and_loss_use_the_same_matrix() -> None:
     unembedding, states, targets = Unembedding(8, 11), torch.randn(3, 8), torch.tensor([1, 5, 10])
-    terms = unembedding(states, targets, torch.ones(3), NaiveLinearCrossEntropy())
+    terms = unembedding(states, targets, torch.ones(3), NaiveLinearCrossEntropy(), sizes=[3])
     expected = -unembedding.logits(states).log_softmax(dim=-1)[torch.arange(3), targets]
     torch.testing.assert_close(terms.nll, expected.detach())
     torch.testing.assert_close(terms.loss, expected.sum())

@@ -121,7 +121,11 @@ def test_selected_rows_equal_a_batch_of_those_rows(trunk: str, heads: str, rows:
     for states in (selected, alone):
         assert states[0].lengths == states[1].lengths == [keep[row] for row in rows]
         draft = model.heads.draft(
-            after[rows, 0], states[1], num_drafts=2, embed=model.trunk.embedding, unembed=model.unembedding.logits
+            after[rows, 0],
+            states[1],
+            num_drafts=2,
+            embed=model.trunk.embedding,
+            unembed=model.unembedding.logits_by_horizon,
         )
         hidden = model.trunk(after[rows], state=states[0]).hidden
         results.append((draft.logits, hidden, model.heads.extend(hidden, states[1])))

@@ -71,7 +71,7 @@ def test_sizes_must_be_at_least_one(kind: type, name: str) -> None:
 def draft(heads: Heads, state: object, num_drafts: int) -> None:
     token, embedding = torch.zeros(1, dtype=torch.long), torch.zeros(11, WIDTH).double()
     heads.draft(
-        token, state, num_drafts=num_drafts, embed=lambda ids: embedding[ids], unembed=lambda x: x @ embedding.T
+        token, state, num_drafts=num_drafts, embed=lambda ids: embedding[ids], unembed=lambda x, _: x @ embedding.T
     )
 
 
@@ -110,3 +110,11 @@ def test_parallel_heads_read_at_most_max_positions() -> None:
         heads(torch.zeros(1, 7, 8))
     with pytest.raises(ValueError, match=sentence):
         heads.extend(torch.zeros(1, 7, 8), heads.new_state(1, 20))
+
+
+def test_one_recurrent_horizon_is_the_plain_next_token_model() -> None:
+    heads = RecurrentHeads(d_model=4, num_horizons=1)
+    assert list(heads.parameters()) == []
+    heads.reset_parameters()
+    hidden = torch.randn(2, 3, 4)
+    assert heads(hidden) == (hidden,)

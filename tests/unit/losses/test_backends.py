@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtp_modules import LinearHeads, MTPModel, MultiTokenLoss, RecurrentTrunk
-from mtp_modules.core.interfaces import CrossEntropyTerms, LinearCrossEntropy, Teacher
+from mtp_modules.core.interfaces import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.losses import FusedLinearCrossEntropy, NaiveLinearCrossEntropy, RecomputeLinearCrossEntropy
 
 BACKENDS: dict[str, Callable[[int | None], LinearCrossEntropy]] = {
@@ -36,9 +36,9 @@ def _example(
 def _run(
     backend: LinearCrossEntropy, example: tuple[list[Tensor], Tensor, Tensor, Teacher | None, bool]
 ) -> tuple[CrossEntropyTerms, list[Tensor]]:
-    leaves, targets, weights, teacher, bias = example
+    leaves, targets, weights, teacher, _ = example
     leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-    terms = backend(leaves[0], leaves[1], leaves[2] if bias else None, targets, weights, teacher)
+    terms = backend(leaves[0], [OutputMatrix(*leaves[1:])], [len(targets)], targets, weights, teacher)
     (1.7 * terms.loss).backward()
     return terms, [leaf.grad for leaf in leaves]
 
@@ -69,11 +69,11 @@ def test_a_backend_equals_the_naive_one(
 def test_only_frozen_inputs_get_no_gradient(name: str) -> None:
     (states, weight), targets, weights, _, _ = _example(0, 9, bias=False, teacher=False)
     weight.requires_grad_()
-    BACKENDS[name](4)(states, weight, None, targets, weights).loss.backward()
+    BACKENDS[name](4)(states, [OutputMatrix(weight)], [9], targets, weights).loss.backward()
     assert states.grad is None
     assert weight.grad is not None
     with torch.no_grad():
-        assert not BACKENDS[name](4)(states, weight, None, targets, weights).loss.requires_grad
+        assert not BACKENDS[name](4)(states, [OutputMatrix(weight)], [9], targets, weights).loss.requires_grad
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -88,7 +88,8 @@ def test_nothing_valid_gives_zero(name: str) -> None:
 def test_gradients_accumulate_and_can_be_asked_for_twice() -> None:
     example = _example(3, 20, bias=False, teacher=False)
     leaves = [leaf.clone().requires_grad_() for leaf in example[0]]
-    loss = FusedLinearCrossEntropy(rows_per_chunk=6)(leaves[0], leaves[1], None, example[1], example[2]).loss
+    matrices = [OutputMatrix(leaves[1])]
+    loss = FusedLinearCrossEntropy(rows_per_chunk=6)(leaves[0], matrices, [20], example[1], example[2]).loss
     loss.backward(retain_graph=True)
     once = leaves[1].grad.clone()
     loss.backward()
@@ -101,8 +102,9 @@ def test_small_weights_survive_float16() -> None:
     half = [leaf.half().requires_grad_() for leaf in (states, weight)]
     wide = [leaf.detach().float().requires_grad_() for leaf in half]
     scale = 1e6  # what a gradient scaler multiplies the loss with
-    (scale * FusedLinearCrossEntropy(rows_per_chunk=16)(half[0], half[1], None, targets, weights).loss).backward()
-    (scale * NaiveLinearCrossEntropy()(wide[0], wide[1], None, targets, weights).loss).backward()
+    fused = FusedLinearCrossEntropy(rows_per_chunk=16)
+    (scale * fused(half[0], [OutputMatrix(half[1])], [64], targets, weights).loss).backward()
+    (scale * NaiveLinearCrossEntropy()(wide[0], [OutputMatrix(wide[1])], [64], targets, weights).loss).backward()
     for low, high in zip(half, wide, strict=True):
         error = (low.grad.float() - high.grad).norm() / high.grad.norm()
         assert error < 5e-3
@@ -111,12 +113,12 @@ def test_small_weights_survive_float16() -> None:
 def test_autocast_is_as_close_as_the_naive_path() -> None:
     (states, weight), targets, weights, _, _ = _example(6, 32, bias=False, teacher=False)
     exact = [leaf.float().requires_grad_() for leaf in (states, weight)]
-    NaiveLinearCrossEntropy()(exact[0], exact[1], None, targets, weights.float()).loss.backward()
+    NaiveLinearCrossEntropy()(exact[0], [OutputMatrix(exact[1])], [32], targets, weights.float()).loss.backward()
     errors = []
     for backend in (NaiveLinearCrossEntropy(), FusedLinearCrossEntropy(rows_per_chunk=8)):
         leaves = [leaf.float().requires_grad_() for leaf in (states, weight)]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = backend(leaves[0], leaves[1], None, targets, weights.float()).loss
+            loss = backend(leaves[0], [OutputMatrix(leaves[1])], [32], targets, weights.float()).loss
         loss.backward()
         errors.append(max((leaf.grad - e.grad).norm() / e.grad.norm() for leaf, e in zip(leaves, exact, strict=True)))
     assert errors[1] < 1.5 * errors[0] + 1e-3

@@ -3,19 +3,20 @@
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from mtp_modules.core.interfaces import Teacher
+from mtp_modules.core.interfaces import OutputMatrix, Teacher
 from mtp_modules.losses import NaiveLinearCrossEntropy
 from tests.helpers import assert_same
 
 STATES = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 WEIGHT = torch.randn(7, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 BIAS = torch.randn(7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+MATRICES = [OutputMatrix(WEIGHT, BIAS)]
 TARGETS = torch.tensor([2, 6, -1, 0])
 WEIGHTS = torch.tensor([1.0, 0.5, 0.0, 0.0], dtype=torch.float64)
 
 
 def test_a_weighted_sum_of_cross_entropies() -> None:
-    terms = NaiveLinearCrossEntropy()(STATES, WEIGHT, BIAS, TARGETS, WEIGHTS)
+    terms = NaiveLinearCrossEntropy()(STATES, MATRICES, [4], TARGETS, WEIGHTS)
     logits = STATES @ WEIGHT.T + BIAS
     nll = F.cross_entropy(logits, TARGETS, reduction="none", ignore_index=-1)
     assert_same(terms.nll, nll)
@@ -29,15 +30,15 @@ def test_a_weighted_sum_of_cross_entropies() -> None:
 def test_a_state_without_a_target_may_hold_anything() -> None:
     states = STATES.clone()
     states[2] = torch.nan
-    terms = NaiveLinearCrossEntropy()(states, WEIGHT, BIAS, TARGETS, WEIGHTS)
-    assert_same(terms.loss, NaiveLinearCrossEntropy()(STATES, WEIGHT, BIAS, TARGETS, WEIGHTS).loss)
+    terms = NaiveLinearCrossEntropy()(states, MATRICES, [4], TARGETS, WEIGHTS)
+    assert_same(terms.loss, NaiveLinearCrossEntropy()(STATES, MATRICES, [4], TARGETS, WEIGHTS).loss)
     assert terms.nll[2] == 0
 
 
 def test_a_teacher_takes_its_share() -> None:
     share = torch.tensor([0.25, 1.0, 0.0, 0.0], dtype=torch.float64)
     teacher = Teacher(STATES.flip(0), share)
-    terms = NaiveLinearCrossEntropy()(STATES, WEIGHT, BIAS, TARGETS, WEIGHTS, teacher)
+    terms = NaiveLinearCrossEntropy()(STATES, MATRICES, [4], TARGETS, WEIGHTS, teacher)
     log_law = (STATES @ WEIGHT.T + BIAS).log_softmax(dim=1)
     law = (STATES.flip(0) @ WEIGHT.T + BIAS).softmax(dim=1)
     soft = -(law * log_law).sum(dim=1)
@@ -46,5 +47,5 @@ def test_a_teacher_takes_its_share() -> None:
 
 
 def test_half_precision_states_are_scored_in_single_precision() -> None:
-    terms = NaiveLinearCrossEntropy()(STATES.half(), WEIGHT.half(), None, TARGETS, WEIGHTS.float())
+    terms = NaiveLinearCrossEntropy()(STATES.half(), [OutputMatrix(WEIGHT.half())], [4], TARGETS, WEIGHTS.float())
     assert terms.loss.dtype == terms.nll.dtype == torch.float32

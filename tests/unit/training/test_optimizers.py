@@ -100,7 +100,7 @@ def test_groups_keep_embeddings_outputs_biases_and_recurrent_nets_from_muon() ->
     }
     recurrent = MTPModel(
         trunk=RecurrentTrunk(vocab_size=9, d_model=8),
-        heads=RecurrentHeads(d_model=8, num_horizons=1),
+        heads=RecurrentHeads(d_model=8, num_horizons=2),
         tie_embeddings=False,
     )
     names = {parameter: name for name, parameter in recurrent.named_parameters()}

@@ -1,0 +1,101 @@
+"""Which examples a backend scores together."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.interfaces import OutputMatrix, Teacher
+from mtp_modules.core.shapes import Tensor
+
+
+class Group(NamedTuple):
+    """Neighbouring examples that share an output matrix, and all or none of which have a teacher.
+
+    Attributes:
+        start: The first example.
+        stop: One behind the last.
+        matrix: Turns their states into logits.
+    """
+
+    start: int
+    stop: int
+    matrix: OutputMatrix
+
+
+def groups_of(
+    owner: object,
+    states: Tensor,
+    matrices: Sequence[OutputMatrix],
+    sizes: Sequence[int],
+    teacher: Teacher | None,
+    *,
+    merge: bool,
+) -> list[Group]:
+    """Return the examples of each output matrix, leaving out heads without examples.
+
+    Args:
+        owner: Who refuses.
+        states: ``(N, D)``, head by head.
+        matrices: One a head.
+        sizes: How many examples each head has.
+        teacher: A group ends where its examples begin.
+        merge: Make one group of neighbouring heads with the very same matrix.
+
+    Raises:
+        ValueError: If the sizes do not fit the matrices or the states.
+    """
+    if len(matrices) != len(sizes) or sum(sizes) != len(states):
+        refuse(
+            owner,
+            f"sizes must hold one number for each of {len(matrices)} matrices and sum to {len(states)} examples, "
+            f"got {list(sizes)}.",
+        )
+    cut = first_taught(states, teacher)
+    groups: list[Group] = []
+    end = 0
+    for matrix, size in zip(matrices, sizes, strict=True):
+        start, end = end, end + size
+        for low, high in ((start, min(end, cut)), (max(start, cut), end)):
+            if low >= high:
+                continue
+            if merge and low != cut and groups and _same(groups[-1].matrix, matrix):
+                low = groups.pop().start
+            groups.append(Group(low, high, matrix))
+    return groups
+
+
+def _same(one: OutputMatrix, other: OutputMatrix) -> bool:
+    return one.weight is other.weight and one.bias is other.bias
+
+
+def first_taught(states: Tensor, teacher: Teacher | None) -> int:
+    """Return the example from which on there is a teacher.
+
+    Args:
+        states: ``(N, D)``.
+        teacher: Of the last ``M`` examples.
+    """
+    return len(states) - (0 if teacher is None else len(teacher.states))
+
+
+def spans(group: Group, rows: int | None) -> list[tuple[int, int]]:
+    """Cut a group into chunks.
+
+    Args:
+        group: Its examples.
+        rows: How many make a chunk; all if ``None``.
+
+    Returns:
+        The first example of each, and one behind its last.
+    """
+    step = rows or group.stop - group.start
+    return [(low, min(low + step, group.stop)) for low in range(group.start, group.stop, step)]
+
+
+def default_rows(vocab_size: int) -> int:
+    """Return how many rows of logits make a chunk: 256, or as many as come to 8 million numbers.
+
+    Args:
+        vocab_size: Number ``V`` of logits in a row.
+    """
+    return max(256, (1 << 23) // vocab_size)
