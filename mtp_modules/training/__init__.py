@@ -7,7 +7,7 @@ from mtp_modules.training.module import MTPModule
 from mtp_modules.training.optimizers import MuonWithAdamW, muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule, WarmupDecay
-from mtp_modules.training.strategies import check_strategy_name, check_trainer
+from mtp_modules.training.strategies import check_strategy_name, check_trainer, fill_data_parallel_size
 
 __all__ = [
     "GracefulStop",
@@ -23,6 +23,7 @@ __all__ = [
     "check_trainer",
     "checkpoint_blocks",
     "compile_blocks",
+    "fill_data_parallel_size",
     "find_checkpoint",
     "load_model",
     "materialize",

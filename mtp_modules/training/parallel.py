@@ -38,19 +38,26 @@ class Sharding(Component):
         reduce_dtype: Precision in which gradients are added up over processes, where ``param_dtype`` is set.
         reshard_after_forward: Free a unit's weights after its forward pass and gather them again for its backward pass.
             False keeps them in between: faster, and more memory.
+        init_on_meta: Let the command line build the model without memory and draw its values after sharding, so that no
+            process ever holds all of it. Not for parts that load trained weights when they are built.
 
     Raises:
         ValueError: If a precision is unknown.
     """
 
     def __init__(
-        self, *, param_dtype: str | None = None, reduce_dtype: str = "float32", reshard_after_forward: bool = True
+        self,
+        *,
+        param_dtype: str | None = None,
+        reduce_dtype: str = "float32",
+        reshard_after_forward: bool = True,
+        init_on_meta: bool = False,
     ) -> None:
         for name, value in (("param_dtype", param_dtype), ("reduce_dtype", reduce_dtype)):
             if value is not None and value not in _DTYPES:
                 refuse(self, f"{name} must be one of {', '.join(_DTYPES)}, got {value!r}.")
         self.param_dtype, self.reduce_dtype = param_dtype, reduce_dtype
-        self.reshard_after_forward = reshard_after_forward
+        self.reshard_after_forward, self.init_on_meta = reshard_after_forward, init_on_meta
 
     def policy(self, *, cast_inputs: bool) -> MixedPrecisionPolicy:
         """Return the policy of a unit.

@@ -26,6 +26,31 @@ def check_strategy_name(strategy: Any) -> None:
         refuse("trainer.strategy", FSDP1)
 
 
+def fill_data_parallel_size(trainer: Trainer) -> None:
+    """Let ``data_parallel_size: auto`` mean all processes that tensor parallelism leaves, on all nodes.
+
+    Lightning takes it for the number of nodes, which fails wherever a node has more than one process and
+    ``tensor_parallel_size`` is a number.
+
+    Args:
+        trainer: Changed in place, before it runs.
+
+    Raises:
+        ValueError: If the processes cannot be divided like that.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    size, processes = strategy._tensor_parallel_size, strategy.num_processes * trainer.num_nodes
+    if strategy._data_parallel_size == "auto" and isinstance(size, int):
+        if processes % size:
+            refuse(
+                "trainer.strategy",
+                f"tensor_parallel_size ({size}) must divide the number of processes ({processes}); change devices.",
+            )
+        strategy._data_parallel_size = processes // size
+
+
 def check_trainer(trainer: Trainer) -> None:
     """Refuse what would fail late or go wrong silently.
 
