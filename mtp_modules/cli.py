@@ -50,7 +50,7 @@ class MTPCLI(LightningCLI):
             datamodule_class=LightningDataModule,
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"use_distributed_sampler": False},
+            trainer_defaults={},
             parser_class=LightningSentenceParser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

@@ -105,6 +105,7 @@ class Attention(nn.Module):
         divides("Attention", "num_heads", num_heads, "d_model", d_model)
         divides("Attention", "num_kv_heads", num_kv_heads, "num_heads", num_heads)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
+        self.grouped = num_heads != num_kv_heads  # decided here, where compilation of unlike layers finds a plain bool
         self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
 
@@ -165,7 +166,7 @@ class Attention(nn.Module):
             values,
             attn_mask=mask,
             is_causal=mask is None,
-            enable_gqa=self.num_heads != self.num_kv_heads,
+            enable_gqa=self.grouped,
         )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 

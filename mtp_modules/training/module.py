@@ -26,7 +26,7 @@ from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.optimizers import muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule
-from mtp_modules.training.strategies import check_trainer
+from mtp_modules.training.strategies import check_gradients, check_trainer
 
 TOP_K = (1, 5)
 FREEZABLE = ("trunk", "heads", "unembedding")
@@ -91,6 +91,7 @@ class MTPModule(LightningModule):
         self._random_state: Tensor | None = None
         self._step_counts: StepCounts | None = None
         self._run_length: int | None = None
+        self._gradients_checked = False
 
     def _freeze(self, parts: Sequence[str]) -> None:
         for part in parts:
@@ -131,6 +132,8 @@ class MTPModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a trainer that would go wrong."""
         check_trainer(self.trainer)
+        if self.sharding is not None and self.device_mesh is None:
+            refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")
 
     def configure_model(self) -> None:
         """Recompute, compile and shard blocks as asked. Lightning calls this before every run; it is done once."""
@@ -198,6 +201,7 @@ class MTPModule(LightningModule):
     def on_fit_start(self) -> None:
         """Forget what was known of another run, and refuse a schedule over a run without an end."""
         self._step_counts = self._run_length = None
+        self._gradients_checked = False
         self.horizon_weights()
 
     def on_train_start(self) -> None:
@@ -208,6 +212,12 @@ class MTPModule(LightningModule):
         if self._random_state is not None:
             _generator(self.device).set_state(self._random_state.cpu())
             self._random_state = None
+
+    def on_after_backward(self) -> None:
+        """Refuse parameters without gradients where DDP would wait for them."""
+        if not self._gradients_checked:
+            self._gradients_checked = True
+            check_gradients(self.trainer, self)
 
     def on_validation_end(self) -> None:
         """Leave the validation out of the throughput."""

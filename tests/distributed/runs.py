@@ -1,5 +1,6 @@
 """Small float64 training runs that are the same on one process and on two."""
 
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,12 +10,13 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
+from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from mtp_modules import GeometricWeights, MultiTokenLoss
 from mtp_modules.core.component import build, describe
 from mtp_modules.data import ProgressionDataModule
-from mtp_modules.training import MTPModule, MuonWithAdamW, WarmupDecay
+from mtp_modules.training import MTPModule, MuonWithAdamW, Sharding, WarmupDecay
 from tests.helpers import VOCAB, float64, make_model
 
 ROWS = 8
@@ -39,7 +41,8 @@ class Run:
     share_of_positions: float = 1.0
     distillation: float = 0.5
     activation_checkpointing: str | None = None
-    meta: bool = False
+    reshard_after_forward: bool = True
+    freeze: tuple[str, ...] = ()
     unequal_counts: bool = False
     steps: int = 3
 
@@ -56,7 +59,7 @@ OPTIMIZERS = {
 }
 
 
-def module(run: Run) -> MTPModule:
+def module(run: Run, *, sharded: bool = False) -> MTPModule:
     """Build the module of a run, the same at every call."""
     model = make_model(run.trunk, run.heads, tied=run.tied)
     description = describe(model)["init_args"]
@@ -73,7 +76,9 @@ def module(run: Run) -> MTPModule:
             optimizer=OPTIMIZERS[run.optimizer],
             lr_schedule=WarmupDecay(warmup_steps=2),
             tie_embeddings=run.tied,
+            freeze=run.freeze,
             activation_checkpointing=run.activation_checkpointing,
+            sharding=Sharding(reshard_after_forward=run.reshard_after_forward) if sharded else None,
         )
     made.model.load_state_dict(model.state_dict())
     return made
@@ -152,11 +157,32 @@ def weights(module: torch.nn.Module) -> dict[str, Tensor]:
 
 def train(run: Run, world_size: int, folder: Path) -> dict[str, Tensor]:
     """Train, and return the weights."""
-    made = module(run)
+    sharded = world_size > 1 and run.strategy == "fsdp2"
+    made = module(run, sharded=sharded)
     trainer(run, world_size, folder).fit(made, data(run, world_size))
+    assert all(isinstance(value, DTensor) for value in made.parameters()) == sharded
     return weights(made)
 
 
 def train_all(runs: list[Run], folder: Path) -> list[dict[str, Tensor]]:
     """Train several runs on two processes, one after another."""
     return [train(run, 2, folder) for run in runs]
+
+
+def rank_and_sum(value: int) -> tuple[int, int]:
+    """Return the rank, and the sum of value and rank over all ranks."""
+    total = torch.tensor(value + dist.get_rank())
+    dist.all_reduce(total)
+    return dist.get_rank(), int(total)
+
+
+def fail_on_rank_one() -> None:
+    """Raise on one rank while the other waits for it."""
+    if dist.get_rank() == 1:
+        raise ValueError("broken on purpose")
+    dist.barrier()
+
+
+def wait_for_ever() -> None:
+    """Never return."""
+    time.sleep(1000)
