@@ -114,6 +114,13 @@ class Trunk(Component, nn.Module, ABC):
             capacity: Most tokens that a row will hold, the provisional chunk included.
         """
 
+    @abstractmethod
+    def flops(self, length: int) -> int:
+        """Return the floating-point operations of a forward pass over one sequence of ``length`` tokens.
+
+        Matrix products only; attention in full, also where its mask is causal (PaLM, arXiv 2204.02311, appendix B).
+        """
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -213,6 +220,10 @@ class Heads(Component, nn.Module, ABC):
             unembed: Turns states ``(B, K, D)`` of the horizons with index ``start``, ``start + 1`` and so on into
                 logits ``(B, K, V)``; called as ``unembed(states, start)``. Horizon 1 has index 0.
         """
+
+    @abstractmethod
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the same as :meth:`Trunk.flops`, with horizons beyond the first at ``num_far`` positions only."""
 
     @property
     def max_drafts(self) -> int:

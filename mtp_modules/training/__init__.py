@@ -2,6 +2,7 @@
 
 from mtp_modules.training.callbacks import GracefulStop, HeadsProgressBar, HeadsTable, PredictionWriter
 from mtp_modules.training.checkpointing import find_checkpoint, load_model
+from mtp_modules.training.flops import flops_per_token, training_flops
 from mtp_modules.training.module import MTPModule
 from mtp_modules.training.optimizers import MuonWithAdamW, muon_parameter_groups
 from mtp_modules.training.schedules import LearningRateSchedule, WarmupDecay
@@ -16,6 +17,8 @@ __all__ = [
     "PredictionWriter",
     "WarmupDecay",
     "find_checkpoint",
+    "flops_per_token",
     "load_model",
     "muon_parameter_groups",
+    "training_flops",
 ]
