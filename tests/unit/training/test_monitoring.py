@@ -1,11 +1,13 @@
-"""Gradient norms, the conflict of horizons and throughput: against naive twins, in real runs, and over two processes."""
+"""Gradient norms, the conflict of horizons and throughput: against naive twins, in real runs, over two processes."""
 
 import math
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -194,30 +196,33 @@ def test_a_probe_that_overflows_logs_nothing(tmp_path: Path) -> None:
     ("change", "sentence"),
     [
         (
-            lambda model, run: setattr(run.strategy, "__class__", ModelParallelStrategy),
-            r"^GradientConflict: needs the whole trunk on every rank, which ModelParallelStrategy does not give; "
-            r"use DDPStrategy or one device, or leave the callback out\.$",
-        ),
-        (
-            lambda model, run: setattr(model.model, "heads", LinearHeads(d_model=16, num_horizons=1)),
+            lambda model: setattr(model.model, "heads", LinearHeads(d_model=16, num_horizons=1)),
             r"^GradientConflict: needs at least 2 horizons to compare, got 1; leave the callback out\.$",
         ),
         (
-            lambda model, run: model.model.trunk.requires_grad_(False),
+            lambda model: model.model.trunk.requires_grad_(False),
             r"^GradientConflict: needs a trunk that trains, but all of its parameters are frozen; "
             r"leave the callback out\.$",
         ),
     ],
-    ids=["sharded", "one horizon", "frozen"],
+    ids=["one horizon", "frozen"],
 )
-def test_what_cannot_be_probed_is_refused(
-    tmp_path: Path, change: Callable[[MTPModule, Trainer], None], sentence: str
-) -> None:
-    model, run, probe = module(), trainer(tmp_path), GradientConflict()
-    change(model, run)
+def test_what_cannot_be_probed_is_refused(tmp_path: Path, change: Callable[[MTPModule], object], sentence: str) -> None:
+    model, run = module(), trainer(tmp_path, GradientConflict())
+    change(model)
     with pytest.raises(ValueError, match=sentence):
-        probe.setup(run, model, "fit")
-    probe.setup(run, model, "validate")
+        run.fit(model, data())
+    run.validate(model, data(), verbose=False)
+
+
+def test_a_trunk_in_parts_is_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, strategy=ModelParallelStrategy(), devices=1)
+    with pytest.raises(
+        ValueError,
+        match=r"^GradientConflict: needs the whole trunk on every rank, which ModelParallelStrategy does not give; "
+        r"use DDPStrategy or one device, or leave the callback out\.$",
+    ):
+        GradientConflict().setup(run, module(), "fit")
 
 
 @pytest.mark.parametrize(
@@ -301,6 +306,23 @@ def test_rates_of_a_resumed_run_know_nothing_of_the_first(tmp_path: Path, monkey
     assert {rates[:2] for rates in seen.rates} == {(48.0, 8.0)}
 
 
+def test_ranks_that_share_a_batch_do_not_count_it_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four devices, two by two in tensor parallel: two batches at once, each of them half the work of a device."""
+    clock, model, logged = Clock(monkeypatch), module(), {}
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), distributed_sampler_kwargs={"num_replicas": 2})
+    facts = {"world_size": 4, "precision": "32-true", "global_step": 0, "log_every_n_steps": 1}
+    run = Mock(spec=Trainer, strategy=strategy, **facts)
+    monkeypatch.setattr(model, "log_dict", logged.update)
+    flops = training_flops(model.model, batch_size=8, length=6)
+    meter = TokenThroughput(available_flops=float(flops))
+    meter.on_train_start(run, model)
+    clock.now += 1.0
+    run.global_step = 1
+    meter.on_train_batch_end(run, model, None, {"tokens": torch.zeros(8, 9, dtype=torch.long)}, 0)
+    rates = {"tokens_per_second": 96.0, "samples_per_second": 16.0, "tflops_per_second": flops / 2e12, "mfu": 0.5}
+    assert logged == pytest.approx({f"train/{name}": rate for name, rate in rates.items()})
+
+
 def test_a_run_has_one_meter(tmp_path: Path) -> None:
     own = TokenThroughput(available_flops=1e12)
     for callbacks in ((), (own,)):
@@ -374,10 +396,13 @@ def _probed(rank: int, folder: str) -> None:
     init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for probe in (True, False):
         model, first = ddp_module(), FirstBatch()
-        callbacks = [first, GradientConflict(every_n_steps=1)] if probe else [first]
+        seen = Pass(Clock(pytest.MonkeyPatch()))
+        callbacks = [first, seen, GradientConflict(every_n_steps=1)] if probe else [first, seen]
         limits = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 0}
-        run = trainer(Path(folder), *callbacks, strategy=DDPStrategy(), devices=2, **limits)
+        meter = TokenThroughput(available_flops=training_flops(model.model, batch_size=8, length=6))
+        run = trainer(Path(folder), *callbacks, meter, strategy=DDPStrategy(), devices=2, **limits)
         run.fit(model, data())
+        assert [rates[:2] + rates[3:] for rates in seen.rates] == [(96.0, 16.0, 1.0)]
         logged = {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("train/grad_")}
         torch.save((model.state_dict(), logged, first.tokens), f"{folder}/{rank}{probe}.pt")
     destroy_process_group()
