@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.shapes import Float, Tensor
+from mtp_modules.core.targets import count_targets
 from mtp_modules.model import MTPModel
 from mtp_modules.training.flops import training_flops
+from mtp_modules.training.normalisation import data_parallel
 
 
 def gradient_norms(model: MTPModel, *, loss_scale: float = 1.0) -> dict[str, Float[Tensor, ""]]:
@@ -95,7 +97,7 @@ class GradientConflict(Callback):
     both with their weights. After Du et al. 2018 (arXiv 1812.02224), who let an auxiliary loss count by this cosine.
 
     Both gradients are taken on the batch that the step trains on (the first one, if it accumulates), at the same
-    sampled positions, and averaged over the ranks before they are compared. That costs two more forward and backward
+    sampled positions, and added up over the ranks before they are compared. That costs two more forward and backward
     passes, and memory for two gradients of the trunk. Training is not changed by a bit: no ``.grad`` is touched, and
     random numbers go on as if nothing had happened. A probe whose gradients overflow in float16 logs nothing.
 
@@ -139,7 +141,7 @@ class GradientConflict(Callback):
         if (step + 1) % self.every_n_steps or step == self._probed:
             return
         self._probed = step
-        weights = pl_module.loss.weights(len(pl_module.model.horizons), _progress(trainer))
+        weights = pl_module.horizon_weights()
         near = self._gradients(trainer, pl_module, batch, [weights[0], *(0.0 for _ in weights[1:])])
         far = self._gradients(trainer, pl_module, batch, [0.0, *weights[1:]])
         cosine, ratio = gradient_conflict(near, far)
@@ -149,32 +151,26 @@ class GradientConflict(Callback):
     def _gradients(
         self, trainer: Trainer, module: Any, batch: dict[str, Tensor], weights: list[float]
     ) -> tuple[Tensor, ...]:
-        """Return what the trunk's parameters would get from a loss with these weights, averaged over the ranks."""
-        device = module.device
+        """Return what the batches of all ranks, as one, would give the trunk's parameters with these weights."""
+        strategy, device = trainer.strategy, module.device
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         trained = [parameter for parameter in module.model.trunk.parameters() if parameter.requires_grad]
+        counts = None
+        if trainer.world_size > 1:
+            given = (batch["tokens"], module.horizons, batch.get("document_ids"), batch.get("loss_mask"))
+            counts = strategy.reduce(count_targets(*given), reduce_op="sum")
         on_host = device.type == "cpu"
         with (
             torch.random.fork_rng([] if on_host else [device], device_type="cuda" if on_host else device.type),
             trainer.precision_plugin.train_step_context(),
         ):
-            terms = module.loss(
-                module.model,
-                batch["tokens"],
-                document_ids=batch.get("document_ids"),
-                loss_mask=batch.get("loss_mask"),
-                weights=weights,
-            )
-        loss = terms.loss if scaler is None else terms.loss * scaler.get_scale()  # as training, lest float16 underflow
+            loss = module(batch, counts=counts, weights=weights).loss
+        if scaler is not None:
+            loss = loss * scaler.get_scale()  # as in training, lest float16 underflow
         gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
         if trainer.world_size == 1:
             return gradients
-        return tuple(trainer.strategy.reduce(gradient, reduce_op="mean") for gradient in gradients)
-
-
-def _progress(trainer: Trainer) -> float:
-    """Return the share of the run's optimizer steps that are behind; 0 if the run has no end."""
-    return min(1.0, trainer.global_step / max(1.0, float(trainer.estimated_stepping_batches)))
+        return tuple(strategy.reduce(gradient, reduce_op="sum") for gradient in gradients)
 
 
 class TokenThroughput(Callback):
@@ -210,8 +206,8 @@ class TokenThroughput(Callback):
         """Start the clock."""
         device = trainer.strategy.root_device
         peak = self.available_flops or get_available_flops(device, _compute_dtype(str(trainer.precision)))
-        replicas = getattr(trainer.strategy, "distributed_sampler_kwargs", {"num_replicas": 1})["num_replicas"]
-        self._replicas, self._flops_share = replicas, replicas / trainer.world_size
+        self._replicas, _ = data_parallel(trainer)
+        self._world_size = trainer.world_size
         self._batches = self._samples = self._tokens = 0
         self._flops = 0.0
         self._logged_step = trainer.global_step
@@ -260,7 +256,7 @@ class TokenThroughput(Callback):
         self._batches += 1
         self._samples += rows * self._replicas
         self._tokens += rows * length * self._replicas
-        self._flops += flops * self._flops_share
+        self._flops += flops * self._replicas / self._world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Stop the clock for a validation inside training."""

@@ -309,9 +309,9 @@ def test_rates_of_a_resumed_run_know_nothing_of_the_first(tmp_path: Path, monkey
 def test_ranks_that_share_a_batch_do_not_count_it_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of four devices, two by two in tensor parallel: two batches at once, each of them half the work of a device."""
     clock, model, logged = Clock(monkeypatch), module(), {}
-    strategy = SimpleNamespace(root_device=torch.device("cpu"), distributed_sampler_kwargs={"num_replicas": 2})
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
     facts = {"world_size": 4, "precision": "32-true", "global_step": 0, "log_every_n_steps": 1}
-    run = Mock(spec=Trainer, strategy=strategy, **facts)
+    run = Mock(spec=Trainer, strategy=strategy, distributed_sampler_kwargs={"num_replicas": 2}, **facts)
     monkeypatch.setattr(model, "log_dict", logged.update)
     flops = training_flops(model.model, batch_size=8, length=6)
     meter = TokenThroughput(available_flops=float(flops))
@@ -384,10 +384,11 @@ def ddp_module() -> MTPModule:
 
 
 class FirstBatch(Callback):
-    """Remembers the rows of the first step."""
+    """Lets unequally many tokens of each rank count, and remembers the first step."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: MTPModule, batch: Any, batch_idx: int) -> None:
-        self.tokens = batch["tokens"]
+        batch["loss_mask"] = torch.arange(9).expand(8, -1) < (9 if trainer.global_rank == 0 else 5)
+        self.batch = {name: batch[name] for name in ("tokens", "loss_mask")}
 
 
 def _probed(rank: int, folder: str) -> None:
@@ -404,21 +405,21 @@ def _probed(rank: int, folder: str) -> None:
         run.fit(model, data())
         assert [rates[:2] + rates[3:] for rates in seen.rates] == [(96.0, 16.0, 1.0)]
         logged = {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("train/grad_")}
-        torch.save((model.state_dict(), logged, first.tokens), f"{folder}/{rank}{probe}.pt")
+        torch.save((model.state_dict(), logged, first.batch), f"{folder}/{rank}{probe}.pt")
     destroy_process_group()
 
 
-def test_ranks_average_their_gradients_before_they_compare(tmp_path: Path) -> None:
+def test_ranks_add_up_their_gradients_before_they_compare(tmp_path: Path) -> None:
     two_ranks(_probed, tmp_path)
-    (weights, logged, rows), (_, other_logged, other_rows) = (
+    (weights, logged, batch), (_, other_logged, other_batch) = (
         torch.load(tmp_path / f"{rank}True.pt", weights_only=True) for rank in range(2)
     )
-    assert not torch.equal(rows, other_rows)
+    assert not torch.equal(batch["tokens"], other_batch["tokens"])
+    whole = {name: torch.cat((batch[name], other_batch[name])) for name in batch}
     model = ddp_module()
     found = []
     for kept in ([1.0, 0.0, 0.0], [0.0, 1.0, 1.0]):
-        losses = [model.loss(model.model, tokens, weights=kept).loss for tokens in (rows, other_rows)]
-        grads = gradients(model.model.trunk, (losses[0] + losses[1]) / 2)
+        grads = gradients(model.model.trunk, model(whole, weights=kept).loss)
         found.append(torch.cat([grad.flatten() for grad in grads.values()]))
     expected = torch.cosine_similarity(*found, dim=0), found[1].norm() / found[0].norm()
     for figures in (logged, other_logged):
