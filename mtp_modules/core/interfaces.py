@@ -85,6 +85,11 @@ class Trunk(Component, nn.Module, ABC):
     embedding_width: int
     supports_trees: bool = False
 
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """Repeated modules to shard, compile or recompute one by one; training uses each by its ``forward`` alone."""
+        return ()
+
     @abstractmethod
     def forward(
         self,
@@ -156,6 +161,11 @@ class Heads(Component, nn.Module, ABC):
     @abstractmethod
     def horizons(self) -> tuple[int, ...]:
         """Offsets of the heads, ascending from 1."""
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """Repeated modules to shard, compile or recompute one by one; see :attr:`Trunk.blocks`."""
+        return ()
 
     @abstractmethod
     def forward(

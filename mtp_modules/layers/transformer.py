@@ -105,6 +105,7 @@ class Attention(nn.Module):
         divides("Attention", "num_heads", num_heads, "d_model", d_model)
         divides("Attention", "num_kv_heads", num_kv_heads, "num_heads", num_heads)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
+        self.grouped = num_heads != num_kv_heads  # decided here, where compilation of unlike layers finds a plain bool
         self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
 
@@ -165,7 +166,7 @@ class Attention(nn.Module):
             values,
             attn_mask=mask,
             is_causal=mask is None,
-            enable_gqa=self.num_heads != self.num_kv_heads,
+            enable_gqa=self.grouped,
         )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 
@@ -252,16 +253,29 @@ class TransformerLayer(nn.Module):
             nn.init.normal_(linear.weight, std=gain * linear.in_features**-0.5)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor], mask: Bool[Tensor, "B 1 T T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Read whole sequences.
+        self,
+        x: Float[Tensor, "B T D"],
+        table: tuple[Tensor, Tensor],
+        mask: Bool[Tensor, "#B 1 _ T"] | None = None,
+        picked: Float[Tensor, "B P D"] | None = None,
+        picked_table: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "B _ D"]:
+        """Read whole sequences, and go on with all positions or only with those that are picked.
 
         Args:
             x: Residual stream.
             table: Rotations of its positions.
-            mask: True where a query may look; ``None`` for plainly causal.
+            mask: True where a query may look; ``None`` for plainly causal. Needed for picked positions.
+            picked: The residual stream at some positions, of which alone the output is wanted. Keys and values still
+                come from all.
+            picked_table: Their rotations.
         """
-        x = x + self.attention(self.attention_norm(x), table, mask)
+        if picked is None or picked_table is None:
+            x = x + self.attention(self.attention_norm(x), table, mask)
+        else:
+            _, keys, values = self.attention.project(self.attention_norm(x), table)
+            queries, _, _ = self.attention.project(self.attention_norm(picked), picked_table)
+            x = picked + self.attention.attend(queries, keys, values, mask)
         return x + self.ffn(self.ffn_norm(x))
 
     def extend(

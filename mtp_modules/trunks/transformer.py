@@ -89,6 +89,11 @@ class TransformerTrunk(Trunk):
         self.norm = RMSNorm(d_model) if final_norm else nn.Identity()
         self.reset_parameters()
 
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The layers."""
+        return tuple(self.layers)
+
     def reset_parameters(self) -> None:
         """Draw the embeddings; layers reset themselves."""
         nn.init.normal_(self.embedding.weight, std=self.embedding_std)
