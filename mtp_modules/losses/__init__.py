@@ -5,6 +5,8 @@ from mtp_modules.losses.linear_cross_entropy import (
     FusedLinearCrossEntropy,
     NaiveLinearCrossEntropy,
     RecomputeLinearCrossEntropy,
+    SequentialLinearCrossEntropy,
+    TorchLinearCrossEntropy,
 )
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.losses.weights import AuxiliaryWeights, ExplicitWeights, GeometricWeights, UniformWeights
@@ -18,5 +20,7 @@ __all__ = [
     "MultiTokenLoss",
     "NaiveLinearCrossEntropy",
     "RecomputeLinearCrossEntropy",
+    "SequentialLinearCrossEntropy",
+    "TorchLinearCrossEntropy",
     "UniformWeights",
 ]
