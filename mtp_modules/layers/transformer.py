@@ -170,6 +170,18 @@ class Attention(nn.Module):
         )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 
+    def flops(self, num_queries: int, num_keys: int) -> int:
+        """Return the floating-point operations of one sequence.
+
+        Args:
+            num_queries: Positions that look.
+            num_keys: Positions that are looked at.
+        """
+        width, keys_and_values = self.out.in_features, self.qkv.out_features - self.out.in_features
+        projected = self.qkv.in_features * (width * num_queries + keys_and_values * num_keys)
+        mixed = 2 * width * num_queries * num_keys
+        return 2 * (projected + mixed + width * self.out.out_features * num_queries)
+
 
 class SwiGLU(nn.Module):
     """Gated feed-forward layer (Shazeer 2020, arXiv 2002.05202).
@@ -188,6 +200,14 @@ class SwiGLU(nn.Module):
         """Transform ``(..., D)``."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
+
+    def flops(self, num_positions: int) -> int:
+        """Return the floating-point operations of so many positions.
+
+        Args:
+            num_positions: How many.
+        """
+        return 2 * num_positions * (self.gate_up.weight.numel() + self.down.weight.numel())
 
 
 class TransformerLayer(nn.Module):
@@ -273,3 +293,12 @@ class TransformerLayer(nn.Module):
         keys, values = state.append(layer, keys, values)
         x = x + self.attention.attend(queries, keys, values, state.mask)
         return x + self.ffn(self.ffn_norm(x))
+
+    def flops(self, num_queries: int, num_keys: int) -> int:
+        """Return the floating-point operations of one sequence.
+
+        Args:
+            num_queries: Positions that are read out.
+            num_keys: Positions that give keys and values.
+        """
+        return self.attention.flops(num_queries, num_keys) + self.ffn.flops(num_queries)

@@ -1,14 +1,13 @@
 """The LightningModule: model, loss, optimizer and metrics."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch.distributed.fsdp import register_fsdp_forward_method
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mtp_modules.core.checks import refuse
@@ -22,6 +21,7 @@ from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import MTPModel
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, check_weights, in_model_order
+from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.optimizers import muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
@@ -36,9 +36,11 @@ class MTPModule(LightningModule):
     """Train a multi-token model: what ``python -m mtp_modules fit`` runs.
 
     Batches are dictionaries with ``tokens (B, T + max(horizons))`` and optionally ``document_ids`` and ``loss_mask`` of
-    the same shape. Logged, each as ``train/``, ``val/`` and ``test/``: ``loss``, and per head ``loss/head_h``
-    (unweighted, nats), ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``. Checkpoints describe
-    the model and the tokenizer, so that they can be decoded without the configuration.
+    the same shape. Logged, each as ``train/``, ``val/`` and ``test/``, are per head ``loss/head_h`` (unweighted, nats),
+    ``perplexity/head_h``, ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``; in training also
+    ``loss``, gradient norms before clipping, and what :class:`~mtp_modules.training.monitoring.TokenThroughput` says.
+    The page "What is logged" has every key. Checkpoints describe the model and the tokenizer, so that they can be
+    decoded without the configuration.
 
     Each horizon's loss is divided by the number of its valid targets in everything that one optimizer step sees: all
     ranks, and all batches that the trainer accumulates. So a step is the same however it is split.
@@ -50,6 +52,8 @@ class MTPModule(LightningModule):
         optimizer: Made from parameter groups, of which the one with ``use_muon`` true holds the matrices.
         lr_schedule: Factor on every learning rate; constant if ``None``.
         tie_embeddings: Share the trunk's embedding matrix with the output.
+        own_unembeddings: Give every horizon beyond the first an output matrix of its own.
+        output_bias: Add a bias to the logits.
         freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
             without gradients and in evaluation mode, and freezes the output matrix that is tied to it.
         activation_checkpointing: ``"full"`` or ``"selective"`` to forget the activations inside the blocks of trunk and
@@ -71,13 +75,21 @@ class MTPModule(LightningModule):
         optimizer: OptimizerCallable = AdamW,
         lr_schedule: LearningRateSchedule | None = None,
         tie_embeddings: bool = True,
+        own_unembeddings: bool = False,
+        output_bias: bool = False,
         freeze: Sequence[str] = (),
         activation_checkpointing: str | None = None,
         compile_blocks: bool = False,
         sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
-        self.model = MTPModel(trunk=trunk, heads=heads, tie_embeddings=tie_embeddings)
+        self.model = MTPModel(
+            trunk=trunk,
+            heads=heads,
+            tie_embeddings=tie_embeddings,
+            own_unembeddings=own_unembeddings,
+            output_bias=output_bias,
+        )
         self._freeze(freeze)
         self.loss = loss
         self.loss.weights(len(self.model.horizons))  # weights that do not fit the heads are refused before any work
@@ -87,7 +99,6 @@ class MTPModule(LightningModule):
         with torch.device("cpu"):  # also where the model is built on the meta device
             self.val_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
             self.test_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
-        self._tokens, self._since = 0, time.perf_counter()
         self._random_state: Tensor | None = None
         self._step_counts: StepCounts | None = None
         self._run_length: int | None = None
@@ -184,19 +195,31 @@ class MTPModule(LightningModule):
         terms = self(batch, counts=counts, weights=self.horizon_weights())
         # Ranks and accumulated batches are averaged, but their losses, divided by the counts of all, must be added.
         loss: Tensor = terms.loss * self._step_counts.parts
-        self._tokens += batch["tokens"].shape[0] * (batch["tokens"].shape[1] - self.lookahead)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it where mypy cannot see
-        if self.trainer.global_step % every == 0:
+        if self._logs_this_step():
             self._log_training(terms, loss.detach())
         return loss
 
+    def _logs_this_step(self) -> bool:
+        """Whether loggers write after this step; the first step is for the progress bar."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it out of mypy's sight
+        step = self.trainer.global_step
+        return step == 0 or (every > 0 and (step + 1) % every == 0)
+
     def _log_training(self, terms: LossTerms, loss: Tensor) -> None:
-        now = time.perf_counter()
         logged = {f"train/{name}": value for name, value in figures(counts(terms, TOP_K), TOP_K).items()}
         logged["train/loss"] = loss
-        logged["train/tokens_per_second"] = torch.tensor(self._tokens / max(now - self._since, 1e-9))
         self.log_dict(logged)
-        self._tokens, self._since = 0, now
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log gradient norms, unscaled and not yet clipped."""
+        if self._logs_this_step():
+            norms = gradient_norms(self.model, loss_scale=pending_loss_scale(self.trainer, optimizer))
+            self.log_dict({f"train/grad_norm/{part}": norm for part, norm in norms.items()})
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Measure the throughput of every run, unless its configuration brings a meter of its own."""
+        brought = any(isinstance(callback, TokenThroughput) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if brought else [TokenThroughput()]
 
     def on_fit_start(self) -> None:
         """Forget what was known of another run, and refuse a schedule over a run without an end."""
@@ -205,8 +228,7 @@ class MTPModule(LightningModule):
         self.horizon_weights()
 
     def on_train_start(self) -> None:
-        """Start the clock, quieten a frozen trunk, and in a resumed run restore the random numbers."""
-        self._tokens, self._since = 0, time.perf_counter()
+        """Quieten a frozen trunk, and in a resumed run restore the random numbers."""
         if "trunk" in self.frozen:
             self.model.trunk.eval()
         if self._random_state is not None:
@@ -218,10 +240,6 @@ class MTPModule(LightningModule):
         if not self._gradients_checked:
             self._gradients_checked = True
             check_gradients(self.trainer, self)
-
-    def on_validation_end(self) -> None:
-        """Leave the validation out of the throughput."""
-        self._tokens, self._since = 0, time.perf_counter()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Count a held-out batch."""
