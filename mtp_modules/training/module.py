@@ -38,7 +38,9 @@ class MTPModule(LightningModule):
         loss: What to minimise.
         optimizer: Made from parameter groups, of which the one with ``use_muon`` true holds the matrices.
         lr_schedule: Factor on every learning rate; constant if ``None``.
-        tie_embeddings: Share the trunk's embedding matrix with the output.
+        tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
+        own_unembeddings: Give every horizon beyond the first an output matrix of its own.
+        output_bias: Add a bias to the logits.
     """
 
     def __init__(
@@ -49,9 +51,17 @@ class MTPModule(LightningModule):
         optimizer: OptimizerCallable = AdamW,
         lr_schedule: LearningRateSchedule | None = None,
         tie_embeddings: bool = True,
+        own_unembeddings: bool = False,
+        output_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.model = MTPModel(trunk=trunk, heads=heads, tie_embeddings=tie_embeddings)
+        self.model = MTPModel(
+            trunk=trunk,
+            heads=heads,
+            tie_embeddings=tie_embeddings,
+            own_unembeddings=own_unembeddings,
+            output_bias=output_bias,
+        )
         self.loss = loss
         self.loss.weights(len(self.model.horizons))  # weights that do not fit the heads are refused before any work
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
