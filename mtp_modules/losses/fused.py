@@ -4,7 +4,7 @@ What is scored at once is planned beforehand, so that one function serves every 
 heads, or one whole head after the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,21 @@ import torch
 from mtp_modules.core.objective import CrossEntropyTerms, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.plan import Group, first_taught, spans
+
+
+def _emulated() -> frozenset[torch.dtype]:
+    """Return the precisions that this CPU multiplies in software only, ten times slower than float32."""
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if known.get("architecture") != "x86_64":
+        return frozenset()
+    has = {
+        torch.bfloat16: known.get("avx512_bf16") or known.get("amx_bf16"),
+        torch.float16: known.get("avx512_fp16") or known.get("amx_fp16"),
+    }
+    return frozenset(dtype for dtype, native in has.items() if not native)
+
+
+_EMULATED = _emulated()
 
 
 class _Place(NamedTuple):
@@ -25,6 +40,7 @@ class _Rules(NamedTuple):
     """What a call is told besides tensors; hashable, for the compiler."""
 
     chunks: tuple[tuple[int, int, _Place], ...]
+    rows: int
     law: _Place | None
     first_taught: int
     wanted: tuple[bool, ...]
@@ -64,6 +80,7 @@ def fused_terms(
     chunks = tuple((*span, place(group.matrix)) for group in groups for span in spans(group, rows))
     rules = _Rules(
         chunks=chunks,
+        rows=max([0, *(stop - start for start, stop, _ in chunks)]),
         law=None if teacher is None else place(law),
         first_taught=first_taught(states, teacher),
         wanted=tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (states, *distinct)),
@@ -99,10 +116,12 @@ class _Fused(torch.autograd.Function):
         *distinct: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Score all chunks, and keep the gradients that backward will deliver."""
-        low = product_dtype(states)
+        low = asked = product_dtype(states)
         high = torch.promote_types(low, torch.float32)
+        if states.device.type == "cpu" and low in _EMULATED:
+            low = high
         weights, scale = example_weights.detach().to(high), None
-        if low == torch.float16 and len(weights):
+        if asked == torch.float16 and len(weights):
             # Gradients of 1/count underflow in float16: bring the largest weight to 1, and back in float32 in the end.
             scale = weights.abs().max().clamp(min=torch.finfo(high).tiny)
             weights = weights / scale
@@ -175,7 +194,7 @@ class _Products:
 
     def __init__(self, rules: _Rules, distinct: Sequence[Tensor], low: torch.dtype, high: torch.dtype) -> None:
         self.distinct, self.low, self.high = distinct, low, high
-        self.rows = max((stop - start for start, stop, _ in rules.chunks), default=0)
+        self.rows = rules.rows
         self.buffers: dict[str, Tensor] = {}
         self.matrices: dict[int, Tensor] = {}
 

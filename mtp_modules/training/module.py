@@ -51,7 +51,7 @@ class MTPModule(LightningModule):
         loss: What to minimise.
         optimizer: Made from parameter groups, of which the one with ``use_muon`` true holds the matrices.
         lr_schedule: Factor on every learning rate; constant if ``None``.
-        tie_embeddings: Share the trunk's embedding matrix with the output.
+        tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
         own_unembeddings: Give every horizon beyond the first an output matrix of its own.
         output_bias: Add a bias to the logits.
         freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
