@@ -283,7 +283,7 @@ class MTPModule(LightningModule):
         if "state_dict" in checkpoint:
             check_weights(self, checkpoint["state_dict"], "the checkpoint")
         else:  # ModelParallelStrategy has loaded them already, and ignores what the model does not have
-            check_description(self.model, checkpoint[CHECKPOINT_KEY]["model"], "the checkpoint")
+            check_description(self, checkpoint[CHECKPOINT_KEY]["model"], "the checkpoint")
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
 
