@@ -19,7 +19,7 @@ from mtp_modules.core.shapes import Tensor
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.metrics.per_head import PerHeadMetrics
-from mtp_modules.model import MTPModel
+from mtp_modules.model import FORMAT, MTPModel, check_format
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, check_weights, in_model_order
 from mtp_modules.training.normalisation import StepCounts, run_length
@@ -251,7 +251,8 @@ class MTPModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model."""
+        """Refuse weights of another model or layout."""
+        check_format("ckpt_path", checkpoint.get(CHECKPOINT_KEY, {}).get("format"), "the checkpoint")
         if "state_dict" in checkpoint:
             check_weights(self, checkpoint["state_dict"], "the checkpoint")
         else:  # ModelParallelStrategy has loaded them already, and ignores what the model does not have
@@ -264,7 +265,7 @@ class MTPModule(LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         tokenizer = getattr(datamodule, "tokenizer", None)
         checkpoint[CHECKPOINT_KEY] = {
-            "format": 1,
+            "format": FORMAT,
             "model": describe(self.model),
             "tokenizer": describe(tokenizer) if isinstance(tokenizer, Tokenizer) else None,
         }
