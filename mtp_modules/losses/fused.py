@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.interfaces import CrossEntropyTerms, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.plan import Group, first_taught, spans
+from mtp_modules.losses.vocabulary_parallel import VocabularyShard, score_shard, vocabulary_shard
 
 
 class _Place(NamedTuple):
@@ -31,6 +34,7 @@ class _Rules(NamedTuple):
     wanted: tuple[bool, ...]
     label_smoothing: float
     z_loss: float
+    shard: VocabularyShard | None
 
 
 def fused_terms(
@@ -70,9 +74,11 @@ def fused_terms(
         wanted=tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (states, *distinct)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        shard=vocabulary_shard("FusedLinearCrossEntropy", distinct) if distinct else None,
     )
+    held = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in distinct)
     taught = (None, None) if teacher is None else (teacher.states, teacher.share)
-    terms = _Fused.apply(rules, states, targets, example_weights, *taught, *distinct)  # type: ignore[no-untyped-call]
+    terms = _Fused.apply(rules, states, targets, example_weights, *taught, *held)  # type: ignore[no-untyped-call]
     return CrossEntropyTerms(*terms)
 
 
@@ -124,9 +130,9 @@ class _Fused(torch.autograd.Function):
                 assert teacher_share is not None
                 bias = None if rules.law.bias is None else distinct[rules.law.bias]
                 law_matrix = _cast(cast, distinct, rules.law.weight, low)
-                law = _logits(teacher_states[rows].to(low), law_matrix, bias, high).softmax(dim=1)
+                law = _logits(teacher_states[rows].to(low), law_matrix, bias, high)
                 share = teacher_share[rows].to(high)
-            part, figures = _score(logits, targets[start:stop], weights[start:stop], law, share, rules)
+            part, *figures = _score(logits, targets[start:stop], weights[start:stop], law, share, rules)
             loss = loss + part
             parts.append(figures)
             if not any(rules.wanted):
@@ -137,8 +143,10 @@ class _Fused(torch.autograd.Function):
             _add_product(gradients[at], gradient, chunk_states)
             if bias_at is not None and (total := gradients[bias_at]) is not None:
                 total += logits.sum(dim=0)
+        if rules.shard is not None and states_gradient is not None:
+            dist.all_reduce(states_gradient, group=rules.shard.group)
         if not parts:
-            parts.append((weights, targets, targets))
+            parts.append([weights, targets, targets])
         nll, rank, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
         ctx.save_for_backward(scale, states_gradient, *gradients)
         ctx.dtypes = (states.dtype, *(tensor.dtype for tensor in distinct))
@@ -196,9 +204,13 @@ def _score(
     law: Float[Tensor, "N V"] | None,
     share: Float[Tensor, " N"] | None,
     rules: _Rules,
-) -> tuple[Float[Tensor, ""], tuple[Float[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"]]]:
-    """Return a chunk's loss, and nll, rank and predicted; overwrite its logits by their gradient."""
+) -> CrossEntropyTerms:
+    """Score a chunk from its logits and those of the teacher's law; overwrite its logits by their gradient."""
     epsilon, zeta = rules.label_smoothing, rules.z_loss
+    if rules.shard is not None:
+        given = (logits, targets, weights, law, share, rules.shard)
+        return score_shard(*given, label_smoothing=epsilon, z_loss=zeta, gradient=any(rules.wanted))
+    law = None if law is None else law.softmax(dim=1)
     counts, targets = targets >= 0, targets.clamp(min=0)[:, None]
     own = logits.gather(1, targets)
     rank, predicted = (logits > own).sum(dim=1), logits.argmax(dim=1)
@@ -224,4 +236,4 @@ def _score(
         if epsilon:
             logits.sub_(observed * (epsilon / logits.shape[1]))
         logits.scatter_add_(1, targets, -observed * (1 - epsilon))
-    return loss, (torch.where(counts, nll[:, 0], 0.0), rank, predicted)
+    return CrossEntropyTerms(loss, torch.where(counts, nll[:, 0], 0.0), rank, predicted)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
@@ -11,6 +12,7 @@ from mtp_modules.core.interfaces import CrossEntropyTerms, LinearCrossEntropy, O
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.fused import fused_terms
 from mtp_modules.losses.plan import default_rows, first_taught, groups_of, spans
+from mtp_modules.losses.vocabulary_parallel import refuse_sharded
 
 
 class NaiveLinearCrossEntropy(LinearCrossEntropy):
@@ -42,6 +44,7 @@ class NaiveLinearCrossEntropy(LinearCrossEntropy):
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
         """Return the weighted loss and what metrics need; see the interface."""
+        refuse_sharded(self, matrices)
         parts = []
         for start, stop, matrix in groups_of(self, states, matrices, sizes, teacher, merge=True):
             rows = slice(start, stop)
@@ -58,7 +61,8 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
     gradients of states and output matrix are computed in the forward pass and delivered in the backward pass, so that
     DDP, FSDP2, accumulation and gradient scalers see an ordinary operation. Chunks run across heads that share an
     output matrix. Products are taken in the states' precision (or autocast's), the softmax and the output matrix's
-    gradient in float32 at least.
+    gradient in float32 at least. Where the output matrices are sharded over the vocabulary (a ``DTensor`` with
+    ``Shard(0)``), every process scores its own tokens, and never are logits gathered.
 
     Args:
         rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
@@ -88,7 +92,8 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
         """Return the weighted loss and what metrics need; see the interface."""
         _check_weights(self, example_weights)
         groups = groups_of(self, states, matrices, sizes, teacher, merge=True)
-        rows = self.rows_per_chunk or default_rows(len(matrices[0].weight))
+        first = matrices[0].weight
+        rows = self.rows_per_chunk or default_rows(len(first.to_local() if isinstance(first, DTensor) else first))
         given = (targets, example_weights, teacher, label_smoothing, z_loss)
         return fused_terms(states, groups, matrices[0], rows, *given)
 
@@ -125,6 +130,7 @@ class RecomputeLinearCrossEntropy(LinearCrossEntropy):
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
         """Return the weighted loss and what metrics need; see the interface."""
+        refuse_sharded(self, matrices)
         parts = []
         size = self.rows_per_chunk or default_rows(len(matrices[0].weight))
         for group in groups_of(self, states, matrices, sizes, teacher, merge=True):
