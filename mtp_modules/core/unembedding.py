@@ -1,16 +1,18 @@
 """The output matrices, in one module, so that hooks of DDP and FSDP2 see every use of them."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, Replicate
 from torch.nn import functional as F  # noqa: N812
 
-from mtp_modules.core.checks import refuse
+from mtp_modules.core.checks import is_distributed, refuse
 from mtp_modules.core.interfaces import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class Unembedding(nn.Module):
@@ -117,9 +119,12 @@ class Unembedding(nn.Module):
             horizon_index: 0 for horizon 1.
         """
         weight, bias = self.matrix(horizon_index)
-        if not isinstance(weight, DTensor):
+        if not is_distributed(weight):
             return F.linear(states, weight, bias)
-        whole = DTensor.from_local(states, weight.device_mesh, [Replicate()], run_check=False)
+        from torch.distributed.tensor import DTensor, Replicate  # takes a second, so only where it is in use
+
+        mesh = cast("DTensor", weight).device_mesh
+        whole = DTensor.from_local(states, mesh, [Replicate()], run_check=False)
         gathered: Tensor = cast("DTensor", F.linear(whole, weight, bias)).full_tensor()
         return gathered
 

@@ -5,13 +5,12 @@ target's own, then sums over its part of the vocabulary (Shoeybi et al. 2019, ar
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import distributed as dist
-from torch.distributed.tensor import DTensor, Shard
 
-from mtp_modules.core.checks import refuse
+from mtp_modules.core.checks import is_distributed, refuse
 from mtp_modules.core.interfaces import CrossEntropyTerms, OutputMatrix
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
@@ -30,28 +29,39 @@ class VocabularyShard(NamedTuple):
     vocab_size: int
 
 
-def vocabulary_shard(owner: object, tensors: Sequence[Tensor]) -> VocabularyShard | None:
+def vocabulary_shard(tensors: Sequence[Tensor]) -> VocabularyShard | None:
     """Return how output matrices and biases are sharded, or ``None`` if they are whole.
 
     Args:
-        owner: Who refuses.
         tensors: All of them; where one is a ``DTensor``, all must be sharded alike.
 
     Raises:
         ValueError: If some are sharded and others are not, or otherwise than by rows over one group of processes.
     """
-    layouts = {(t.device_mesh, t.placements, len(t)) if isinstance(t, DTensor) else None for t in tensors}
-    if layouts == {None}:
+    distributed: list[Any] = [tensor for tensor in tensors if is_distributed(tensor)]
+    if not distributed:
         return None
-    (mesh, placements, vocab_size), *others = sorted(layouts, key=lambda layout: layout is None)  # type: ignore[misc]
-    if others or placements != (Shard(0),):
+    mesh, vocab_size = distributed[0].device_mesh, len(distributed[0])
+    by_rows = all(t.device_mesh == mesh and [p.is_shard(0) for p in t.placements] == [True] for t in distributed)
+    if len(distributed) < len(tensors) or not by_rows:
         refuse(
-            owner,
+            "LinearCrossEntropy",
             "output matrices and biases must all be whole, or all be sharded by rows over the same processes "
-            "(Shard(0) on a mesh of one dimension); parallelize_model does that.",
+            "(Shard(0) on a mesh of one dimension); tensor_parallelize does that.",
         )
     rows = -(-vocab_size // mesh.size())
     return VocabularyShard(mesh.get_group(), min(mesh.get_local_rank() * rows, vocab_size), vocab_size)
+
+
+def held_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of an output matrix or bias, as a plain tensor that passes gradients on.
+
+    Args:
+        tensor: A plain tensor, which is returned as it is, or a ``DTensor``.
+    """
+    distributed: Any = tensor
+    part: Tensor = distributed.to_local() if is_distributed(tensor) else tensor
+    return part
 
 
 def refuse_sharded(owner: object, matrices: Sequence[OutputMatrix]) -> None:
@@ -64,7 +74,7 @@ def refuse_sharded(owner: object, matrices: Sequence[OutputMatrix]) -> None:
     Raises:
         ValueError: If one is a ``DTensor``.
     """
-    if any(isinstance(matrix.weight, DTensor) for matrix in matrices):
+    if any(is_distributed(matrix.weight) for matrix in matrices):
         refuse(
             owner,
             "the output matrix is sharded over the vocabulary by tensor parallelism, and this backend needs it whole; "
@@ -76,8 +86,7 @@ def score_shard(
     logits: Float[Tensor, "N v"],
     targets: Int[Tensor, " N"],
     weights: Float[Tensor, " N"],
-    teacher: Float[Tensor, "N v"] | None,
-    share: Float[Tensor, " N"] | None,
+    taught: tuple[Float[Tensor, "N v"], Float[Tensor, " N"]] | None,
     shard: VocabularyShard,
     *,
     label_smoothing: float,
@@ -92,14 +101,14 @@ def score_shard(
         logits: Of this process's ``v`` tokens; overwritten, as are the teacher's.
         targets: Token to predict; negative where there is none.
         weights: Factor of each example in the loss.
-        teacher: Logits of the law to imitate, of the same tokens.
-        share: How much of each example's loss is cross-entropy against that law.
+        taught: The teacher's logits of the same tokens, and its share.
         shard: Which tokens these are.
         label_smoothing: See :class:`~mtp_modules.core.interfaces.LinearCrossEntropy`.
         z_loss: See there too.
         gradient: Whether the gradient of the loss is wanted.
     """
     counts, column, held = _places(targets, logits.shape[1], shard)
+    teacher, share = (None, None) if taught is None else taught
     own = torch.where(held, logits.gather(1, column)[:, 0], 0.0)
     top, own, predicted, teacher_top = _exchange_tops(logits, own, teacher, shard)
     # A count and a token id are exact as floating-point numbers, up to 2**24 in float32.

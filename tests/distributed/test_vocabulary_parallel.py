@@ -23,7 +23,6 @@ EXAMPLES = {
     "nothing counts": Example(ignored=1.0, teacher=True, bias=True, z_loss=0.01),
     "huge logits": Example(scale=300.0, teacher=True),
     "equal logits": Example(ties=True, scale=1.0, vocab_size=9, sizes=(60, 30, 30)),
-    "no examples": Example(sizes=(0, 0, 0)),
 }
 
 
