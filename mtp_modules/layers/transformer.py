@@ -113,6 +113,7 @@ class Attention(nn.Module):
         divides("Attention", "num_kv_heads", num_kv_heads, "num_heads", num_heads)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
         self.groups = num_heads // num_kv_heads
+        self.held_kv_heads = num_kv_heads  # fewer where tensor parallelism shares them out
         self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
 

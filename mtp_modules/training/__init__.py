@@ -8,6 +8,7 @@ from mtp_modules.training.optimizers import MuonWithAdamW, muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule, WarmupDecay
 from mtp_modules.training.strategies import check_strategy_name, check_trainer, fill_data_parallel_size
+from mtp_modules.training.tensor_parallel import clip_sharded_gradients, share_random_state, tensor_parallelize
 
 __all__ = [
     "GracefulStop",
@@ -22,6 +23,7 @@ __all__ = [
     "check_strategy_name",
     "check_trainer",
     "checkpoint_blocks",
+    "clip_sharded_gradients",
     "compile_blocks",
     "fill_data_parallel_size",
     "find_checkpoint",
@@ -30,4 +32,6 @@ __all__ = [
     "muon_parameter_groups",
     "prepare_blocks",
     "shard_model",
+    "share_random_state",
+    "tensor_parallelize",
 ]

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch.distributed.fsdp import register_fsdp_forward_method
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mtp_modules.core.checks import refuse
@@ -27,6 +27,7 @@ from mtp_modules.training.optimizers import muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule
 from mtp_modules.training.strategies import check_trainer
+from mtp_modules.training.tensor_parallel import clip_sharded_gradients, share_random_state, tensor_parallelize
 
 TOP_K = (1, 5)
 FREEZABLE = ("trunk", "heads", "unembedding")
@@ -141,8 +142,12 @@ class MTPModule(LightningModule):
         if self.device_mesh is None:
             materialize(self.model, self.trainer.strategy.root_device)
         else:
-            shard_model(self, self.model, mesh=self.device_mesh["data_parallel"], sharding=self.sharding)
-            register_fsdp_forward_method(self, "predict_step")
+            data, tensor = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
+            if tensor.size() > 1:
+                tensor_parallelize(self.model, mesh=tensor)
+            if data.size() > 1 or tensor.size() == 1 or self.sharding is not None:
+                shard_model(self, self.model, mesh=data, sharding=self.sharding)
+                register_fsdp_forward_method(self, "predict_step")
 
     def forward(
         self, batch: dict[str, Tensor], *, counts: Tensor | None = None, weights: Sequence[float] | None = None
@@ -208,6 +213,8 @@ class MTPModule(LightningModule):
         if self._random_state is not None:
             _generator(self.device).set_state(self._random_state.cpu())
             self._random_state = None
+        if self.device_mesh is not None:
+            share_random_state(_generator(self.device), mesh=self.device_mesh["tensor_parallel"])
 
     def on_validation_end(self) -> None:
         """Leave the validation out of the throughput."""
@@ -249,6 +256,18 @@ class MTPModule(LightningModule):
         schedule, total = self.lr_schedule, run_length(self.trainer)
         scheduler = LambdaLR(optimizer, lambda step: schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients; where some are sharded and others are not, as Lightning would not."""
+        if self.device_mesh is None or self.device_mesh["tensor_parallel"].size() == 1:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None:
+            clip_sharded_gradients(self.parameters(), gradient_clip_val, by_value=gradient_clip_algorithm == "value")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another model or layout."""

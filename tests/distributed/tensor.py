@@ -1,0 +1,163 @@
+"""Small float64 models and training runs whose matrices are shared out over all ranks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from mtp_modules import MTPModel, MultiTokenLoss, ParallelHeads, SpeculativeDecoder
+from mtp_modules.core import Heads
+from mtp_modules.core.component import build, describe
+from mtp_modules.training import MTPModule, WarmupDecay, tensor_parallelize
+from tests.distributed import runs
+from tests.helpers import HEADS, TRUNKS, WIDTH, float64, random_tokens, randomise
+
+
+def parallel_heads(num_horizons: int) -> Heads:
+    """Build heads with two key-value heads, which two ranks can share."""
+    return ParallelHeads(
+        d_model=WIDTH, num_horizons=num_horizons, num_heads=4, num_kv_heads=2, ffn_width=12, max_positions=48
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a loss."""
+
+    trunk: str = "transformer_grouped"
+    heads: str = "parallel"
+    tied: bool = True
+    own_unembeddings: bool = False
+    output_bias: bool = False
+    documents: bool = False
+    share_of_positions: float = 1.0
+    distillation: float = 0.5
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+def model(case: Case) -> MTPModel:
+    """Build the model of a case, the same at every call."""
+    with float64():
+        made = MTPModel(
+            trunk=TRUNKS[case.trunk](),
+            heads=parallel_heads(3) if case.heads == "parallel" else HEADS[case.heads](3),
+            tie_embeddings=case.tied,
+            own_unembeddings=case.own_unembeddings,
+            output_bias=case.output_bias,
+        )
+    randomise(made)
+    return made
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a gathered copy."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def score(case: Case, mesh: DeviceMesh | None = None) -> dict[str, Any]:
+    """Return figures and whole gradients of one batch."""
+    made = model(case)
+    if mesh is not None:
+        tensor_parallelize(made, mesh=mesh)
+    tokens = random_tokens(3, 10)
+    documents = (random_tokens(3, 10, seed=1) < 2).long().cumsum(dim=1) if case.documents else None
+    torch.manual_seed(0)
+    loss = MultiTokenLoss(
+        share_of_positions=case.share_of_positions,
+        distillation=case.distillation,
+        label_smoothing=case.label_smoothing,
+        z_loss=case.z_loss,
+    )
+    terms = loss(made, tokens, document_ids=documents)
+    terms.loss.backward()
+    for parameter in made.parameters():
+        if isinstance(parameter, DTensor):
+            assert parameter.grad.placements == parameter.placements
+    gradients = {name: whole(value.grad) for name, value in made.named_parameters() if value.grad is not None}
+    figures = {name: value.detach() for name, value in vars(terms).items()}
+    assert gradients.keys() == dict(made.named_parameters()).keys()
+    return {"figures": figures, "gradients": gradients}
+
+
+def tensor_mesh() -> DeviceMesh:
+    """Return a mesh of all ranks."""
+    return init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tensor_parallel",))
+
+
+def score_shared(cases: list[Case]) -> list[dict[str, Any]]:
+    """Score cases with the model shared out over all ranks."""
+    mesh = tensor_mesh()
+    return [score(case, mesh) for case in cases]
+
+
+def decode(made: MTPModel) -> tuple[list[list[int]], Tensor]:
+    """Return drafted and confirmed continuations, and the logits of a prompt."""
+    prompts = random_tokens(3, 6, seed=3).tolist()
+    tokens = SpeculativeDecoder().generate(made.eval(), prompts, max_new_tokens=8).tokens
+    with torch.no_grad():
+        return tokens, made.unembedding.logits(made(random_tokens(2, 9))[0])
+
+
+def decode_shared(case: Case) -> tuple[list[list[int]], Tensor]:
+    """Decode with a model that is shared out."""
+    made = model(case)
+    tensor_parallelize(made, mesh=tensor_mesh())
+    return decode(made)
+
+
+def shares(case: Case) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what this rank holds of every parameter that is shared out."""
+    made = model(case)
+    tensor_parallelize(made, mesh=tensor_mesh())
+    return {name: tuple(p.to_local().shape) for name, p in made.named_parameters() if isinstance(p, DTensor)}
+
+
+def module(run: runs.Run, case: Case) -> MTPModule:
+    """Build the module of a run, the same at every call."""
+    made = model(case)
+    description = describe(made)["init_args"]
+    with float64():
+        shell = MTPModule(
+            trunk=build(description["trunk"]),
+            heads=build(description["heads"]),
+            loss=MultiTokenLoss(share_of_positions=run.share_of_positions, distillation=run.distillation),
+            optimizer=runs.OPTIMIZERS[run.optimizer],
+            lr_schedule=WarmupDecay(warmup_steps=2),
+            tie_embeddings=case.tied,
+            activation_checkpointing=run.activation_checkpointing,
+        )
+    shell.model.load_state_dict(made.state_dict())
+    return shell
+
+
+def trainer(run: runs.Run, data: int, tensor: int, folder: Path, **more: Any) -> Trainer:
+    """Return a quiet trainer on one process, or as one of ``data * tensor``."""
+    if data * tensor > 1:
+        more["strategy"] = ModelParallelStrategy(
+            data_parallel_size=data,
+            tensor_parallel_size=tensor,
+            save_distributed_checkpoint=False,
+            process_group_backend="gloo",
+        )
+    return runs.trainer(run, data * tensor, folder, **more)
+
+
+def train(run: runs.Run, case: Case, data: int, tensor: int, folder: Path) -> dict[str, Tensor]:
+    """Train, and return the weights."""
+    made = module(run, case)
+    torch.manual_seed(dist.get_rank() if dist.is_initialized() else 0)
+    trainer(run, data, tensor, folder).fit(made, runs.data(run, data))
+    return {name: whole(value) for name, value in made.named_parameters()}
+
+
+def train_all(pairs: list[tuple[runs.Run, Case]], data: int, tensor: int, folder: Path) -> list[dict[str, Tensor]]:
+    """Train several runs, one after another."""
+    return [train(run, case, data, tensor, folder) for run, case in pairs]
