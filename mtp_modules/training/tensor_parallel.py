@@ -9,13 +9,13 @@ processes.
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
-from typing import cast
+from typing import Any
 
 import torch
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F  # noqa: N812
 
@@ -110,9 +110,24 @@ def _embed(embedding: nn.Embedding, tokens: Tensor) -> Tensor:
     mesh, rows = weight.device_mesh, weight.to_local()
     place = tokens - mesh.get_local_rank() * -(-embedding.num_embeddings // mesh.size())
     held = (place >= 0) & (place < len(rows))
-    found = F.embedding(place.where(held, 0), rows) * held[..., None]
-    added: Tensor = DTensor.from_local(found, mesh, [Partial()], run_check=False).redistribute(mesh, [Replicate()])
-    return cast("DTensor", added).to_local()
+    added: Tensor = _Sum.apply(F.embedding(place.where(held, 0), rows) * held[..., None], mesh.get_group())
+    return added
+
+
+class _Sum(torch.autograd.Function):
+    """Add what the processes have; each of them has the same gradient of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """Return the sum."""
+        total = part.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient as it is."""
+        return outer[0], None
 
 
 def _share_out_unembedding(unembedding: Unembedding, embedding: nn.Module, mesh: DeviceMesh) -> None:
@@ -165,7 +180,9 @@ def total_norm(gradients: Iterable[Tensor]) -> Tensor:
         groups: tuple[dist.ProcessGroup, ...] = ()
         if isinstance(gradient, DTensor):
             mesh, placements = gradient.device_mesh, gradient.placements
-            groups = tuple(mesh.get_group(dim) for dim, placement in enumerate(placements) if placement.is_shard())
+            groups = tuple(
+                mesh.get_group(dim) for dim, placement in enumerate(placements) if not placement.is_replicate()
+            )
         part = local(gradient)
         sums[groups].append(torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32)))
     squares = []
