@@ -87,10 +87,7 @@ class Trunk(Component, nn.Module, ABC):
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
-        """The repeated modules, first to last, that may be sharded, compiled and recomputed one by one.
-
-        Training uses a block's parameters inside the block's own ``forward`` only, and a block resets them itself.
-        """
+        """Repeated modules to shard, compile or recompute one by one; training uses each by its ``forward`` alone."""
         return ()
 
     @abstractmethod
@@ -160,7 +157,7 @@ class Heads(Component, nn.Module, ABC):
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
-        """The repeated modules that may be sharded, compiled and recomputed one by one; see :attr:`Trunk.blocks`."""
+        """Repeated modules to shard, compile or recompute one by one; see :attr:`Trunk.blocks`."""
         return ()
 
     @abstractmethod

@@ -114,6 +114,7 @@ class Attention(nn.Module):
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
         self.groups = num_heads // num_kv_heads
         self.held_kv_heads = num_kv_heads  # fewer where tensor parallelism shares them out
+        self.grouped = num_heads != num_kv_heads  # decided here, where compilation of unlike layers finds a plain bool
         self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
 
@@ -168,7 +169,7 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         queries, keys, values = self.project(x, table)
         mixed = F.scaled_dot_product_attention(
-            queries.flatten(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=self.groups > 1
+            queries.flatten(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
         )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 

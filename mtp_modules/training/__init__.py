@@ -7,7 +7,7 @@ from mtp_modules.training.module import MTPModule
 from mtp_modules.training.optimizers import MuonWithAdamW, muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule, WarmupDecay
-from mtp_modules.training.strategies import check_strategy_name, check_trainer, fill_data_parallel_size
+from mtp_modules.training.strategies import check_gradients, check_strategy_name, check_trainer, fill_data_parallel_size
 from mtp_modules.training.tensor_parallel import clip_sharded_gradients, share_random_state, tensor_parallelize
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PredictionWriter",
     "Sharding",
     "WarmupDecay",
+    "check_gradients",
     "check_strategy_name",
     "check_trainer",
     "checkpoint_blocks",

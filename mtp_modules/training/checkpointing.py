@@ -133,11 +133,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_description(model: MTPModel, description: Description, origin: object) -> None:
+def check_description(module: nn.Module, description: Description, origin: object) -> None:
     """Refuse the weights of another model by its description alone, where the weights themselves are not at hand.
 
     Args:
-        model: That took the weights.
+        module: That shall take the weights; its attribute ``model`` is an :class:`~mtp_modules.MTPModel`.
         description: Of the model that they were saved from.
         origin: Where they come from, for the sentence.
 
@@ -146,7 +146,7 @@ def check_description(model: MTPModel, description: Description, origin: object)
     """
     with torch.device("meta"):
         saved: MTPModel = build(description, trusted=_origins(description))
-    check_weights(model, saved.state_dict(), origin)
+    check_weights(module, {f"model.{name}": value for name, value in saved.state_dict().items()}, origin)
 
 
 def _origins(description: Any) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.optimizers import muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule
-from mtp_modules.training.strategies import check_trainer
+from mtp_modules.training.strategies import check_gradients, check_trainer
 from mtp_modules.training.tensor_parallel import clip_sharded_gradients, share_random_state, tensor_parallelize
 
 TOP_K = (1, 5)
@@ -92,6 +92,7 @@ class MTPModule(LightningModule):
         self._random_state: Tensor | None = None
         self._step_counts: StepCounts | None = None
         self._run_length: int | None = None
+        self._gradients_checked = False
 
     def _freeze(self, parts: Sequence[str]) -> None:
         for part in parts:
@@ -132,6 +133,8 @@ class MTPModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a trainer that would go wrong."""
         check_trainer(self.trainer)
+        if self.sharding is not None and self.device_mesh is None:
+            refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")
 
     def configure_model(self) -> None:
         """Recompute, compile and shard blocks as asked. Lightning calls this before every run; it is done once."""
@@ -203,6 +206,7 @@ class MTPModule(LightningModule):
     def on_fit_start(self) -> None:
         """Forget what was known of another run, and refuse a schedule over a run without an end."""
         self._step_counts = self._run_length = None
+        self._gradients_checked = False
         self.horizon_weights()
 
     def on_train_start(self) -> None:
@@ -215,6 +219,12 @@ class MTPModule(LightningModule):
             self._random_state = None
         if self.device_mesh is not None:
             share_random_state(_generator(self.device), mesh=self.device_mesh["tensor_parallel"])
+
+    def on_after_backward(self) -> None:
+        """Refuse parameters without gradients where DDP would wait for them."""
+        if not self._gradients_checked:
+            self._gradients_checked = True
+            check_gradients(self.trainer, self)
 
     def on_validation_end(self) -> None:
         """Leave the validation out of the throughput."""
@@ -275,7 +285,7 @@ class MTPModule(LightningModule):
         if "state_dict" in checkpoint:
             check_weights(self, checkpoint["state_dict"], "the checkpoint")
         else:  # ModelParallelStrategy has loaded them already, and ignores what the model does not have
-            check_description(self.model, checkpoint[CHECKPOINT_KEY]["model"], "the checkpoint")
+            check_description(self, checkpoint[CHECKPOINT_KEY]["model"], "the checkpoint")
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import nn
 
 from mtp_modules.core.checks import refuse
 
@@ -60,10 +61,10 @@ def check_trainer(trainer: Trainer) -> None:
     Raises:
         ValueError: If it combines what does not go together.
     """
-    strategy, precision = trainer.strategy, str(trainer.precision)
+    strategy = trainer.strategy
     if isinstance(strategy, FSDPStrategy):
         refuse("trainer.strategy", FSDP1)
-    if precision == "16-true":
+    if str(trainer.precision) == "16-true":
         refuse(
             "trainer.precision",
             "16-true keeps weights and optimizer state in float16, where small gradients are zero; take bf16-mixed or "
@@ -72,7 +73,7 @@ def check_trainer(trainer: Trainer) -> None:
     if isinstance(strategy, DDPStrategy):
         _check_ddp(trainer, strategy)
     if isinstance(strategy, ModelParallelStrategy):
-        _check_model_parallel(trainer, strategy, precision)
+        _check_model_parallel(trainer, strategy)
 
 
 def _check_ddp(trainer: Trainer, strategy: DDPStrategy) -> None:
@@ -84,15 +85,31 @@ def _check_ddp(trainer: Trainer, strategy: DDPStrategy) -> None:
         )
 
 
-def _check_model_parallel(trainer: Trainer, strategy: ModelParallelStrategy, precision: str) -> None:
-    if precision == "16-mixed":
-        refuse(
-            "trainer.precision",
-            "16-mixed does not go with ModelParallelStrategy: its gradient scaler looks for infinities on one process "
-            "only; take 32-true with model.sharding's param_dtype, as configs/overlays/fsdp2.yaml does.",
-        )
+def _check_model_parallel(trainer: Trainer, strategy: ModelParallelStrategy) -> None:
     if trainer.predict_loop.inference_mode:
         refuse(
             "trainer.inference_mode",
             "must be false with ModelParallelStrategy: FSDP2 gathers weights in place, which inference mode forbids.",
+        )
+
+
+def check_gradients(trainer: Trainer, module: nn.Module) -> None:
+    """Refuse parameters that DDP waits for in vain, which it says itself only a step later and at length.
+
+    Args:
+        trainer: Of the run.
+        module: What is trained, after its first backward pass.
+
+    Raises:
+        ValueError: If the strategy is DDP, is not told to look for unused parameters, and there are some.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy) or strategy._ddp_kwargs.get("find_unused_parameters"):
+        return
+    unused = [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
+    if unused:
+        refuse(
+            "trainer.strategy",
+            f"DDP waits for gradients that {unused[0]} and {len(unused) - 1} other parameters never get; leave them "
+            "out of the model, freeze them, or take ddp_find_unused_parameters_true.",
         )

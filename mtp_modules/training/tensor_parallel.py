@@ -110,7 +110,8 @@ def _embed(embedding: nn.Embedding, tokens: Tensor) -> Tensor:
     mesh, rows = weight.device_mesh, weight.to_local()
     place = tokens - mesh.get_local_rank() * -(-embedding.num_embeddings // mesh.size())
     held = (place >= 0) & (place < len(rows))
-    added: Tensor = _Sum.apply(F.embedding(place.where(held, 0), rows) * held[..., None], mesh.get_group())
+    found = F.embedding(place.where(held, 0), rows) * held[..., None]
+    added: Tensor = _Sum.apply(found, mesh.get_group())  # type: ignore[no-untyped-call]
     return added
 
 
@@ -180,9 +181,8 @@ def total_norm(gradients: Iterable[Tensor]) -> Tensor:
         groups: tuple[dist.ProcessGroup, ...] = ()
         if isinstance(gradient, DTensor):
             mesh, placements = gradient.device_mesh, gradient.placements
-            groups = tuple(
-                mesh.get_group(dim) for dim, placement in enumerate(placements) if not placement.is_replicate()
-            )
+            dims = (dim for dim, placement in enumerate(placements) if not placement.is_replicate())
+            groups = tuple(mesh.get_group(dim) for dim in dims)
         part = local(gradient)
         sums[groups].append(torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32)))
     squares = []

@@ -1,21 +1,26 @@
 """Small float64 training runs that are the same on one process and on two."""
 
+import os
+import signal
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
+from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from mtp_modules import GeometricWeights, MultiTokenLoss
 from mtp_modules.core.component import build, describe
 from mtp_modules.data import ProgressionDataModule
-from mtp_modules.training import MTPModule, MuonWithAdamW, WarmupDecay
-from tests.helpers import VOCAB, float64, make_model
+from mtp_modules.metrics import PerHeadMetrics
+from mtp_modules.training import GracefulStop, MTPModule, MuonWithAdamW, Sharding, WarmupDecay
+from tests.helpers import VOCAB, float64, make_model, random_tokens
 
 ROWS = 8
 """Rows of a micro-batch over all processes."""
@@ -31,6 +36,7 @@ class Run:
     strategy: str = "fsdp2"
     trunk: str = "transformer_grouped"
     heads: str = "parallel"
+    num_horizons: int = 3
     tied: bool = True
     optimizer: str = "muon"
     accumulate: int = 2
@@ -39,7 +45,8 @@ class Run:
     share_of_positions: float = 1.0
     distillation: float = 0.5
     activation_checkpointing: str | None = None
-    meta: bool = False
+    reshard_after_forward: bool = True
+    freeze: tuple[str, ...] = ()
     unequal_counts: bool = False
     steps: int = 3
 
@@ -56,9 +63,9 @@ OPTIMIZERS = {
 }
 
 
-def module(run: Run) -> MTPModule:
+def module(run: Run, *, sharded: bool = False) -> MTPModule:
     """Build the module of a run, the same at every call."""
-    model = make_model(run.trunk, run.heads, tied=run.tied)
+    model = make_model(run.trunk, run.heads, run.num_horizons, tied=run.tied)
     description = describe(model)["init_args"]
     torch.manual_seed(0)
     with float64():
@@ -73,7 +80,9 @@ def module(run: Run) -> MTPModule:
             optimizer=OPTIMIZERS[run.optimizer],
             lr_schedule=WarmupDecay(warmup_steps=2),
             tie_embeddings=run.tied,
+            freeze=run.freeze,
             activation_checkpointing=run.activation_checkpointing,
+            sharding=Sharding(reshard_after_forward=run.reshard_after_forward) if sharded else None,
         )
     made.model.load_state_dict(model.state_dict())
     return made
@@ -101,7 +110,7 @@ def data(run: Run, world_size: int) -> ProgressionDataModule:
     kind = Masked if run.unequal_counts else ProgressionDataModule
     return kind(
         batch_size=ROWS // world_size,
-        lookahead=3,
+        lookahead=run.num_horizons,
         vocab_size=VOCAB,
         length=4,
         steps=[1],
@@ -115,12 +124,7 @@ def trainer(run: Run, world_size: int, folder: Path, **more: Any) -> Trainer:
     """Return a quiet trainer on one process, or as one of two."""
     strategies = {
         "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
-        "fsdp2": lambda: ModelParallelStrategy(
-            data_parallel_size=world_size,
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=False,
-            process_group_backend="gloo",
-        ),
+        "fsdp2": lambda: _fsdp2(world_size),
     }
     options: dict[str, Any] = {
         "accelerator": "cpu",
@@ -142,6 +146,15 @@ def trainer(run: Run, world_size: int, folder: Path, **more: Any) -> Trainer:
     return Trainer(**(options | more))
 
 
+def _fsdp2(world_size: int, *, shards: bool = False) -> ModelParallelStrategy:
+    return ModelParallelStrategy(
+        data_parallel_size=world_size,
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=shards,
+        process_group_backend="gloo",
+    )
+
+
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
     """Return all parameters, gathered."""
     return {
@@ -152,11 +165,98 @@ def weights(module: torch.nn.Module) -> dict[str, Tensor]:
 
 def train(run: Run, world_size: int, folder: Path) -> dict[str, Tensor]:
     """Train, and return the weights."""
-    made = module(run)
+    sharded = world_size > 1 and run.strategy == "fsdp2"
+    made = module(run, sharded=sharded)
     trainer(run, world_size, folder).fit(made, data(run, world_size))
+    assert all(isinstance(value, DTensor) for value in made.parameters()) == sharded
     return weights(made)
 
 
 def train_all(runs: list[Run], folder: Path) -> list[dict[str, Tensor]]:
     """Train several runs on two processes, one after another."""
     return [train(run, 2, folder) for run in runs]
+
+
+def rank_and_sum(value: int) -> tuple[int, int]:
+    """Return the rank, and the sum of value and rank over all ranks."""
+    total = torch.tensor(value + dist.get_rank())
+    dist.all_reduce(total)
+    return dist.get_rank(), int(total)
+
+
+def fail_on_rank_one() -> None:
+    """Raise on one rank while the other waits for it."""
+    if dist.get_rank() == 1:
+        raise ValueError("broken on purpose")
+    dist.barrier()
+
+
+def wait_for_ever() -> None:
+    """Never return."""
+    time.sleep(1000)
+
+
+def resume(folder: Path) -> dict[str, Any]:
+    """Go on from `one.ckpt` and from what sharded runs of two kinds save, and return the weights in the end."""
+    run, found = Run(), {}
+
+    def fit(*, steps: int, start: Path | None = None, save: Path | None = None, shards: bool = False) -> Any:
+        made = module(run)
+        kind = {"strategy": _fsdp2(2, shards=shards), "max_steps": steps}
+        fitted = trainer(run, 2, folder, **kind)
+        fitted.fit(made, data(run, 2), ckpt_path=start)
+        if save is not None:
+            fitted.save_checkpoint(save)
+        return weights(made)
+
+    found["one process"] = fit(steps=5, start=folder / "one.ckpt")
+    fit(steps=3, save=folder / "file.ckpt")
+    found["one file"] = fit(steps=5, start=folder / "file.ckpt")
+    fit(steps=3, save=folder / "shards.ckpt", shards=True)
+    found["shards"] = fit(steps=5, start=folder / "shards.ckpt", shards=True)
+    try:
+        trainer(run, 2, folder).predict(module(run), data(run, 2), ckpt_path=folder / "larger.ckpt")
+    except ValueError as error:
+        found["refused"] = str(error)
+    return found
+
+
+def evaluate(strategy: str, folder: Path) -> tuple[Any, Any]:
+    """Validate and predict with the weights that a run starts from."""
+    run = Run(strategy=strategy)
+    made, rows = module(run), data(run, 2)
+    evaluator = trainer(run, 2, folder, limit_val_batches=1.0)
+    return evaluator.validate(made, rows, verbose=False), evaluator.predict(made, rows)
+
+
+class SignalOneRank(Callback):
+    """Send the second process a signal in the middle of the second step."""
+
+    def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
+        """Send it."""
+        if trainer.global_rank == 1 and trainer.fit_loop.total_batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_one_rank(folder: Path) -> dict[str, tuple[int, int | None]]:
+    """Return after how many steps each run stopped, and with which signal."""
+    found = {}
+    for strategy in ("ddp", "fsdp2"):
+        run, stop = Run(strategy=strategy, steps=9), GracefulStop(f"{strategy}.ckpt")
+        stopped = trainer(run, 2, folder, callbacks=[stop, SignalOneRank()])
+        stopped.fit(module(run), data(run, 2))
+        found[strategy] = (stopped.global_step, stop.received)
+    return found
+
+
+def metric_of(rows: Any) -> dict[str, float]:
+    """Return the figures of some rows, counted batch by batch."""
+    model, metric = make_model(num_horizons=3), PerHeadMetrics(num_horizons=3)
+    for row in rows:
+        metric.update(MultiTokenLoss()(model, random_tokens(1 + row % 3, 7, seed=row)))
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def count_rows() -> dict[str, float]:
+    """Return the figures of all rows, of which each rank counts its own, unequally many."""
+    return metric_of(range(5) if dist.get_rank() == 0 else range(5, 12))
