@@ -66,7 +66,7 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
 
     Args:
         rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
-            small that they come to less than 8 million numbers.
+            small that they come to less than 4 million numbers.
 
     Raises:
         ValueError: If ``rows_per_chunk`` is below 1.
@@ -105,7 +105,7 @@ class RecomputeLinearCrossEntropy(LinearCrossEntropy):
 
     Args:
         rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
-            small that they come to less than 8 million numbers.
+            small that they come to less than 4 million numbers.
 
     Raises:
         ValueError: If ``rows_per_chunk`` is below 1.
@@ -133,10 +133,11 @@ class RecomputeLinearCrossEntropy(LinearCrossEntropy):
         parts = []
         size = self.rows_per_chunk or default_rows(len(matrices[0].weight))
         for group in groups_of(self, states, matrices, sizes, teacher, merge=True):
-            for start, stop in spans(group, size):
+            matrix = _cast(group.matrix, torch.promote_types(group.matrix.weight.dtype, torch.float32))
+            for start, stop in spans(group, size):  # whose gradients of the matrix add up in float32
                 rows = slice(start, stop)
                 taught = _rows_of(teacher, states, start, stop)
-                given = (states[rows], group.matrix, targets[rows], example_weights[rows], matrices[0], taught)
+                given = (states[rows], matrix, targets[rows], example_weights[rows], matrices[0], taught)
                 terms = checkpoint(
                     _plainly, *given, label_smoothing, z_loss, use_reentrant=False, preserve_rng_state=False
                 )
@@ -180,7 +181,7 @@ class TorchLinearCrossEntropy(LinearCrossEntropy):
 
     Args:
         rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
-            small that they come to less than 8 million numbers. Torch's own choice is many times slower.
+            small that they come to less than 4 million numbers. Torch's own choice is many times slower.
 
     Raises:
         ValueError: If ``rows_per_chunk`` is below 1, or the installed torch lacks the function.
@@ -224,8 +225,7 @@ class TorchLinearCrossEntropy(LinearCrossEntropy):
         parts = []
         for group in groups_of(self, states, matrices, sizes, None, merge=True):
             rows = slice(group.start, group.stop)
-            weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in group.matrix)
-            assert weight is not None
+            weight, bias = matrix = _cast(group.matrix, dtype)
             given_states, given_targets = states[rows].to(dtype), targets[rows].clamp(min=-1)
             nll = F.linear_cross_entropy(
                 given_states,
@@ -237,7 +237,7 @@ class TorchLinearCrossEntropy(LinearCrossEntropy):
                 options=options,
             )
             nll = torch.where(given_targets >= 0, _wide(nll), 0.0)
-            figures = _figures(given_states, OutputMatrix(weight, bias), given_targets, size)
+            figures = _figures(given_states, matrix, given_targets, size)
             parts.append(CrossEntropyTerms((nll * example_weights[rows]).sum(), nll.detach(), *figures))
         return _joined(parts, targets, example_weights)
 
@@ -265,7 +265,8 @@ def _plainly(
     z_loss: float,
 ) -> CrossEntropyTerms:
     """Score examples that share a matrix and all have a teacher or none, by ordinary autograd."""
-    logits = _wide(F.linear(states, *matrix))
+    low = product_dtype(states)
+    logits = _wide(F.linear(states.to(low), *_cast(matrix, low)))
     counts, targets = targets >= 0, targets.clamp(min=0)
     nll = F.cross_entropy(logits, targets, reduction="none")
     example_loss = nll
@@ -273,7 +274,7 @@ def _plainly(
         example_loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     if teacher is not None:
         with torch.no_grad():
-            law = _wide(F.linear(teacher.states, *law_matrix)).softmax(dim=-1)
+            law = _wide(F.linear(teacher.states.to(low), *_cast(law_matrix, low))).softmax(dim=-1)
         imitation = F.cross_entropy(logits, law, reduction="none")
         example_loss = torch.lerp(example_loss, imitation, teacher.share.to(nll.dtype))
     if z_loss:
@@ -286,9 +287,13 @@ def _plainly(
     return CrossEntropyTerms(loss, torch.where(counts, nll.detach(), 0.0), rank, predicted)
 
 
-def _wide(logits: Tensor) -> Tensor:
-    """Return logits in float32 at least."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+def _wide(values: Tensor) -> Tensor:
+    """Return values in float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _cast(matrix: OutputMatrix, dtype: torch.dtype) -> OutputMatrix:
+    return OutputMatrix(matrix.weight.to(dtype), None if matrix.bias is None else matrix.bias.to(dtype))
 
 
 def _rows_of(teacher: Teacher | None, states: Tensor, start: int, stop: int) -> Teacher | None:

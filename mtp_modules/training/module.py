@@ -50,7 +50,9 @@ class MTPModule(LightningModule):
         loss: What to minimise.
         optimizer: Made from parameter groups, of which the one with ``use_muon`` true holds the matrices.
         lr_schedule: Factor on every learning rate; constant if ``None``.
-        tie_embeddings: Share the trunk's embedding matrix with the output.
+        tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
+        own_unembeddings: Give every horizon beyond the first an output matrix of its own.
+        output_bias: Add a bias to the logits.
         freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
             without gradients and in evaluation mode, and freezes the output matrix that is tied to it.
         activation_checkpointing: ``"full"`` or ``"selective"`` to forget the activations inside the blocks of trunk and
@@ -72,13 +74,21 @@ class MTPModule(LightningModule):
         optimizer: OptimizerCallable = AdamW,
         lr_schedule: LearningRateSchedule | None = None,
         tie_embeddings: bool = True,
+        own_unembeddings: bool = False,
+        output_bias: bool = False,
         freeze: Sequence[str] = (),
         activation_checkpointing: str | None = None,
         compile_blocks: bool = False,
         sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
-        self.model = MTPModel(trunk=trunk, heads=heads, tie_embeddings=tie_embeddings)
+        self.model = MTPModel(
+            trunk=trunk,
+            heads=heads,
+            tie_embeddings=tie_embeddings,
+            own_unembeddings=own_unembeddings,
+            output_bias=output_bias,
+        )
         self._freeze(freeze)
         self.loss = loss
         self.loss.weights(len(self.model.horizons))  # weights that do not fit the heads are refused before any work

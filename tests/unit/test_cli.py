@@ -189,7 +189,8 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     ),
     "argument of the model": (
         *("model/tie_embedding", True),
-        "model has no argument 'tie_embedding'. Known: trunk, heads, loss, optimizer, lr_schedule, tie_embeddings.",
+        "model has no argument 'tie_embedding'. Known: trunk, heads, loss, optimizer, lr_schedule, tie_embeddings, "
+        "own_unembeddings, output_bias.",
     ),
     "section": (
         *("modle", 3),

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 
 from mtp_modules import ExplicitWeights, LinearHeads, MultiTokenLoss, RecurrentTrunk
 from mtp_modules.training import MTPModule
-from tests.helpers import assert_same
+from tests.helpers import assert_same, make_model, random_tokens
 from tests.unit.training.running import HEADS, SaveAt, data, module, trainer
 
 
@@ -148,3 +148,13 @@ def test_the_docstring_names_the_keys() -> None:
     documented = inspect.getdoc(MTPModule)
     for key in ("loss/head_h", "accuracy/head_h", "top5_accuracy/head_h", "accepted_length"):
         assert f"``{key}``" in documented
+
+
+def test_predictions_use_the_matrix_of_each_horizon() -> None:
+    trained = module()
+    trained.model = make_model("gru", "linear", 3, own=True)
+    tokens = random_tokens(2, 9)
+    predicted = trained.predict_step({"tokens": tokens}, 0)["predicted"]
+    for index, state in enumerate(trained.model(tokens)):
+        weight = trained.model.unembedding.matrix(index).weight
+        assert torch.equal(predicted[:, :, index], (state @ weight.T).argmax(dim=-1))
