@@ -150,7 +150,12 @@ def _attribute(config: Namespace, path: str) -> Any:
 def main() -> None:
     """Run the command that ``sys.argv`` names."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*|Couldn't infer the batch indices")
+    harmless = (
+        ".*does not have many workers",
+        "Couldn't infer the batch indices",
+        "FSDP2-wrapped module .* returned a view",
+    )
+    warnings.filterwarnings("ignore", message="|".join(harmless))
     try:
         if command in COMMANDS:
             _run(command, sys.argv[2:])

@@ -142,6 +142,11 @@ class ParallelHeads(Heads):
                 "shorten it or build the heads with more positions.",
             )
 
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the operations of one layer a horizon; all of them take keys and values from every position."""
+        near, *far = self.layers
+        return near.flops(length, length) + sum(layer.flops(num_far, length) for layer in far)
+
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> ParallelState:
         """Make an empty state."""
         attention = self.layers[0].attention

@@ -173,6 +173,18 @@ class Attention(nn.Module):
         )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 
+    def flops(self, num_queries: int, num_keys: int) -> int:
+        """Return the floating-point operations of one sequence.
+
+        Args:
+            num_queries: Positions that look.
+            num_keys: Positions that are looked at.
+        """
+        width, keys_and_values = self.out.in_features, self.qkv.out_features - self.out.in_features
+        projected = self.qkv.in_features * (width * num_queries + keys_and_values * num_keys)
+        mixed = 2 * width * num_queries * num_keys
+        return 2 * (projected + mixed + width * self.out.out_features * num_queries)
+
 
 class SwiGLU(nn.Module):
     """Gated feed-forward layer (Shazeer 2020, arXiv 2002.05202).
@@ -196,6 +208,14 @@ class SwiGLU(nn.Module):
         """Transform ``(..., D)``."""
         blocks = self.gate_up(x).view(*x.shape[:-1], -1, 2, self.block)
         return self.down((F.silu(blocks.select(-2, 0)) * blocks.select(-2, 1)).flatten(-2))
+
+    def flops(self, num_positions: int) -> int:
+        """Return the floating-point operations of so many positions.
+
+        Args:
+            num_positions: How many.
+        """
+        return 2 * num_positions * (self.gate_up.weight.numel() + self.down.weight.numel())
 
 
 class TransformerLayer(nn.Module):
@@ -281,3 +301,12 @@ class TransformerLayer(nn.Module):
         keys, values = state.append(layer, keys, values)
         x = x + self.attention.attend(queries, keys, values, state.mask)
         return x + self.ffn(self.ffn_norm(x))
+
+    def flops(self, num_queries: int, num_keys: int) -> int:
+        """Return the floating-point operations of one sequence.
+
+        Args:
+            num_queries: Positions that are read out.
+            num_keys: Positions that give keys and values.
+        """
+        return self.attention.flops(num_queries, num_keys) + self.ffn.flops(num_queries)

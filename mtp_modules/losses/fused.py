@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed as dist
 
-from mtp_modules.core.interfaces import CrossEntropyTerms, OutputMatrix, Teacher
+from mtp_modules.core.objective import CrossEntropyTerms, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.plan import Group, first_taught, spans
 from mtp_modules.losses.vocabulary_parallel import VocabularyShard, held_part, score_shard, vocabulary_shard
@@ -56,7 +56,7 @@ def fused_terms(
         targets: Token to predict; negative where there is none.
         example_weights: Factor of each example in the loss.
         teacher: Share the loss of the last examples with this law.
-        label_smoothing: See :class:`~mtp_modules.core.interfaces.LinearCrossEntropy`.
+        label_smoothing: See :class:`~mtp_modules.core.objective.LinearCrossEntropy`.
         z_loss: See there too.
     """
     distinct: list[Tensor] = []

@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
+from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.fused import fused_terms, product_dtype
 from mtp_modules.losses.plan import default_rows, first_taught, groups_of, spans

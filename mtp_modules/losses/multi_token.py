@@ -8,7 +8,8 @@ from torch import nn
 
 from mtp_modules.core.checks import at_least, fraction, refuse
 from mtp_modules.core.component import Component
-from mtp_modules.core.interfaces import Heads, HorizonWeights, LinearCrossEntropy, Teacher
+from mtp_modules.core.interfaces import Heads
+from mtp_modules.core.objective import HorizonWeights, LinearCrossEntropy, Teacher
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.core.targets import (

@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 
 from mtp_modules.core.checks import is_distributed, refuse
-from mtp_modules.core.interfaces import CrossEntropyTerms, OutputMatrix
+from mtp_modules.core.objective import CrossEntropyTerms, OutputMatrix
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 

@@ -3,7 +3,14 @@
 from mtp_modules.training.blocks import checkpoint_blocks, compile_blocks, prepare_blocks
 from mtp_modules.training.callbacks import GracefulStop, HeadsProgressBar, HeadsTable, PredictionWriter
 from mtp_modules.training.checkpointing import find_checkpoint, load_model
+from mtp_modules.training.flops import flops_per_token, training_flops
 from mtp_modules.training.module import MTPModule
+from mtp_modules.training.monitoring import (
+    GradientConflict,
+    TokenThroughput,
+    gradient_conflict,
+    gradient_norms,
+)
 from mtp_modules.training.optimizers import MuonWithAdamW, muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule, WarmupDecay
@@ -12,6 +19,7 @@ from mtp_modules.training.tensor_parallel import clip_sharded_gradients, share_r
 
 __all__ = [
     "GracefulStop",
+    "GradientConflict",
     "HeadsProgressBar",
     "HeadsTable",
     "LearningRateSchedule",
@@ -19,6 +27,7 @@ __all__ = [
     "MuonWithAdamW",
     "PredictionWriter",
     "Sharding",
+    "TokenThroughput",
     "WarmupDecay",
     "check_gradients",
     "check_strategy_name",
@@ -28,6 +37,9 @@ __all__ = [
     "compile_blocks",
     "fill_data_parallel_size",
     "find_checkpoint",
+    "flops_per_token",
+    "gradient_conflict",
+    "gradient_norms",
     "load_model",
     "materialize",
     "muon_parameter_groups",
@@ -35,4 +47,5 @@ __all__ = [
     "shard_model",
     "share_random_state",
     "tensor_parallelize",
+    "training_flops",
 ]

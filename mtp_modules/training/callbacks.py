@@ -54,6 +54,7 @@ class HeadsProgressBar(TQDMProgressBar):
             shown["loss"] = f"{float(known['train/loss']):.3f}"
             accuracy = by_head(known, "train/accuracy")
             shown["acc%"] = "/".join(f"{100 * value:.0f}" for value in accuracy)
+        if "train/tokens_per_second" in known:
             shown["tok/s"] = f"{float(known['train/tokens_per_second']):.0f}"
         if "val/loss/head_1" in known:
             shown["val"] = f"{float(known['val/loss/head_1']):.3f}"

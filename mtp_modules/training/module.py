@@ -1,11 +1,10 @@
 """The LightningModule: model, loss, optimizer and metrics."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim import AdamW, Optimizer
@@ -22,6 +21,7 @@ from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import FORMAT, MTPModel, check_format
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, check_weights, in_model_order
+from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.optimizers import muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
@@ -37,9 +37,11 @@ class MTPModule(LightningModule):
     """Train a multi-token model: what ``python -m mtp_modules fit`` runs.
 
     Batches are dictionaries with ``tokens (B, T + max(horizons))`` and optionally ``document_ids`` and ``loss_mask`` of
-    the same shape. Logged, each as ``train/``, ``val/`` and ``test/``: ``loss``, and per head ``loss/head_h``
-    (unweighted, nats), ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``. Checkpoints describe
-    the model and the tokenizer, so that they can be decoded without the configuration.
+    the same shape. Logged, each as ``train/``, ``val/`` and ``test/``, are per head ``loss/head_h`` (unweighted, nats),
+    ``perplexity/head_h``, ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``; in training also
+    ``loss``, gradient norms before clipping, and what :class:`~mtp_modules.training.monitoring.TokenThroughput` says.
+    The page "What is logged" has every key. Checkpoints describe the model and the tokenizer, so that they can be
+    decoded without the configuration.
 
     Each horizon's loss is divided by the number of its valid targets in everything that one optimizer step sees: all
     ranks, and all batches that the trainer accumulates. So a step is the same however it is split.
@@ -98,7 +100,6 @@ class MTPModule(LightningModule):
         with torch.device("cpu"):  # also where the model is built on the meta device
             self.val_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
             self.test_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
-        self._tokens, self._since = 0, time.perf_counter()
         self._random_state: Tensor | None = None
         self._step_counts: StepCounts | None = None
         self._run_length: int | None = None
@@ -199,19 +200,31 @@ class MTPModule(LightningModule):
         terms = self(batch, counts=counts, weights=self.horizon_weights())
         # Ranks and accumulated batches are averaged, but their losses, divided by the counts of all, must be added.
         loss: Tensor = terms.loss * self._step_counts.parts
-        self._tokens += batch["tokens"].shape[0] * (batch["tokens"].shape[1] - self.lookahead)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it where mypy cannot see
-        if self.trainer.global_step % every == 0:
+        if self._logs_this_step():
             self._log_training(terms, loss.detach())
         return loss
 
+    def _logs_this_step(self) -> bool:
+        """Whether loggers write after this step; the first step is for the progress bar."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it out of mypy's sight
+        step = self.trainer.global_step
+        return step == 0 or (every > 0 and (step + 1) % every == 0)
+
     def _log_training(self, terms: LossTerms, loss: Tensor) -> None:
-        now = time.perf_counter()
         logged = {f"train/{name}": value for name, value in figures(counts(terms, TOP_K), TOP_K).items()}
         logged["train/loss"] = loss
-        logged["train/tokens_per_second"] = torch.tensor(self._tokens / max(now - self._since, 1e-9))
         self.log_dict(logged)
-        self._tokens, self._since = 0, now
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log gradient norms, unscaled and not yet clipped."""
+        if self._logs_this_step():
+            norms = gradient_norms(self.model, loss_scale=pending_loss_scale(self.trainer, optimizer))
+            self.log_dict({f"train/grad_norm/{part}": norm for part, norm in norms.items()})
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Measure the throughput of every run, unless its configuration brings a meter of its own."""
+        brought = any(isinstance(callback, TokenThroughput) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if brought else [TokenThroughput()]
 
     def on_fit_start(self) -> None:
         """Forget what was known of another run, and refuse a schedule over a run without an end."""
@@ -220,8 +233,7 @@ class MTPModule(LightningModule):
         self.horizon_weights()
 
     def on_train_start(self) -> None:
-        """Start the clock, quieten a frozen trunk, and in a resumed run restore the random numbers."""
-        self._tokens, self._since = 0, time.perf_counter()
+        """Quieten a frozen trunk, and in a resumed run restore the random numbers."""
         if "trunk" in self.frozen:
             self.model.trunk.eval()
         if self._random_state is not None:
@@ -235,10 +247,6 @@ class MTPModule(LightningModule):
         if not self._gradients_checked:
             self._gradients_checked = True
             check_gradients(self.trainer, self)
-
-    def on_validation_end(self) -> None:
-        """Leave the validation out of the throughput."""
-        self._tokens, self._since = 0, time.perf_counter()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Count a held-out batch."""

@@ -166,3 +166,7 @@ class TransformerTrunk(Trunk):
             num_previous=self.num_previous,
             nothing=self.vocab_size,
         )
+
+    def flops(self, length: int) -> int:
+        """Return the operations of the layers; looking up embeddings costs none."""
+        return sum(layer.flops(length, length) for layer in self.layers)

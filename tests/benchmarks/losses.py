@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtp_modules.core.interfaces import LinearCrossEntropy, OutputMatrix
+from mtp_modules.core.objective import LinearCrossEntropy, OutputMatrix
 from mtp_modules.losses import (
     FusedLinearCrossEntropy,
     NaiveLinearCrossEntropy,

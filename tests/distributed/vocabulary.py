@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from mtp_modules.core.interfaces import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
+from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.losses import FusedLinearCrossEntropy, NaiveLinearCrossEntropy
 
 WIDTH = 5

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtp_modules.core.interfaces import OutputMatrix, Teacher
+from mtp_modules.core.objective import OutputMatrix, Teacher
 
 
 def logits_of(state: Tensor, matrix: OutputMatrix) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtp_modules.core.interfaces import LinearCrossEntropy, OutputMatrix, Teacher
+from mtp_modules.core.objective import LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.losses import (
     FusedLinearCrossEntropy,
     NaiveLinearCrossEntropy,
