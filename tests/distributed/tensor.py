@@ -25,6 +25,7 @@ from mtp_modules.core import Heads
 from mtp_modules.core.component import build, describe
 from mtp_modules.losses import NaiveLinearCrossEntropy, RecomputeLinearCrossEntropy, TorchLinearCrossEntropy
 from mtp_modules.training import MTPModule, WarmupDecay, clip_sharded_gradients, tensor_parallelize
+from mtp_modules.training.monitoring import gradient_norms
 from mtp_modules.training.tensor_parallel import total_norm
 from tests.distributed import runs
 from tests.helpers import HEADS, TRUNKS, WIDTH, float64, make_model, random_tokens, randomise
@@ -94,7 +95,7 @@ def score(case: Case, mesh: DeviceMesh | None = None) -> dict[str, Any]:
     gradients = {name: whole(value.grad) for name, value in made.named_parameters() if value.grad is not None}
     figures = {name: value.detach() for name, value in vars(terms).items()}
     assert gradients.keys() == dict(made.named_parameters()).keys()
-    return {"figures": figures, "gradients": gradients}
+    return {"figures": figures, "gradients": gradients, "norms": gradient_norms(made)}
 
 
 def tensor_mesh() -> DeviceMesh:

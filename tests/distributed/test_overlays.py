@@ -33,6 +33,11 @@ CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "ddp": ("ddp", [], {"built on": {"cpu"}, "sharded": False, "policy": None, "steps": 2}),
     "fsdp2": ("fsdp2", [], {"built on": {"cpu"}, "sharded": True, "policy": "bfloat16", "steps": 2}),
     "meta": ("fsdp2", [ON_META], {"built on": {"meta"}, "sharded": True, "policy": "bfloat16", "steps": 2}),
+    "tensor parallel": (
+        "tensor_parallel",
+        ["--model.trunk.init_args.num_kv_heads=2"],
+        {"built on": {"cpu"}, "sharded": False, "policy": None, "steps": 2},
+    ),
 }
 
 
@@ -54,7 +59,7 @@ def test_debugging_leaves_no_files(tmp_path: Path) -> None:
 
 
 def test_there_is_a_test_for_every_overlay() -> None:
-    assert {path.stem for path in OVERLAYS.iterdir()} == {"ddp", "fsdp2", "debug"}
+    assert {path.stem for path in OVERLAYS.iterdir()} == {"ddp", "fsdp2", "tensor_parallel", "debug"}
     assert OVERLAYS / "ddp.yaml" not in CONFIGS, "an overlay is no run"
 
 
