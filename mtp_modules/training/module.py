@@ -24,10 +24,15 @@ from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description
 from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.optimizers import muon_parameter_groups
-from mtp_modules.training.parallel import Sharding, materialize, shard_model
+from mtp_modules.training.parallel import Sharding, materialize
 from mtp_modules.training.schedules import LearningRateSchedule
 from mtp_modules.training.strategies import check_gradients, check_trainer
-from mtp_modules.training.tensor_parallel import clip_sharded_gradients, share_random_state, tensor_parallelize
+from mtp_modules.training.tensor_parallel import (
+    check_same_tokens,
+    clip_gradients,
+    parallelize_model,
+    share_random_state,
+)
 
 TOP_K = (1, 5)
 FREEZABLE = ("trunk", "heads", "unembedding")
@@ -156,12 +161,8 @@ class MTPModule(LightningModule):
         if self.device_mesh is None:
             materialize(self.model, self.trainer.strategy.root_device)
         else:
-            data, tensor = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
-            if tensor.size() > 1:
-                tensor_parallelize(self.model, mesh=tensor)
-            if data.size() > 1 or tensor.size() == 1 or self.sharding is not None:
-                shard_model(self, self.model, mesh=data, sharding=self.sharding)
-                register_fsdp_forward_method(self, "predict_step")
+            parallelize_model(self, self.model, mesh=self.device_mesh, sharding=self.sharding)
+            register_fsdp_forward_method(self, "predict_step")
 
     def forward(
         self, batch: dict[str, Tensor], *, counts: Tensor | None = None, weights: Sequence[float] | None = None
@@ -196,6 +197,8 @@ class MTPModule(LightningModule):
         """Return the loss of a batch, and log now and then."""
         if self._step_counts is None:
             self._step_counts = StepCounts(self.trainer, self.horizons)
+            if self.device_mesh is not None:
+                check_same_tokens(batch["tokens"], mesh=self.device_mesh["tensor_parallel"])
         counts = self._step_counts(batch, batch_idx)
         terms = self(batch, counts=counts, weights=self.horizon_weights())
         # Ranks and accumulated batches are averaged, but their losses, divided by the counts of all, must be added.
@@ -295,7 +298,7 @@ class MTPModule(LightningModule):
         if self.device_mesh is None or self.device_mesh["tensor_parallel"].size() == 1:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val is not None:
-            clip_sharded_gradients(self.parameters(), gradient_clip_val, by_value=gradient_clip_algorithm == "value")
+            clip_gradients(self.parameters(), gradient_clip_val, by_value=gradient_clip_algorithm == "value")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another model or layout."""

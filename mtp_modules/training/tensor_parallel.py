@@ -20,12 +20,12 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least, divides, refuse
-from mtp_modules.core.shapes import Tensor
+from mtp_modules.core.shapes import Int, Tensor
 from mtp_modules.core.unembedding import Unembedding
 from mtp_modules.layers.transformer import TransformerLayer
 from mtp_modules.model import MTPModel
 from mtp_modules.training.optimizers import local
-from mtp_modules.training.parallel import device_of, make_ready
+from mtp_modules.training.parallel import Sharding, device_of, make_ready, shard_model
 
 _LAYER_PLAN = {
     "attention.qkv": ColwiseParallel(),
@@ -33,6 +33,25 @@ _LAYER_PLAN = {
     "ffn.gate_up": ColwiseParallel(),
     "ffn.down": RowwiseParallel(),
 }
+
+
+def parallelize_model(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding: Sharding | None = None) -> None:
+    """Share a model out and shard it in place, whichever of both a mesh asks for.
+
+    Args:
+        root: Holds the model; see :func:`~mtp_modules.training.shard_model`.
+        model: Changed in place.
+        mesh: Dimensions ``data_parallel`` and ``tensor_parallel``, as Lightning's ``ModelParallelStrategy`` makes it.
+        sharding: How FSDP2 shards it over the first. If ``None`` and only the second is above 1, it does not.
+
+    Raises:
+        ValueError: See :func:`tensor_parallelize` and :func:`~mtp_modules.training.shard_model`.
+    """
+    data, tensor = mesh["data_parallel"], mesh["tensor_parallel"]
+    if tensor.size() > 1:
+        tensor_parallelize(model, mesh=tensor)
+    if data.size() > 1 or tensor.size() == 1 or sharding is not None:
+        shard_model(root, model, mesh=data, sharding=sharding)
 
 
 def tensor_parallelize(model: MTPModel, *, mesh: DeviceMesh) -> None:
@@ -145,7 +164,7 @@ def _share_out_unembedding(unembedding: Unembedding, embedding: nn.Module, mesh:
             parameters[index] = _by_rows(parameter, mesh)
 
 
-def clip_sharded_gradients(parameters: Iterable[Tensor], limit: float, *, by_value: bool = False) -> None:
+def clip_gradients(parameters: Iterable[Tensor], limit: float, *, by_value: bool = False) -> None:
     """Clip gradients of which some are whole on every process and others are sharded, over one mesh or several.
 
     ``torch.nn.utils.clip_grad_norm_`` takes no such mixture.
@@ -158,7 +177,7 @@ def clip_sharded_gradients(parameters: Iterable[Tensor], limit: float, *, by_val
     Raises:
         ValueError: If ``limit`` is negative.
     """
-    at_least("clip_sharded_gradients", "limit", limit, 0)
+    at_least("clip_gradients", "limit", limit, 0)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if by_value:
         for gradient in gradients:
@@ -192,6 +211,29 @@ def total_norm(gradients: Iterable[Tensor]) -> Tensor:
             dist.all_reduce(square, group=group)
         squares.append(square)
     return torch.stack(squares).sum().sqrt()
+
+
+def check_same_tokens(tokens: Int[Tensor, "B L"], *, mesh: DeviceMesh) -> None:
+    """Refuse a batch that is not the same on all processes that hold the model together: it would train on nonsense.
+
+    Args:
+        tokens: Of this process.
+        mesh: One dimension, the processes that hold the model together.
+
+    Raises:
+        ValueError: If processes have different tokens.
+    """
+    # As a hash, which overflows on purpose: shapes may differ, and then the tokens could not be compared.
+    places = torch.arange(1, tokens.numel() + 1, device=tokens.device)
+    told = torch.stack((places.numel() * torch.ones_like(tokens[0, 0]), ((tokens.flatten() + 7) * places**3).sum()))
+    everyone = [torch.empty_like(told) for _ in range(mesh.size())]
+    dist.all_gather(everyone, told, group=mesh.get_group())
+    if any(not other.equal(told) for other in everyone):
+        refuse(
+            "train_dataloader",
+            f"gives the {mesh.size()} processes of a tensor-parallel group different batches; let it divide its rows "
+            "by trainer.distributed_sampler_kwargs, as the data modules of mtp_modules do.",
+        )
 
 
 def share_random_state(generator: torch.Generator, *, mesh: DeviceMesh) -> None:

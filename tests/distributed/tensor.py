@@ -24,7 +24,7 @@ from mtp_modules import (
 from mtp_modules.core import Heads
 from mtp_modules.core.component import build, describe
 from mtp_modules.losses import NaiveLinearCrossEntropy, RecomputeLinearCrossEntropy, TorchLinearCrossEntropy
-from mtp_modules.training import MTPModule, WarmupDecay, clip_sharded_gradients, tensor_parallelize
+from mtp_modules.training import MTPModule, WarmupDecay, check_same_tokens, clip_gradients, tensor_parallelize
 from mtp_modules.training.monitoring import gradient_norms
 from mtp_modules.training.tensor_parallel import total_norm
 from tests.distributed import runs
@@ -245,7 +245,12 @@ def refusals() -> dict[str, str]:
         note(type(backend).__name__, lambda s=shared, b=backend: MultiTokenLoss(backend=b)(s, random_tokens(2, 9)))
     shared.unembedding.bias = torch.nn.Parameter(torch.zeros(11, dtype=torch.float64))
     note("a whole bias", lambda: MultiTokenLoss()(shared, random_tokens(2, 9)))
-    note("limit", lambda: clip_sharded_gradients([], -1.0))
+    tokens = random_tokens(2, 9)
+    note("other rows", lambda: check_same_tokens(random_tokens(2, 9, seed=dist.get_rank()), mesh=mesh))
+    note("another order", lambda: check_same_tokens(tokens.flip(0) if dist.get_rank() else tokens, mesh=mesh))
+    note("fewer rows", lambda: check_same_tokens(tokens[: 2 - dist.get_rank()], mesh=mesh))
+    note("the same rows", lambda: check_same_tokens(tokens, mesh=mesh))
+    note("limit", lambda: clip_gradients([], -1.0))
     return said
 
 
@@ -266,5 +271,5 @@ def norms(data: int, tensor: int) -> tuple[Tensor, dict[str, Tensor]]:
         parameters[name] = torch.nn.Parameter(value if way is None else distribute_tensor(value, *way))
         parameters[name].grad = parameters[name].detach().clone()
     norm = total_norm([parameter.grad for parameter in parameters.values()])
-    clip_sharded_gradients(parameters.values(), 0.5)
+    clip_gradients(parameters.values(), 0.5)
     return norm, {name: whole(parameter.grad) for name, parameter in parameters.items()}

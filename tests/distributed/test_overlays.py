@@ -33,6 +33,17 @@ CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "ddp": ("ddp", [], {"built on": {"cpu"}, "sharded": False, "policy": None, "steps": 2}),
     "fsdp2": ("fsdp2", [], {"built on": {"cpu"}, "sharded": True, "policy": "bfloat16", "steps": 2}),
     "meta": ("fsdp2", [ON_META], {"built on": {"meta"}, "sharded": True, "policy": "bfloat16", "steps": 2}),
+    "fsdp2 and tensor parallel": (
+        "fsdp2",
+        [
+            *(
+                "--trainer.strategy.init_args.tensor_parallel_size=2",
+                "--trainer.strategy.init_args.data_parallel_size=1",
+            ),
+            *("--model.trunk.init_args.num_kv_heads=2", ON_META),
+        ],
+        {"built on": {"meta"}, "sharded": True, "policy": "bfloat16", "steps": 2},
+    ),
     "tensor parallel": (
         "tensor_parallel",
         ["--model.trunk.init_args.num_kv_heads=2"],

@@ -171,10 +171,17 @@ WHOLE_ONLY = (
 )
 
 
+OTHER_ROWS = (
+    "train_dataloader: gives the 2 processes of a tensor-parallel group different batches; let it divide its rows by "
+    "trainer.distributed_sampler_kwargs, as the data modules of mtp_modules do."
+)
+
+
 def test_what_cannot_be_shared_out_is_refused() -> None:
     backends = ("NaiveLinearCrossEntropy", "RecomputeLinearCrossEntropy", "TorchLinearCrossEntropy")
     for found in run_ranks(work.refusals):
         assert found == {name: WHOLE_ONLY.format(name) for name in backends} | {
+            **dict.fromkeys(("other rows", "another order", "fewer rows"), OTHER_ROWS),
             "key-value heads": "TransformerTrunk: num_kv_heads (1) must be a multiple of tensor_parallel_size (2).",
             "heads": "ParallelHeads: num_kv_heads (1) must be a multiple of tensor_parallel_size (2).",
             "inner width": (
@@ -190,5 +197,5 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
                 "LinearCrossEntropy: output matrices and biases must all be whole, or all be sharded by rows over the "
                 "same processes (Shard(0) on a mesh of one dimension); tensor_parallelize does that."
             ),
-            "limit": "clip_sharded_gradients: limit must be at least 0, got -1.0.",
+            "limit": "clip_gradients: limit must be at least 0, got -1.0.",
         }
