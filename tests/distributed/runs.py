@@ -16,11 +16,10 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from mtp_modules import GeometricWeights, MultiTokenLoss
-from mtp_modules.core.component import build, describe
 from mtp_modules.data import ProgressionDataModule
 from mtp_modules.metrics import PerHeadMetrics
 from mtp_modules.training import GracefulStop, MTPModule, MuonWithAdamW, Sharding, WarmupDecay
-from tests.helpers import VOCAB, float64, make_model, random_tokens
+from tests.helpers import HEADS, TRUNKS, VOCAB, float64, make_model, random_tokens, randomise
 
 ROWS = 8
 """Rows of a micro-batch over all processes."""
@@ -38,6 +37,7 @@ class Run:
     heads: str = "parallel"
     num_horizons: int = 3
     tied: bool = True
+    own_unembeddings: bool = False
     optimizer: str = "muon"
     accumulate: int = 2
     clip: float | None = 0.05
@@ -65,13 +65,10 @@ OPTIMIZERS = {
 
 def module(run: Run, *, sharded: bool = False) -> MTPModule:
     """Build the module of a run, the same at every call."""
-    model = make_model(run.trunk, run.heads, run.num_horizons, tied=run.tied)
-    description = describe(model)["init_args"]
-    torch.manual_seed(0)
     with float64():
         made = MTPModule(
-            trunk=build(description["trunk"]),
-            heads=build(description["heads"]),
+            trunk=TRUNKS[run.trunk](),
+            heads=HEADS[run.heads](run.num_horizons),
             loss=MultiTokenLoss(
                 weights=GeometricWeights(gamma=0.5),
                 share_of_positions=run.share_of_positions,
@@ -80,11 +77,14 @@ def module(run: Run, *, sharded: bool = False) -> MTPModule:
             optimizer=OPTIMIZERS[run.optimizer],
             lr_schedule=WarmupDecay(warmup_steps=2),
             tie_embeddings=run.tied,
+            own_unembeddings=run.own_unembeddings,
+            output_bias=run.own_unembeddings,
             freeze=run.freeze,
             activation_checkpointing=run.activation_checkpointing,
             sharding=Sharding(reshard_after_forward=run.reshard_after_forward) if sharded else None,
         )
-    made.model.load_state_dict(model.state_dict())
+    randomise(made.model)
+    torch.manual_seed(0)
     return made
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from mtp_modules.commands.generate import generate
+from mtp_modules.training import MTPModule
 from tests.command_line import CONFIGS, ROOT, refusal, run
 from tests.distributed import command_line
 from tests.distributed.ranks import run_ranks
@@ -64,9 +65,12 @@ def test_two_processes_train_and_the_checkpoint_decodes(
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Anomaly Detection")
-def test_debugging_leaves_no_files(tmp_path: Path) -> None:
-    run(*arguments("debug", tmp_path))
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+def test_debugging_ends_after_two_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(MTPModule, "on_fit_end", lambda self: steps.append(self.trainer.global_step))
+    run(*arguments("debug", tmp_path, "--trainer.max_steps=9", "--trainer.accumulate_grad_batches=1"))
+    assert steps == [2]
+    assert not (tmp_path / "config.yaml").exists()
 
 
 def test_there_is_a_test_for_every_overlay() -> None:
