@@ -18,7 +18,7 @@ from mtp_modules.training.strategies import check_gradients, check_strategy_name
 from mtp_modules.training.tensor_parallel import (
     check_same_tokens,
     clip_gradients,
-    parallelize_model,
+    parallelize,
     share_random_state,
     tensor_parallelize,
 )
@@ -50,7 +50,7 @@ __all__ = [
     "load_model",
     "materialize",
     "muon_parameter_groups",
-    "parallelize_model",
+    "parallelize",
     "prepare_blocks",
     "shard_model",
     "share_random_state",

@@ -27,12 +27,7 @@ from mtp_modules.training.optimizers import muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize
 from mtp_modules.training.schedules import LearningRateSchedule
 from mtp_modules.training.strategies import check_gradients, check_trainer
-from mtp_modules.training.tensor_parallel import (
-    check_same_tokens,
-    clip_gradients,
-    parallelize_model,
-    share_random_state,
-)
+from mtp_modules.training.tensor_parallel import check_same_tokens, clip_gradients, parallelize, share_random_state
 
 TOP_K = (1, 5)
 FREEZABLE = ("trunk", "heads", "unembedding")
@@ -161,7 +156,7 @@ class MTPModule(LightningModule):
         if self.device_mesh is None:
             materialize(self.model, self.trainer.strategy.root_device)
         else:
-            parallelize_model(self, self.model, mesh=self.device_mesh, sharding=self.sharding)
+            parallelize(self, self.model, mesh=self.device_mesh, sharding=self.sharding)
             register_fsdp_forward_method(self, "predict_step")
 
     def forward(

@@ -35,7 +35,7 @@ _LAYER_PLAN = {
 }
 
 
-def parallelize_model(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding: Sharding | None = None) -> None:
+def parallelize(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding: Sharding | None = None) -> None:
     """Share a model out and shard it in place, whichever of both a mesh asks for.
 
     Args:
