@@ -27,6 +27,7 @@ class _Rules(NamedTuple):
     """What a call is told besides tensors; hashable, for the compiler."""
 
     chunks: tuple[tuple[int, int, _Place], ...]
+    rows: int
     law: _Place | None
     first_taught: int
     wanted: tuple[bool, ...]
@@ -67,6 +68,7 @@ def fused_terms(
     chunks = tuple((*span, place(group.matrix)) for group in groups for span in spans(group, rows))
     rules = _Rules(
         chunks=chunks,
+        rows=max([0, *(stop - start for start, stop, _ in chunks)]),
         law=None if teacher is None else place(law),
         first_taught=first_taught(states, teacher),
         wanted=tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (states, *distinct)),
@@ -182,7 +184,7 @@ class _Products:
 
     def __init__(self, rules: _Rules, distinct: Sequence[Tensor], low: torch.dtype, high: torch.dtype) -> None:
         self.distinct, self.low, self.high = distinct, low, high
-        self.rows = max((stop - start for start, stop, _ in rules.chunks), default=0)
+        self.rows = rules.rows
         self.buffers: dict[str, Tensor] = {}
         self.matrices: dict[int, Tensor] = {}
 

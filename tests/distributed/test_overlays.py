@@ -37,11 +37,8 @@ CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "fsdp2 and tensor parallel": (
         "fsdp2",
         [
-            *(
-                "--trainer.strategy.init_args.tensor_parallel_size=2",
-                "--trainer.strategy.init_args.data_parallel_size=1",
-            ),
-            *("--model.trunk.init_args.num_kv_heads=2", ON_META),
+            *("--trainer.strategy.init_args.tensor_parallel_size=2", "--model.trunk.init_args.num_kv_heads=2"),
+            ON_META,
         ],
         {"built on": {"meta"}, "sharded": True, "policy": "bfloat16", "steps": 2},
     ),

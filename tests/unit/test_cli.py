@@ -176,7 +176,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "argument of the loss": (
         *("model/loss/init_args/wieghts", 3),
         "model.loss: MultiTokenLoss has no argument 'wieghts'. "
-        "Known: weights, backend, share_of_positions, distillation.",
+        "Known: weights, backend, share_of_positions, distillation, label_smoothing, z_loss.",
     ),
     "argument of data": (
         *("data/init_args/lenght", 20),

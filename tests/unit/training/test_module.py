@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from mtp_modules import ExplicitWeights, LinearHeads, MultiTokenLoss, RecurrentTrunk
 from mtp_modules.training import GradientConflict, MTPModule, TokenThroughput
 from tests.architecture.imports import ROOT
-from tests.helpers import assert_same, make_model, random_tokens
+from tests.helpers import assert_same, random_tokens
 from tests.unit.training.running import HEADS, SaveAt, data, module, trainer
 
 
@@ -166,13 +166,20 @@ def test_the_docstring_names_the_keys() -> None:
 
 
 def test_predictions_use_the_matrix_of_each_horizon() -> None:
-    trained = module()
-    trained.model = make_model("gru", "linear", 3, own=True)
+    trained = MTPModule(
+        trunk=RecurrentTrunk(vocab_size=11, d_model=8),
+        heads=LinearHeads(d_model=8, num_horizons=3),
+        loss=MultiTokenLoss(),
+        own_unembeddings=True,
+        output_bias=True,
+    )
     tokens = random_tokens(2, 9)
     predicted = trained.predict_step({"tokens": tokens}, 0)["predicted"]
     for index, state in enumerate(trained.model(tokens)):
-        weight = trained.model.unembedding.matrix(index).weight
-        assert torch.equal(predicted[:, :, index], (state @ weight.T).argmax(dim=-1))
+        weight, bias = trained.model.unembedding.matrix(index)
+        assert bias is not None
+        assert torch.equal(predicted[:, :, index], (state @ weight.T + bias).argmax(dim=-1))
+    assert trained.model.unembedding.matrix(1).weight is not trained.model.unembedding.weight
 
 
 def test_the_page_names_every_key_and_no_other() -> None:
