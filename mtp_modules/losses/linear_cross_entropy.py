@@ -12,6 +12,7 @@ from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, Ou
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.fused import fused_terms, product_dtype
 from mtp_modules.losses.plan import default_rows, first_taught, groups_of, spans
+from mtp_modules.losses.vocabulary_parallel import held_part, refuse_sharded
 
 
 class NaiveLinearCrossEntropy(LinearCrossEntropy):
@@ -43,6 +44,7 @@ class NaiveLinearCrossEntropy(LinearCrossEntropy):
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
         """Return the weighted loss and what metrics need; see the interface."""
+        refuse_sharded(self, matrices)
         parts = []
         for start, stop, matrix in groups_of(self, states, matrices, sizes, teacher, merge=True):
             rows = slice(start, stop)
@@ -59,7 +61,9 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
     gradients of states and output matrix are computed in the forward pass and delivered in the backward pass, so that
     DDP, FSDP2, accumulation and gradient scalers see an ordinary operation. Chunks run across heads that share an
     output matrix. Products are taken in the states' precision (or autocast's; in float32 on a CPU without instructions
-    for it), the softmax and the output matrix's gradient in float32 at least.
+    for it), the softmax and the output matrix's gradient in float32 at least. Where the output matrices are sharded
+    over the vocabulary (a ``DTensor`` with ``Shard(0)``), every process scores its own tokens, and logits are never
+    gathered.
 
     Args:
         rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
@@ -89,7 +93,7 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
         """Return the weighted loss and what metrics need; see the interface."""
         _check_weights(self, example_weights)
         groups = groups_of(self, states, matrices, sizes, teacher, merge=True)
-        rows = self.rows_per_chunk or default_rows(len(matrices[0].weight))
+        rows = self.rows_per_chunk or default_rows(len(held_part(matrices[0].weight)))
         given = (targets, example_weights, teacher, label_smoothing, z_loss)
         return fused_terms(states, groups, matrices[0], rows, *given)
 
@@ -126,6 +130,7 @@ class RecomputeLinearCrossEntropy(LinearCrossEntropy):
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
         """Return the weighted loss and what metrics need; see the interface."""
+        refuse_sharded(self, matrices)
         parts = []
         size = self.rows_per_chunk or default_rows(len(matrices[0].weight))
         for group in groups_of(self, states, matrices, sizes, teacher, merge=True):
@@ -211,6 +216,7 @@ class TorchLinearCrossEntropy(LinearCrossEntropy):
         Raises:
             ValueError: If an option is given that torch's function lacks.
         """
+        refuse_sharded(self, matrices)
         for name, given in (("label_smoothing", label_smoothing), ("z_loss", z_loss), ("teacher", teacher)):
             if given:
                 refuse(self, f"{name} is not possible with torch's function; leave it out, or use another backend.")

@@ -145,6 +145,10 @@ def widen(folder: Path) -> None:
             "MTPModel: .* has no model.safetensors; give a folder that save_pretrained wrote.",
         ),
         (replace("config.json", "{}"), "MTPModel: .*config.json was not written by save_pretrained."),
+        (
+            replace("config.json", '{"mtp_modules": 1}'),
+            "MTPModel: .* holds weights of format 1, this version reads format 2",
+        ),
         (replace("config.json", "[1]"), "MTPModel: .*config.json was not written by save_pretrained."),
         (replace("config.json", "hello"), "MTPModel: .*config.json was not written by save_pretrained."),
         (replace("model.safetensors", "hello"), "MTPModel: .*model.safetensors does not fit the model in config.json"),
