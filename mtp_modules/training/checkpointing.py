@@ -12,7 +12,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Description, build
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Tensor
-from mtp_modules.model import MTPModel
+from mtp_modules.model import MTPModel, check_format
 
 CHECKPOINT_KEY = "mtp_modules"
 """Where a training checkpoint keeps the description of its model and tokenizer."""
@@ -129,6 +129,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
         refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
+    check_format("ckpt_path", checkpoint[CHECKPOINT_KEY].get("format"), path)
     return checkpoint
 
 

@@ -91,14 +91,6 @@ def _check_model_parallel(trainer: Trainer, strategy: ModelParallelStrategy) -> 
             "trainer.inference_mode",
             "must be false with ModelParallelStrategy: FSDP2 gathers weights in place, which inference mode forbids.",
         )
-    size = strategy._tensor_parallel_size
-    size = strategy.num_processes if size == "auto" else size
-    if size != 1:
-        refuse(
-            "trainer.strategy",
-            f"tensor_parallel_size must be 1, got {size}; give ModelParallelStrategy tensor_parallel_size: 1 and a "
-            "data_parallel_size.",
-        )
 
 
 def check_gradients(trainer: Trainer, module: nn.Module) -> None:

@@ -34,6 +34,19 @@ CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "ddp": ("ddp", [], {"built on": {"cpu"}, "sharded": False, "policy": None, "steps": 2}),
     "fsdp2": ("fsdp2", [], {"built on": {"cpu"}, "sharded": True, "policy": "bfloat16", "steps": 2}),
     "meta": ("fsdp2", [ON_META], {"built on": {"meta"}, "sharded": True, "policy": "bfloat16", "steps": 2}),
+    "fsdp2 and tensor parallel": (
+        "fsdp2",
+        [
+            *("--trainer.strategy.init_args.tensor_parallel_size=2", "--model.trunk.init_args.num_kv_heads=2"),
+            ON_META,
+        ],
+        {"built on": {"meta"}, "sharded": True, "policy": "bfloat16", "steps": 2},
+    ),
+    "tensor parallel": (
+        "tensor_parallel",
+        ["--model.trunk.init_args.num_kv_heads=2"],
+        {"built on": {"cpu"}, "sharded": False, "policy": None, "steps": 2},
+    ),
 }
 
 
@@ -58,7 +71,7 @@ def test_debugging_ends_after_two_batches(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_there_is_a_test_for_every_overlay() -> None:
-    assert {path.stem for path in OVERLAYS.iterdir()} == {"ddp", "fsdp2", "debug"}
+    assert {path.stem for path in OVERLAYS.iterdir()} == {"ddp", "fsdp2", "tensor_parallel", "debug"}
     assert OVERLAYS / "ddp.yaml" not in CONFIGS, "an overlay is no run"
 
 

@@ -176,7 +176,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "argument of the loss": (
         *("model/loss/init_args/wieghts", 3),
         "model.loss: MultiTokenLoss has no argument 'wieghts'. "
-        "Known: weights, backend, share_of_positions, distillation.",
+        "Known: weights, backend, share_of_positions, distillation, label_smoothing, z_loss.",
     ),
     "argument of data": (
         *("data/init_args/lenght", 20),
@@ -189,7 +189,8 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     ),
     "argument of the model": (
         *("model/tie_embedding", True),
-        "model has no argument 'tie_embedding'. Known: trunk, heads, loss, optimizer, lr_schedule, tie_embeddings.",
+        "model has no argument 'tie_embedding'. Known: trunk, heads, loss, optimizer, lr_schedule, tie_embeddings, "
+        "own_unembeddings, output_bias.",
     ),
     "section": (
         *("modle", 3),
