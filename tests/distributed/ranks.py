@@ -48,11 +48,12 @@ def _wait(ranks: list[Any], folder: Path, until: float) -> None:
     """Return when all ranks have ended well; raise as soon as one has not."""
     while True:
         ended = [process.exitcode for process in ranks]
-        for rank, code in enumerate(ended):
-            if code:
-                told = folder / f"{rank}.txt"
-                said = told.read_text(encoding="utf-8") if told.exists() else f"it died with exit code {code}"
-                raise AssertionError(f"rank {rank}: {said}")
+        if any(ended):
+            # One that fails takes the other along, which may be the first to end: tell what each said.
+            told = {rank: folder / f"{rank}.txt" for rank in range(len(ranks))}
+            said = {rank: file.read_text(encoding="utf-8") for rank, file in told.items() if file.exists()}
+            died = {rank: f"it died with exit code {code}" for rank, code in enumerate(ended) if code}
+            raise AssertionError("\n".join(f"rank {rank}: {text}" for rank, text in sorted({**died, **said}.items())))
         if None not in ended:
             return
         if time.monotonic() > until:

@@ -44,16 +44,6 @@ REFUSED = {
         "trainer.inference_mode: must be false with ModelParallelStrategy: FSDP2 gathers weights in place, which "
         "inference mode forbids.",
     ),
-    "tensor parallelism": (
-        lambda: make(sharded(1, 2), devices=2),
-        "trainer.strategy: tensor_parallel_size must be 1, got 2; give ModelParallelStrategy tensor_parallel_size: 1 "
-        "and a data_parallel_size.",
-    ),
-    "tensor parallelism by default": (
-        lambda: make(ModelParallelStrategy(), devices=2),
-        "trainer.strategy: tensor_parallel_size must be 1, got 2; give ModelParallelStrategy tensor_parallel_size: 1 "
-        "and a data_parallel_size.",
-    ),
 }
 
 
