@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules import ExplicitWeights, MTPModel, MultiTokenLoss
-from mtp_modules.core.interfaces import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
+from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.losses import (
     FusedLinearCrossEntropy,
     NaiveLinearCrossEntropy,
