@@ -43,6 +43,14 @@ def test_a_shared_model_has_the_losses_and_gradients_of_the_whole_one(
         assert_same(rank[index], wanted)
 
 
+@pytest.mark.slow
+def test_compiled_blocks_of_a_shared_model_have_the_gradients_of_the_whole_one() -> None:
+    cases = [(Case(), None), (Case(tied=False), "selective")]
+    for rank in run_ranks(work.compile_shared, cases, timeout=170):
+        for found, (case, _) in zip(rank, cases, strict=True):
+            assert_same(found, work.score(case)["gradients"])
+
+
 def test_each_rank_holds_its_share() -> None:
     first, second = run_ranks(work.shares, Case(tied=False, output_bias=True))
     assert first["unembedding.weight"] == (6, 8)
@@ -196,6 +204,10 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
             "a whole bias": (
                 "LinearCrossEntropy: output matrices and biases must all be whole, or all be sharded by rows over the "
                 "same processes (Shard(0) on a mesh of one dimension); tensor_parallelize does that."
+            ),
+            "compiling": (
+                "activation_checkpointing: full does not go with compile_blocks under tensor parallelism: torch's "
+                "compiler fails in the first step; take selective, or leave compile_blocks out."
             ),
             "limit": "clip_gradients: limit must be at least 0, got -1.0.",
         }

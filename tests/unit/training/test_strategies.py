@@ -44,16 +44,6 @@ REFUSED = {
         "trainer.inference_mode: must be false with ModelParallelStrategy: FSDP2 gathers weights in place, which "
         "inference mode forbids.",
     ),
-    "tensor parallelism": (
-        lambda: make(sharded(1, 2), devices=2),
-        "trainer.strategy: tensor_parallel_size must be 1, got 2; give ModelParallelStrategy tensor_parallel_size: 1 "
-        "and a data_parallel_size.",
-    ),
-    "tensor parallelism by default": (
-        lambda: make(ModelParallelStrategy(), devices=2),
-        "trainer.strategy: tensor_parallel_size must be 1, got 2; give ModelParallelStrategy tensor_parallel_size: 1 "
-        "and a data_parallel_size.",
-    ),
 }
 
 
@@ -90,6 +80,8 @@ def test_other_strategies_are_not(name: Any) -> None:
         lambda: make(DDPStrategy(static_graph=True)),
         lambda: make(DDPStrategy(), accumulate_grad_batches=2),
         lambda: make(sharded(2), devices=2, accumulate_grad_batches=2, gradient_clip_val=1.0),
+        lambda: make(sharded(1, 2), devices=2),
+        lambda: make(ModelParallelStrategy(), devices=2),
         lambda: make("auto", inference_mode=True, precision="bf16-mixed"),
     ],
 )
