@@ -53,10 +53,10 @@ def test_a_mesh_of_two_dimensions_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [None, "full", "selective"])
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("backend", "mode"), [("aot_eager", "full"), ("inductor", None), ("inductor", "selective")])
 def test_compiled_blocks_give_the_same_gradients(backend: str, mode: str | None) -> None:
-    for plain, compiled, breaks in run_ranks(sharding.compiled, backend, "parallel", mode, timeout=170):
+    for plain, compiled, breaks in run_ranks(sharding.compiled, backend, "parallel", mode, timeout=500):
         assert_same(compiled, plain)
         assert breaks == 0
 
