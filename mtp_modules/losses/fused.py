@@ -4,7 +4,7 @@ What is scored at once is planned beforehand, so that one function serves every 
 heads, or one whole head after the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,21 @@ from mtp_modules.core.objective import CrossEntropyTerms, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.plan import Group, first_taught, spans
 from mtp_modules.losses.vocabulary_parallel import VocabularyShard, held_part, score_shard, vocabulary_shard
+
+
+def _emulated() -> frozenset[torch.dtype]:
+    """Return the precisions that this CPU multiplies in software only, ten times slower than float32."""
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if known.get("architecture") != "x86_64":
+        return frozenset()
+    has = {
+        torch.bfloat16: known.get("avx512_bf16") or known.get("amx_bf16"),
+        torch.float16: known.get("avx512_fp16") or known.get("amx_fp16"),
+    }
+    return frozenset(dtype for dtype, native in has.items() if not native)
+
+
+_EMULATED = _emulated()
 
 
 class _Place(NamedTuple):
@@ -106,10 +121,12 @@ class _Fused(torch.autograd.Function):
         *distinct: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Score all chunks, and keep the gradients that backward will deliver."""
-        low = product_dtype(states)
+        low = asked = product_dtype(states)
         high = torch.promote_types(low, torch.float32)
+        if states.device.type == "cpu" and low in _EMULATED:
+            low = high
         weights, scale = example_weights.detach().to(high), None
-        if low == torch.float16 and len(weights):
+        if asked == torch.float16 and len(weights):
             # Gradients of 1/count underflow in float16: bring the largest weight to 1, and back in float32 in the end.
             scale = weights.abs().max().clamp(min=torch.finfo(high).tiny)
             weights = weights / scale

@@ -60,9 +60,10 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
     The logits of one chunk are all that is ever held, whatever the number of heads. No work is done twice: a chunk's
     gradients of states and output matrix are computed in the forward pass and delivered in the backward pass, so that
     DDP, FSDP2, accumulation and gradient scalers see an ordinary operation. Chunks run across heads that share an
-    output matrix. Products are taken in the states' precision (or autocast's), the softmax and the output matrix's
-    gradient in float32 at least. Where the output matrices are sharded over the vocabulary (a ``DTensor`` with
-    ``Shard(0)``), every process scores its own tokens, and logits are never gathered.
+    output matrix. Products are taken in the states' precision (or autocast's; in float32 on a CPU without instructions
+    for it), the softmax and the output matrix's gradient in float32 at least. Where the output matrices are sharded
+    over the vocabulary (a ``DTensor`` with ``Shard(0)``), every process scores its own tokens, and logits are never
+    gathered.
 
     Args:
         rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so

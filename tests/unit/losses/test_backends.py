@@ -17,6 +17,7 @@ from mtp_modules.losses import (
     RecomputeLinearCrossEntropy,
     SequentialLinearCrossEntropy,
     TorchLinearCrossEntropy,
+    fused,
 )
 from tests.helpers import assert_same
 from tests.reference.linear_cross_entropy import linear_cross_entropy
@@ -225,9 +226,11 @@ def relative_errors(backend: Callable, example: Example, dtype: torch.dtype, *, 
 @pytest.mark.parametrize(
     ("dtype", "autocast"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)], ids=str
 )
+@pytest.mark.parametrize("emulated", [True, False])
 def test_low_precision_is_as_close_as_the_naive_path(
-    name: str, layout: str, dtype: torch.dtype, autocast: bool
+    name: str, layout: str, dtype: torch.dtype, autocast: bool, emulated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fused, "_EMULATED", {torch.bfloat16} if emulated else set())
     options = {} if name in PLAIN_ONLY else {"taught": True, "label_smoothing": 0.1, "z_loss": 0.01}
     example = make_example(3, (60, 40, 40), layout, **options)
     found = relative_errors(BACKENDS[name](16), example, dtype, autocast=autocast)
@@ -236,7 +239,9 @@ def test_low_precision_is_as_close_as_the_naive_path(
         assert error < 2 * wanted + torch.finfo(torch.float32).eps
 
 
-def test_small_weights_survive_float16() -> None:
+@pytest.mark.parametrize("emulated", [True, False])
+def test_small_weights_survive_float16(emulated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_EMULATED", {torch.float16} if emulated else set())
     example = make_example(5, (64,), bias=False)
     weights = torch.full((64,), 1e-7)
     half = [leaf.detach().half().requires_grad_() for leaf in example.leaves()]
