@@ -65,7 +65,7 @@ def test_each_rank_holds_its_share() -> None:
 
 def test_a_shared_model_decodes_as_the_whole_one_does() -> None:
     wanted = work.decode(work.model(Case()))
-    for found in run_ranks(work.decode_shared, Case()):
+    for found in run_ranks(work.decode_shared, Case(), timeout=150):
         assert found[0] == wanted[0]
         assert_same(found[1], wanted[1])
 
@@ -103,7 +103,7 @@ def test_a_shared_model_trains_as_the_whole_one_does(
 def test_sharding_and_sharing_out_go_together(tmp_path: Path) -> None:
     pairs = [(Run(unequal_counts=True), Case(tied=False)), (Run(optimizer="adamw"), Case(heads="recurrent"))]
     wanted = [work.train(*pair, 1, 1, tmp_path) for pair in pairs]
-    for found in run_ranks(work.train_all, pairs, 2, 2, tmp_path, world_size=4):
+    for found in run_ranks(work.train_all, pairs, 2, 2, tmp_path, world_size=4, timeout=150):
         assert_same(found, wanted)
 
 
@@ -135,7 +135,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lives(folder: Path) -> list[dict[str, Any]]:
     """Return what both ranks find, save and go on from."""
-    return run_ranks(work.live, folder)
+    return run_ranks(work.live, folder, timeout=150)
 
 
 @pytest.mark.parametrize("start", ["one process", "one file", "shards"])
