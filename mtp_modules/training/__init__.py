@@ -14,7 +14,13 @@ from mtp_modules.training.monitoring import (
 from mtp_modules.training.optimizers import MuonWithAdamW, muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule, WarmupDecay
-from mtp_modules.training.strategies import check_gradients, check_strategy_name, check_trainer, fill_data_parallel_size
+from mtp_modules.training.strategies import (
+    check_compilation,
+    check_gradients,
+    check_strategy_name,
+    check_trainer,
+    fill_data_parallel_size,
+)
 from mtp_modules.training.tensor_parallel import (
     check_same_tokens,
     clip_gradients,
@@ -35,6 +41,7 @@ __all__ = [
     "Sharding",
     "TokenThroughput",
     "WarmupDecay",
+    "check_compilation",
     "check_gradients",
     "check_same_tokens",
     "check_strategy_name",

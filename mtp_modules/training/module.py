@@ -26,7 +26,7 @@ from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.optimizers import muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize
 from mtp_modules.training.schedules import LearningRateSchedule
-from mtp_modules.training.strategies import check_gradients, check_trainer
+from mtp_modules.training.strategies import check_compilation, check_gradients, check_trainer
 from mtp_modules.training.tensor_parallel import check_same_tokens, clip_gradients, parallelize, share_random_state
 
 TOP_K = (1, 5)
@@ -144,6 +144,7 @@ class MTPModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a trainer that would go wrong."""
         check_trainer(self.trainer)
+        check_compilation(self.trainer, self.activation_checkpointing, compiled=self.compile_blocks)
         if self.sharding is not None and self.device_mesh is None:
             refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")
 

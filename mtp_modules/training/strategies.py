@@ -93,6 +93,26 @@ def _check_model_parallel(trainer: Trainer, strategy: ModelParallelStrategy) -> 
         )
 
 
+def check_compilation(trainer: Trainer, activation_checkpointing: str | None, *, compiled: bool) -> None:
+    """Refuse what torch's compiler cannot do with matrices that processes share.
+
+    Args:
+        trainer: Set up, so that a strategy knows its processes.
+        activation_checkpointing: How blocks are recomputed.
+        compiled: Whether they are compiled.
+
+    Raises:
+        ValueError: If whole blocks are recomputed and compiled under tensor parallelism.
+    """
+    mesh = getattr(trainer.strategy, "_device_mesh", None)
+    if compiled and activation_checkpointing == "full" and mesh is not None and mesh["tensor_parallel"].size() > 1:
+        refuse(
+            "activation_checkpointing",
+            "full does not go with compile_blocks under tensor parallelism: torch's compiler fails in the first step; "
+            "take selective, or leave compile_blocks out.",
+        )
+
+
 def check_gradients(trainer: Trainer, module: nn.Module) -> None:
     """Refuse parameters that DDP waits for in vain, which it says itself only a step later and at length.
 

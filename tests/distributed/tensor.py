@@ -1,7 +1,7 @@
 """Small float64 models and training runs whose matrices are shared out over all ranks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,15 @@ from mtp_modules import (
 from mtp_modules.core import Heads
 from mtp_modules.core.component import build, describe
 from mtp_modules.losses import NaiveLinearCrossEntropy, RecomputeLinearCrossEntropy, TorchLinearCrossEntropy
-from mtp_modules.training import MTPModule, WarmupDecay, check_same_tokens, clip_gradients, tensor_parallelize
+from mtp_modules.training import (
+    MTPModule,
+    WarmupDecay,
+    check_same_tokens,
+    clip_gradients,
+    compile_blocks,
+    prepare_blocks,
+    tensor_parallelize,
+)
 from mtp_modules.training.monitoring import gradient_norms
 from mtp_modules.training.tensor_parallel import total_norm
 from tests.distributed import runs
@@ -179,6 +187,19 @@ def train_all(pairs: list[tuple[runs.Run, Case]], data: int, tensor: int, folder
 RUN = runs.Run(optimizer="adamw", share_of_positions=1.0)
 
 
+def compile_shared(cases: list[tuple[Case, str | None]]) -> list[dict[str, Tensor]]:
+    """Return the gradients of shared models with compiled blocks."""
+    found = []
+    for case, mode in cases:
+        made = model(case)
+        prepare_blocks(made, activation_checkpointing=mode)
+        compile_blocks((*made.trunk.blocks, *made.heads.blocks), backend="aot_eager")
+        tensor_parallelize(made, mesh=tensor_mesh())
+        MultiTokenLoss(distillation=case.distillation)(made, random_tokens(3, 10)).loss.backward()
+        found.append({name: whole(value.grad) for name, value in made.named_parameters()})
+    return found
+
+
 def live(folder: Path) -> dict[str, Any]:
     """Evaluate, train, save, and go on from what one process and what shared runs have saved."""
     found: dict[str, Any] = {}
@@ -250,6 +271,9 @@ def refusals() -> dict[str, str]:
     note("another order", lambda: check_same_tokens(tokens.flip(0) if dist.get_rank() else tokens, mesh=mesh))
     note("fewer rows", lambda: check_same_tokens(tokens[: 2 - dist.get_rank()], mesh=mesh))
     note("the same rows", lambda: check_same_tokens(tokens, mesh=mesh))
+    compiled = module(replace(RUN, activation_checkpointing="full"), Case())
+    compiled.compile_blocks = True
+    note("compiling", lambda: trainer(RUN, 1, 2, Path()).fit(compiled, runs.data(RUN, 1)))
     note("limit", lambda: clip_gradients([], -1.0))
     return said
 

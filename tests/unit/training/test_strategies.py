@@ -80,6 +80,8 @@ def test_other_strategies_are_not(name: Any) -> None:
         lambda: make(DDPStrategy(static_graph=True)),
         lambda: make(DDPStrategy(), accumulate_grad_batches=2),
         lambda: make(sharded(2), devices=2, accumulate_grad_batches=2, gradient_clip_val=1.0),
+        lambda: make(sharded(1, 2), devices=2),
+        lambda: make(ModelParallelStrategy(), devices=2),
         lambda: make("auto", inference_mode=True, precision="bf16-mixed"),
     ],
 )
