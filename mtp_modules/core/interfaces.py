@@ -14,7 +14,7 @@ A component is one of the abstract classes below or a final class that implement
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -121,13 +121,35 @@ class Draft:
 
     Attributes:
         tokens: ``(B, K)``, nearest horizon first.
-        probs: ``(B, K, V)``, the law that each token was drawn from; ``None`` if it was chosen (a point mass).
-        logits: ``(B, K, V)``, what the choice was made from.
+        logits: ``(B, K, V)``, what they were chosen from.
     """
 
     tokens: Int[Tensor, "B K"]
     logits: Float[Tensor, "B K V"]
-    probs: Float[Tensor, "B K V"] | None = None
+
+
+@runtime_checkable
+class DraftChoice(Protocol):
+    """Chooses drafts from logits, one after the other.
+
+    Attributes:
+        done: Whether no row wants another draft; drafting then ends early.
+    """
+
+    done: bool
+
+    def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+        """Return the next draft of every row."""
+
+
+class LikeliestToken:
+    """Draft the token with the largest logit."""
+
+    done = False
+
+    def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+        """Return the next draft of every row."""
+        return logits.argmax(dim=-1)
 
 
 class Heads(Component, nn.Module, ABC):
@@ -202,21 +224,23 @@ class Heads(Component, nn.Module, ABC):
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
+        choose: DraftChoice,
     ) -> Draft:
         """Propose the tokens that follow ``token`` by the horizons beyond the first.
 
         Args:
             token: The token emitted last, which the trunk has not read.
             state: Of these heads, committed; drafts start from its last position.
-            num_drafts: How many tokens ``K`` to propose, at most ``max_drafts``.
+            num_drafts: How many tokens ``K`` to propose at most, at most ``max_drafts``.
             embed: Embeds token ids.
             unembed: Turns states ``(B, K, D)`` of the horizons with index ``start``, ``start + 1`` and so on into
                 logits ``(B, K, V)``; called as ``unembed(states, start)``. Horizon 1 has index 0.
+            choose: Chooses each draft, nearest first; heads that read drafts read what it has chosen.
         """
 
     @property
-    def max_drafts(self) -> int:
-        """How many tokens these heads can draft: one a horizon beyond the first."""
+    def max_drafts(self) -> int | None:
+        """How many tokens these heads can draft: one a horizon beyond the first. ``None`` if they can go on and on."""
         return len(self.horizons) - 1
 
 

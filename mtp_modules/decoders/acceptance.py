@@ -8,6 +8,7 @@ the first draft, and so on; ``source (B, K, V)`` the law that each draft was dra
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 from mtp_modules.decoders.noise import draw
@@ -94,13 +95,13 @@ def accept_by_rejection(
         source: The laws ``q``.
         target: The laws ``p``.
         limits: How many drafts count.
-        uniform: One number in [0, 1) a draft, and one for the token that follows.
+        uniform: Numbers in [0, 1): one for the token that follows, then one a draft.
     """
     counts = within(limits, drafts.shape[1])
-    holds = (uniform[:, :-1] * _of(source, drafts) < _of(target, drafts)) & counts
+    holds = (uniform[:, 1:] * _of(source, drafts) < _of(target, drafts)) & counts
     accepted = leading(holds)
     source = torch.cat((source * counts[:, :, None], torch.zeros_like(target[:, :1])), dim=1)
-    return Verdict(accepted, _follow(_at(target, accepted), _at(source, accepted), uniform[:, -1]))
+    return Verdict(accepted, _follow(_at(target, accepted), _at(source, accepted), uniform[:, 0]))
 
 
 def accept_block(
@@ -119,7 +120,7 @@ def accept_block(
         source: The laws ``q``.
         target: The laws ``p``.
         limits: How many drafts count.
-        uniform: One number in [0, 1) a draft, and one for the token that follows.
+        uniform: Numbers in [0, 1): one for the token that follows, then one a draft.
     """
     rows, num_drafts = drafts.shape
     counts = within(limits, num_drafts)
@@ -134,10 +135,10 @@ def accept_block(
     chance = torch.where(excess > 0, excess / (excess + 1 - weight), 0.0)[:, 1:]
     places = torch.arange(1, num_drafts + 1, device=drafts.device)
     chance = torch.where(places == limits[:, None], weight[:, 1:], chance)
-    holds = (uniform[:, :-1] < chance) & counts
-    accepted = torch.where(holds, places, 0).amax(dim=1)
+    holds = (uniform[:, 1:] < chance) & counts
+    accepted = F.pad(torch.where(holds, places, 0), (1, 0)).amax(dim=1)
     scaled = _at(target, accepted) * torch.where(accepted == limits, 1.0, _at(weight, accepted))[:, None]
-    return Verdict(accepted, _follow(scaled, _at(source, accepted), uniform[:, -1]))
+    return Verdict(accepted, _follow(scaled, _at(source, accepted), uniform[:, 0]))
 
 
 def accept_typical(
@@ -169,24 +170,26 @@ def accept_typical(
 
 def accept_among_top(
     drafts: Int[Tensor, "B K"],
+    scores: Float[Tensor, "B C V"],
     target: Float[Tensor, "B C V"],
     limits: Int[Tensor, " B"],
     uniform: Float[Tensor, " B"],
     *,
     top_k: int,
 ) -> Verdict:
-    """Accept drafts that are among the ``top_k`` likeliest tokens. **Lossy.**
+    """Accept drafts that are among the ``top_k`` best tokens. **Lossy.**
 
     Stern et al. 2018 (arXiv 1811.03115), section 5.1.
 
     Args:
         drafts: Proposed tokens.
-        target: The laws ``p``.
+        scores: What the model says before it is sharpened and truncated; minus infinity is never good enough.
+        target: The laws ``p``, for the token that follows.
         limits: How many drafts count.
         uniform: One number in [0, 1) a row, for the token that follows.
-        top_k: How many tokens are good enough; tokens of probability 0 never are.
+        top_k: How many tokens are good enough.
     """
-    own = _of(target, drafts)
-    rank = (target[:, :-1] > own[:, :, None]).sum(dim=2)
-    accepted = leading((rank < top_k) & (own > 0) & within(limits, drafts.shape[1]))
+    own = _of(scores, drafts)
+    rank = (scores[:, :-1] > own[:, :, None]).sum(dim=2)
+    accepted = leading((rank < top_k) & (own > -torch.inf) & within(limits, drafts.shape[1]))
     return Verdict(accepted, draw(_at(target, accepted), uniform))

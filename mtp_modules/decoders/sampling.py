@@ -7,7 +7,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least, fraction, refuse
 from mtp_modules.core.component import Component
-from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 
 class SamplingLaw(Component):
@@ -166,26 +166,32 @@ class RowLaws:
         """
         return RowLaws([self.laws[row] for row in rows], self.vocab_size, self.device)
 
-    def __call__(
+    def scores(
         self,
         logits: Float[Tensor, "B C V"],
         emitted: Int[Tensor, "B C V"] | None = None,
-        prompted: Tensor | None = None,
+        prompted: Bool[Tensor, "B V"] | None = None,
     ) -> Float[Tensor, "B C V"]:
-        """Return the probabilities that tokens are drawn with, float64.
+        """Return logits with penalties, minus infinity where a token is not allowed, float64.
 
         Args:
             logits: The model's, or a head's.
             emitted: How often each token is in the output before each position; needed where a law penalises.
-            prompted: ``(B, V)``, whether a token is in the prompt; needed there too.
+            prompted: Whether a token is in the prompt; needed there too.
         """
         scores = logits.double()
         if self.penalises:
             assert emitted is not None
             assert prompted is not None
             scores = self._penalised(scores, emitted, prompted)
-        if self._allowed is not None:
-            scores = scores.masked_fill(~self._allowed, -torch.inf)
+        return scores if self._allowed is None else scores.masked_fill(~self._allowed, -torch.inf)
+
+    def __call__(self, scores: Float[Tensor, "B C V"]) -> Float[Tensor, "B C V"]:
+        """Return the probabilities that tokens are drawn with.
+
+        Args:
+            scores: What :meth:`scores` returned.
+        """
         choice = F.one_hot(scores.argmax(dim=-1), self.vocab_size).double()
         cold = self._temperature == 0
         scores = scores / torch.where(cold, 1.0, self._temperature)

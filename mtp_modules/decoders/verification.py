@@ -85,6 +85,7 @@ class Acceptance(Component, ABC):
         drafts: Int[Tensor, "B K"],
         source: Float[Tensor, "B K V"],
         target: Float[Tensor, "B C V"],
+        scores: Float[Tensor, "B C V"],
         limits: Int[Tensor, " B"],
         noise: RowNoise,
     ) -> Verdict:
@@ -94,6 +95,7 @@ class Acceptance(Component, ABC):
             drafts: Proposed tokens.
             source: The very laws that they were drawn from; a point mass where they were not drawn.
             target: The model's own laws, ``C = K + 1``.
+            scores: The logits that these were made from, penalties and allowed tokens included.
             limits: How many of each row's drafts count.
             noise: Of the round.
         """
@@ -129,6 +131,7 @@ class ExactMatch(Acceptance):
         drafts: Int[Tensor, "B K"],
         source: Float[Tensor, "B K V"],
         target: Float[Tensor, "B C V"],
+        scores: Float[Tensor, "B C V"],
         limits: Int[Tensor, " B"],
         noise: RowNoise,
     ) -> Verdict:
@@ -159,6 +162,7 @@ class RejectionSampling(_DrawnDrafts):
         drafts: Int[Tensor, "B K"],
         source: Float[Tensor, "B K V"],
         target: Float[Tensor, "B C V"],
+        scores: Float[Tensor, "B C V"],
         limits: Int[Tensor, " B"],
         noise: RowNoise,
     ) -> Verdict:
@@ -177,6 +181,7 @@ class BlockVerification(_DrawnDrafts):
         drafts: Int[Tensor, "B K"],
         source: Float[Tensor, "B K V"],
         target: Float[Tensor, "B C V"],
+        scores: Float[Tensor, "B C V"],
         limits: Int[Tensor, " B"],
         noise: RowNoise,
     ) -> Verdict:
@@ -211,6 +216,7 @@ class TypicalAcceptance(_DrawnDrafts):
         drafts: Int[Tensor, "B K"],
         source: Float[Tensor, "B K V"],
         target: Float[Tensor, "B C V"],
+        scores: Float[Tensor, "B C V"],
         limits: Int[Tensor, " B"],
         noise: RowNoise,
     ) -> Verdict:
@@ -242,8 +248,9 @@ class TopKAcceptance(_DrawnDrafts):
         drafts: Int[Tensor, "B K"],
         source: Float[Tensor, "B K V"],
         target: Float[Tensor, "B C V"],
+        scores: Float[Tensor, "B C V"],
         limits: Int[Tensor, " B"],
         noise: RowNoise,
     ) -> Verdict:
         """Accept the first drafts that are good enough."""
-        return accept_among_top(drafts, target, limits, noise.for_verdict(1)[:, 0], top_k=self.top_k)
+        return accept_among_top(drafts, scores, target, limits, noise.for_verdict(1)[:, 0], top_k=self.top_k)

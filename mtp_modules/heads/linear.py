@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from mtp_modules.core.checks import at_least
-from mtp_modules.core.interfaces import DecodingState, Draft, Heads
+from mtp_modules.core.interfaces import DecodingState, Draft, DraftChoice, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.heads.common import check_num_drafts, last_hidden_state
+from mtp_modules.heads.common import check_num_drafts, choose_all, last_hidden_state
 from mtp_modules.layers.cache import LastHiddenState
 
 
@@ -85,9 +85,10 @@ class LinearHeads(Heads):
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
+        choose: DraftChoice,
     ) -> Draft:
-        """Propose the likeliest token of each horizon, all from the same hidden state."""
+        """Propose a token for each horizon, all from the same hidden state."""
         check_num_drafts(self, num_drafts)
         last = last_hidden_state(self, state).last
         logits = unembed(torch.stack([linear(last) for linear in self.maps[1 : num_drafts + 1]], dim=1), 1)
-        return Draft(tokens=logits.argmax(dim=-1), logits=logits)
+        return choose_all(logits, choose)

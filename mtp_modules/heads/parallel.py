@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import DecodingState, Draft, Heads
+from mtp_modules.core.interfaces import DecodingState, Draft, DraftChoice, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
-from mtp_modules.heads.common import check_num_drafts
+from mtp_modules.heads.common import check_num_drafts, choose_all
 from mtp_modules.layers.cache import KeyValueState, LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, TransformerLayer
 
@@ -174,8 +174,9 @@ class ParallelHeads(Heads):
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
+        choose: DraftChoice,
     ) -> Draft:
-        """Propose the likeliest token of each horizon, each head from its own layer."""
+        """Propose a token for each horizon, each head from its own layer."""
         check_num_drafts(self, num_drafts)
         own = self._own(state)
         hidden = own.hidden.last[:, None]
@@ -186,7 +187,7 @@ class ParallelHeads(Heads):
             x = hidden + layer.attention.attend(queries, keys, values, mask)
             states.append(self.norm(x + layer.ffn(layer.ffn_norm(x))))
         logits = unembed(torch.cat(states, dim=1), 1)
-        return Draft(tokens=logits.argmax(dim=-1), logits=logits)
+        return choose_all(logits, choose)
 
     def _own(self, state: DecodingState) -> ParallelState:
         if not isinstance(state, ParallelState):

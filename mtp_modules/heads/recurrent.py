@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import DecodingState, Draft, Heads
+from mtp_modules.core.interfaces import DecodingState, Draft, DraftChoice, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
 from mtp_modules.heads.common import check_num_drafts, last_hidden_state
@@ -83,6 +83,11 @@ class RecurrentHeads(Heads):
         """1 .. H."""
         return tuple(range(1, self.num_horizons + 1))
 
+    @property
+    def max_drafts(self) -> int | None:
+        """Any number: the step can be repeated."""
+        return None if self.num_horizons > 1 else 0
+
     def _step(self, walked: Float[Tensor, "*N D"], token: Float[Tensor, "*N E"], depth: int) -> Float[Tensor, "*N D"]:
         inner = self.from_state(walked) + F.linear(token, self.from_token.weight, self.depth_bias[depth])
         return self.norm(walked + self.out(F.silu(inner)))
@@ -126,15 +131,19 @@ class RecurrentHeads(Heads):
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
+        choose: DraftChoice,
     ) -> Draft:
-        """Propose the likeliest token at each step, given those proposed before."""
+        """Propose a token at each step, given those proposed before; beyond ``H``, repeat the last step."""
         check_num_drafts(self, num_drafts)
         walked = last_hidden_state(self, state).last
         tokens, all_logits = [], []
         for depth in range(num_drafts):
-            walked = self._step(walked, embed(token), depth)
-            logits = unembed(walked[:, None], depth + 1)[:, 0]
-            token = logits.argmax(dim=-1)
+            known = min(depth, self.num_horizons - 2)
+            walked = self._step(walked, embed(token), known)
+            logits = unembed(walked[:, None], known + 1)[:, 0]
+            token = choose(logits)
             tokens.append(token)
             all_logits.append(logits)
+            if choose.done:
+                break
         return Draft(tokens=torch.stack(tokens, dim=1), logits=torch.stack(all_logits, dim=1))
