@@ -5,9 +5,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import nn
 
 # Importing the subpackages makes their classes known by short name in YAML.
 from mtp_modules import data, heads, losses, trunks  # noqa: F401
@@ -20,9 +22,12 @@ from mtp_modules.training import (
     HeadsTable,
     MTPModule,
     PredictionWriter,
+    check_strategy_name,
+    check_trainer,
+    fill_data_parallel_size,
     find_checkpoint,
 )
-from mtp_modules.training.checkpointing import read_checkpoint
+from mtp_modules.training.checkpointing import is_sharded, read_checkpoint
 
 COMMANDS: dict[str, Callable[..., None]] = {"generate": generate}
 
@@ -45,7 +50,7 @@ class MTPCLI(LightningCLI):
             datamodule_class=LightningDataModule,
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"use_distributed_sampler": False},
+            trainer_defaults={},
             parser_class=LightningSentenceParser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -70,13 +75,23 @@ class MTPCLI(LightningCLI):
         # Training goes on from where it ended, everything else looks at the best.
         preferred = ("last.ckpt", "best.ckpt") if self.config.subcommand == "fit" else ("best.ckpt", "last.ckpt")
         found = find_checkpoint(path, preferred=preferred)
-        if found.is_dir():
+        if found.is_dir() and not is_sharded(found):
             refuse("ckpt_path", f"{found} holds a model without the state of its training; give a .ckpt file.")
         read_checkpoint(found)
         config.ckpt_path = str(found)
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse a strategy that Lightning would fail to build, and build a model on the meta device if it says so."""
+        config = self.config[self.subcommand]
+        strategy = config.trainer.strategy
+        check_strategy_name(strategy.class_path if isinstance(strategy, Namespace) else strategy)
+        if config.get("model.sharding.init_args.init_on_meta"):
+            self.parser.add_instantiator(_on_meta, class_type=nn.Module, subclasses=True)
+
     def after_instantiate_classes(self) -> None:
-        """Refuse a configuration that says two things at once."""
+        """Refuse a configuration that says two things at once, or does not go together."""
+        fill_data_parallel_size(self.trainer)
+        check_trainer(self.trainer)
         config = self.config[self.subcommand]
         for source, target in _LINKS:
             given = config.get(target)
@@ -112,6 +127,12 @@ class MTPCLI(LightningCLI):
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if best and self.trainer.is_global_zero:
             print(f"Checkpoint: {best}\nNext: python -m mtp_modules generate --ckpt_path {best} --compare true")
+
+
+def _on_meta(cls: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+    """Make a module without memory for its parameters."""
+    with torch.device("meta"):
+        return cls(*args, **kwargs)
 
 
 def _attribute(config: Namespace, path: str) -> Any:

@@ -45,6 +45,9 @@ class ScriptedHeads(Heads):
     def forward(self, hidden: Tensor, **kwargs: Tensor | None) -> tuple[Tensor, ...]:
         return self.heads(hidden, **kwargs)
 
+    def flops(self, length: int, num_far: int) -> int:
+        return self.heads.flops(length, num_far)
+
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> ScriptedState:
         return ScriptedState(self.heads.new_state(batch_size, capacity, for_drafts=for_drafts))
 

@@ -12,9 +12,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 
 from mtp_modules.core.checks import InputError
-from mtp_modules.core.interfaces import Heads, HorizonWeights, LinearCrossEntropy, Tokenizer, Trunk
+from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
+from mtp_modules.core.objective import HorizonWeights, LinearCrossEntropy
 from mtp_modules.losses import MultiTokenLoss
 from mtp_modules.training.module import MTPModule
+from mtp_modules.training.parallel import Sharding
 from mtp_modules.training.schedules import LearningRateSchedule
 
 _ROLES: dict[str, type] = {
@@ -25,6 +27,7 @@ _ROLES: dict[str, type] = {
     "backend": LinearCrossEntropy,
     "tokenizer": Tokenizer,
     "lr_schedule": LearningRateSchedule,
+    "sharding": Sharding,
     "optimizer": Optimizer,
     "data": LightningDataModule,
 }

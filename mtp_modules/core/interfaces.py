@@ -7,12 +7,12 @@
                  |                    +-- Draft (tokens + their law q) ----+
                  +-- verify K+1 positions <-- Decoder: accept, rewind, emit                               (decoding)
 
-A component is one of the abstract classes below or a final class that implements one. Letters are those of
-:mod:`mtp_modules.core.shapes`.
+A component is one of the abstract classes below, or of those of the loss in :mod:`mtp_modules.core.objective`, or a
+final class that implements one. Letters are those of :mod:`mtp_modules.core.shapes`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -85,6 +85,11 @@ class Trunk(Component, nn.Module, ABC):
     embedding_width: int
     supports_trees: bool = False
 
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """Repeated modules to shard, compile or recompute one by one; training uses each by its ``forward`` alone."""
+        return ()
+
     @abstractmethod
     def forward(
         self,
@@ -112,6 +117,13 @@ class Trunk(Component, nn.Module, ABC):
         Args:
             batch_size: Number ``B`` of rows.
             capacity: Most tokens that a row will hold, the provisional chunk included.
+        """
+
+    @abstractmethod
+    def flops(self, length: int) -> int:
+        """Return the floating-point operations of a forward pass over one sequence of ``length`` tokens.
+
+        Matrix products only; attention in full, also where its mask is causal (PaLM, arXiv 2204.02311, appendix B).
         """
 
 
@@ -171,6 +183,11 @@ class Heads(Component, nn.Module, ABC):
     @abstractmethod
     def horizons(self) -> tuple[int, ...]:
         """Offsets of the heads, ascending from 1."""
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """Repeated modules to shard, compile or recompute one by one; see :attr:`Trunk.blocks`."""
+        return ()
 
     @abstractmethod
     def forward(
@@ -238,6 +255,10 @@ class Heads(Component, nn.Module, ABC):
             choose: Chooses each draft, nearest first; heads that read drafts read what it has chosen.
         """
 
+    @abstractmethod
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the same as :meth:`Trunk.flops`, with horizons beyond the first at ``num_far`` positions only."""
+
     @property
     def max_drafts(self) -> int | None:
         """How many tokens these heads can draft: one a horizon beyond the first. ``None`` if they can go on and on."""
@@ -264,95 +285,3 @@ class Tokenizer(Component, ABC):
     @abstractmethod
     def decode(self, tokens: list[int]) -> str:
         """Return the text of token ids; bytes that are no text become the replacement character."""
-
-
-class CrossEntropyTerms(NamedTuple):
-    """What linear + cross-entropy returns for ``N`` examples.
-
-    Attributes:
-        loss: Weighted sum over the examples; the only part that carries gradients.
-        nll: ``(N,)``, negative log-likelihood of the target in nats, unweighted, 0 where there is no target.
-        rank: ``(N,)``, number of logits above the target's: 0 means that it would have been chosen.
-        predicted: ``(N,)``, the token with the largest logit.
-    """
-
-    loss: Float[Tensor, ""]
-    nll: Float[Tensor, " N"]
-    rank: Int[Tensor, " N"]
-    predicted: Int[Tensor, " N"]
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A law to imitate in place of the observed token, for the last ``M`` of ``N`` examples.
-
-    Its logits are those of horizon 1's output matrix, and nothing of them is trained.
-
-    Attributes:
-        states: ``(M, D)``, detached.
-        share: ``(M,)`` in [0, 1], how much of each example's loss is cross-entropy against the teacher.
-    """
-
-    states: Float[Tensor, "M D"]
-    share: Float[Tensor, " M"]
-
-
-class OutputMatrix(NamedTuple):
-    """What turns states into logits: a matrix, and a bias if there is one."""
-
-    weight: Float[Tensor, "V D"]
-    bias: Float[Tensor, " V"] | None = None
-
-
-class LinearCrossEntropy(Component, ABC):
-    """Output matrix and cross-entropy as one operation, so that a backend is free never to hold all logits.
-
-    The examples come head by head: those of horizon 1, then those of the next horizon. The formula of the loss is that
-    of :class:`~mtp_modules.losses.NaiveLinearCrossEntropy`.
-    """
-
-    @abstractmethod
-    def __call__(
-        self,
-        states: Float[Tensor, "N D"],
-        matrices: Sequence[OutputMatrix],
-        sizes: Sequence[int],
-        targets: Int[Tensor, " N"],
-        example_weights: Float[Tensor, " N"],
-        teacher: Teacher | None = None,
-        *,
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
-    ) -> CrossEntropyTerms:
-        """Return the weighted loss and what metrics need.
-
-        Args:
-            states: What the heads made, head by head.
-            matrices: One a head. The same tensor may stand in several, and collects the gradients of all of them;
-                where ``weight.detach()`` stands, those examples give the matrix no gradient.
-            sizes: How many examples each head has; they sum to ``N``.
-            targets: Token to predict; negative where there is none.
-            example_weights: Factor of each example in the loss.
-            teacher: Share the loss of the last examples between the observed token and this law.
-            label_smoothing: Share of the loss that is spread evenly over the vocabulary.
-            z_loss: Coefficient of the squared logarithm of the softmax's normaliser.
-        """
-
-
-class HorizonWeights(Component, ABC):
-    """How much each horizon counts in the training loss.
-
-    Attributes:
-        changes: Whether the weights change over a run.
-    """
-
-    changes: bool = False
-
-    @abstractmethod
-    def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
-        """Return one weight a horizon, nearest first.
-
-        Args:
-            num_horizons: Number ``H``.
-            progress: Share of the run's optimizer steps that are behind, from 0 to 1.
-        """

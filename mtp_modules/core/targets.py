@@ -161,6 +161,16 @@ def at_positions(values: Shaped[Tensor, "B T *rest"], positions: Int[Tensor, "B 
     return values[torch.arange(values.shape[0], device=values.device)[:, None], positions]
 
 
+def num_sampled(length: int, share: float) -> int:
+    """Return how many of ``length`` positions a share of them is: at least one.
+
+    Args:
+        length: Number ``T`` of positions.
+        share: In (0, 1].
+    """
+    return max(1, round(share * length))
+
+
 def sample_positions(batch_size: int, length: int, share: float, device: torch.device) -> Int[Tensor, "B P"]:
     """Draw a sorted random subset of positions for every row, each position equally likely.
 
@@ -170,9 +180,8 @@ def sample_positions(batch_size: int, length: int, share: float, device: torch.d
         share: Share of the positions to keep, in (0, 1]; at least one is kept.
         device: Where the result lives.
     """
-    count = max(1, round(share * length))
     keys = torch.rand(batch_size, length, device=device)
-    return keys.topk(count, dim=1).indices.sort(dim=1).values
+    return keys.topk(num_sampled(length, share), dim=1).indices.sort(dim=1).values
 
 
 def positions_of_horizon_one(positions: Int[Tensor, "B P"], horizons: Sequence[int]) -> Int[Tensor, "B P H"]:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.interfaces import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
+from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
 
 
@@ -80,7 +80,7 @@ class Unembedding(nn.Module):
             teacher: Share the loss with this law.
             sizes: How many examples each horizon has.
             detach_far: Train the output matrix by horizon 1 alone.
-            label_smoothing: See :class:`~mtp_modules.core.interfaces.LinearCrossEntropy`.
+            label_smoothing: See :class:`~mtp_modules.core.objective.LinearCrossEntropy`.
             z_loss: See there too.
 
         Raises:

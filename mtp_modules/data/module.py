@@ -14,7 +14,7 @@ from mtp_modules.data.rows import EpochOrder, TokenRows
 class TokenDataModule(LightningDataModule, ABC):
     """Feeds batches ``{"tokens": (B, T + lookahead)}``, with ``document_ids`` where documents meet in a row.
 
-    Every process takes its own part of each step; run the trainer with ``use_distributed_sampler=False``. A checkpoint
+    Every process takes its own part of each step, whatever the trainer's ``use_distributed_sampler`` says. A checkpoint
     holds the place in the data, so that a resumed run reads the very batches that an uninterrupted one would have read.
     Where the trainer accumulates gradients, each training batch knows the counts of those that follow
     (:class:`CountsAhead`).

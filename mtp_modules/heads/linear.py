@@ -68,6 +68,10 @@ class LinearHeads(Heads):
         picked = far if positions is None else at_positions(far, positions)
         return (self.maps[0](hidden), *(linear(picked) for linear in self.maps[1:]))
 
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the operations of one square map a horizon."""
+        return 2 * self.d_model**2 * (length + (len(self.maps) - 1) * num_far)
+
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
         return LastHiddenState(batch_size, capacity)

@@ -99,6 +99,11 @@ class ParallelHeads(Heads):
         """1 .. H."""
         return tuple(range(1, len(self.layers) + 1))
 
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The layers, one a head."""
+        return tuple(self.layers)
+
     def forward(
         self,
         hidden: Float[Tensor, "B T D"],
@@ -126,7 +131,7 @@ class ParallelHeads(Heads):
         picked, picked_table = at_positions(far, positions), self.rotary(positions, positions.shape[1], hidden)
         return (
             first,
-            *(self.norm(_at(layer, picked, picked_table, far, table, rows)) for layer in self.layers[1:]),
+            *(self.norm(layer(far, table, rows, picked, picked_table)) for layer in self.layers[1:]),
         )
 
     def _check_length(self, length: int) -> None:
@@ -136,6 +141,11 @@ class ParallelHeads(Heads):
                 f"a sequence of {length} tokens is longer than max_positions={self.max_positions}; "
                 "shorten it or build the heads with more positions.",
             )
+
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the operations of one layer a horizon; all of them take keys and values from every position."""
+        near, *far = self.layers
+        return near.flops(length, length) + sum(layer.flops(num_far, length) for layer in far)
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> ParallelState:
         """Make an empty state."""
@@ -193,18 +203,3 @@ class ParallelHeads(Heads):
         if not isinstance(state, ParallelState):
             refuse(self, f"state must come from these heads' new_state, got {type(state).__name__}.")
         return state
-
-
-def _at(
-    layer: TransformerLayer,
-    picked: Float[Tensor, "B P D"],
-    picked_table: tuple[Tensor, Tensor],
-    hidden: Float[Tensor, "B T D"],
-    table: tuple[Tensor, Tensor],
-    mask: Tensor,
-) -> Float[Tensor, "B P D"]:
-    """Read a layer out at some positions, with keys and values from all."""
-    _, keys, values = layer.attention.project(layer.attention_norm(hidden), table)
-    queries, _, _ = layer.attention.project(layer.attention_norm(picked), picked_table)
-    x = picked + layer.attention.attend(queries, keys, values, mask)
-    return x + layer.ffn(layer.ffn_norm(x))

@@ -114,6 +114,13 @@ class RecurrentHeads(Heads):
             states.append(walked)
         return tuple(states)
 
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the operations of one step a horizon beyond the first; horizon 1 costs none."""
+        if self.num_horizons == 1:
+            return 0
+        step = sum(layer.weight.numel() for layer in (self.from_state, self.from_token, self.out))
+        return 2 * step * num_far * (self.num_horizons - 1)
+
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
         return LastHiddenState(batch_size, capacity)

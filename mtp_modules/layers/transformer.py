@@ -105,6 +105,7 @@ class Attention(nn.Module):
         divides("Attention", "num_heads", num_heads, "d_model", d_model)
         divides("Attention", "num_kv_heads", num_kv_heads, "num_heads", num_heads)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
+        self.grouped = num_heads != num_kv_heads  # decided here, where compilation of unlike layers finds a plain bool
         self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
 
@@ -165,9 +166,21 @@ class Attention(nn.Module):
             values,
             attn_mask=mask,
             is_causal=mask is None,
-            enable_gqa=self.num_heads != self.num_kv_heads,
+            enable_gqa=self.grouped,
         )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+    def flops(self, num_queries: int, num_keys: int) -> int:
+        """Return the floating-point operations of one sequence.
+
+        Args:
+            num_queries: Positions that look.
+            num_keys: Positions that are looked at.
+        """
+        width, keys_and_values = self.out.in_features, self.qkv.out_features - self.out.in_features
+        projected = self.qkv.in_features * (width * num_queries + keys_and_values * num_keys)
+        mixed = 2 * width * num_queries * num_keys
+        return 2 * (projected + mixed + width * self.out.out_features * num_queries)
 
 
 class SwiGLU(nn.Module):
@@ -187,6 +200,14 @@ class SwiGLU(nn.Module):
         """Transform ``(..., D)``."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
+
+    def flops(self, num_positions: int) -> int:
+        """Return the floating-point operations of so many positions.
+
+        Args:
+            num_positions: How many.
+        """
+        return 2 * num_positions * (self.gate_up.weight.numel() + self.down.weight.numel())
 
 
 class TransformerLayer(nn.Module):
@@ -232,16 +253,29 @@ class TransformerLayer(nn.Module):
             nn.init.normal_(linear.weight, std=gain * linear.in_features**-0.5)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor], mask: Bool[Tensor, "B 1 T T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Read whole sequences.
+        self,
+        x: Float[Tensor, "B T D"],
+        table: tuple[Tensor, Tensor],
+        mask: Bool[Tensor, "#B 1 _ T"] | None = None,
+        picked: Float[Tensor, "B P D"] | None = None,
+        picked_table: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "B _ D"]:
+        """Read whole sequences, and go on with all positions or only with those that are picked.
 
         Args:
             x: Residual stream.
             table: Rotations of its positions.
-            mask: True where a query may look; ``None`` for plainly causal.
+            mask: True where a query may look; ``None`` for plainly causal. Needed for picked positions.
+            picked: The residual stream at some positions, of which alone the output is wanted. Keys and values still
+                come from all.
+            picked_table: Their rotations.
         """
-        x = x + self.attention(self.attention_norm(x), table, mask)
+        if picked is None or picked_table is None:
+            x = x + self.attention(self.attention_norm(x), table, mask)
+        else:
+            _, keys, values = self.attention.project(self.attention_norm(x), table)
+            queries, _, _ = self.attention.project(self.attention_norm(picked), picked_table)
+            x = picked + self.attention.attend(queries, keys, values, mask)
         return x + self.ffn(self.ffn_norm(x))
 
     def extend(
@@ -259,3 +293,12 @@ class TransformerLayer(nn.Module):
         keys, values = state.append(layer, keys, values)
         x = x + self.attention.attend(queries, keys, values, state.mask)
         return x + self.ffn(self.ffn_norm(x))
+
+    def flops(self, num_queries: int, num_keys: int) -> int:
+        """Return the floating-point operations of one sequence.
+
+        Args:
+            num_queries: Positions that are read out.
+            num_keys: Positions that give keys and values.
+        """
+        return self.attention.flops(num_queries, num_keys) + self.ffn.flops(num_queries)

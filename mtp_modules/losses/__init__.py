@@ -5,6 +5,8 @@ from mtp_modules.losses.linear_cross_entropy import (
     FusedLinearCrossEntropy,
     NaiveLinearCrossEntropy,
     RecomputeLinearCrossEntropy,
+    SequentialLinearCrossEntropy,
+    TorchLinearCrossEntropy,
 )
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.losses.schedules import HeadCurriculum, LinearWeightSchedule, StepwiseWeightSchedule
@@ -21,6 +23,8 @@ __all__ = [
     "MultiTokenLoss",
     "NaiveLinearCrossEntropy",
     "RecomputeLinearCrossEntropy",
+    "SequentialLinearCrossEntropy",
     "StepwiseWeightSchedule",
+    "TorchLinearCrossEntropy",
     "UniformWeights",
 ]

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 
-from mtp_modules.core.interfaces import CrossEntropyTerms, OutputMatrix, Teacher
+from mtp_modules.core.objective import CrossEntropyTerms, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.plan import Group, first_taught, spans
 
@@ -54,7 +53,7 @@ def fused_terms(
         targets: Token to predict; negative where there is none.
         example_weights: Factor of each example in the loss.
         teacher: Share the loss of the last examples with this law.
-        label_smoothing: See :class:`~mtp_modules.core.interfaces.LinearCrossEntropy`.
+        label_smoothing: See :class:`~mtp_modules.core.objective.LinearCrossEntropy`.
         z_loss: See there too.
     """
     distinct: list[Tensor] = []
@@ -100,7 +99,7 @@ class _Fused(torch.autograd.Function):
         *distinct: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Score all chunks, and keep the gradients that backward will deliver."""
-        low = _product_dtype(states)
+        low = product_dtype(states)
         high = torch.promote_types(low, torch.float32)
         weights, scale = example_weights.detach().to(high), None
         if low == torch.float16 and len(weights):
@@ -112,30 +111,30 @@ class _Fused(torch.autograd.Function):
             torch.zeros_like(tensor, dtype=high) if wanted else None
             for tensor, wanted in zip(distinct, rules.wanted[1:], strict=True)
         ]
+        products = _Products(rules, distinct, low, high)
         loss, parts = weights.new_zeros(()), []
-        cast: dict[int, Tensor] = {}
-        for start, stop, (at, bias_at) in rules.chunks:
-            matrix, chunk_states = _cast(cast, distinct, at, low), states[start:stop].to(low)
-            logits = _logits(chunk_states, matrix, None if bias_at is None else distinct[bias_at], high)
+        for start, stop, place in rules.chunks:
+            chunk_states = states[start:stop].to(low)
+            logits = products.logits(chunk_states, place)
             law = share = None
             if rules.law is not None and start >= rules.first_taught:
                 rows = slice(start - rules.first_taught, stop - rules.first_taught)
                 assert teacher_states is not None
                 assert teacher_share is not None
-                bias = None if rules.law.bias is None else distinct[rules.law.bias]
-                law_matrix = _cast(cast, distinct, rules.law.weight, low)
-                law = _logits(teacher_states[rows].to(low), law_matrix, bias, high).softmax(dim=1)
-                share = teacher_share[rows].to(high)
-            part, figures = _score(logits, targets[start:stop], weights[start:stop], law, share, rules)
-            loss = loss + part
-            parts.append(figures)
+                law, share = products.logits(teacher_states[rows].to(low), rules.law, law=True), teacher_share[rows]
+            for tile in _tiles(logits):
+                own = slice(start + tile.start, start + tile.stop)
+                taught = None if law is None or share is None else (law[tile], share[tile].to(high))
+                part, figures = score(logits[tile], targets[own], weights[own], taught, rules)
+                loss = loss + part
+                parts.append(figures)
             if not any(rules.wanted):
                 continue
-            gradient = logits.to(low)
+            gradient = products.narrow(logits)
             if states_gradient is not None:
-                states_gradient[start:stop] = gradient @ matrix
-            _add_product(gradients[at], gradient, chunk_states)
-            if bias_at is not None and (total := gradients[bias_at]) is not None:
+                states_gradient[start:stop] = gradient @ products.matrix(place.weight)
+            _add_product(gradients[place.weight], gradient, chunk_states)
+            if place.bias is not None and (total := gradients[place.bias]) is not None:
                 total += logits.sum(dim=0)
         if not parts:
             parts.append((weights, targets, targets))
@@ -159,24 +158,59 @@ class _Fused(torch.autograd.Function):
         return None, given[0], None, None, None, None, *given[1:]
 
 
-def _product_dtype(states: Tensor) -> torch.dtype:
-    """Return the precision of products: autocast's if it is on, otherwise that of the states."""
+def product_dtype(states: Tensor) -> torch.dtype:
+    """Return the precision of products: autocast's if it is on, otherwise that of the states.
+
+    Args:
+        states: What will be multiplied.
+    """
     device = states.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return states.dtype
 
 
-def _cast(cast: dict[int, Tensor], distinct: Sequence[Tensor], at: int, dtype: torch.dtype) -> Tensor:
-    """Return an output matrix in the precision of products, casting it once a call."""
-    if at not in cast:
-        cast[at] = distinct[at].to(dtype)
-    return cast[at]
+class _Products:
+    """Makes the logits of chunk after chunk in the same memory: fresh memory costs more time than what fills it."""
+
+    def __init__(self, rules: _Rules, distinct: Sequence[Tensor], low: torch.dtype, high: torch.dtype) -> None:
+        self.distinct, self.low, self.high = distinct, low, high
+        self.rows = max((stop - start for start, stop, _ in rules.chunks), default=0)
+        self.buffers: dict[str, Tensor] = {}
+        self.matrices: dict[int, Tensor] = {}
+
+    def matrix(self, at: int) -> Tensor:
+        """Return an output matrix in the precision of products, cast once a call."""
+        if at not in self.matrices:
+            self.matrices[at] = self.distinct[at].to(self.low)
+        return self.matrices[at]
+
+    def buffer(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return memory for as many rows as there are states."""
+        if name not in self.buffers:
+            self.buffers[name] = like.new_empty((self.rows, len(self.distinct[0])), dtype=dtype)
+        return self.buffers[name][: len(like)]
+
+    def logits(self, states: Tensor, place: _Place, *, law: bool = False) -> Tensor:
+        """Return logits in the precision of the softmax."""
+        logits = self.buffer("law" if law else "logits", states, self.high)
+        product = logits if self.low == self.high else self.buffer("low", states, self.low)
+        torch.mm(states, self.matrix(place.weight).mT, out=product)
+        if product is not logits:
+            logits.copy_(product)
+        return logits if place.bias is None else logits.add_(self.distinct[place.bias])
+
+    def narrow(self, gradient: Tensor) -> Tensor:
+        """Return a gradient of logits in the precision of products."""
+        return gradient if self.low == self.high else self.buffer("low", gradient, self.low).copy_(gradient)
 
 
-def _logits(states: Tensor, matrix: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    logits = F.linear(states, matrix).to(dtype)
-    return logits if bias is None else logits.add_(bias)
+def _tiles(logits: Tensor) -> list[slice]:
+    """Cut a chunk's rows so that what is done with each stays in a CPU's cache; the compiler does that by itself."""
+    rows = len(logits)
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        rows = max(1, (1 << 18) // logits.shape[1])
+    return [slice(low, min(low + rows, len(logits))) for low in range(0, len(logits), rows)]
 
 
 def _add_product(total: Tensor | None, gradient: Tensor, states: Tensor) -> None:
@@ -189,28 +223,39 @@ def _add_product(total: Tensor | None, gradient: Tensor, states: Tensor) -> None
         total += gradient.mT @ states
 
 
-def _score(
+def score(
     logits: Float[Tensor, "N V"],
     targets: Int[Tensor, " N"],
     weights: Float[Tensor, " N"],
-    law: Float[Tensor, "N V"] | None,
-    share: Float[Tensor, " N"] | None,
+    taught: tuple[Float[Tensor, "N V"], Float[Tensor, " N"]] | None,
     rules: _Rules,
 ) -> tuple[Float[Tensor, ""], tuple[Float[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"]]]:
-    """Return a chunk's loss, and nll, rank and predicted; overwrite its logits by their gradient."""
+    """Return the loss of some examples, and their nll, rank and prediction; overwrite their logits by the gradient.
+
+    Args:
+        logits: In the precision of the softmax.
+        targets: Token to predict; negative where there is none.
+        weights: Factor of each example in the loss.
+        taught: The teacher's logits, which are overwritten too, and its share.
+        rules: Which options there are, and whether anybody wants a gradient.
+    """
     epsilon, zeta = rules.label_smoothing, rules.z_loss
     counts, targets = targets >= 0, targets.clamp(min=0)[:, None]
-    own = logits.gather(1, targets)
-    rank, predicted = (logits > own).sum(dim=1), logits.argmax(dim=1)
-    top = logits.gather(1, predicted[:, None])
+    own, (top, predicted) = logits.gather(1, targets), _likeliest(logits)
+    rank = (logits > own).sum(dim=1, dtype=torch.int32).long()
     even = logits.mean(dim=1, keepdim=True) if epsilon else None
-    imitated = None if law is None else (law * logits).sum(dim=1, keepdim=True)
+    law = share = imitated = None
+    if taught is not None:
+        law, share = taught[0], taught[1][:, None]
+        law.sub_(law.amax(dim=1, keepdim=True)).exp_()
+        law.div_(law.sum(dim=1, keepdim=True))
+        imitated = (law * logits).sum(dim=1, keepdim=True)
     total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
     normaliser = total.log() + top
     nll = normaliser - own
     example_loss = nll if even is None else torch.lerp(nll, normaliser - even, epsilon)
     if imitated is not None and share is not None:
-        example_loss = torch.lerp(example_loss, normaliser - imitated, share[:, None])
+        example_loss = torch.lerp(example_loss, normaliser - imitated, share)
     if zeta:
         example_loss = example_loss + zeta * normaliser.square()
     loss = torch.where(counts, example_loss[:, 0] * weights, 0.0).sum()
@@ -219,9 +264,30 @@ def _score(
         logits.mul_(weights * (1 + 2 * zeta * normaliser) / total if zeta else weights / total)
         observed = weights
         if law is not None and share is not None:
-            logits.addcmul_(law, weights * share[:, None], value=-1)
-            observed = weights * (1 - share[:, None])
+            logits.addcmul_(law, weights * share, value=-1)
+            observed = weights * (1 - share)
         if epsilon:
             logits.sub_(observed * (epsilon / logits.shape[1]))
         logits.scatter_add_(1, targets, -observed * (1 - epsilon))
     return loss, (torch.where(counts, nll[:, 0], 0.0), rank, predicted)
+
+
+_BLOCK = 128
+
+
+def _likeliest(logits: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N 1"], Int[Tensor, " N"]]:
+    """Return the largest logit and its token, the first one if there are several.
+
+    The largest of a block is found many times faster than its place, so look for the place in the best block only.
+    """
+    vocab_size = logits.shape[1]
+    if vocab_size < 8 * _BLOCK or logits.device.type != "cpu":
+        predicted = logits.argmax(dim=1)
+        return logits.gather(1, predicted[:, None]), predicted
+    whole = vocab_size // _BLOCK * _BLOCK
+    blocks = logits[:, :whole].view(len(logits), -1, _BLOCK).amax(dim=2)
+    last = logits[:, -_BLOCK:].amax(dim=1, keepdim=True)  # may overlap the block before
+    start = torch.cat((blocks, last), dim=1).argmax(dim=1).mul_(_BLOCK).clamp_(max=vocab_size - _BLOCK)[:, None]
+    block = logits.gather(1, start + torch.arange(_BLOCK, device=logits.device))
+    place = block.argmax(dim=1, keepdim=True)
+    return block.gather(1, place), (start + place)[:, 0]

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
+from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.losses.fused import fused_terms
+from mtp_modules.losses.fused import fused_terms, product_dtype
 from mtp_modules.losses.plan import default_rows, first_taught, groups_of, spans
 
 
@@ -137,6 +138,115 @@ class RecomputeLinearCrossEntropy(LinearCrossEntropy):
                 )
                 parts.append(CrossEntropyTerms(*terms))
         return _joined(parts, targets, example_weights)
+
+
+class SequentialLinearCrossEntropy(LinearCrossEntropy):
+    """Go head by head, each head's logits as a whole, and make its gradients before the next head's logits are made.
+
+    The memory order of Gloeckle et al. 2024 (arXiv 2404.19737), section 2: the logits of one head are held, not those
+    of all. As in the fused backend the gradients are delivered in the backward pass. The fused backend needs less
+    memory and no more time; this one is for comparison, and for accelerators on which large products are faster.
+    """
+
+    def __call__(
+        self,
+        states: Float[Tensor, "N D"],
+        matrices: Sequence[OutputMatrix],
+        sizes: Sequence[int],
+        targets: Int[Tensor, " N"],
+        example_weights: Float[Tensor, " N"],
+        teacher: Teacher | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> CrossEntropyTerms:
+        """Return the weighted loss and what metrics need; see the interface."""
+        _check_weights(self, example_weights)
+        groups = groups_of(self, states, matrices, sizes, teacher, merge=False)
+        given = (targets, example_weights, teacher, label_smoothing, z_loss)
+        return fused_terms(states, groups, matrices[0], None, *given)
+
+
+class TorchLinearCrossEntropy(LinearCrossEntropy):
+    """Use torch's own ``linear_cross_entropy``, where the installed torch has it.
+
+    A cross-check by other people's code, not the fastest way: torch makes the logits again in the backward pass, since
+    every example has a weight, and says nothing of ranks, so that they are made once more for the metrics. It has no
+    label smoothing in chunks, no z-loss and no teacher.
+
+    Args:
+        rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
+            small that they come to less than 8 million numbers. Torch's own choice is many times slower.
+
+    Raises:
+        ValueError: If ``rows_per_chunk`` is below 1, or the installed torch lacks the function.
+    """
+
+    def __init__(self, *, rows_per_chunk: int | None = None) -> None:
+        if rows_per_chunk is not None:
+            at_least(self, "rows_per_chunk", rows_per_chunk, 1)
+        if not (hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions")):
+            refuse(
+                self,
+                f"torch {torch.__version__} has no linear_cross_entropy with chunks; "
+                "install torch 2.13 or later, or use FusedLinearCrossEntropy.",
+            )
+        self.rows_per_chunk = rows_per_chunk
+
+    def __call__(
+        self,
+        states: Float[Tensor, "N D"],
+        matrices: Sequence[OutputMatrix],
+        sizes: Sequence[int],
+        targets: Int[Tensor, " N"],
+        example_weights: Float[Tensor, " N"],
+        teacher: Teacher | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> CrossEntropyTerms:
+        """Return the weighted loss and what metrics need; see the interface.
+
+        Raises:
+            ValueError: If an option is given that torch's function lacks.
+        """
+        for name, given in (("label_smoothing", label_smoothing), ("z_loss", z_loss), ("teacher", teacher)):
+            if given:
+                refuse(self, f"{name} is not possible with torch's function; leave it out, or use another backend.")
+        size = self.rows_per_chunk or default_rows(len(matrices[0].weight))
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=size, chunking_method=None)
+        dtype = product_dtype(states)
+        parts = []
+        for group in groups_of(self, states, matrices, sizes, None, merge=True):
+            rows = slice(group.start, group.stop)
+            weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in group.matrix)
+            assert weight is not None
+            given_states, given_targets = states[rows].to(dtype), targets[rows].clamp(min=-1)
+            nll = F.linear_cross_entropy(
+                given_states,
+                weight,
+                given_targets,
+                linear_bias=bias,
+                reduction="none",
+                ignore_index=-1,
+                options=options,
+            )
+            nll = torch.where(given_targets >= 0, _wide(nll), 0.0)
+            figures = _figures(given_states, OutputMatrix(weight, bias), given_targets, size)
+            parts.append(CrossEntropyTerms((nll * example_weights[rows]).sum(), nll.detach(), *figures))
+        return _joined(parts, targets, example_weights)
+
+
+@torch.no_grad()
+def _figures(states: Tensor, matrix: OutputMatrix, targets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Return rank and prediction of each example, chunk by chunk."""
+    parts = []
+    for start in range(0, len(states), rows):
+        logits = F.linear(states[start : start + rows], *matrix)
+        own = logits.gather(1, targets[start : start + rows, None].clamp(min=0))
+        parts.append(((logits > own).sum(dim=1), logits.argmax(dim=1)))
+    rank, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
+    return rank, predicted
 
 
 def _plainly(

@@ -6,9 +6,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from mtp_modules.core.checks import fraction, refuse
+from mtp_modules.core.checks import at_least, fraction, refuse
 from mtp_modules.core.component import Component
-from mtp_modules.core.interfaces import Heads, HorizonWeights, LinearCrossEntropy, Teacher
+from mtp_modules.core.interfaces import Heads
+from mtp_modules.core.objective import HorizonWeights, LinearCrossEntropy, Teacher
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.core.targets import (
@@ -58,12 +59,16 @@ class MultiTokenLoss(Component, nn.Module):
             for the same token, instead of against the token itself. What drafts need is agreement with horizon 1.
         detach: What gets no gradient from horizons beyond the first: any of ``"trunk"`` (its hidden state),
             ``"embedding"`` (of the tokens between, for heads that read them) and ``"unembedding"`` (the output matrix).
+        label_smoothing: Share of the loss that is spread evenly over the vocabulary; of what a teacher leaves.
+        z_loss: Coefficient of the squared logarithm of the softmax's normaliser, which keeps logits from drifting
+            (Chowdhery et al. 2022, arXiv 2204.02311, section 5). The formula with both is that of
+            :class:`~mtp_modules.losses.NaiveLinearCrossEntropy`; logged losses are plain.
 
     Shape:
         tokens ``(B, T + max(horizons))``.
 
     Raises:
-        ValueError: If a share lies outside its range, or ``detach`` names something else.
+        ValueError: If a share lies outside its range, ``z_loss`` is negative, or ``detach`` names something else.
 
     Example:
         >>> from mtp_modules import LinearHeads, MTPModel, TransformerTrunk
@@ -82,6 +87,8 @@ class MultiTokenLoss(Component, nn.Module):
         share_of_positions: float = 1.0,
         distillation: float = 0.0,
         detach: Sequence[str] = (),
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
         fraction(self, "share_of_positions", share_of_positions, zero=False)
@@ -90,9 +97,12 @@ class MultiTokenLoss(Component, nn.Module):
             if name not in DETACHABLE:
                 refuse(self, f"detach may hold {', '.join(DETACHABLE)}, got {name!r}.")
         self.detach = frozenset(detach)
+        fraction(self, "label_smoothing", label_smoothing)
+        at_least(self, "z_loss", z_loss, 0)
         self.weights = UniformWeights() if weights is None else weights
         self.backend = FusedLinearCrossEntropy() if backend is None else backend
         self.share_of_positions, self.distillation = share_of_positions, distillation
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
     def forward(
         self,
@@ -144,6 +154,8 @@ class MultiTokenLoss(Component, nn.Module):
             self._teacher(states[0], every, far, horizons),
             sizes=[state.shape[0] * state.shape[1] for state in states],
             detach_far="unembedding" in self.detach,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
         )
         split = valid[:, :, 0].numel()
 
@@ -184,7 +196,7 @@ class MultiTokenLoss(Component, nn.Module):
         if self.distillation == 0.0 or len(horizons) == 1:
             return None
         length = first.shape[1]
-        same = positions_of_horizon_one(positions, horizons[1:]).permute(2, 0, 1)
+        same = positions_of_horizon_one(positions, horizons[1:]).permute(2, 0, 1).contiguous()
         share = self.distillation * (same < length).flatten().to(far.dtype)
         rows = torch.arange(first.shape[0], device=first.device)[:, None]
         return Teacher(first.detach()[rows, same.clamp(max=length - 1)].flatten(0, 2), share)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.interfaces import OutputMatrix, Teacher
+from mtp_modules.core.objective import OutputMatrix, Teacher
 from mtp_modules.core.shapes import Tensor
 
 

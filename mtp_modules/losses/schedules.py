@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from mtp_modules.core.checks import fraction, refuse
-from mtp_modules.core.interfaces import HorizonWeights
+from mtp_modules.core.objective import HorizonWeights
 
 
 class LinearWeightSchedule(HorizonWeights):

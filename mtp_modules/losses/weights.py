@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import HorizonWeights
+from mtp_modules.core.objective import HorizonWeights
 
 
 def _finite(weights: HorizonWeights, argument: str, value: float) -> None:

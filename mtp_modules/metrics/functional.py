@@ -3,7 +3,7 @@
 import torch
 
 from mtp_modules.core.outputs import LossTerms
-from mtp_modules.core.shapes import Bool, Int, Tensor
+from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 
 def hits(rank: Int[Tensor, "B P H"], valid: Bool[Tensor, "B P H"], top_k: int) -> Int[Tensor, " H"]:
@@ -44,6 +44,16 @@ def counts(terms: LossTerms, top_k: tuple[int, ...]) -> dict[str, Tensor]:
     }
 
 
+def perplexities(nll: Float[Tensor, " H"], count: Int[Tensor, " H"]) -> Float[Tensor, " H"]:
+    """Return the number of equally likely tokens that is as hard to guess from: the exponential of the mean loss.
+
+    Args:
+        nll: Mean loss a horizon in nats.
+        count: How many targets it is a mean of; where there are none, the result is 0.
+    """
+    return torch.where(count > 0, nll.exp(), 0.0).float()
+
+
 def figures(sums: dict[str, Tensor], top_k: tuple[int, ...]) -> dict[str, Tensor]:
     """Turn sums into the figures that are logged.
 
@@ -53,9 +63,11 @@ def figures(sums: dict[str, Tensor], top_k: tuple[int, ...]) -> dict[str, Tensor
     """
     found = {}
     nll = sums["nll_sum"] / sums["nll_count"].clamp(min=1)
+    perplexity = perplexities(nll, sums["nll_count"])
     rates = sums["hits"] / sums["hit_count"].clamp(min=1)
     for index in range(len(nll)):
         found[f"loss/head_{index + 1}"] = nll[index].float()
+        found[f"perplexity/head_{index + 1}"] = perplexity[index]
         for k, rate in zip(top_k, rates, strict=True):
             found[f"{'' if k == 1 else f'top{k}_'}accuracy/head_{index + 1}"] = rate[index]
     found["accepted_length"] = sums["accepted_sum"] / sums["accepted_count"].clamp(min=1)

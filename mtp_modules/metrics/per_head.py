@@ -12,10 +12,10 @@ from mtp_modules.metrics.functional import counts, figures
 
 
 class PerHeadMetrics(Metric):
-    """Loss, accuracy and accepted length, a horizon each, from the ranks that the loss returns. No logits are kept.
+    """Loss, perplexity, accuracy and accepted length, a horizon each, from what the loss returns. No logits are kept.
 
-    ``compute`` gives ``loss/head_h`` in nats, ``accuracy/head_h``, ``top5_accuracy/head_h`` (for ``top_k=(1, 5)``) and
-    ``accepted_length``: how many tokens a verification brings on the given text, from 1 to ``H``.
+    ``compute`` gives ``loss/head_h`` in nats, ``perplexity/head_h``, ``accuracy/head_h``, ``top5_accuracy/head_h`` (for
+    ``top_k=(1, 5)``) and ``accepted_length``: how many tokens a verification brings on the given text, from 1 to ``H``.
 
     Args:
         num_horizons: Number ``H``.

@@ -54,6 +54,7 @@ class HeadsProgressBar(TQDMProgressBar):
             shown["loss"] = f"{float(known['train/loss']):.3f}"
             accuracy = by_head(known, "train/accuracy")
             shown["acc%"] = "/".join(f"{100 * value:.0f}" for value in accuracy)
+        if "train/tokens_per_second" in known:
             shown["tok/s"] = f"{float(known['train/tokens_per_second']):.0f}"
         if "val/loss/head_1" in known:
             shown["val"] = f"{float(known['val/loss/head_1']):.3f}"
@@ -120,7 +121,7 @@ class GracefulStop(Callback):
     """Turn Ctrl-C and SIGTERM into a stop after the current step, with a checkpoint. A second signal stops at once.
 
     The handler only raises a flag; ranks agree on it between two optimizer steps, so that none waits for another.
-    ``received`` is the signal that stopped the run, for an exit status of 128 plus its number.
+    ``received`` is the signal that stopped the run, on all ranks, for an exit status of 128 plus its number.
 
     Args:
         filename: Name of the checkpoint, beside those of ``ModelCheckpoint`` or in the root folder of the run.
@@ -147,10 +148,11 @@ class GracefulStop(Callback):
         """Stop at an optimizer boundary if any rank was told to."""
         if trainer.fit_loop._should_accumulate():
             return
-        stop = self.received is not None
         if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop and not trainer.should_stop:
+            # All get the signal of any, so that all end alike: with the checkpoint, and with the same exit status.
+            number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
+            self.received = int(trainer.strategy.reduce(number, reduce_op="max")) or None
+        if self.received is not None and not trainer.should_stop:
             trainer.should_stop = True
             trainer.limit_val_batches = 0
             folder = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.component import build
+from mtp_modules.core.component import Description, build
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.model import MTPModel
@@ -17,13 +18,16 @@ CHECKPOINT_KEY = "mtp_modules"
 """Where a training checkpoint keeps the description of its model and tokenizer."""
 
 _PREFERRED = ("best.ckpt", "last.ckpt")
+_SHARDED = "meta.pt"
+"""What Lightning calls the file beside the shards of a checkpoint that is a folder."""
 
 
 def find_checkpoint(path: str | Path, *, preferred: Sequence[str] = _PREFERRED) -> Path:
     """Return the checkpoint that a path means: itself, or the best of a run's folder, else the last, else the newest.
 
     Args:
-        path: A file, a run's folder, or a folder that ``save_pretrained`` wrote (returned as it is).
+        path: A file, a run's folder, or a folder that is a checkpoint itself: shards, or what ``save_pretrained`` wrote
+            (returned as it is).
         preferred: Names to look for in a run's folder, in this order.
 
     Raises:
@@ -32,7 +36,7 @@ def find_checkpoint(path: str | Path, *, preferred: Sequence[str] = _PREFERRED) 
     path = Path(path)
     if not path.exists():
         refuse("ckpt_path", f"{path} does not exist; give a checkpoint file, or the folder of a run.")
-    if path.is_file() or (path / "model.safetensors").is_file():
+    if path.is_file() or (path / "model.safetensors").is_file() or is_sharded(path):
         return path
     found = [file for folder in (path, path / "checkpoints") for file in folder.glob("*.ckpt")]
     if not found:
@@ -42,6 +46,15 @@ def find_checkpoint(path: str | Path, *, preferred: Sequence[str] = _PREFERRED) 
             if file.name == name:
                 return file
     return max(found, key=lambda file: file.stat().st_mtime)
+
+
+def is_sharded(path: Path) -> bool:
+    """Tell whether a checkpoint is a folder of shards, one of each process, as large runs write it.
+
+    Args:
+        path: Of the checkpoint.
+    """
+    return (path / _SHARDED).is_file()
 
 
 def load_model(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",)) -> tuple[MTPModel, Tokenizer | None]:
@@ -55,9 +68,15 @@ def load_model(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",))
         The model in evaluation mode, and its tokenizer.
 
     Raises:
-        ValueError: If the file is no checkpoint of this package, or its weights do not fit.
+        ValueError: If the file is no checkpoint of this package, its weights do not fit, or it is a folder of shards.
     """
     path = find_checkpoint(path)
+    if is_sharded(path):
+        refuse(
+            "ckpt_path",
+            f"{path} is a folder of shards, which only a run with ModelParallelStrategy can read; "
+            "let it save one file with save_distributed_checkpoint: false.",
+        )
     if path.is_dir():
         return MTPModel.from_pretrained(path, trusted=trusted)
     checkpoint = read_checkpoint(path)
@@ -96,15 +115,68 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this package into memory.
 
     Args:
-        path: A file. Nothing in it is unpickled but tensors and plain values.
+        path: A file, or a folder of shards, whose weights are left out. Nothing in it is unpickled but tensors and
+            plain values.
 
     Raises:
         ValueError: If it is no checkpoint, or not one of this package.
     """
+    sharded = is_sharded(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path / _SHARDED if sharded else path, map_location="cpu", weights_only=True)
     except Exception:  # what is no pickle makes an unpickler fail in any way
         refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; give a .ckpt file of a finished save.")
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint or "state_dict" not in checkpoint:
+    needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}
+    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
         refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
     return checkpoint
+
+
+def check_description(model: MTPModel, description: Description, origin: object) -> None:
+    """Refuse the weights of another model by its description alone, where the weights themselves are not at hand.
+
+    Args:
+        model: That took the weights.
+        description: Of the model that they were saved from.
+        origin: Where they come from, for the sentence.
+
+    Raises:
+        ValueError: If a name is missing, unknown, or has another shape.
+    """
+    with torch.device("meta"):
+        saved: MTPModel = build(description, trusted=_origins(description))
+    check_weights(model, saved.state_dict(), origin)
+
+
+def _origins(description: Any) -> tuple[str, ...]:
+    """Return the top-level packages of all classes in a description; only for one whose weights are in use already."""
+    if isinstance(description, Mapping):
+        own = {str(description["class_path"]).partition(".")[0]} if "class_path" in description else set()
+        return tuple(own.union(*map(_origins, description.values())))
+    return ()
+
+
+def in_model_order(state: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
+    """Number the parameters in an optimizer's state as the module lists them, not as its groups do.
+
+    ``Optimizer.load_state_dict`` goes by the order in the groups and takes either. Where Lightning loads the state into
+    a sharded model, it takes the numbers for places in the module, and would mix up the parameters otherwise.
+
+    Args:
+        state: ``optimizer.state_dict()``.
+        optimizer: Whose state it is.
+        module: Whose parameters it trains.
+    """
+    place = {parameter: index for index, parameter in enumerate(module.parameters())}
+    number = {
+        old: place[parameter]
+        for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True)
+        for old, parameter in zip(saved["params"], group["params"], strict=True)
+    }
+    return {
+        **state,
+        "state": {number[old]: value for old, value in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [number[old] for old in group["params"]]} for group in state["param_groups"]
+        ],
+    }

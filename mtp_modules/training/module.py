@@ -1,13 +1,13 @@
 """The LightningModule: model, loss, optimizer and metrics."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from torch.optim import AdamW
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mtp_modules.core.checks import refuse
@@ -19,10 +19,14 @@ from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import MTPModel
-from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_weights
+from mtp_modules.training.blocks import prepare_blocks
+from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, check_weights, in_model_order
+from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.optimizers import muon_parameter_groups
+from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule
+from mtp_modules.training.strategies import check_gradients, check_trainer
 
 TOP_K = (1, 5)
 FREEZABLE = ("trunk", "heads", "unembedding")
@@ -32,9 +36,11 @@ class MTPModule(LightningModule):
     """Train a multi-token model: what ``python -m mtp_modules fit`` runs.
 
     Batches are dictionaries with ``tokens (B, T + max(horizons))`` and optionally ``document_ids`` and ``loss_mask`` of
-    the same shape. Logged, each as ``train/``, ``val/`` and ``test/``: ``loss``, and per head ``loss/head_h``
-    (unweighted, nats), ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``. Checkpoints describe
-    the model and the tokenizer, so that they can be decoded without the configuration.
+    the same shape. Logged, each as ``train/``, ``val/`` and ``test/``, are per head ``loss/head_h`` (unweighted, nats),
+    ``perplexity/head_h``, ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``; in training also
+    ``loss``, gradient norms before clipping, and what :class:`~mtp_modules.training.monitoring.TokenThroughput` says.
+    The page "What is logged" has every key. Checkpoints describe the model and the tokenizer, so that they can be
+    decoded without the configuration.
 
     Each horizon's loss is divided by the number of its valid targets in everything that one optimizer step sees: all
     ranks, and all batches that the trainer accumulates. So a step is the same however it is split.
@@ -46,11 +52,19 @@ class MTPModule(LightningModule):
         optimizer: Made from parameter groups, of which the one with ``use_muon`` true holds the matrices.
         lr_schedule: Factor on every learning rate; constant if ``None``.
         tie_embeddings: Share the trunk's embedding matrix with the output.
+        own_unembeddings: Give every horizon beyond the first an output matrix of its own.
+        output_bias: Add a bias to the logits.
         freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
             without gradients and in evaluation mode, and freezes the output matrix that is tied to it.
+        activation_checkpointing: ``"full"`` or ``"selective"`` to forget the activations inside the blocks of trunk and
+            heads and compute them again; see :func:`~mtp_modules.training.checkpoint_blocks`.
+        compile_blocks: Compile each block with ``torch.compile``.
+        sharding: How weights are sharded where the strategy is ``ModelParallelStrategy``.
 
     Raises:
-        ValueError: If ``freeze`` names something else, a tied output matrix without its trunk, or everything.
+        ValueError: If ``freeze`` names something else, a tied output matrix without its trunk, or everything; when a
+            run begins, if the trainer is set up in a way that would go wrong
+            (:func:`~mtp_modules.training.check_trainer`).
     """
 
     def __init__(
@@ -61,20 +75,34 @@ class MTPModule(LightningModule):
         optimizer: OptimizerCallable = AdamW,
         lr_schedule: LearningRateSchedule | None = None,
         tie_embeddings: bool = True,
+        own_unembeddings: bool = False,
+        output_bias: bool = False,
         freeze: Sequence[str] = (),
+        activation_checkpointing: str | None = None,
+        compile_blocks: bool = False,
+        sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
-        self.model = MTPModel(trunk=trunk, heads=heads, tie_embeddings=tie_embeddings)
+        self.model = MTPModel(
+            trunk=trunk,
+            heads=heads,
+            tie_embeddings=tie_embeddings,
+            own_unembeddings=own_unembeddings,
+            output_bias=output_bias,
+        )
         self._freeze(freeze)
         self.loss = loss
         self.loss.weights(len(self.model.horizons))  # weights that do not fit the heads are refused before any work
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
-        self.val_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
-        self.test_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
-        self._tokens, self._since = 0, time.perf_counter()
+        self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
+        self.sharding, self._configured = sharding, False
+        with torch.device("cpu"):  # also where the model is built on the meta device
+            self.val_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
+            self.test_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
         self._random_state: Tensor | None = None
         self._step_counts: StepCounts | None = None
         self._run_length: int | None = None
+        self._gradients_checked = False
 
     def _freeze(self, parts: Sequence[str]) -> None:
         for part in parts:
@@ -111,6 +139,24 @@ class MTPModule(LightningModule):
     def vocab_size(self) -> int:
         """Number ``V`` of token ids."""
         return self.model.trunk.vocab_size
+
+    def setup(self, stage: str) -> None:
+        """Refuse a trainer that would go wrong."""
+        check_trainer(self.trainer)
+        if self.sharding is not None and self.device_mesh is None:
+            refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")
+
+    def configure_model(self) -> None:
+        """Recompute, compile and shard blocks as asked. Lightning calls this before every run; it is done once."""
+        if self._configured:
+            return
+        self._configured = True
+        prepare_blocks(self.model, activation_checkpointing=self.activation_checkpointing, compiled=self.compile_blocks)
+        if self.device_mesh is None:
+            materialize(self.model, self.trainer.strategy.root_device)
+        else:
+            shard_model(self, self.model, mesh=self.device_mesh["data_parallel"], sharding=self.sharding)
+            register_fsdp_forward_method(self, "predict_step")
 
     def forward(
         self, batch: dict[str, Tensor], *, counts: Tensor | None = None, weights: Sequence[float] | None = None
@@ -149,37 +195,51 @@ class MTPModule(LightningModule):
         terms = self(batch, counts=counts, weights=self.horizon_weights())
         # Ranks and accumulated batches are averaged, but their losses, divided by the counts of all, must be added.
         loss: Tensor = terms.loss * self._step_counts.parts
-        self._tokens += batch["tokens"].shape[0] * (batch["tokens"].shape[1] - self.lookahead)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it where mypy cannot see
-        if self.trainer.global_step % every == 0:
+        if self._logs_this_step():
             self._log_training(terms, loss.detach())
         return loss
 
+    def _logs_this_step(self) -> bool:
+        """Whether loggers write after this step; the first step is for the progress bar."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it out of mypy's sight
+        step = self.trainer.global_step
+        return step == 0 or (every > 0 and (step + 1) % every == 0)
+
     def _log_training(self, terms: LossTerms, loss: Tensor) -> None:
-        now = time.perf_counter()
         logged = {f"train/{name}": value for name, value in figures(counts(terms, TOP_K), TOP_K).items()}
         logged["train/loss"] = loss
-        logged["train/tokens_per_second"] = torch.tensor(self._tokens / max(now - self._since, 1e-9))
         self.log_dict(logged)
-        self._tokens, self._since = 0, now
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log gradient norms, unscaled and not yet clipped."""
+        if self._logs_this_step():
+            norms = gradient_norms(self.model, loss_scale=pending_loss_scale(self.trainer, optimizer))
+            self.log_dict({f"train/grad_norm/{part}": norm for part, norm in norms.items()})
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Measure the throughput of every run, unless its configuration brings a meter of its own."""
+        brought = any(isinstance(callback, TokenThroughput) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if brought else [TokenThroughput()]
 
     def on_fit_start(self) -> None:
         """Forget what was known of another run, and refuse a schedule over a run without an end."""
         self._step_counts = self._run_length = None
+        self._gradients_checked = False
         self.horizon_weights()
 
     def on_train_start(self) -> None:
-        """Start the clock, quieten a frozen trunk, and in a resumed run restore the random numbers."""
-        self._tokens, self._since = 0, time.perf_counter()
+        """Quieten a frozen trunk, and in a resumed run restore the random numbers."""
         if "trunk" in self.frozen:
             self.model.trunk.eval()
         if self._random_state is not None:
             _generator(self.device).set_state(self._random_state.cpu())
             self._random_state = None
 
-    def on_validation_end(self) -> None:
-        """Leave the validation out of the throughput."""
-        self._tokens, self._since = 0, time.perf_counter()
+    def on_after_backward(self) -> None:
+        """Refuse parameters without gradients where DDP would wait for them."""
+        if not self._gradients_checked:
+            self._gradients_checked = True
+            check_gradients(self.trainer, self)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Count a held-out batch."""
@@ -198,7 +258,8 @@ class MTPModule(LightningModule):
         self._log_metrics("test", self.test_metrics)
 
     def _log_metrics(self, stage: str, metrics: PerHeadMetrics) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()}, rank_zero_only=True)
+        logged = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
+        self.log_dict(logged, rank_zero_only=True, sync_dist=True)  # they are synced; said twice, so that nobody warns
         metrics.reset()
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -218,8 +279,11 @@ class MTPModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model before they are loaded."""
-        check_weights(self, checkpoint["state_dict"], "the checkpoint")
+        """Refuse weights of another model."""
+        if "state_dict" in checkpoint:
+            check_weights(self, checkpoint["state_dict"], "the checkpoint")
+        else:  # ModelParallelStrategy has loaded them already, and ignores what the model does not have
+            check_description(self.model, checkpoint[CHECKPOINT_KEY]["model"], "the checkpoint")
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
 
@@ -232,6 +296,9 @@ class MTPModule(LightningModule):
             "model": describe(self.model),
             "tokenizer": describe(tokenizer) if isinstance(tokenizer, Tokenizer) else None,
         }
+        if self.device_mesh is None and "optimizer_states" in checkpoint:
+            pairs = zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True)
+            checkpoint["optimizer_states"] = [in_model_order(state, optimizer, self) for state, optimizer in pairs]
         if self._trainer is not None and self.trainer.world_size == 1:
             checkpoint[CHECKPOINT_KEY]["random_state"] = _generator(self.device).get_state()
 

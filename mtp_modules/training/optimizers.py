@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.shapes import Float, Tensor
@@ -100,6 +101,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
     A Muon update of an ``(A, B)`` matrix is scaled by ``0.2 sqrt(max(A, B))``, which gives its entries a root mean
     square of 0.2, about that of an AdamW update, whatever the shape (Liu et al. 2025, arXiv 2502.16982). Every group
     has its own ``lr``, so schedulers scale both kinds.
+
+    Sharded parameters (FSDP2, tensor parallelism) get the same updates as whole ones: a matrix's momentum is gathered
+    for the orthogonalisation, which every process does, and each process updates its own part.
 
     Args:
         params: Parameters, ``(name, parameter)`` pairs, or groups of them.
@@ -212,15 +216,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 assert gradient is not None
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-                directions.append(gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum)
+                momentum = local(state["momentum"]).lerp_(local(gradient), 1 - group["momentum"])
+                direction = momentum
+                if group["nesterov"]:
+                    direction = local(gradient).lerp(momentum, group["momentum"])
+                directions.append(_whole(direction, parameter))
             stacked = torch.stack(directions)
             if group["low_precision"] and device.type != "cpu":
                 stacked = stacked.bfloat16()
             updates = orthogonalize(stacked, steps=group["newton_schulz_steps"]).to(dtype)
             size = group["lr"] * 0.2 * max(shape) ** 0.5
             for parameter, update in zip(same, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-size)
+                mine = local(parameter).mul_(1 - group["lr"] * group["weight_decay"])
+                mine.add_(_part(update, parameter), alpha=-size)
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]
@@ -232,11 +240,38 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 state["square"] = torch.zeros_like(parameter)
             state["step"] += 1
             step = state["step"].item()
-            mean = state["mean"].lerp_(parameter.grad, 1 - beta1)
-            square = state["square"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+            assert parameter.grad is not None
+            mine, gradient = local(parameter), local(parameter.grad)
+            mean = local(state["mean"]).lerp_(gradient, 1 - beta1)
+            square = local(state["square"]).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             scale = square.div(1 - beta2**step).sqrt_().add_(group["eps"])
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.addcdiv_(mean, scale, value=-group["lr"] / (1 - beta1**step))
+            mine.mul_(1 - group["lr"] * group["weight_decay"])
+            mine.addcdiv_(mean, scale, value=-group["lr"] / (1 - beta1**step))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, to be changed in place; all of it where it is not sharded.
+
+    Args:
+        tensor: A plain tensor or a ``DTensor``.
+    """
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole(part: Tensor, like: Tensor) -> Tensor:
+    """Gather a tensor of which every process holds the part that it holds of ``like``."""
+    if not isinstance(like, DTensor):
+        return part
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    ).full_tensor()
+
+
+def _part(whole: Tensor, like: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds of ``like``; all processes have the same tensor."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
 def _tensor(item: Any) -> Tensor:

@@ -176,6 +176,11 @@ class RecurrentTrunk(Trunk):
         zeros = self.embedding.weight.new_zeros(batch_size, self.d_model)
         return RecurrentState(batch_size, capacity, [(zeros,) * parts for _ in self.layers])
 
+    def flops(self, length: int) -> int:
+        """Return the operations of the layers: at every step, each matrix times its input or the memory before."""
+        matrices = (weight for layer in self.layers for weight in layer.parameters() if weight.ndim == 2)
+        return 2 * length * sum(matrix.numel() for matrix in matrices)
+
 
 def _lstm_states(
     layer: nn.Module, x: Float[Tensor, "B T E"], memory: tuple[Tensor, ...]

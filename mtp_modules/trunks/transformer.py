@@ -89,6 +89,11 @@ class TransformerTrunk(Trunk):
         self.norm = RMSNorm(d_model) if final_norm else nn.Identity()
         self.reset_parameters()
 
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The layers."""
+        return tuple(self.layers)
+
     def reset_parameters(self) -> None:
         """Draw the embeddings; layers reset themselves."""
         nn.init.normal_(self.embedding.weight, std=self.embedding_std)
@@ -161,3 +166,7 @@ class TransformerTrunk(Trunk):
             num_previous=self.num_previous,
             nothing=self.vocab_size,
         )
+
+    def flops(self, length: int) -> int:
+        """Return the operations of the layers; looking up embeddings costs none."""
+        return sum(layer.flops(length, length) for layer in self.layers)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules import AuxiliaryWeights, ExplicitWeights, GeometricWeights, MultiTokenLoss, UniformWeights
-from mtp_modules.core.interfaces import CrossEntropyTerms, LinearCrossEntropy
+from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy
 from mtp_modules.losses import NaiveLinearCrossEntropy, multi_token
 from tests.helpers import HEADS, TRUNKS, assert_same, gradients, make_model, random_tokens
 from tests.reference import loss as naive

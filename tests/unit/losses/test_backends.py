@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtp_modules import LinearHeads, MTPModel, MultiTokenLoss, RecurrentTrunk
-from mtp_modules.core.interfaces import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
+from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.losses import FusedLinearCrossEntropy, NaiveLinearCrossEntropy, RecomputeLinearCrossEntropy
 
 BACKENDS: dict[str, Callable[[int | None], LinearCrossEntropy]] = {

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from mtp_modules.core.interfaces import OutputMatrix, Teacher
+from mtp_modules.core.objective import OutputMatrix, Teacher
 from mtp_modules.losses import NaiveLinearCrossEntropy
 from tests.helpers import assert_same
 

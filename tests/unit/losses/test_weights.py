@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from mtp_modules import AuxiliaryWeights, ExplicitWeights, GeometricWeights, MultiTokenLoss, UniformWeights
-from mtp_modules.core.interfaces import HorizonWeights
+from mtp_modules.core.objective import HorizonWeights
 
 
 @pytest.mark.parametrize(

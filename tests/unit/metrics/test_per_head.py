@@ -11,7 +11,7 @@ from torch import multiprocessing
 
 from mtp_modules import PerHeadMetrics
 from mtp_modules.core.outputs import LossTerms
-from mtp_modules.metrics.functional import accepted_lengths
+from mtp_modules.metrics.functional import accepted_lengths, perplexities
 from tests.helpers import assert_same
 
 HORIZONS = 3
@@ -43,6 +43,7 @@ def count_by_hand(batches: list[LossTerms], top_k: tuple[int, ...]) -> dict[str,
         targets = sum(int(terms.count[h]) for terms in batches)
         nats = sum(float(terms.nll[h]) * int(terms.count[h]) for terms in batches)
         found[f"loss/head_{h + 1}"] = nats / max(targets, 1)
+        found[f"perplexity/head_{h + 1}"] = math.exp(nats / targets) if targets else 0.0
         for k in top_k:
             tried = hit = 0
             for terms in batches:
@@ -81,9 +82,11 @@ def test_the_keys_are_those_of_the_log() -> None:
     metrics.update(random_terms(0, horizons=2))
     assert list(metrics.compute()) == [
         "loss/head_1",
+        "perplexity/head_1",
         "accuracy/head_1",
         "top5_accuracy/head_1",
         "loss/head_2",
+        "perplexity/head_2",
         "accuracy/head_2",
         "top5_accuracy/head_2",
         "accepted_length",
@@ -153,6 +156,13 @@ def test_many_batches_lose_no_precision() -> None:
     metrics.update(random_terms(1))
     terms = random_terms(1)
     assert_same(metrics.nll_sum - before, terms.nll * terms.count, tolerance=1e-7)
+
+
+def test_the_perplexity_of_a_uniform_law_is_the_size_of_the_vocabulary() -> None:
+    nll = torch.tensor([256.0, 131072.0, 7.0], dtype=torch.float64).log()
+    found = perplexities(nll, torch.tensor([1, 9, 0]))
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx([256.0, 131072.0, 0.0])
 
 
 def test_accepted_lengths() -> None:

@@ -20,7 +20,9 @@ HEADS: dict[str, Callable[[], Heads]] = {
 }
 
 
-def module(heads: str = "linear", *, share_of_positions: float = 1.0, vocab_size: int = VOCAB) -> MTPModule:
+def module(
+    heads: str = "linear", *, share_of_positions: float = 1.0, vocab_size: int = VOCAB, tie_embeddings: bool = True
+) -> MTPModule:
     torch.manual_seed(0)
     return MTPModule(
         trunk=RecurrentTrunk(vocab_size=vocab_size, d_model=16),
@@ -28,6 +30,7 @@ def module(heads: str = "linear", *, share_of_positions: float = 1.0, vocab_size
         loss=MultiTokenLoss(weights=GeometricWeights(gamma=0.5), share_of_positions=share_of_positions),
         optimizer=partial(torch.optim.AdamW, lr=0.02),
         lr_schedule=WarmupDecay(warmup_steps=3),
+        tie_embeddings=tie_embeddings,
     )
 
 

@@ -1,15 +1,19 @@
 """The LightningModule in a real trainer: it learns, logs what it says, and resumes exactly."""
 
+import csv
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from mtp_modules import ExplicitWeights, LinearHeads, MultiTokenLoss, RecurrentTrunk
-from mtp_modules.training import MTPModule
+from mtp_modules.training import GradientConflict, MTPModule, TokenThroughput
+from tests.architecture.imports import ROOT
 from tests.helpers import assert_same
 from tests.unit.training.running import HEADS, SaveAt, data, module, trainer
 
@@ -24,8 +28,19 @@ class Log(Callback):
         self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
+TRAINING_ONLY = {
+    "train/loss",
+    "train/grad_norm/trunk",
+    "train/grad_norm/heads",
+    "train/tokens_per_second",
+    "train/samples_per_second",
+    "train/tflops_per_second",
+}
+OPTIONAL = {"train/grad_norm/unembedding", "train/mfu", "train/grad_cosine", "train/grad_ratio"}
+
+
 def keys(stage: str) -> set[str]:
-    by_head = ("loss", "accuracy", "top5_accuracy")
+    by_head = ("loss", "perplexity", "accuracy", "top5_accuracy")
     return {f"{stage}/{name}/head_{h}" for name in by_head for h in (1, 2, 3)} | {f"{stage}/accepted_length"}
 
 
@@ -42,8 +57,8 @@ def test_every_documented_key_is_logged_and_no_other(tmp_path: Path) -> None:
     model, rows, log = module(), data(), Log()
     run = trainer(tmp_path, log)
     run.fit(model, rows)
-    assert log.steps[0].keys() == keys("train") | {"train/loss", "train/tokens_per_second"}
-    assert set(run.callback_metrics) == keys("train") | {"train/loss", "train/tokens_per_second"} | keys("val")
+    assert log.steps[1].keys() == keys("train") | TRAINING_ONLY
+    assert set(run.callback_metrics) == keys("train") | TRAINING_ONLY | keys("val")
     validated = run.validate(model, rows, verbose=False)[0]
     assert validated.keys() == keys("val")
     assert run.test(model, rows, verbose=False)[0].keys() == keys("test")
@@ -146,5 +161,34 @@ def test_weights_that_do_not_fit_the_heads_are_refused_at_once() -> None:
 
 def test_the_docstring_names_the_keys() -> None:
     documented = inspect.getdoc(MTPModule)
-    for key in ("loss/head_h", "accuracy/head_h", "top5_accuracy/head_h", "accepted_length"):
+    for key in ("loss/head_h", "perplexity/head_h", "accuracy/head_h", "top5_accuracy/head_h", "accepted_length"):
         assert f"``{key}``" in documented
+
+
+def test_the_page_names_every_key_and_no_other() -> None:
+    page = (ROOT / "docs/logging.md").read_text(encoding="utf-8")
+    by_head = {re.sub(r"head_\d", "head_h", key.replace("val/", "*/")) for key in keys("val")}
+    table = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    assert table == by_head | TRAINING_ONLY | OPTIONAL
+
+
+def test_every_optional_key_is_logged_when_it_is_asked_for(tmp_path: Path) -> None:
+    run = trainer(tmp_path, GradientConflict(every_n_steps=1), TokenThroughput(available_flops=1e12), max_epochs=1)
+    run.fit(module(tie_embeddings=False), data())
+    assert set(run.callback_metrics) == keys("train") | TRAINING_ONLY | OPTIONAL | keys("val")
+
+
+@pytest.mark.parametrize("every", [0, 2, 3])
+def test_loggers_write_what_was_measured_at_that_step(tmp_path: Path, every: int) -> None:
+    """What is logged is of the step that loggers write, and not of an earlier one."""
+    log = Log()
+    trainer(tmp_path, log, max_epochs=1).fit(module(), data())
+    run = trainer(tmp_path, max_epochs=1, log_every_n_steps=every, logger=CSVLogger(tmp_path))
+    run.fit(module(), data())
+    path = Path(run.logger.log_dir) / "metrics.csv"
+    with path.open(encoding="utf-8") as file:
+        written = [row for row in csv.DictReader(file) if row.get("train/loss")]
+    assert [int(row["step"]) for row in written] == ([] if every == 0 else list(range(every - 1, 6, every)))
+    for row in written:
+        for key in ("train/loss", "train/loss/head_2", "train/grad_norm/trunk"):
+            assert float(row[key]) == pytest.approx(log.steps[int(row["step"])][key], rel=1e-6)

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from mtp_modules import AuxiliaryWeights, GeometricWeights, MultiTokenLoss
-from mtp_modules.core.interfaces import HorizonWeights
+from mtp_modules.core.objective import HorizonWeights
 from mtp_modules.data import CountsAhead, TextDataModule
 from mtp_modules.losses import LinearWeightSchedule
 from mtp_modules.training import MTPModule, MuonWithAdamW

@@ -1,0 +1,52 @@
+"""How many floating-point operations training takes, counted from the components' own formulas."""
+
+from mtp_modules.core.checks import at_least, fraction
+from mtp_modules.core.targets import num_sampled
+from mtp_modules.model import MTPModel
+
+
+def training_flops(model: MTPModel, *, batch_size: int, length: int, share_of_positions: float = 1.0) -> int:
+    """Return the floating-point operations of one training step: forward, and twice as many backward.
+
+    What the model has to multiply, whichever way it is computed: trunk, heads and output matrix, a multiplication and
+    an addition as two. Left out is everything that is not a matrix product, looking up embeddings, and work that an
+    implementation does twice: activation checkpointing, recomputed logits, a teacher's logits. A tied matrix counts
+    once, as the output. A model with frozen parts takes fewer.
+
+    Args:
+        model: Trunk, heads and unembedding.
+        batch_size: Number ``B`` of rows.
+        length: Number ``T`` of positions that the trunk reads of each.
+        share_of_positions: Where horizons beyond the first are trained; as the loss has it.
+
+    Raises:
+        ValueError: If a size is below 1 or the share lies outside (0, 1].
+
+    Example:
+        >>> from mtp_modules import LinearHeads, RecurrentTrunk
+        >>> trunk = RecurrentTrunk(vocab_size=50, d_model=16, cell="rnn")  # two matrices of 16 x 16
+        >>> model = MTPModel(trunk=trunk, heads=LinearHeads(d_model=16, num_horizons=3))
+        >>> training_flops(model, batch_size=1, length=1) == 3 * 2 * (2 * 16 * 16 + 3 * 16 * 16 + 3 * 50 * 16)
+        True
+    """
+    at_least("training_flops", "batch_size", batch_size, 1)
+    at_least("training_flops", "length", length, 1)
+    fraction("training_flops", "share_of_positions", share_of_positions, zero=False)
+    far = num_sampled(length, share_of_positions)
+    scored = length + (len(model.horizons) - 1) * far
+    unembedding = 2 * model.trunk.d_model * model.trunk.vocab_size * scored
+    return 3 * batch_size * (model.trunk.flops(length) + model.heads.flops(length, far) + unembedding)
+
+
+def flops_per_token(model: MTPModel, *, length: int, share_of_positions: float = 1.0) -> float:
+    """Return :func:`training_flops` a position that the trunk reads, in sequences of ``length``.
+
+    Args:
+        model: Trunk, heads and unembedding.
+        length: Number ``T`` of positions of a sequence, on which the cost of attention depends.
+        share_of_positions: Where horizons beyond the first are trained.
+
+    Raises:
+        ValueError: If the length is below 1 or the share lies outside (0, 1].
+    """
+    return training_flops(model, batch_size=1, length=length, share_of_positions=share_of_positions) / length

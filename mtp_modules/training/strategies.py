@@ -1,0 +1,123 @@
+"""What a trainer must not be asked for: combinations that fail late, or go wrong without a word."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import nn
+
+from mtp_modules.core.checks import refuse
+
+FSDP1 = (
+    "is Lightning's FSDPStrategy, which wraps the first FSDP, cannot clip gradients by norm and is not tested here; "
+    "take ModelParallelStrategy, as configs/overlays/fsdp2.yaml does."
+)
+
+
+def check_strategy_name(strategy: Any) -> None:
+    """Refuse a strategy by what a configuration calls it, before Lightning builds it.
+
+    Args:
+        strategy: A registered name, or the path of a class.
+
+    Raises:
+        ValueError: If it is Lightning's FSDP1.
+    """
+    if isinstance(strategy, str) and (strategy.startswith("fsdp") or strategy.rpartition(".")[2] == "FSDPStrategy"):
+        refuse("trainer.strategy", FSDP1)
+
+
+def fill_data_parallel_size(trainer: Trainer) -> None:
+    """Let ``data_parallel_size: auto`` mean all processes that tensor parallelism leaves, on all nodes.
+
+    Lightning takes it for the number of nodes, which fails wherever a node has more than one process and
+    ``tensor_parallel_size`` is a number.
+
+    Args:
+        trainer: Changed in place, before it runs.
+
+    Raises:
+        ValueError: If the processes cannot be divided like that.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    size, processes = strategy._tensor_parallel_size, strategy.num_processes * trainer.num_nodes
+    if strategy._data_parallel_size == "auto" and isinstance(size, int):
+        if processes % size:
+            refuse(
+                "trainer.strategy",
+                f"tensor_parallel_size ({size}) must divide the number of processes ({processes}); change devices.",
+            )
+        strategy._data_parallel_size = processes // size
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Refuse what would fail late or go wrong silently.
+
+    Args:
+        trainer: As it was set up.
+
+    Raises:
+        ValueError: If it combines what does not go together.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, FSDPStrategy):
+        refuse("trainer.strategy", FSDP1)
+    if str(trainer.precision) == "16-true":
+        refuse(
+            "trainer.precision",
+            "16-true keeps weights and optimizer state in float16, where small gradients are zero; take bf16-mixed or "
+            "bf16-true, or 16-mixed where the GPU has no bfloat16.",
+        )
+    if isinstance(strategy, DDPStrategy):
+        _check_ddp(trainer, strategy)
+    if isinstance(strategy, ModelParallelStrategy):
+        _check_model_parallel(trainer, strategy)
+
+
+def _check_ddp(trainer: Trainer, strategy: DDPStrategy) -> None:
+    if strategy._ddp_kwargs.get("static_graph") and trainer.accumulate_grad_batches > 1:
+        refuse(
+            "trainer.strategy",
+            "DDPStrategy with static_graph: true does not go with accumulate_grad_batches="
+            f"{trainer.accumulate_grad_batches}: torch fails in the first step; leave static_graph out.",
+        )
+
+
+def _check_model_parallel(trainer: Trainer, strategy: ModelParallelStrategy) -> None:
+    if trainer.predict_loop.inference_mode:
+        refuse(
+            "trainer.inference_mode",
+            "must be false with ModelParallelStrategy: FSDP2 gathers weights in place, which inference mode forbids.",
+        )
+    size = strategy._tensor_parallel_size
+    size = strategy.num_processes if size == "auto" else size
+    if size != 1:
+        refuse(
+            "trainer.strategy",
+            f"tensor_parallel_size must be 1, got {size}; give ModelParallelStrategy tensor_parallel_size: 1 and a "
+            "data_parallel_size.",
+        )
+
+
+def check_gradients(trainer: Trainer, module: nn.Module) -> None:
+    """Refuse parameters that DDP waits for in vain, which it says itself only a step later and at length.
+
+    Args:
+        trainer: Of the run.
+        module: What is trained, after its first backward pass.
+
+    Raises:
+        ValueError: If the strategy is DDP, is not told to look for unused parameters, and there are some.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy) or strategy._ddp_kwargs.get("find_unused_parameters"):
+        return
+    unused = [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
+    if unused:
+        refuse(
+            "trainer.strategy",
+            f"DDP waits for gradients that {unused[0]} and {len(unused) - 1} other parameters never get; leave them "
+            "out of the model, freeze them, or take ddp_find_unused_parameters_true.",
+        )
