@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.decoders import AutoregressiveDecoder, Decoder, Generation, SpeculativeDecoder
+from mtp_modules.decoders import AutoregressiveDecoder, Decoder, Generation, SpeculativeDecoder, StopRule
 from mtp_modules.model import MTPModel
 from mtp_modules.training.checkpointing import load_model
 
@@ -46,22 +46,23 @@ def generate(
     except (RuntimeError, AssertionError) as error:  # torch was built without it, or there is none
         refuse("device", f"cannot use {device!r} here ({str(error).splitlines()[0]}); try cpu.")
     tokens = _encode(prompt, tokenizer)
-    stop = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
+    end = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
+    stop = StopRule(tokens=end)
     decoder: Decoder = AutoregressiveDecoder()
-    if model.heads.max_drafts > 0:
+    if len(model.horizons) > 1:
         decoder = SpeculativeDecoder(num_drafts=num_drafts)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     sys.stdout.write(prompt)
     written = _Writer(tokenizer, colour)
-    for done in decoder.stream(model, [tokens], max_new_tokens=max_new_tokens, stop_tokens=stop):
+    for done in decoder.stream(model, [tokens], max_new_tokens=max_new_tokens, stop=stop):
         for index, token in enumerate(done.tokens[0]):
-            if token not in stop:
+            if token not in end:
                 sys.stdout.write("".join(written.write(token, draft=index < done.accepted[0])))
         sys.stdout.flush()
     sys.stdout.write("".join(written.flush()) + "\n")
     if compare:
-        if model.heads.max_drafts < 1:
+        if len(model.horizons) == 1:
             refuse(
                 "compare", f"{type(model.heads).__name__} with one horizon drafts nothing; there is nothing to compare."
             )
@@ -110,13 +111,13 @@ class _Writer:
             yield _OWN
 
 
-def _compare(model: MTPModel, decoder: Decoder, prompt: list[int], budget: int, stop: list[int], repeats: int) -> None:
+def _compare(model: MTPModel, decoder: Decoder, prompt: list[int], budget: int, stop: StopRule, repeats: int) -> None:
     """Run plain and speculative decoding in turn, and print medians."""
     sides: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), "self-speculative": decoder}
     runs: dict[str, list[Generation]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
-            runs[name].append(side.generate(model, [prompt], max_new_tokens=budget, stop_tokens=stop))
+            runs[name].append(side.generate(model, [prompt], max_new_tokens=budget, stop=stop))
     table = Table(title=f"{len(runs['plain'][0].tokens[0])} new tokens, median of {repeats}")
     for column in ("decoding", "tokens/s", "tokens per forward", "forwards"):
         table.add_column(column, justify="right")

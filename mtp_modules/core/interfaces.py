@@ -241,7 +241,7 @@ class Heads(Component, nn.Module, ABC):
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
-        choose: DraftChoice,
+        choose: DraftChoice | None = None,
     ) -> Draft:
         """Propose the tokens that follow ``token`` by the horizons beyond the first.
 
@@ -252,7 +252,8 @@ class Heads(Component, nn.Module, ABC):
             embed: Embeds token ids.
             unembed: Turns states ``(B, K, D)`` of the horizons with index ``start``, ``start + 1`` and so on into
                 logits ``(B, K, V)``; called as ``unembed(states, start)``. Horizon 1 has index 0.
-            choose: Chooses each draft, nearest first; heads that read drafts read what it has chosen.
+            choose: Chooses each draft, nearest first, and heads that read drafts read what it has chosen; the likeliest
+                token if ``None``.
         """
 
     @abstractmethod

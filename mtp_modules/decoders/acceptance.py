@@ -150,9 +150,9 @@ def accept_typical(
     epsilon: float,
     delta: float,
 ) -> Verdict:
-    r"""Accept drafts that the model finds likely enough: :math:`p(x) > \min(\epsilon, \delta e^{-H(p)})`. **Lossy.**
+    r"""Accept drafts that the model finds likely enough. **Lossy**: the output follows another law.
 
-    Cai et al. 2024 (arXiv 2401.10774), section 2.3.1.
+    A draft holds if :math:`p(x) > \min(\epsilon, \delta e^{-H(p)})`. Cai et al. 2024 (arXiv 2401.10774), section 2.3.1.
 
     Args:
         drafts: Proposed tokens.
@@ -177,7 +177,7 @@ def accept_among_top(
     *,
     top_k: int,
 ) -> Verdict:
-    """Accept drafts that are among the ``top_k`` best tokens. **Lossy.**
+    """Accept drafts that are among the ``top_k`` best tokens. **Lossy**: the output follows another law.
 
     Stern et al. 2018 (arXiv 1811.03115), section 5.1.
 

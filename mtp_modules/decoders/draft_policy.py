@@ -108,8 +108,8 @@ class CostAwareDepth(DraftPolicy):
     takes the number with the best ratio. No drafts at all is one of the choices, so decoding does not stay slower than
     plain where drafting does not pay. A few rounds are spent on numbers that have not been tried for long.
 
-    The choice rests on time and on rounds that are over, so it does not bend the law; but it is not reproducible, and with an
-    acceptance other than :class:`~mtp_modules.decoders.ExactMatch` neither is the sample.
+    The choice rests on time and on rounds that are over, so it does not bend the law; but it is not reproducible, and
+    with an acceptance other than :class:`~mtp_modules.decoders.ExactMatch` neither is the sample.
 
     Args:
         memory: Share of the past that a running average keeps at each new round.
@@ -175,6 +175,6 @@ class _ByCost(DepthChooser):
 
 def now() -> float:
     """Return the time in seconds, with all work on a GPU done."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -202,7 +202,7 @@ class Text:
         self.tokens, self.lengths = self.tokens[rows], self.lengths[rows]
 
     def continuation(self, ngram: int, num_drafts: int) -> tuple[Int[Tensor, "B K"], Int[Tensor, " B"]]:
-        """Return what followed the latest earlier place where the last ``ngram`` tokens stood, and how much of it there is.
+        """Return what followed the last ``ngram`` tokens at the latest place where they stood before, and its length.
 
         Args:
             ngram: How many tokens must match.
@@ -223,7 +223,8 @@ class Text:
 class PromptLookup(Drafter):
     """Draft what followed the same words earlier in the text. No training, and the baseline of every trained drafter.
 
-    Looks for the last ``longest`` tokens, then for fewer. Saxena 2023 (prompt lookup decoding); Yang et al. 2023 (arXiv 2304.04487).
+    Looks for the last ``longest`` tokens, then for fewer. Saxena 2023 (prompt lookup decoding); Yang et al. 2023 (arXiv
+    2304.04487).
 
     Args:
         num_drafts: How many tokens to draft, if the decoder does not say.
@@ -282,7 +283,8 @@ class LookupOrHeads(Drafter):
     """Draft what followed the same words where they stood before, else let the heads draft.
 
     Args:
-        num_drafts: How many tokens to draft, if the decoder does not say; as many as the heads are trained for if ``None``.
+        num_drafts: How many tokens to draft, if the decoder does not say; as many as the heads are trained for if
+            ``None``.
         longest: How many tokens must match at first.
         shortest: How many must match at last; few match by chance.
 

@@ -1,6 +1,6 @@
 """When a row ends by its own words."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
@@ -22,7 +22,7 @@ class StopRule(Component):
     """
 
     def __init__(
-        self, *, tokens: Sequence[int] = (), strings: Sequence[str] = (), tokenizer: Tokenizer | None = None
+        self, *, tokens: Collection[int] = (), strings: Sequence[str] = (), tokenizer: Tokenizer | None = None
     ) -> None:
         self.tokens, self.strings, self.tokenizer = frozenset(tokens), tuple(strings), tokenizer
         if self.strings and tokenizer is None:

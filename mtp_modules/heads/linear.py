@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mtp_modules.core.checks import at_least
-from mtp_modules.core.interfaces import DecodingState, Draft, DraftChoice, Heads
+from mtp_modules.core.interfaces import DecodingState, Draft, DraftChoice, Heads, LikeliestToken
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
 from mtp_modules.heads.common import check_num_drafts, choose_all, last_hidden_state
@@ -89,10 +89,10 @@ class LinearHeads(Heads):
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
-        choose: DraftChoice,
+        choose: DraftChoice | None = None,
     ) -> Draft:
         """Propose a token for each horizon, all from the same hidden state."""
         check_num_drafts(self, num_drafts)
         last = last_hidden_state(self, state).last
         logits = unembed(torch.stack([linear(last) for linear in self.maps[1 : num_drafts + 1]], dim=1), 1)
-        return choose_all(logits, choose)
+        return choose_all(logits, LikeliestToken() if choose is None else choose)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import DecodingState, Draft, DraftChoice, Heads
+from mtp_modules.core.interfaces import DecodingState, Draft, DraftChoice, Heads, LikeliestToken
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
 from mtp_modules.heads.common import check_num_drafts, choose_all
@@ -184,7 +184,7 @@ class ParallelHeads(Heads):
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
-        choose: DraftChoice,
+        choose: DraftChoice | None = None,
     ) -> Draft:
         """Propose a token for each horizon, each head from its own layer."""
         check_num_drafts(self, num_drafts)
@@ -197,7 +197,7 @@ class ParallelHeads(Heads):
             x = hidden + layer.attention.attend(queries, keys, values, mask)
             states.append(self.norm(x + layer.ffn(layer.ffn_norm(x))))
         logits = unembed(torch.cat(states, dim=1), 1)
-        return choose_all(logits, choose)
+        return choose_all(logits, LikeliestToken() if choose is None else choose)
 
     def _own(self, state: DecodingState) -> ParallelState:
         if not isinstance(state, ParallelState):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import DecodingState, Draft, DraftChoice, Heads
+from mtp_modules.core.interfaces import DecodingState, Draft, DraftChoice, Heads, LikeliestToken
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
 from mtp_modules.heads.common import check_num_drafts, last_hidden_state
@@ -138,10 +138,11 @@ class RecurrentHeads(Heads):
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
-        choose: DraftChoice,
+        choose: DraftChoice | None = None,
     ) -> Draft:
         """Propose a token at each step, given those proposed before; beyond ``H``, repeat the last step."""
         check_num_drafts(self, num_drafts)
+        choose = LikeliestToken() if choose is None else choose
         walked = last_hidden_state(self, state).last
         tokens, all_logits = [], []
         for depth in range(num_drafts):

@@ -125,7 +125,7 @@ def main() -> None:
     prompts = data.prompts("test", options.prompts, options.prompt_length, seed=0)
     console = Console()
 
-    drafts = options.num_drafts or [model.heads.max_drafts]
+    drafts = options.num_drafts or [len(model.horizons) - 1]
     decoders = {"plain": AutoregressiveDecoder()} | {f"{k} drafts": SpeculativeDecoder(num_drafts=k) for k in drafts}
     found: dict[str, list[Generation]] = {}
 
