@@ -56,6 +56,9 @@ class ScriptedHeads(Heads):
         assert isinstance(state, ScriptedState)
         return self.heads.extend(hidden, state.inner)
 
+    def draft_states(self, *args: object, **kwargs: object) -> Tensor:
+        raise AssertionError("drafts come from the script")
+
     def draft(
         self,
         token: Tensor,

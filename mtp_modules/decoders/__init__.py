@@ -7,6 +7,7 @@ from mtp_modules.decoders.generation import Decoder, DecodingStats, Generation, 
 from mtp_modules.decoders.sampling import SamplingLaw
 from mtp_modules.decoders.speculative import SpeculativeDecoder
 from mtp_modules.decoders.stopping import StopRule
+from mtp_modules.decoders.tree import DraftTree, DynamicTree, StaticTree
 from mtp_modules.decoders.verification import (
     Acceptance,
     BlockVerification,
@@ -25,7 +26,9 @@ __all__ = [
     "Decoder",
     "DecodingStats",
     "DraftPolicy",
+    "DraftTree",
     "Drafter",
+    "DynamicTree",
     "ExactMatch",
     "FixedDepth",
     "Generation",
@@ -36,6 +39,7 @@ __all__ = [
     "Round",
     "SamplingLaw",
     "SpeculativeDecoder",
+    "StaticTree",
     "StopRule",
     "TopKAcceptance",
     "TypicalAcceptance",

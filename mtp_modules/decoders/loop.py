@@ -7,12 +7,14 @@ import torch
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.trees import ancestors_of
 from mtp_modules.decoders.acceptance import accept_greedy, within
 from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy, now
 from mtp_modules.decoders.drafting import DraftChoice, Drafter, Proposal, Text, heads_draft
 from mtp_modules.decoders.generation import DecodableModel, Request, Round
 from mtp_modules.decoders.sampling import History, RowLaws
 from mtp_modules.decoders.stopping import StopMatcher
+from mtp_modules.decoders.tree import DraftTree, Grower, Guess, counts_along, walk
 from mtp_modules.decoders.verification import Acceptance, RowNoise, own_choice
 
 
@@ -24,13 +26,15 @@ class Speculation:
         drafter: Where drafts come from; ``None`` for plain decoding.
         acceptance: Which drafts hold.
         policy: How many tokens are drafted.
-        most: Most drafts of a round.
+        most: Most drafts of a round, one after the other.
+        tree: Shape of the drafts; ``None`` for a chain.
     """
 
     drafter: Drafter | None
     acceptance: Acceptance
     policy: DraftPolicy
     most: int
+    tree: DraftTree | None = None
 
 
 def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterator[Round]:
@@ -90,6 +94,8 @@ class _Run:
         capacity = longest + max(request.budgets) + how.most
         if self.limit is not None:
             capacity = min(capacity, self.limit)
+        if how.tree is not None:
+            capacity += how.tree.nodes - how.tree.depth  # a tree has more tokens than positions
         laws = RowLaws(request.laws, vocab_size, self.device)
         # Without a law of its own and without a lossy rule, choosing the likeliest token is all there is to do.
         self.laws = None if laws.greedy and how.acceptance.lossless else laws
@@ -141,6 +147,8 @@ class _Run:
         """
         token = torch.tensor(last, device=self.device)
         noise = None if self.laws is None else self._noise(unread=1)
+        if self.how.tree is not None and max(limits) >= self.how.tree.depth:
+            return self._tree_round(self.how.tree, token, limits, noise)
         proposal = self._propose(token, limits, depths, noise)
         drafts = proposal.tokens
         logits = self.unembedding.logits(self._extend(torch.cat((token[:, None], drafts), dim=1)))
@@ -162,17 +170,51 @@ class _Run:
         self._commit([count + 1 for count in kept])
         return [row[: count + 1] for row, count in zip(on_host, kept, strict=True)], kept, counted
 
+    def _tree_round(
+        self, shape: DraftTree, token: Int[Tensor, " B"], limits: list[int], noise: RowNoise | None
+    ) -> tuple[list[list[int]], list[int], list[int]]:
+        """Verify a tree of drafts by the model's own choices."""
+
+        def guess(logits: Tensor, depth: int) -> Guess:
+            if self.laws is None or noise is None:
+                return Guess(logits, logits.double().log_softmax(dim=-1))
+            emitted = None if self.history is None else self.history.emitted[:, None]
+            prompted = None if self.history is None else self.history.prompted
+            log_law = self.laws(self.laws.scores(logits, emitted, prompted)).log()
+            return Guess(log_law + noise.own(depth), log_law)
+
+        grower = Grower(self.model.heads, self.heads_state, token, self.embed, self.unembedding.logits, guess)
+        tree = shape.grow(grower)
+        for state in (self.trunk_state, self.heads_state):
+            state.expect_tree(tree.parents, shape.depth)
+        logits = self.unembedding.logits(self._extend(tree.tokens))
+        if self.laws is None or noise is None:
+            own = logits.argmax(dim=-1)
+        else:
+            ancestors = ancestors_of(tree.parents)
+            emitted = prompted = None
+            if self.history is not None:
+                emitted, prompted = counts_along(tree, ancestors, self.history.emitted), self.history.prompted
+            law = self.laws(self.laws.scores(logits, emitted, prompted))
+            own = (law.log() + noise.own_at(ancestors.sum(dim=2) - 1)).argmax(dim=-1)
+        tokens, path, accepted = walk(tree, own, shape.depth)
+        counts = torch.tensor(limits, device=self.device).clamp(max=shape.depth)
+        accepted = torch.minimum(accepted, counts)
+        self._remember(tokens, accepted + 1)
+        on_host = self._on_host(logits, torch.cat((tokens, accepted[:, None], counts[:, None]), dim=1))
+        counted, kept = [row.pop() for row in on_host], [row.pop() for row in on_host]
+        self._commit([count + 1 for count in kept], path)
+        return [row[: count + 1] for row, count in zip(on_host, kept, strict=True)], kept, counted
+
     def _propose(
         self, token: Int[Tensor, " B"], limits: list[int], depths: DepthChooser, noise: RowNoise | None
     ) -> Proposal:
-        most, drafter = max(limits), self.how.drafter
+        most, drafter = max(limits), None if self.how.tree is not None else self.how.drafter
         counts = torch.tensor(limits, device=self.device)
         if drafter is None or most == 0:
             return Proposal(token.new_zeros(len(limits), 0), None, counts)
         choice = DraftChoice(counts, self.laws, self.how.acceptance, noise, self.history, depths)
-        from_heads = heads_draft(
-            self.model.heads, self.heads_state, token, self.embed, self.unembedding.logits_by_horizon
-        )
+        from_heads = heads_draft(self.model.heads, self.heads_state, token, self.embed, self.unembedding.logits)
         return drafter.propose(token, choice, most, from_heads=from_heads, text=self.text)
 
     def room(self, index: int) -> int:
@@ -237,6 +279,6 @@ class _Run:
         hidden = self.model.trunk(chunk, state=self.trunk_state).hidden
         return self.model.heads.extend(hidden, self.heads_state)
 
-    def _commit(self, keep: list[int]) -> None:
-        self.trunk_state.commit(keep)
-        self.heads_state.commit(keep)
+    def _commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
+        self.trunk_state.commit(keep, path)
+        self.heads_state.commit(keep, path)

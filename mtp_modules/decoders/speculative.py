@@ -9,6 +9,7 @@ from mtp_modules.decoders.generation import DecodableModel, Decoder, Round, make
 from mtp_modules.decoders.loop import Speculation, rounds
 from mtp_modules.decoders.sampling import SamplingLaw
 from mtp_modules.decoders.stopping import StopRule
+from mtp_modules.decoders.tree import DraftTree
 from mtp_modules.decoders.verification import Acceptance, ExactMatch
 
 
@@ -24,9 +25,12 @@ class SpeculativeDecoder(Decoder):
         acceptance: Which drafts hold; :class:`~mtp_modules.decoders.ExactMatch` if ``None``.
         policy: How many tokens to draft in a round; always ``num_drafts`` if ``None``.
         drafter: Where drafts come from; the model's heads if ``None``.
+        tree: Draft a tree of this shape with the heads, instead of a chain; its depth is then the number of drafts.
 
     Raises:
-        ValueError: If ``num_drafts`` is below 1, or above what can be drafted.
+        ValueError: If ``num_drafts`` is below 1, or above what can be drafted; if a tree goes with another acceptance
+            than :class:`~mtp_modules.decoders.ExactMatch`, with a drafter, or with ``num_drafts``; when decoding, if
+            the trunk cannot read trees.
 
     Example:
         >>> from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
@@ -48,6 +52,7 @@ class SpeculativeDecoder(Decoder):
         acceptance: Acceptance | None = None,
         policy: DraftPolicy | None = None,
         drafter: Drafter | None = None,
+        tree: DraftTree | None = None,
     ) -> None:
         if num_drafts is not None:
             at_least(self, "num_drafts", num_drafts, 1)
@@ -55,6 +60,17 @@ class SpeculativeDecoder(Decoder):
         self.acceptance = ExactMatch() if acceptance is None else acceptance
         self.policy = FixedDepth() if policy is None else policy
         self.drafter = HeadsDrafter() if drafter is None else drafter
+        self.tree = tree
+        if tree is not None:
+            if not isinstance(self.acceptance, ExactMatch):
+                refuse(
+                    self,
+                    f"a tree is verified by the model's own choices, which {type(self.acceptance).__name__} does not "
+                    "make; leave acceptance out.",
+                )
+            for name, value in (("num_drafts", num_drafts), ("drafter", drafter)):
+                if value is not None:
+                    refuse(self, f"{name} does not go with a tree, which says how the heads draft; leave it out.")
 
     def stream(
         self,
@@ -80,6 +96,11 @@ class SpeculativeDecoder(Decoder):
                 f"num_drafts={self.num_drafts} is more than the {possible} that {type(model.heads).__name__} can "
                 "draft; lower it.",
             )
+        most = self.num_drafts or usual
+        if self.tree is not None:
+            most = self.tree.depth
+            model.heads.check_num_drafts(most)
+            if not model.trunk.supports_trees:
+                refuse(self, f"{type(model.trunk).__name__} cannot read a tree of drafts; leave tree out.")
         request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)
-        how = Speculation(self.drafter, self.acceptance, self.policy, self.num_drafts or usual)
-        return rounds(model, request, how)
+        return rounds(model, request, Speculation(self.drafter, self.acceptance, self.policy, most, self.tree))

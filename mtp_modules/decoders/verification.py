@@ -43,6 +43,14 @@ class RowNoise:
         places = self.places[:, None] + torch.arange(depth, depth + count, device=self.places.device)
         return gumbels(self.seeds, places, stream=_OWN, width=self.vocab_size)
 
+    def own_at(self, depths: Int[Tensor, "B C"]) -> Float[Tensor, "B C V"]:
+        """Return the numbers of :meth:`own` at any places.
+
+        Args:
+            depths: Places after the next one.
+        """
+        return gumbels(self.seeds, self.places[:, None] + depths, stream=_OWN, width=self.vocab_size)
+
     def for_draft(self, depth: int) -> Float[Tensor, " B"]:
         """Return the number that a draft of this round is drawn with.
 

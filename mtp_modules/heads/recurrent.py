@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import DecodingState, Draft, DraftChoice, Heads, LikeliestToken
+from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.heads.common import check_num_drafts, last_hidden_state
+from mtp_modules.heads.common import last_hidden_state
 from mtp_modules.layers.cache import LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm
 
@@ -130,28 +130,19 @@ class RecurrentHeads(Heads):
         last_hidden_state(self, state).append(hidden)
         return hidden
 
-    def draft(
+    def draft_states(
         self,
-        token: Int[Tensor, " B"],
+        tokens: Int[Tensor, "B N"],
         state: DecodingState,
         *,
-        num_drafts: int,
+        depth: int,
+        before: Float[Tensor, "B M D"] | None,
+        parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
-        unembed: Callable[[Tensor, int], Tensor],
-        choose: DraftChoice | None = None,
-    ) -> Draft:
-        """Propose a token at each step, given those proposed before; beyond ``H``, repeat the last step."""
-        check_num_drafts(self, num_drafts)
-        choose = LikeliestToken() if choose is None else choose
-        walked = last_hidden_state(self, state).last
-        tokens, all_logits = [], []
-        for depth in range(num_drafts):
-            known = min(depth, self.num_horizons - 2)
-            walked = self._step(walked, embed(token), known)
-            logits = unembed(walked[:, None], known + 1)[:, 0]
-            token = choose(logits)
-            tokens.append(token)
-            all_logits.append(logits)
-            if choose.done:
-                break
-        return Draft(tokens=torch.stack(tokens, dim=1), logits=torch.stack(all_logits, dim=1))
+    ) -> Float[Tensor, "B _ D"]:
+        """Take a step from each token; beyond ``H``, repeat the last one."""
+        if before is None:
+            walked = last_hidden_state(self, state).last[:, None]
+        else:
+            walked = before if before.shape[1] == 1 else at_positions(before, parents)
+        return self._step(walked, embed(tokens), min(depth, self.num_horizons - 2))

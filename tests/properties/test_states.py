@@ -52,7 +52,7 @@ def check_drafts(model: MTPModel, state: DecodingState, kept: list[list[int]], t
     """Compare drafted logits with what training computes for the same tokens."""
     if len(model.horizons) == 1:
         return
-    embed, unembed = model.trunk.embedding, model.unembedding.logits_by_horizon
+    embed, unembed = model.trunk.embedding, model.unembedding.logits
     for num_drafts in range(1, len(model.horizons)):
         draft = model.heads.draft(token, state, num_drafts=num_drafts, embed=embed, unembed=unembed)
         assert draft.tokens.tolist() == draft.logits.argmax(dim=-1).tolist()

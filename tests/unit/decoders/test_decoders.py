@@ -127,7 +127,7 @@ def test_selected_rows_equal_a_batch_of_those_rows(trunk: str, heads: str, rows:
             states[1],
             num_drafts=2,
             embed=model.trunk.embedding,
-            unembed=model.unembedding.logits_by_horizon,
+            unembed=model.unembedding.logits,
         )
         hidden = model.trunk(after[rows], state=states[0]).hidden
         results.append((draft.logits, hidden, model.heads.extend(hidden, states[1])))
