@@ -17,11 +17,14 @@ from mtp_modules.decoders import (
     CostAwareDepth,
     Drafter,
     DraftPolicy,
+    DraftTree,
+    DynamicTree,
     ExactMatch,
     LookupOrHeads,
     PromptLookup,
     RejectionSampling,
     SamplingLaw,
+    StaticTree,
 )
 from mtp_modules.decoders.acceptance import accept_block, accept_by_rejection
 from mtp_modules.decoders.noise import draw, gumbels, uniforms
@@ -72,6 +75,15 @@ DRAFTERS: dict[str, Callable[[], Drafter | None]] = {
 }
 
 
+@st.composite
+def trees(draw: st.DrawFn, most: int) -> DraftTree:
+    """Draw the shape of a tree."""
+    depth = draw(st.integers(1, most))
+    if draw(st.booleans()):
+        return StaticTree(widths=[draw(st.integers(1, 3)) for _ in range(depth)])
+    return DynamicTree(depth=depth, width=draw(st.integers(1, 4)), nodes=draw(st.integers(1, 9)))
+
+
 @settings(max_examples=4 * settings.default.max_examples)
 @given(
     laws=st.lists(SETTINGS_OF_LAWS, min_size=1, max_size=3),
@@ -112,10 +124,13 @@ def test_exact_match_gives_the_sample_of_plain_decoding(trunk: str, heads: str, 
     model = make_model(trunk, heads, data.draw(st.integers(2, 4), label="H"), seed=data.draw(st.integers(0, 9))).eval()
     prompts = data.draw(PROMPTS, label="prompts")
     options = options_for(data, len(prompts))
-    decoder = SpeculativeDecoder(
-        policy=POLICIES[data.draw(st.sampled_from(list(POLICIES)), label="policy")](),
-        drafter=DRAFTERS[data.draw(st.sampled_from(list(DRAFTERS)), label="drafter")](),
-    )
+    if model.trunk.supports_trees and data.draw(st.booleans(), label="tree"):
+        decoder = SpeculativeDecoder(tree=data.draw(trees(len(model.horizons) - 1), label="shape"))
+    else:
+        decoder = SpeculativeDecoder(
+            policy=POLICIES[data.draw(st.sampled_from(list(POLICIES)), label="policy")](),
+            drafter=DRAFTERS[data.draw(st.sampled_from(list(DRAFTERS)), label="drafter")](),
+        )
     together = generate(decoder, model, prompts, **options)
     assert together == generate(AutoregressiveDecoder(), model, prompts, **options)
     for row, prompt in enumerate(prompts):
