@@ -16,6 +16,7 @@ from mtp_modules import data, heads, losses, trunks  # noqa: F401
 from mtp_modules.commands.generate import generate
 from mtp_modules.commands.parser import LightningSentenceParser, SentenceParser
 from mtp_modules.core.checks import InputError, refuse
+from mtp_modules.core.component import Description
 from mtp_modules.training import (
     GracefulStop,
     HeadsProgressBar,
@@ -27,7 +28,7 @@ from mtp_modules.training import (
     fill_data_parallel_size,
     find_checkpoint,
 )
-from mtp_modules.training.checkpointing import is_sharded, read_checkpoint
+from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, is_sharded, read_checkpoint
 
 COMMANDS: dict[str, Callable[..., None]] = {"generate": generate}
 
@@ -45,6 +46,7 @@ class MTPCLI(LightningCLI):
 
     def __init__(self) -> None:
         self.graceful_stop = GracefulStop()
+        self.saved_model: Description | None = None
         super().__init__(
             model_class=MTPModule,
             datamodule_class=LightningDataModule,
@@ -77,7 +79,7 @@ class MTPCLI(LightningCLI):
         found = find_checkpoint(path, preferred=preferred)
         if found.is_dir() and not is_sharded(found):
             refuse("ckpt_path", f"{found} holds a model without the state of its training; give a .ckpt file.")
-        read_checkpoint(found)
+        self.saved_model = read_checkpoint(found)[CHECKPOINT_KEY]["model"]
         config.ckpt_path = str(found)
 
     def before_instantiate_classes(self) -> None:
@@ -92,6 +94,8 @@ class MTPCLI(LightningCLI):
         """Refuse a configuration that says two things at once, or does not go together."""
         fill_data_parallel_size(self.trainer)
         check_trainer(self.trainer)
+        if self.saved_model is not None:
+            check_description(self.model, self.saved_model, "the checkpoint")
         config = self.config[self.subcommand]
         for source, target in _LINKS:
             given = config.get(target)
@@ -146,7 +150,12 @@ def _attribute(config: Namespace, path: str) -> Any:
 def main() -> None:
     """Run the command that ``sys.argv`` names."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*|Couldn't infer the batch indices")
+    harmless = (
+        ".*does not have many workers",
+        "Couldn't infer the batch indices",
+        "FSDP2-wrapped module .* returned a view",
+    )
+    warnings.filterwarnings("ignore", message="|".join(harmless))
     try:
         if command in COMMANDS:
             _run(command, sys.argv[2:])

@@ -16,6 +16,9 @@ from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import num_positions, tokens_between
 from mtp_modules.core.unembedding import Unembedding
 
+FORMAT = 2
+"""Of stored weights. Raised when their layout changes while their shapes stay, so that old ones are not misread."""
+
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -130,7 +133,11 @@ class MTPModel(Component, nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"mtp_modules": 1, "model": describe(self), "tokenizer": describe(tokenizer) if tokenizer else None}
+        config = {
+            "mtp_modules": FORMAT,
+            "model": describe(self),
+            "tokenizer": describe(tokenizer) if tokenizer else None,
+        }
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_model(self, str(folder / "model.safetensors"))
 
@@ -158,8 +165,9 @@ class MTPModel(Component, nn.Module):
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except json.JSONDecodeError:
             config = None
-        if not isinstance(config, dict) or config.get("mtp_modules") != 1:
+        if not isinstance(config, dict) or "mtp_modules" not in config:
             refuse(cls.__name__, f"{folder / 'config.json'} was not written by save_pretrained.")
+        check_format(cls.__name__, config["mtp_modules"], folder)
         model = build(config["model"], trusted=trusted)
         try:
             with safe_open(folder / "model.safetensors", framework="pt") as file:
@@ -174,6 +182,25 @@ class MTPModel(Component, nn.Module):
 
 def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def check_format(owner: object, found: object, origin: object) -> None:
+    """Refuse weights that were stored in another layout.
+
+    Args:
+        owner: Who refuses.
+        found: The format that was written beside them.
+        origin: Where they come from, for the sentence.
+
+    Raises:
+        ValueError: If it is not :data:`FORMAT`.
+    """
+    if found != FORMAT:
+        refuse(
+            owner,
+            f"{origin} holds weights of format {found}, this version reads format {FORMAT}; "
+            "use the version of mtp_modules that wrote it, or train again.",
+        )
 
 
 def _check_widths(trunk: Trunk, heads: Heads) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtp_modules import Heads, LinearHeads, MTPModel, TransformerTrunk
 from mtp_modules.core import DecodingState, Draft
-from mtp_modules.core.interfaces import DraftChoice
+from mtp_modules.core.drafts import DraftChoice
 from tests.helpers import VOCAB, float64
 
 

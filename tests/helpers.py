@@ -90,11 +90,24 @@ def make_heads(name: str, num_horizons: int, *, seed: int = 0) -> Heads:
 
 
 def make_model(
-    trunk: str = "transformer", heads: str = "linear", num_horizons: int = 3, *, tied: bool = True, seed: int = 0
+    trunk: str = "transformer",
+    heads: str = "linear",
+    num_horizons: int = 3,
+    *,
+    tied: bool = True,
+    own: bool = False,
+    bias: bool = False,
+    seed: int = 0,
 ) -> MTPModel:
     """Build one of ``TRUNKS`` with one of ``HEADS`` in float64."""
     with float64():
-        model = MTPModel(trunk=TRUNKS[trunk](), heads=HEADS[heads](num_horizons), tie_embeddings=tied)
+        model = MTPModel(
+            trunk=TRUNKS[trunk](),
+            heads=HEADS[heads](num_horizons),
+            tie_embeddings=tied,
+            own_unembeddings=own,
+            output_bias=bias,
+        )
     randomise(model, seed)
     return model
 

@@ -75,3 +75,12 @@ def tokens_in_vocabulary(owner: object, tokens: Tensor, vocab_size: int) -> None
             f"token {wrong} is outside the vocabulary 0..{vocab_size - 1}; "
             "encode the text with the tokenizer that the model was trained with.",
         )
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether a tensor is a ``DTensor``. To import that class takes a second, so it is told by what it has.
+
+    Args:
+        tensor: Any tensor.
+    """
+    return hasattr(tensor, "device_mesh")

@@ -13,14 +13,14 @@ final class that implements one. Letters are those of :mod:`mtp_modules.core.sha
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
+from mtp_modules.core.drafts import Draft, DraftChoice, LikeliestToken
 from mtp_modules.core.shapes import Float, Int, Tensor
 
 
@@ -141,43 +141,6 @@ class Trunk(Component, nn.Module, ABC):
 
         Matrix products only; attention in full, also where its mask is causal (PaLM, arXiv 2204.02311, appendix B).
         """
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Tokens that heads propose after the token that was emitted last.
-
-    Attributes:
-        tokens: ``(B, K)``, nearest horizon first.
-        logits: ``(B, K, V)``, what they were chosen from.
-    """
-
-    tokens: Int[Tensor, "B K"]
-    logits: Float[Tensor, "B K V"]
-
-
-@runtime_checkable
-class DraftChoice(Protocol):
-    """Chooses drafts from logits, one after the other.
-
-    Attributes:
-        done: Whether no row wants another draft; drafting then ends early.
-    """
-
-    done: bool
-
-    def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
-        """Return the next draft of every row."""
-
-
-class LikeliestToken:
-    """Draft the token with the largest logit."""
-
-    done = False
-
-    def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
-        """Return the next draft of every row."""
-        return logits.argmax(dim=-1)
 
 
 class Heads(Component, nn.Module, ABC):
@@ -326,6 +289,10 @@ class Heads(Component, nn.Module, ABC):
                 self,
                 f"num_drafts must lie in 1..{self.max_drafts} for {len(self.horizons)} horizons, got {num_drafts}.",
             )
+
+    @abstractmethod
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the same as :meth:`Trunk.flops`, with horizons beyond the first at ``num_far`` positions only."""
 
     @property
     def max_drafts(self) -> int | None:

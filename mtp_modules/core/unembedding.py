@@ -1,14 +1,18 @@
 """The output matrices, in one module, so that hooks of DDP and FSDP2 see every use of them."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from mtp_modules.core.checks import refuse
+from mtp_modules.core.checks import is_distributed, refuse
 from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class Unembedding(nn.Module):
@@ -108,10 +112,18 @@ class Unembedding(nn.Module):
         )
 
     def logits(self, states: Float[Tensor, "*N D"], horizon_index: int = 0) -> Float[Tensor, "*N V"]:
-        """Return the logits of one horizon.
+        """Return the logits of one horizon; gathered, where the matrix is sharded over the vocabulary.
 
         Args:
             states: What its head made.
             horizon_index: 0 for horizon 1.
         """
-        return F.linear(states, *self.matrix(horizon_index))
+        weight, bias = self.matrix(horizon_index)
+        if not is_distributed(weight):
+            return F.linear(states, weight, bias)
+        from torch.distributed.tensor import DTensor, Replicate  # takes a second, so only where it is in use
+
+        mesh = cast("DTensor", weight).device_mesh
+        whole = DTensor.from_local(states, mesh, [Replicate()], run_check=False)
+        gathered: Tensor = cast("DTensor", F.linear(whole, weight, bias)).full_tensor()
+        return gathered

@@ -40,6 +40,9 @@ class CountsAhead:
     def __init__(self, loader: Iterable[dict[str, Any]], *, horizons: Sequence[int], batches: int) -> None:
         at_least(self, "batches", batches, 1)
         self.loader, self.horizons, self.batches = loader, tuple(horizons), batches
+        for name in ("state_dict", "load_state_dict"):  # resumable if the loader is
+            if hasattr(loader, name):
+                setattr(self, name, getattr(loader, name))
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]  # python says it in one sentence if there is no length

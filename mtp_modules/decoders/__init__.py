@@ -2,8 +2,9 @@
 
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
 from mtp_modules.decoders.draft_policy import ConfidentDepth, CostAwareDepth, DraftPolicy, FixedDepth
-from mtp_modules.decoders.drafting import Drafter, HeadsDrafter, LookupOrHeads, PromptLookup
+from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
 from mtp_modules.decoders.generation import Decoder, DecodingStats, Generation, Round
+from mtp_modules.decoders.lookup import LookupOrHeads, PromptLookup
 from mtp_modules.decoders.sampling import SamplingLaw
 from mtp_modules.decoders.speculative import SpeculativeDecoder
 from mtp_modules.decoders.stopping import StopRule

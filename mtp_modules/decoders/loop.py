@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.core.trees import ancestors_of
 from mtp_modules.decoders.acceptance import accept_greedy, within
 from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy, now
 from mtp_modules.decoders.drafting import DraftChoice, Drafter, Proposal, Text, heads_draft

@@ -169,7 +169,7 @@ class RowLaws:
     def scores(
         self,
         logits: Float[Tensor, "B C V"],
-        emitted: Int[Tensor, "B C V"] | None = None,
+        emitted: Int[Tensor, "B _ V"] | None = None,
         prompted: Bool[Tensor, "B V"] | None = None,
     ) -> Float[Tensor, "B C V"]:
         """Return logits with penalties, minus infinity where a token is not allowed, float64.

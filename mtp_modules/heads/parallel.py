@@ -158,7 +158,7 @@ class ParallelHeads(Heads):
             batch_size,
             capacity,
             num_layers=len(self.layers) if for_drafts else 1,
-            num_kv_heads=attention.num_kv_heads,
+            num_kv_heads=attention.held_kv_heads,
             head_dim=attention.head_dim,
             like=self.norm.weight,
         )

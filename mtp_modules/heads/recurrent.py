@@ -144,5 +144,5 @@ class RecurrentHeads(Heads):
         if before is None:
             walked = last_hidden_state(self, state).last[:, None]
         else:
-            walked = before if before.shape[1] == 1 else at_positions(before, parents)
+            walked = before if tokens.shape[1] == 1 else at_positions(before, parents)
         return self._step(walked, embed(tokens), min(depth, self.num_horizons - 2))

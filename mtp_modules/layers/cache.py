@@ -3,9 +3,9 @@
 import torch
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
-from mtp_modules.core.trees import ancestors_of
 
 
 class ChunkedState(DecodingState):
@@ -100,8 +100,8 @@ class KeyValueState(ChunkedState):
         super().__init__(batch_size, capacity)
         self.num_layers = num_layers
         shape = (num_layers, batch_size, num_kv_heads, capacity, head_dim)
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
+        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.zeros_like(self.keys)
         self.positions: Int[Tensor, "#B T"] = torch.empty(0)
         self.mask: Bool[Tensor, "#B 1 T S"] | None = None
         self._rows = torch.arange(batch_size, device=like.device)[:, None]

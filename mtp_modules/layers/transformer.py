@@ -1,4 +1,10 @@
-"""The pre-norm transformer layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+"""The pre-norm transformer layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Fused matrices are laid out so that a run of whole groups of their rows is a smaller layer of the same kind: a process
+that holds such a run computes its share of the heads or of the inner width, and the shapes tell how much that is.
+"""
+
+import math
 
 import torch
 from torch import nn
@@ -70,19 +76,19 @@ class RotaryPositions(nn.Module):
             like: A tensor whose device and dtype the tables take.
 
         Shape:
-            Two tables ``(B or 1, T, 1, d)``.
+            Two tables ``(B or 1, T, 1, 1, d)``.
         """
         cos, sin = self._table(like.device, like.dtype)
         if positions is None:
-            return cos[None, :length, None], sin[None, :length, None]
-        return cos[positions][:, :, None], sin[positions][:, :, None]
+            return cos[None, :length, None, None], sin[None, :length, None, None]
+        return cos[positions][:, :, None, None], sin[positions][:, :, None, None]
 
     @staticmethod
-    def rotate(x: Float[Tensor, "B T h d"], table: tuple[Tensor, Tensor]) -> Float[Tensor, "B T h d"]:
-        """Apply the rotation to heads.
+    def rotate(x: Float[Tensor, "B T h g d"], table: tuple[Tensor, Tensor]) -> Float[Tensor, "B T h g d"]:
+        """Apply the rotation to groups of heads.
 
         Args:
-            x: Queries and keys.
+            x: Queries and keys, ``g`` of them to a key-value head.
             table: What ``forward`` returned.
         """
         cos, sin = table
@@ -92,7 +98,8 @@ class RotaryPositions(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245).
 
-    In decoding, the queries that share a key-value head become rows of one matrix product.
+    The rows of ``qkv`` are ``(h, g + 2, d)``: for each key-value head, the ``g`` queries that read it, its key, its
+    value. In decoding, the queries that share a key-value head become rows of one matrix product.
 
     Args:
         d_model: Width ``D``.
@@ -105,13 +112,15 @@ class Attention(nn.Module):
         divides("Attention", "num_heads", num_heads, "d_model", d_model)
         divides("Attention", "num_kv_heads", num_kv_heads, "num_heads", num_heads)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
+        self.groups = num_heads // num_kv_heads
+        self.held_kv_heads = num_kv_heads  # fewer where tensor parallelism shares them out
         self.grouped = num_heads != num_kv_heads  # decided here, where compilation of unlike layers finds a plain bool
         self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
 
     def project(
         self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor]
-    ) -> tuple[Float[Tensor, "B q T d"], Float[Tensor, "B h T d"], Float[Tensor, "B h T d"]]:
+    ) -> tuple[Float[Tensor, "B h g T d"], Float[Tensor, "B h T d"], Float[Tensor, "B h T d"]]:
         """Return rotated queries, rotated keys, and values.
 
         Args:
@@ -119,14 +128,15 @@ class Attention(nn.Module):
             table: Rotations of its positions.
         """
         batch, length, _ = x.shape
-        qkv = self.qkv(x).view(batch, length, -1, self.head_dim)
-        rotated = RotaryPositions.rotate(qkv[:, :, : self.num_heads + self.num_kv_heads], table).transpose(1, 2)
-        values = qkv[:, :, self.num_heads + self.num_kv_heads :].transpose(1, 2)
-        return rotated[:, : self.num_heads], rotated[:, self.num_heads :], values
+        qkv = self.qkv(x).view(batch, length, -1, self.groups + 2, self.head_dim)
+        # narrow and select: in a decoding step of a small model, the time that slices take is felt
+        rotated = RotaryPositions.rotate(qkv.narrow(3, 0, self.groups + 1), table).permute(0, 2, 3, 1, 4)
+        values = qkv.select(3, self.groups + 1).transpose(1, 2)
+        return rotated.narrow(2, 0, self.groups), rotated.select(2, self.groups), values
 
     def attend(
         self,
-        queries: Float[Tensor, "B q T d"],
+        queries: Float[Tensor, "B h g T d"],
         keys: Float[Tensor, "B h S d"],
         values: Float[Tensor, "B h S d"],
         mask: Bool[Tensor, "#B 1 T S"] | None,
@@ -139,13 +149,11 @@ class Attention(nn.Module):
             values: Their values.
             mask: True where a query may look; ``None`` if it may look everywhere.
         """
-        batch, _, length, _ = queries.shape
-        groups = self.num_heads // self.num_kv_heads
-        folded = queries.reshape(batch, self.num_kv_heads, groups * length, self.head_dim)
-        if mask is not None and groups > 1:
-            mask = mask.repeat(1, 1, groups, 1)
-        mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
-        mixed = mixed.view(batch, self.num_heads, length, self.head_dim).transpose(1, 2)
+        batch, _, _, length, _ = queries.shape
+        if mask is not None and self.groups > 1:
+            mask = mask.repeat(1, 1, self.groups, 1)
+        mixed = F.scaled_dot_product_attention(queries.flatten(2, 3), keys, values, attn_mask=mask)
+        mixed = mixed.view(batch, -1, length, self.head_dim).transpose(1, 2)
         return self.out(mixed.reshape(batch, length, -1))
 
     def forward(
@@ -161,12 +169,7 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         queries, keys, values = self.project(x, table)
         mixed = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self.grouped,
+            queries.flatten(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
         )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 
@@ -186,6 +189,9 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """Gated feed-forward layer (Shazeer 2020, arXiv 2002.05202).
 
+    The rows of ``gate_up`` are ``(n, 2, hidden / n)``: ``n`` times a block of gates and the block that they open, with
+    ``n`` the largest divisor of 8 that divides ``hidden``.
+
     Args:
         d_model: Width ``D``.
         hidden: Inner width.
@@ -193,13 +199,15 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, *, hidden: int) -> None:
         super().__init__()
+        self.num_blocks = math.gcd(hidden, 8)
+        self.block = hidden // self.num_blocks
         self.gate_up = nn.Linear(d_model, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, d_model, bias=False)
 
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         """Transform ``(..., D)``."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        blocks = self.gate_up(x).view(*x.shape[:-1], -1, 2, self.block)
+        return self.down((F.silu(blocks.select(-2, 0)) * blocks.select(-2, 1)).flatten(-2))
 
     def flops(self, num_positions: int) -> int:
         """Return the floating-point operations of so many positions.

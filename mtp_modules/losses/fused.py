@@ -4,14 +4,31 @@ What is scored at once is planned beforehand, so that one function serves every 
 heads, or one whole head after the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import distributed as dist
 
 from mtp_modules.core.objective import CrossEntropyTerms, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.plan import Group, first_taught, spans
+from mtp_modules.losses.vocabulary_parallel import VocabularyShard, held_part, score_shard, vocabulary_shard
+
+
+def _emulated() -> frozenset[torch.dtype]:
+    """Return the precisions that this CPU multiplies in software only, ten times slower than float32."""
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if known.get("architecture") != "x86_64":
+        return frozenset()
+    has = {
+        torch.bfloat16: known.get("avx512_bf16") or known.get("amx_bf16"),
+        torch.float16: known.get("avx512_fp16") or known.get("amx_fp16"),
+    }
+    return frozenset(dtype for dtype, native in has.items() if not native)
+
+
+_EMULATED = _emulated()
 
 
 class _Place(NamedTuple):
@@ -25,11 +42,13 @@ class _Rules(NamedTuple):
     """What a call is told besides tensors; hashable, for the compiler."""
 
     chunks: tuple[tuple[int, int, _Place], ...]
+    rows: int
     law: _Place | None
     first_taught: int
     wanted: tuple[bool, ...]
     label_smoothing: float
     z_loss: float
+    shard: VocabularyShard | None
 
 
 def fused_terms(
@@ -64,14 +83,17 @@ def fused_terms(
     chunks = tuple((*span, place(group.matrix)) for group in groups for span in spans(group, rows))
     rules = _Rules(
         chunks=chunks,
+        rows=max([0, *(stop - start for start, stop, _ in chunks)]),
         law=None if teacher is None else place(law),
         first_taught=first_taught(states, teacher),
         wanted=tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (states, *distinct)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        shard=vocabulary_shard(distinct),
     )
+    held = (held_part(tensor) for tensor in distinct)
     taught = (None, None) if teacher is None else (teacher.states, teacher.share)
-    terms = _Fused.apply(rules, states, targets, example_weights, *taught, *distinct)  # type: ignore[no-untyped-call]
+    terms = _Fused.apply(rules, states, targets, example_weights, *taught, *held)  # type: ignore[no-untyped-call]
     return CrossEntropyTerms(*terms)
 
 
@@ -99,10 +121,12 @@ class _Fused(torch.autograd.Function):
         *distinct: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Score all chunks, and keep the gradients that backward will deliver."""
-        low = product_dtype(states)
+        low = asked = product_dtype(states)
         high = torch.promote_types(low, torch.float32)
+        if states.device.type == "cpu" and low in _EMULATED:
+            low = high
         weights, scale = example_weights.detach().to(high), None
-        if low == torch.float16 and len(weights):
+        if asked == torch.float16 and len(weights):
             # Gradients of 1/count underflow in float16: bring the largest weight to 1, and back in float32 in the end.
             scale = weights.abs().max().clamp(min=torch.finfo(high).tiny)
             weights = weights / scale
@@ -122,10 +146,10 @@ class _Fused(torch.autograd.Function):
                 assert teacher_states is not None
                 assert teacher_share is not None
                 law, share = products.logits(teacher_states[rows].to(low), rules.law, law=True), teacher_share[rows]
-            for tile in _tiles(logits):
+            for tile in _tiles(logits) if rules.shard is None else [slice(0, len(logits))]:
                 own = slice(start + tile.start, start + tile.stop)
                 taught = None if law is None or share is None else (law[tile], share[tile].to(high))
-                part, figures = score(logits[tile], targets[own], weights[own], taught, rules)
+                part, *figures = score(logits[tile], targets[own], weights[own], taught, rules)
                 loss = loss + part
                 parts.append(figures)
             if not any(rules.wanted):
@@ -136,8 +160,10 @@ class _Fused(torch.autograd.Function):
             _add_product(gradients[place.weight], gradient, chunk_states)
             if place.bias is not None and (total := gradients[place.bias]) is not None:
                 total += logits.sum(dim=0)
+        if rules.shard is not None and states_gradient is not None:
+            dist.all_reduce(states_gradient, group=rules.shard.group)
         if not parts:
-            parts.append((weights, targets, targets))
+            parts.append([weights, targets, targets])
         nll, rank, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
         ctx.save_for_backward(scale, states_gradient, *gradients)
         ctx.dtypes = (states.dtype, *(tensor.dtype for tensor in distinct))
@@ -175,7 +201,7 @@ class _Products:
 
     def __init__(self, rules: _Rules, distinct: Sequence[Tensor], low: torch.dtype, high: torch.dtype) -> None:
         self.distinct, self.low, self.high = distinct, low, high
-        self.rows = max((stop - start for start, stop, _ in rules.chunks), default=0)
+        self.rows = rules.rows
         self.buffers: dict[str, Tensor] = {}
         self.matrices: dict[int, Tensor] = {}
 
@@ -229,7 +255,7 @@ def score(
     weights: Float[Tensor, " N"],
     taught: tuple[Float[Tensor, "N V"], Float[Tensor, " N"]] | None,
     rules: _Rules,
-) -> tuple[Float[Tensor, ""], tuple[Float[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"]]]:
+) -> CrossEntropyTerms:
     """Return the loss of some examples, and their nll, rank and prediction; overwrite their logits by the gradient.
 
     Args:
@@ -240,6 +266,11 @@ def score(
         rules: Which options there are, and whether anybody wants a gradient.
     """
     epsilon, zeta = rules.label_smoothing, rules.z_loss
+    if rules.shard is not None:
+        wanted = any(rules.wanted)
+        return score_shard(
+            logits, targets, weights, taught, rules.shard, label_smoothing=epsilon, z_loss=zeta, gradient=wanted
+        )
     counts, targets = targets >= 0, targets.clamp(min=0)[:, None]
     own, (top, predicted) = logits.gather(1, targets), _likeliest(logits)
     rank = (logits > own).sum(dim=1, dtype=torch.int32).long()
@@ -269,7 +300,7 @@ def score(
         if epsilon:
             logits.sub_(observed * (epsilon / logits.shape[1]))
         logits.scatter_add_(1, targets, -observed * (1 - epsilon))
-    return loss, (torch.where(counts, nll[:, 0], 0.0), rank, predicted)
+    return CrossEntropyTerms(loss, torch.where(counts, nll[:, 0], 0.0), rank, predicted)
 
 
 _BLOCK = 128

@@ -12,6 +12,7 @@ from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, Ou
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.fused import fused_terms, product_dtype
 from mtp_modules.losses.plan import default_rows, first_taught, groups_of, spans
+from mtp_modules.losses.vocabulary_parallel import held_part, refuse_sharded
 
 
 class NaiveLinearCrossEntropy(LinearCrossEntropy):
@@ -43,6 +44,7 @@ class NaiveLinearCrossEntropy(LinearCrossEntropy):
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
         """Return the weighted loss and what metrics need; see the interface."""
+        refuse_sharded(self, matrices)
         parts = []
         for start, stop, matrix in groups_of(self, states, matrices, sizes, teacher, merge=True):
             rows = slice(start, stop)
@@ -58,12 +60,14 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
     The logits of one chunk are all that is ever held, whatever the number of heads. No work is done twice: a chunk's
     gradients of states and output matrix are computed in the forward pass and delivered in the backward pass, so that
     DDP, FSDP2, accumulation and gradient scalers see an ordinary operation. Chunks run across heads that share an
-    output matrix. Products are taken in the states' precision (or autocast's), the softmax and the output matrix's
-    gradient in float32 at least.
+    output matrix. Products are taken in the states' precision (or autocast's; in float32 on a CPU without instructions
+    for it), the softmax and the output matrix's gradient in float32 at least. Where the output matrices are sharded
+    over the vocabulary (a ``DTensor`` with ``Shard(0)``), every process scores its own tokens, and logits are never
+    gathered.
 
     Args:
         rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
-            small that they come to less than 8 million numbers.
+            small that they come to less than 4 million numbers.
 
     Raises:
         ValueError: If ``rows_per_chunk`` is below 1.
@@ -89,7 +93,7 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
         """Return the weighted loss and what metrics need; see the interface."""
         _check_weights(self, example_weights)
         groups = groups_of(self, states, matrices, sizes, teacher, merge=True)
-        rows = self.rows_per_chunk or default_rows(len(matrices[0].weight))
+        rows = self.rows_per_chunk or default_rows(len(held_part(matrices[0].weight)))
         given = (targets, example_weights, teacher, label_smoothing, z_loss)
         return fused_terms(states, groups, matrices[0], rows, *given)
 
@@ -102,7 +106,7 @@ class RecomputeLinearCrossEntropy(LinearCrossEntropy):
 
     Args:
         rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
-            small that they come to less than 8 million numbers.
+            small that they come to less than 4 million numbers.
 
     Raises:
         ValueError: If ``rows_per_chunk`` is below 1.
@@ -126,13 +130,15 @@ class RecomputeLinearCrossEntropy(LinearCrossEntropy):
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
         """Return the weighted loss and what metrics need; see the interface."""
+        refuse_sharded(self, matrices)
         parts = []
         size = self.rows_per_chunk or default_rows(len(matrices[0].weight))
         for group in groups_of(self, states, matrices, sizes, teacher, merge=True):
-            for start, stop in spans(group, size):
+            matrix = _cast(group.matrix, torch.promote_types(group.matrix.weight.dtype, torch.float32))
+            for start, stop in spans(group, size):  # whose gradients of the matrix add up in float32
                 rows = slice(start, stop)
                 taught = _rows_of(teacher, states, start, stop)
-                given = (states[rows], group.matrix, targets[rows], example_weights[rows], matrices[0], taught)
+                given = (states[rows], matrix, targets[rows], example_weights[rows], matrices[0], taught)
                 terms = checkpoint(
                     _plainly, *given, label_smoothing, z_loss, use_reentrant=False, preserve_rng_state=False
                 )
@@ -176,7 +182,7 @@ class TorchLinearCrossEntropy(LinearCrossEntropy):
 
     Args:
         rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
-            small that they come to less than 8 million numbers. Torch's own choice is many times slower.
+            small that they come to less than 4 million numbers. Torch's own choice is many times slower.
 
     Raises:
         ValueError: If ``rows_per_chunk`` is below 1, or the installed torch lacks the function.
@@ -210,6 +216,7 @@ class TorchLinearCrossEntropy(LinearCrossEntropy):
         Raises:
             ValueError: If an option is given that torch's function lacks.
         """
+        refuse_sharded(self, matrices)
         for name, given in (("label_smoothing", label_smoothing), ("z_loss", z_loss), ("teacher", teacher)):
             if given:
                 refuse(self, f"{name} is not possible with torch's function; leave it out, or use another backend.")
@@ -219,8 +226,7 @@ class TorchLinearCrossEntropy(LinearCrossEntropy):
         parts = []
         for group in groups_of(self, states, matrices, sizes, None, merge=True):
             rows = slice(group.start, group.stop)
-            weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in group.matrix)
-            assert weight is not None
+            weight, bias = matrix = _cast(group.matrix, dtype)
             given_states, given_targets = states[rows].to(dtype), targets[rows].clamp(min=-1)
             nll = F.linear_cross_entropy(
                 given_states,
@@ -232,7 +238,7 @@ class TorchLinearCrossEntropy(LinearCrossEntropy):
                 options=options,
             )
             nll = torch.where(given_targets >= 0, _wide(nll), 0.0)
-            figures = _figures(given_states, OutputMatrix(weight, bias), given_targets, size)
+            figures = _figures(given_states, matrix, given_targets, size)
             parts.append(CrossEntropyTerms((nll * example_weights[rows]).sum(), nll.detach(), *figures))
         return _joined(parts, targets, example_weights)
 
@@ -260,7 +266,8 @@ def _plainly(
     z_loss: float,
 ) -> CrossEntropyTerms:
     """Score examples that share a matrix and all have a teacher or none, by ordinary autograd."""
-    logits = _wide(F.linear(states, *matrix))
+    low = product_dtype(states)
+    logits = _wide(F.linear(states.to(low), *_cast(matrix, low)))
     counts, targets = targets >= 0, targets.clamp(min=0)
     nll = F.cross_entropy(logits, targets, reduction="none")
     example_loss = nll
@@ -268,7 +275,7 @@ def _plainly(
         example_loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     if teacher is not None:
         with torch.no_grad():
-            law = _wide(F.linear(teacher.states, *law_matrix)).softmax(dim=-1)
+            law = _wide(F.linear(teacher.states.to(low), *_cast(law_matrix, low))).softmax(dim=-1)
         imitation = F.cross_entropy(logits, law, reduction="none")
         example_loss = torch.lerp(example_loss, imitation, teacher.share.to(nll.dtype))
     if z_loss:
@@ -281,9 +288,13 @@ def _plainly(
     return CrossEntropyTerms(loss, torch.where(counts, nll.detach(), 0.0), rank, predicted)
 
 
-def _wide(logits: Tensor) -> Tensor:
-    """Return logits in float32 at least."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+def _wide(values: Tensor) -> Tensor:
+    """Return values in float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _cast(matrix: OutputMatrix, dtype: torch.dtype) -> OutputMatrix:
+    return OutputMatrix(matrix.weight.to(dtype), None if matrix.bias is None else matrix.bias.to(dtype))
 
 
 def _rows_of(teacher: Teacher | None, states: Tensor, start: int, stop: int) -> Teacher | None:

@@ -93,9 +93,9 @@ def spans(group: Group, rows: int | None) -> list[tuple[int, int]]:
 
 
 def default_rows(vocab_size: int) -> int:
-    """Return how many rows of logits make a chunk: 256, or as many as come to 8 million numbers.
+    """Return how many rows of logits make a chunk: 256, or as many as come to 4 million numbers.
 
     Args:
         vocab_size: Number ``V`` of logits in a row.
     """
-    return max(256, (1 << 23) // vocab_size)
+    return max(256, (1 << 22) // vocab_size)

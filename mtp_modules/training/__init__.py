@@ -14,7 +14,20 @@ from mtp_modules.training.monitoring import (
 from mtp_modules.training.optimizers import MuonWithAdamW, muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule, WarmupDecay
-from mtp_modules.training.strategies import check_gradients, check_strategy_name, check_trainer, fill_data_parallel_size
+from mtp_modules.training.strategies import (
+    check_compilation,
+    check_gradients,
+    check_strategy_name,
+    check_trainer,
+    fill_data_parallel_size,
+)
+from mtp_modules.training.tensor_parallel import (
+    check_same_tokens,
+    clip_gradients,
+    parallelize,
+    share_random_state,
+    tensor_parallelize,
+)
 
 __all__ = [
     "GracefulStop",
@@ -28,10 +41,13 @@ __all__ = [
     "Sharding",
     "TokenThroughput",
     "WarmupDecay",
+    "check_compilation",
     "check_gradients",
+    "check_same_tokens",
     "check_strategy_name",
     "check_trainer",
     "checkpoint_blocks",
+    "clip_gradients",
     "compile_blocks",
     "fill_data_parallel_size",
     "find_checkpoint",
@@ -41,7 +57,10 @@ __all__ = [
     "load_model",
     "materialize",
     "muon_parameter_groups",
+    "parallelize",
     "prepare_blocks",
     "shard_model",
+    "share_random_state",
+    "tensor_parallelize",
     "training_flops",
 ]

@@ -12,7 +12,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Description, build
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Tensor
-from mtp_modules.model import MTPModel
+from mtp_modules.model import MTPModel, check_format
 
 CHECKPOINT_KEY = "mtp_modules"
 """Where a training checkpoint keeps the description of its model and tokenizer."""
@@ -129,14 +129,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
         refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
+    check_format("ckpt_path", checkpoint[CHECKPOINT_KEY].get("format"), path)
     return checkpoint
 
 
-def check_description(model: MTPModel, description: Description, origin: object) -> None:
+def check_description(module: nn.Module, description: Description, origin: object) -> None:
     """Refuse the weights of another model by its description alone, where the weights themselves are not at hand.
 
     Args:
-        model: That took the weights.
+        module: That shall take the weights; its attribute ``model`` is an :class:`~mtp_modules.MTPModel`.
         description: Of the model that they were saved from.
         origin: Where they come from, for the sentence.
 
@@ -145,7 +146,7 @@ def check_description(model: MTPModel, description: Description, origin: object)
     """
     with torch.device("meta"):
         saved: MTPModel = build(description, trusted=_origins(description))
-    check_weights(model, saved.state_dict(), origin)
+    check_weights(module, {f"model.{name}": value for name, value in saved.state_dict().items()}, origin)
 
 
 def _origins(description: Any) -> tuple[str, ...]:

@@ -18,15 +18,16 @@ from mtp_modules.core.shapes import Tensor
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.metrics.per_head import PerHeadMetrics
-from mtp_modules.model import MTPModel
+from mtp_modules.model import FORMAT, MTPModel, check_format
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, check_weights, in_model_order
 from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.optimizers import muon_parameter_groups
-from mtp_modules.training.parallel import Sharding, materialize, shard_model
+from mtp_modules.training.parallel import Sharding, materialize
 from mtp_modules.training.schedules import LearningRateSchedule
-from mtp_modules.training.strategies import check_gradients, check_trainer
+from mtp_modules.training.strategies import check_compilation, check_gradients, check_trainer
+from mtp_modules.training.tensor_parallel import check_same_tokens, clip_gradients, parallelize, share_random_state
 
 TOP_K = (1, 5)
 FREEZABLE = ("trunk", "heads", "unembedding")
@@ -51,7 +52,7 @@ class MTPModule(LightningModule):
         loss: What to minimise.
         optimizer: Made from parameter groups, of which the one with ``use_muon`` true holds the matrices.
         lr_schedule: Factor on every learning rate; constant if ``None``.
-        tie_embeddings: Share the trunk's embedding matrix with the output.
+        tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
         own_unembeddings: Give every horizon beyond the first an output matrix of its own.
         output_bias: Add a bias to the logits.
         freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
@@ -143,6 +144,7 @@ class MTPModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a trainer that would go wrong."""
         check_trainer(self.trainer)
+        check_compilation(self.trainer, self.activation_checkpointing, compiled=self.compile_blocks)
         if self.sharding is not None and self.device_mesh is None:
             refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")
 
@@ -155,7 +157,7 @@ class MTPModule(LightningModule):
         if self.device_mesh is None:
             materialize(self.model, self.trainer.strategy.root_device)
         else:
-            shard_model(self, self.model, mesh=self.device_mesh["data_parallel"], sharding=self.sharding)
+            parallelize(self, self.model, mesh=self.device_mesh, sharding=self.sharding)
             register_fsdp_forward_method(self, "predict_step")
 
     def forward(
@@ -191,6 +193,8 @@ class MTPModule(LightningModule):
         """Return the loss of a batch, and log now and then."""
         if self._step_counts is None:
             self._step_counts = StepCounts(self.trainer, self.horizons)
+            if self.device_mesh is not None:
+                check_same_tokens(batch["tokens"], mesh=self.device_mesh["tensor_parallel"])
         counts = self._step_counts(batch, batch_idx)
         terms = self(batch, counts=counts, weights=self.horizon_weights())
         # Ranks and accumulated batches are averaged, but their losses, divided by the counts of all, must be added.
@@ -234,6 +238,8 @@ class MTPModule(LightningModule):
         if self._random_state is not None:
             _generator(self.device).set_state(self._random_state.cpu())
             self._random_state = None
+        if self.device_mesh is not None:
+            share_random_state(_generator(self.device), mesh=self.device_mesh["tensor_parallel"])
 
     def on_after_backward(self) -> None:
         """Refuse parameters without gradients where DDP would wait for them."""
@@ -278,12 +284,25 @@ class MTPModule(LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients; where some are sharded and others are not, as Lightning would not."""
+        if self.device_mesh is None or self.device_mesh["tensor_parallel"].size() == 1:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None:
+            clip_gradients(self.parameters(), gradient_clip_val, by_value=gradient_clip_algorithm == "value")
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model."""
+        """Refuse weights of another model or layout."""
+        check_format("ckpt_path", checkpoint.get(CHECKPOINT_KEY, {}).get("format"), "the checkpoint")
         if "state_dict" in checkpoint:
             check_weights(self, checkpoint["state_dict"], "the checkpoint")
         else:  # ModelParallelStrategy has loaded them already, and ignores what the model does not have
-            check_description(self.model, checkpoint[CHECKPOINT_KEY]["model"], "the checkpoint")
+            check_description(self, checkpoint[CHECKPOINT_KEY]["model"], "the checkpoint")
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
 
@@ -292,7 +311,7 @@ class MTPModule(LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         tokenizer = getattr(datamodule, "tokenizer", None)
         checkpoint[CHECKPOINT_KEY] = {
-            "format": 1,
+            "format": FORMAT,
             "model": describe(self.model),
             "tokenizer": describe(tokenizer) if isinstance(tokenizer, Tokenizer) else None,
         }

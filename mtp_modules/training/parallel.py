@@ -94,13 +94,13 @@ def shard_model(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding:
     if mesh.ndim != 1:
         refuse("shard_model", f"mesh must have one dimension, got {mesh.ndim}; pass the data-parallel one.")
     sharding = Sharding() if sharding is None else sharding
-    device = _device(mesh)
+    device = device_of(mesh)
     inner: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": sharding.reshard_after_forward}
     blocks = (*model.trunk.blocks, *model.heads.blocks)
     for block in blocks:
-        _make_ready(block, device, mesh, ())
+        make_ready(block, device, mesh, ())
         fully_shard(block, mp_policy=sharding.policy(cast_inputs=True), **inner)
-    _make_ready(root, device, mesh, blocks)
+    make_ready(root, device, mesh, blocks)
     fully_shard(model.heads, mp_policy=sharding.policy(cast_inputs=True), **inner)
     # The unembedding is given weights of examples, 1/count, which bfloat16 would round.
     ends = sharding.policy(cast_inputs=False)
@@ -164,8 +164,15 @@ def _tensors(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Ten
                 yield module, name, tensor
 
 
-def _make_ready(module: nn.Module, device: torch.device, mesh: DeviceMesh, without: Iterable[nn.Module]) -> None:
-    """Materialise and move a module, and give every process the values of the first."""
+def make_ready(module: nn.Module, device: torch.device, mesh: DeviceMesh, without: Iterable[nn.Module]) -> None:
+    """Materialise and move a module, and give every process the values of the first.
+
+    Args:
+        module: Changed in place.
+        device: Where it will live.
+        mesh: One dimension, the processes.
+        without: Modules inside it that are taken care of elsewhere.
+    """
     materialize(module, device, without=without)
     skipped = {id(inner) for outer in without for inner in outer.modules()}
     sent: set[int] = set()
@@ -181,7 +188,12 @@ def _make_ready(module: nn.Module, device: torch.device, mesh: DeviceMesh, witho
             local(tensor).copy_(values)
 
 
-def _device(mesh: DeviceMesh) -> torch.device:
+def device_of(mesh: DeviceMesh) -> torch.device:
+    """Return the device of this process.
+
+    Args:
+        mesh: Of any dimensions.
+    """
     if mesh.device_type == "cpu":
         return torch.device("cpu")
     return torch.device(mesh.device_type, torch.get_device_module(mesh.device_type).current_device())

@@ -91,13 +91,25 @@ def _check_model_parallel(trainer: Trainer, strategy: ModelParallelStrategy) -> 
             "trainer.inference_mode",
             "must be false with ModelParallelStrategy: FSDP2 gathers weights in place, which inference mode forbids.",
         )
-    size = strategy._tensor_parallel_size
-    size = strategy.num_processes if size == "auto" else size
-    if size != 1:
+
+
+def check_compilation(trainer: Trainer, activation_checkpointing: str | None, *, compiled: bool) -> None:
+    """Refuse what torch's compiler cannot do with matrices that processes share.
+
+    Args:
+        trainer: Set up, so that a strategy knows its processes.
+        activation_checkpointing: How blocks are recomputed.
+        compiled: Whether they are compiled.
+
+    Raises:
+        ValueError: If whole blocks are recomputed and compiled under tensor parallelism.
+    """
+    mesh = getattr(trainer.strategy, "_device_mesh", None)
+    if compiled and activation_checkpointing == "full" and mesh is not None and mesh["tensor_parallel"].size() > 1:
         refuse(
-            "trainer.strategy",
-            f"tensor_parallel_size must be 1, got {size}; give ModelParallelStrategy tensor_parallel_size: 1 and a "
-            "data_parallel_size.",
+            "activation_checkpointing",
+            "full does not go with compile_blocks under tensor parallelism: torch's compiler fails in the first step; "
+            "take selective, or leave compile_blocks out.",
         )
 
 

@@ -161,7 +161,7 @@ class TransformerTrunk(Trunk):
             batch_size,
             capacity,
             num_layers=len(self.layers),
-            num_kv_heads=attention.num_kv_heads,
+            num_kv_heads=attention.held_kv_heads,
             head_dim=attention.head_dim,
             like=self.embedding.weight,
             num_previous=self.num_previous,

@@ -74,9 +74,11 @@ def hugging_face_twin(model: MTPModel) -> torch.nn.Module | None:
     }
     for index, layer in enumerate(trunk.layers):
         attention, prefix = layer.attention, f"model.layers.{index}."
-        q, kv = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
-        query, key, value = attention.qkv.weight.split((q, kv, kv))
-        gate, up = layer.ffn.gate_up.weight.chunk(2)
+        grouped = attention.qkv.weight.unflatten(0, (attention.num_kv_heads, -1, attention.head_dim))
+        query, key, value = grouped[:, :-2].flatten(0, 2), grouped[:, -2].flatten(0, 1), grouped[:, -1].flatten(0, 1)
+        gate, up = (
+            x.flatten(0, 1) for x in layer.ffn.gate_up.weight.unflatten(0, (layer.ffn.num_blocks, 2, -1)).unbind(1)
+        )
         state |= {
             f"{prefix}self_attn.q_proj.weight": query,
             f"{prefix}self_attn.k_proj.weight": key,

@@ -18,7 +18,9 @@ PRELOADED = ["torch", "lightning.pytorch", "mtp_modules.cli", "tests.distributed
 """Imported once by the server that every rank is forked from."""
 
 
-def run_ranks(function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any], *arguments: Any, timeout: float = 60, world_size: int = WORLD_SIZE
+) -> list[Any]:
     """Call ``function(*arguments)`` on every rank, and return what the ranks return, rank 0 first.
 
     The function must be importable by name. A rank that raises, dies or takes longer than ``timeout`` seconds ends all
@@ -28,8 +30,8 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, timeout: float = 60
     context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            context.Process(target=_rank, args=(rank, folder, timeout, function, arguments), daemon=True)
-            for rank in range(WORLD_SIZE)
+            context.Process(target=_rank, args=(rank, world_size, folder, timeout, function, arguments), daemon=True)
+            for rank in range(world_size)
         ]
         for process in ranks:
             process.start()
@@ -39,18 +41,19 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, timeout: float = 60
             for process in ranks:
                 process.kill()
                 process.join()
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(WORLD_SIZE)]
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
 def _wait(ranks: list[Any], folder: Path, until: float) -> None:
     """Return when all ranks have ended well; raise as soon as one has not."""
     while True:
         ended = [process.exitcode for process in ranks]
-        for rank, code in enumerate(ended):
-            if code:
-                told = folder / f"{rank}.txt"
-                said = told.read_text(encoding="utf-8") if told.exists() else f"it died with exit code {code}"
-                raise AssertionError(f"rank {rank}: {said}")
+        if any(ended):
+            # One that fails takes the other along, which may be the first to end: tell what each said.
+            told = {rank: folder / f"{rank}.txt" for rank in range(len(ranks))}
+            said = {rank: file.read_text(encoding="utf-8") for rank, file in told.items() if file.exists()}
+            died = {rank: f"it died with exit code {code}" for rank, code in enumerate(ended) if code}
+            raise AssertionError("\n".join(f"rank {rank}: {text}" for rank, text in sorted({**died, **said}.items())))
         if None not in ended:
             return
         if time.monotonic() > until:
@@ -58,7 +61,9 @@ def _wait(ranks: list[Any], folder: Path, until: float) -> None:
         next(process for process in ranks if process.exitcode is None).join(0.1)
 
 
-def _rank(rank: int, folder: str, timeout: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, world_size: int, folder: str, timeout: float, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     # Lightning reads these as the mark of processes that somebody else has started.
     places = {"LOCAL_RANK": rank, "NODE_RANK": 0, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}
     os.environ.update({name: str(value) for name, value in places.items()})
@@ -68,7 +73,7 @@ def _rank(rank: int, folder: str, timeout: float, function: Callable[..., Any], 
             "gloo",
             init_method=f"file://{folder}/store",
             rank=rank,
-            world_size=WORLD_SIZE,
+            world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )
         torch.save(function(*arguments), Path(folder) / f"{rank}.pt")

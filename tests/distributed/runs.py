@@ -1,5 +1,7 @@
 """Small float64 training runs that are the same on one process and on two."""
 
+import os
+import signal
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -7,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from mtp_modules import GeometricWeights, MultiTokenLoss
-from mtp_modules.core.component import build, describe
 from mtp_modules.data import ProgressionDataModule
-from mtp_modules.training import MTPModule, MuonWithAdamW, Sharding, WarmupDecay
-from tests.helpers import VOCAB, float64, make_model
+from mtp_modules.metrics import PerHeadMetrics
+from mtp_modules.training import GracefulStop, MTPModule, MuonWithAdamW, Sharding, WarmupDecay
+from tests.helpers import HEADS, TRUNKS, VOCAB, float64, make_model, random_tokens, randomise
 
 ROWS = 8
 """Rows of a micro-batch over all processes."""
@@ -33,7 +35,9 @@ class Run:
     strategy: str = "fsdp2"
     trunk: str = "transformer_grouped"
     heads: str = "parallel"
+    num_horizons: int = 3
     tied: bool = True
+    own_unembeddings: bool = False
     optimizer: str = "muon"
     accumulate: int = 2
     clip: float | None = 0.05
@@ -61,13 +65,10 @@ OPTIMIZERS = {
 
 def module(run: Run, *, sharded: bool = False) -> MTPModule:
     """Build the module of a run, the same at every call."""
-    model = make_model(run.trunk, run.heads, tied=run.tied)
-    description = describe(model)["init_args"]
-    torch.manual_seed(0)
     with float64():
         made = MTPModule(
-            trunk=build(description["trunk"]),
-            heads=build(description["heads"]),
+            trunk=TRUNKS[run.trunk](),
+            heads=HEADS[run.heads](run.num_horizons),
             loss=MultiTokenLoss(
                 weights=GeometricWeights(gamma=0.5),
                 share_of_positions=run.share_of_positions,
@@ -76,11 +77,14 @@ def module(run: Run, *, sharded: bool = False) -> MTPModule:
             optimizer=OPTIMIZERS[run.optimizer],
             lr_schedule=WarmupDecay(warmup_steps=2),
             tie_embeddings=run.tied,
+            own_unembeddings=run.own_unembeddings,
+            output_bias=run.own_unembeddings,
             freeze=run.freeze,
             activation_checkpointing=run.activation_checkpointing,
             sharding=Sharding(reshard_after_forward=run.reshard_after_forward) if sharded else None,
         )
-    made.model.load_state_dict(model.state_dict())
+    randomise(made.model)
+    torch.manual_seed(0)
     return made
 
 
@@ -106,7 +110,7 @@ def data(run: Run, world_size: int) -> ProgressionDataModule:
     kind = Masked if run.unequal_counts else ProgressionDataModule
     return kind(
         batch_size=ROWS // world_size,
-        lookahead=3,
+        lookahead=run.num_horizons,
         vocab_size=VOCAB,
         length=4,
         steps=[1],
@@ -120,12 +124,7 @@ def trainer(run: Run, world_size: int, folder: Path, **more: Any) -> Trainer:
     """Return a quiet trainer on one process, or as one of two."""
     strategies = {
         "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
-        "fsdp2": lambda: ModelParallelStrategy(
-            data_parallel_size=world_size,
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=False,
-            process_group_backend="gloo",
-        ),
+        "fsdp2": lambda: _fsdp2(world_size),
     }
     options: dict[str, Any] = {
         "accelerator": "cpu",
@@ -145,6 +144,15 @@ def trainer(run: Run, world_size: int, folder: Path, **more: Any) -> Trainer:
         "limit_val_batches": 0,
     }
     return Trainer(**(options | more))
+
+
+def _fsdp2(world_size: int, *, shards: bool = False) -> ModelParallelStrategy:
+    return ModelParallelStrategy(
+        data_parallel_size=world_size,
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=shards,
+        process_group_backend="gloo",
+    )
 
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -186,3 +194,69 @@ def fail_on_rank_one() -> None:
 def wait_for_ever() -> None:
     """Never return."""
     time.sleep(1000)
+
+
+def resume(folder: Path) -> dict[str, Any]:
+    """Go on from `one.ckpt` and from what sharded runs of two kinds save, and return the weights in the end."""
+    run, found = Run(), {}
+
+    def fit(*, steps: int, start: Path | None = None, save: Path | None = None, shards: bool = False) -> Any:
+        made = module(run)
+        kind = {"strategy": _fsdp2(2, shards=shards), "max_steps": steps}
+        fitted = trainer(run, 2, folder, **kind)
+        fitted.fit(made, data(run, 2), ckpt_path=start)
+        if save is not None:
+            fitted.save_checkpoint(save)
+        return weights(made)
+
+    found["one process"] = fit(steps=5, start=folder / "one.ckpt")
+    fit(steps=3, save=folder / "file.ckpt")
+    found["one file"] = fit(steps=5, start=folder / "file.ckpt")
+    fit(steps=3, save=folder / "shards.ckpt", shards=True)
+    found["shards"] = fit(steps=5, start=folder / "shards.ckpt", shards=True)
+    try:
+        trainer(run, 2, folder).predict(module(run), data(run, 2), ckpt_path=folder / "larger.ckpt")
+    except ValueError as error:
+        found["refused"] = str(error)
+    return found
+
+
+def evaluate(strategy: str, folder: Path) -> tuple[Any, Any]:
+    """Validate and predict with the weights that a run starts from."""
+    run = Run(strategy=strategy)
+    made, rows = module(run), data(run, 2)
+    evaluator = trainer(run, 2, folder, limit_val_batches=1.0)
+    return evaluator.validate(made, rows, verbose=False), evaluator.predict(made, rows)
+
+
+class SignalOneRank(Callback):
+    """Send the second process a signal in the middle of the second step."""
+
+    def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
+        """Send it."""
+        if trainer.global_rank == 1 and trainer.fit_loop.total_batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_one_rank(folder: Path) -> dict[str, tuple[int, int | None]]:
+    """Return after how many steps each run stopped, and with which signal."""
+    found = {}
+    for strategy in ("ddp", "fsdp2"):
+        run, stop = Run(strategy=strategy, steps=9), GracefulStop(f"{strategy}.ckpt")
+        stopped = trainer(run, 2, folder, callbacks=[stop, SignalOneRank()])
+        stopped.fit(module(run), data(run, 2))
+        found[strategy] = (stopped.global_step, stop.received)
+    return found
+
+
+def metric_of(rows: Any) -> dict[str, float]:
+    """Return the figures of some rows, counted batch by batch."""
+    model, metric = make_model(num_horizons=3), PerHeadMetrics(num_horizons=3)
+    for row in rows:
+        metric.update(MultiTokenLoss()(model, random_tokens(1 + row % 3, 7, seed=row)))
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def count_rows() -> dict[str, float]:
+    """Return the figures of all rows, of which each rank counts its own, unequally many."""
+    return metric_of(range(5) if dist.get_rank() == 0 else range(5, 12))

@@ -20,7 +20,7 @@ RUNS = [
     Run(trunk="lstm", heads="linear", tied=False, clip=0.001, clip_algorithm="value"),
     Run(activation_checkpointing="full"),
     Run(activation_checkpointing="selective", heads="recurrent"),
-    Run(reshard_after_forward=False, tied=False),
+    Run(reshard_after_forward=False, tied=False, own_unembeddings=True),
     Run(freeze=("trunk",), heads="recurrent"),
 ]
 RANDOM = [Run(strategy=strategy, share_of_positions=0.5) for strategy in ("ddp", "fsdp2")]

@@ -24,6 +24,8 @@ def batches(draw: st.DrawFn) -> tuple[dict, torch.Tensor, dict]:
         "heads": draw(st.sampled_from(list(HEADS))),
         "num_horizons": draw(st.integers(1, 4)),
         "tied": draw(st.booleans()),
+        "own": draw(st.booleans()),
+        "bias": draw(st.booleans()),
     }
     rows, length = draw(st.integers(1, 3)), arguments["num_horizons"] + draw(st.integers(1, 5))
 
@@ -61,7 +63,7 @@ def test_what_metrics_need_equals_the_naive_triple_loop(batch: tuple) -> None:
     terms = MultiTokenLoss(weights=weights)(model, tokens, **extra)
     targets, valid = naive_targets.future_targets(tokens, model.horizons, **extra)
     states = model(tokens, document_ids=extra["document_ids"])
-    logits = torch.stack([model.unembedding.logits(state) for state in states], dim=2)
+    logits = torch.stack([model.unembedding.logits(state, index) for index, state in enumerate(states)], dim=2)
     rows, length, num_horizons = targets.shape
     sums = torch.zeros(num_horizons, dtype=torch.float64)
     for b, t in itertools.product(range(rows), range(length)):

@@ -75,13 +75,13 @@ DRAFTERS: dict[str, Callable[[], Drafter | None]] = {
 }
 
 
-@st.composite
-def trees(draw: st.DrawFn, most: int) -> DraftTree:
+def draw_tree(data: st.DataObject, most: int) -> DraftTree:
     """Draw the shape of a tree."""
-    depth = draw(st.integers(1, most))
-    if draw(st.booleans()):
-        return StaticTree(widths=[draw(st.integers(1, 3)) for _ in range(depth)])
-    return DynamicTree(depth=depth, width=draw(st.integers(1, 4)), nodes=draw(st.integers(1, 9)))
+    depth = data.draw(st.integers(1, most), label="depth")
+    if data.draw(st.booleans(), label="static"):
+        return StaticTree(widths=data.draw(st.lists(st.integers(1, 3), min_size=depth, max_size=depth), label="widths"))
+    width, nodes = data.draw(st.integers(1, 4), label="width"), data.draw(st.integers(1, 9), label="nodes")
+    return DynamicTree(depth=depth, width=width, nodes=nodes)
 
 
 @settings(max_examples=4 * settings.default.max_examples)
@@ -125,7 +125,7 @@ def test_exact_match_gives_the_sample_of_plain_decoding(trunk: str, heads: str, 
     prompts = data.draw(PROMPTS, label="prompts")
     options = options_for(data, len(prompts))
     if model.trunk.supports_trees and data.draw(st.booleans(), label="tree"):
-        decoder = SpeculativeDecoder(tree=data.draw(trees(len(model.horizons) - 1), label="shape"))
+        decoder = SpeculativeDecoder(tree=draw_tree(data, len(model.horizons) - 1))
     else:
         decoder = SpeculativeDecoder(
             policy=POLICIES[data.draw(st.sampled_from(list(POLICIES)), label="policy")](),

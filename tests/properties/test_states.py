@@ -66,7 +66,8 @@ def check_drafts(model: MTPModel, state: DecodingState, kept: list[list[int]], t
 @settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
 def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObject) -> None:
-    model = make_model(trunk, heads, data.draw(st.integers(1, 4), label="num_horizons")).eval()
+    own = data.draw(st.booleans(), label="own")
+    model = make_model(trunk, heads, data.draw(st.integers(1, 4), label="num_horizons"), own=own, bias=own).eval()
     rows = data.draw(st.integers(1, 3), label="rows")
     state, heads_state = model.trunk.new_state(rows, CAPACITY), model.heads.new_state(rows, CAPACITY)
     kept: list[list[int]] = [[] for _ in range(rows)]

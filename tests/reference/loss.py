@@ -28,11 +28,11 @@ def multi_token_loss(
             for t in range(length):
                 if not valid[b, t, index]:
                     continue
-                log_law = F.log_softmax(model.unembedding.weight @ states[index][b, t], dim=0)
+                log_law = F.log_softmax(model.unembedding.logits(states[index][b, t], index), dim=0)
                 loss = -log_law[targets[b, t, index]]
                 if h > 1 and t + h - 1 < length:
                     with torch.no_grad():
-                        teacher = F.softmax(model.unembedding.weight @ states[0][b, t + h - 1], dim=0)
+                        teacher = F.softmax(model.unembedding.logits(states[0][b, t + h - 1]), dim=0)
                     loss = (1 - distillation) * loss - distillation * (teacher * log_law).sum()
                 losses.append(loss)
         if losses:

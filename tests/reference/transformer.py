@@ -30,8 +30,9 @@ def transformer_layer(layer: TransformerLayer, x: Tensor) -> Tensor:
     """Read one sequence ``(T, D)``."""
     attention, length = layer.attention, len(x)
     heads, groups = attention.num_heads, attention.num_heads // attention.num_kv_heads
-    qkv = (rms_norm(x, layer.attention_norm.weight) @ attention.qkv.weight.T).view(length, -1, attention.head_dim)
-    queries, keys, values = qkv.split((heads, attention.num_kv_heads, attention.num_kv_heads), dim=1)
+    qkv = rms_norm(x, layer.attention_norm.weight) @ attention.qkv.weight.T
+    qkv = qkv.view(length, attention.num_kv_heads, groups + 2, attention.head_dim)
+    queries, keys, values = qkv[:, :, :groups].flatten(1, 2), qkv[:, :, groups], qkv[:, :, groups + 1]
     mixed = torch.empty_like(queries)
     for t in range(length):
         for head in range(heads):
@@ -40,7 +41,9 @@ def transformer_layer(layer: TransformerLayer, x: Tensor) -> Tensor:
             law = torch.stack(scores).softmax(dim=0)
             mixed[t, head] = sum(law[s] * values[s, head // groups] for s in range(t + 1))
     x = x + mixed.reshape(length, -1) @ attention.out.weight.T
-    gate, up = (rms_norm(x, layer.ffn_norm.weight) @ layer.ffn.gate_up.weight.T).chunk(2, dim=-1)
+    gate_up = rms_norm(x, layer.ffn_norm.weight) @ layer.ffn.gate_up.weight.T
+    blocks = gate_up.view(length, layer.ffn.num_blocks, 2, -1)
+    gate, up = blocks[:, :, 0].flatten(1), blocks[:, :, 1].flatten(1)
     return x + (gate / (1 + (-gate).exp()) * up) @ layer.ffn.down.weight.T
 
 

@@ -147,7 +147,10 @@ def own(names: str) -> str:
     return f" Known: {names}. Name a class of your own by its import path, package.module.Class."
 
 
-WEIGHTS = "AuxiliaryWeights, ExplicitWeights, GeometricWeights, UniformWeights"
+WEIGHTS = (
+    "AuxiliaryWeights, ExplicitWeights, GeometricWeights, HeadCurriculum, LinearWeightSchedule, "
+    "StepwiseWeightSchedule, UniformWeights"
+)
 UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "heads": (
         *("model/heads/class_path", "LinearHead"),
@@ -176,7 +179,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "argument of the loss": (
         *("model/loss/init_args/wieghts", 3),
         "model.loss: MultiTokenLoss has no argument 'wieghts'. "
-        "Known: weights, backend, share_of_positions, distillation.",
+        "Known: weights, backend, share_of_positions, distillation, detach, label_smoothing, z_loss.",
     ),
     "argument of data": (
         *("data/init_args/lenght", 20),
@@ -189,7 +192,8 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     ),
     "argument of the model": (
         *("model/tie_embedding", True),
-        "model has no argument 'tie_embedding'. Known: trunk, heads, loss, optimizer, lr_schedule, tie_embeddings.",
+        "model has no argument 'tie_embedding'. Known: trunk, heads, loss, optimizer, lr_schedule, tie_embeddings, "
+        "own_unembeddings, output_bias, freeze, activation_checkpointing, compile_blocks, sharding.",
     ),
     "section": (
         *("modle", 3),

@@ -11,11 +11,13 @@ import torch
 from mtp_modules import (
     LinearHeads,
     MTPModel,
+    MultiTokenLoss,
     ParallelHeads,
     RecurrentHeads,
     RecurrentTrunk,
     Tokenizer,
     TransformerTrunk,
+    describe,
 )
 from tests.helpers import HEADS, TRUNKS_WITH_HEADS, WIDTH, assert_same, float64, make_model, random_tokens
 
@@ -53,9 +55,10 @@ def test_one_state_a_horizon_for_every_combination(trunk: str, heads: str, num_h
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_every_parameter_has_a_gradient(heads: str, tied: bool) -> None:
-    model = make_model("gru", heads, 3, tied=tied)
-    sum(model.unembedding.logits(state).square().sum() for state in model(random_tokens(2, 8))).backward()
+@pytest.mark.parametrize("own", [True, False])
+def test_every_parameter_has_a_gradient(heads: str, tied: bool, own: bool) -> None:
+    model = make_model("gru", heads, 3, tied=tied, own=own, bias=own)
+    MultiTokenLoss()(model, random_tokens(2, 8)).loss.backward()
     silent = [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0]
     assert silent == []
 
@@ -64,12 +67,23 @@ def test_every_parameter_has_a_gradient(heads: str, tied: bool) -> None:
 def test_tied_models_have_one_matrix(tied: bool) -> None:
     model = make_model(tied=tied)
     assert (model.unembedding.weight is model.trunk.embedding.weight) == tied
+    assert list(model.unembedding.state_dict()) == ["weight"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_horizons_beyond_the_first_can_own_a_matrix(bias: bool) -> None:
+    model = make_model(num_horizons=3, own=True, bias=bias)
+    assert model.unembedding.weight is model.trunk.embedding.weight
+    own = ["own_weights.0", "own_weights.1"] + (["own_biases.0", "own_biases.1"] if bias else [])
+    assert sorted(model.unembedding.state_dict()) == sorted(["weight", *own] + (["bias"] if bias else []))
+    given = describe(model)["init_args"]
+    assert (given["own_unembeddings"], given["output_bias"]) == (True, bias)
 
 
 @pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
 def test_modules_can_be_built_without_memory_and_reset(trunk: str, heads: str) -> None:
     with torch.device("meta"):
-        model = make_model(trunk, heads, 2, tied=False)
+        model = make_model(trunk, heads, 2, tied=False, own=True, bias=True)
     model.to_empty(device="cpu")
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.detach().fill_(torch.nan)
@@ -81,9 +95,9 @@ def test_modules_can_be_built_without_memory_and_reset(trunk: str, heads: str) -
 
 
 @pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_saved_model_comes_back(trunk: str, heads: str, tied: bool, tmp_path: Path) -> None:
-    model, tokens = make_model(trunk, heads, 2, tied=tied), random_tokens(1, 6)
+@pytest.mark.parametrize(("tied", "own"), [(True, False), (False, False), (True, True)])
+def test_a_saved_model_comes_back(trunk: str, heads: str, tied: bool, own: bool, tmp_path: Path) -> None:
+    model, tokens = make_model(trunk, heads, 2, tied=tied, own=own, bias=own), random_tokens(1, 6)
     model.save_pretrained(tmp_path / "deep" / "folder")
     with float64():
         again, tokenizer = MTPModel.from_pretrained(tmp_path / "deep" / "folder")
@@ -131,6 +145,10 @@ def widen(folder: Path) -> None:
             "MTPModel: .* has no model.safetensors; give a folder that save_pretrained wrote.",
         ),
         (replace("config.json", "{}"), "MTPModel: .*config.json was not written by save_pretrained."),
+        (
+            replace("config.json", '{"mtp_modules": 1}'),
+            "MTPModel: .* holds weights of format 1, this version reads format 2",
+        ),
         (replace("config.json", "[1]"), "MTPModel: .*config.json was not written by save_pretrained."),
         (replace("config.json", "hello"), "MTPModel: .*config.json was not written by save_pretrained."),
         (replace("model.safetensors", "hello"), "MTPModel: .*model.safetensors does not fit the model in config.json"),

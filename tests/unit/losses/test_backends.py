@@ -1,145 +1,293 @@
-"""Every backend of linear + cross-entropy against the naive one: values and gradients."""
+"""Every backend of linear + cross-entropy against the loop over examples: values and gradients."""
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtp_modules import LinearHeads, MTPModel, MultiTokenLoss, RecurrentTrunk
-from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
-from mtp_modules.losses import FusedLinearCrossEntropy, NaiveLinearCrossEntropy, RecomputeLinearCrossEntropy
+from mtp_modules.core.objective import LinearCrossEntropy, OutputMatrix, Teacher
+from mtp_modules.losses import (
+    FusedLinearCrossEntropy,
+    NaiveLinearCrossEntropy,
+    RecomputeLinearCrossEntropy,
+    SequentialLinearCrossEntropy,
+    TorchLinearCrossEntropy,
+    fused,
+)
+from tests.helpers import assert_same
+from tests.reference.linear_cross_entropy import linear_cross_entropy
 
+WIDTH, VOCAB = 5, 11
 BACKENDS: dict[str, Callable[[int | None], LinearCrossEntropy]] = {
+    "naive": lambda _: NaiveLinearCrossEntropy(),
     "fused": lambda rows: FusedLinearCrossEntropy(rows_per_chunk=rows),
     "recompute": lambda rows: RecomputeLinearCrossEntropy(rows_per_chunk=rows),
+    "sequential": lambda _: SequentialLinearCrossEntropy(),
+    "torch": lambda rows: TorchLinearCrossEntropy(rows_per_chunk=rows),
 }
+PLAIN_ONLY = {"torch"}  # no label smoothing, no z-loss, no teacher
+LAYOUTS = ("shared", "own", "detached", "mixed")
 
 
-def _example(
-    seed: int, rows: int, *, bias: bool, teacher: bool
-) -> tuple[list[Tensor], Tensor, Tensor, Teacher | None, bool]:
+@dataclass
+class Example:
+    """The arguments of a backend, made anew for every call from the same numbers."""
+
+    states: Tensor
+    weights: list[Tensor]
+    biases: list[Tensor]
+    layout: str
+    sizes: list[int]
+    targets: Tensor
+    example_weights: Tensor
+    teacher: Teacher | None
+    options: dict[str, float]
+
+    def leaves(self) -> list[Tensor]:
+        return [leaf.clone().requires_grad_() for leaf in (self.states, *self.weights, *self.biases)]
+
+    def arguments(self, leaves: list[Tensor]) -> tuple:
+        weights, biases = leaves[1 : 1 + len(self.weights)], leaves[1 + len(self.weights) :] or [None] * len(self.sizes)
+        own = [OutputMatrix(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+        far = OutputMatrix(own[0].weight.detach(), None if own[0].bias is None else own[0].bias.detach())
+        matrices = {
+            "shared": [own[0]] * len(own),
+            "own": own,
+            "detached": [own[0], *[far] * (len(own) - 1)],
+            "mixed": [own[index] if index % 2 else own[0] for index in range(len(own))],
+        }[self.layout]
+        return leaves[0], matrices, self.sizes, self.targets, self.example_weights, self.teacher
+
+
+def make_example(
+    seed: int = 0,
+    sizes: tuple[int, ...] = (9, 6, 6),
+    layout: str = "shared",
+    *,
+    bias: bool = True,
+    taught: bool = False,
+    vocab_size: int = VOCAB,
+    **options: float,
+) -> Example:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    leaves = [draw(rows, 5), 2 * draw(11, 5)] + ([draw(11)] if bias else [])
-    targets = torch.randint(-1, 11, (rows,), generator=generator)
-    weights = draw(rows).abs() * (draw(rows) > -0.5)
-    share = draw(rows).sigmoid() * (draw(rows) > 0)
-    return leaves, targets, weights, Teacher(draw(rows, 5), share) if teacher else None, bias
+    rows, far = sum(sizes), sum(sizes[1:])
+    return Example(
+        states=draw(rows, WIDTH),
+        weights=[draw(vocab_size, WIDTH) for _ in sizes],
+        biases=[draw(vocab_size) for _ in sizes] if bias else [],
+        layout=layout,
+        sizes=list(sizes),
+        targets=torch.randint(-1, vocab_size, (rows,), generator=generator),
+        example_weights=draw(rows).abs() * (draw(rows) > -0.5),
+        teacher=Teacher(draw(far, WIDTH), draw(far).sigmoid() * (draw(far) > 0)) if taught else None,
+        options=options,
+    )
 
 
-def _run(
-    backend: LinearCrossEntropy, example: tuple[list[Tensor], Tensor, Tensor, Teacher | None, bool]
-) -> tuple[CrossEntropyTerms, list[Tensor]]:
-    leaves, targets, weights, teacher, _ = example
-    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-    terms = backend(leaves[0], [OutputMatrix(*leaves[1:])], [len(targets)], targets, weights, teacher)
-    (1.7 * terms.loss).backward()
-    return terms, [leaf.grad for leaf in leaves]
+def run(backend: Callable, example: Example) -> tuple[tuple, list[Tensor]]:
+    leaves = example.leaves()
+    terms = backend(*example.arguments(leaves), **example.options)
+    return terms, list(torch.autograd.grad(1.7 * terms[0], leaves, allow_unused=True, materialize_grads=True))
+
+
+def assert_equal_to_the_loop(backend: LinearCrossEntropy, example: Example) -> None:
+    terms, gradients = run(backend, example)
+    (loss, nll, rank, predicted), wanted = run(linear_cross_entropy, example)
+    assert_same(terms.loss, loss)
+    assert_same(terms.nll, torch.tensor(nll, dtype=torch.float64))
+    assert (terms.rank.tolist(), terms.predicted.tolist()) == (rank, predicted)
+    assert_same(gradients, wanted)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 @given(
     seed=st.integers(0, 10_000),
-    rows=st.integers(1, 40),
-    chunk=st.sampled_from([None, 1, 7, 16]),
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any).map(tuple),
+    layout=st.sampled_from(LAYOUTS),
+    chunk=st.sampled_from([None, 1, 4, 7]),
     bias=st.booleans(),
-    teacher=st.booleans(),
+    taught=st.booleans(),
+    label_smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    z_loss=st.sampled_from([0.0, 0.3]),
 )
-def test_a_backend_equals_the_naive_one(
-    name: str, seed: int, rows: int, chunk: int | None, bias: bool, teacher: bool
+def test_a_backend_equals_the_loop_over_examples(
+    name: str, seed: int, sizes: tuple, layout: str, chunk: int | None, bias: bool, taught: bool, **options: float
 ) -> None:
-    example = _example(seed, rows, bias=bias, teacher=teacher)
-    terms, gradients = _run(BACKENDS[name](chunk), example)
-    wanted, wanted_gradients = _run(NaiveLinearCrossEntropy(), example)
-    torch.testing.assert_close(terms.loss, wanted.loss, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(terms.nll, wanted.nll, rtol=1e-10, atol=1e-10)
-    assert terms.rank.equal(wanted.rank)
-    assert terms.predicted.equal(wanted.predicted)
-    for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
-        torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-10, atol=1e-10)
+    if name in PLAIN_ONLY:
+        taught, options = False, {}
+    example = make_example(seed, sizes, layout, bias=bias, taught=taught, **options)
+    assert_equal_to_the_loop(BACKENDS[name](chunk), example)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_only_frozen_inputs_get_no_gradient(name: str) -> None:
-    (states, weight), targets, weights, _, _ = _example(0, 9, bias=False, teacher=False)
-    weight.requires_grad_()
-    BACKENDS[name](4)(states, [OutputMatrix(weight)], [9], targets, weights).loss.backward()
-    assert states.grad is None
-    assert weight.grad is not None
-    with torch.no_grad():
-        assert not BACKENDS[name](4)(states, [OutputMatrix(weight)], [9], targets, weights).loss.requires_grad
+@pytest.mark.parametrize("vocab_size", [1024, 1151, 1153])
+def test_large_vocabularies_equal_the_loop_too(name: str, vocab_size: int) -> None:
+    """Their likeliest token is found block by block, and ties go to the first."""
+    example = make_example(sizes=(5, 4), vocab_size=vocab_size)
+    place = torch.arange(9) * 125
+    example.states.zero_()
+    for row, token in enumerate((place % vocab_size).tolist()):
+        example.weights[0][token] = 0
+        example.biases[0][token] = 50.0 + row // 2  # in pairs
+    assert_equal_to_the_loop(BACKENDS[name](4), example)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_nothing_valid_gives_zero(name: str) -> None:
-    example = _example(0, 9, bias=True, teacher=True)
-    leaves, _, weights, teacher, bias = example
-    terms, gradients = _run(BACKENDS[name](4), (leaves, torch.full((9,), -1), weights, teacher, bias))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nothing_valid_gives_zero_and_zero_gradients(name: str, layout: str) -> None:
+    options = {} if name in PLAIN_ONLY else {"taught": True, "label_smoothing": 0.1, "z_loss": 0.1}
+    example = make_example(layout=layout, **options)
+    example.targets.fill_(-1)
+    terms, gradients = run(BACKENDS[name](4), example)
     assert terms.loss.item() == 0
-    assert all(gradient.eq(0).all() for gradient in gradients)
+    assert not terms.nll.any()
+    assert not any(gradient.any() for gradient in gradients)
 
 
-def test_gradients_accumulate_and_can_be_asked_for_twice() -> None:
-    example = _example(3, 20, bias=False, teacher=False)
-    leaves = [leaf.clone().requires_grad_() for leaf in example[0]]
-    matrices = [OutputMatrix(leaves[1])]
-    loss = FusedLinearCrossEntropy(rows_per_chunk=6)(leaves[0], matrices, [20], example[1], example[2]).loss
-    loss.backward(retain_graph=True)
-    once = leaves[1].grad.clone()
-    loss.backward()
-    torch.testing.assert_close(leaves[1].grad, 2 * once)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_no_examples_give_zero(name: str) -> None:
+    terms = BACKENDS[name](4)(*make_example(sizes=(0, 0)).arguments(make_example(sizes=(0, 0)).leaves()))
+    assert terms.loss.item() == 0
+    assert [len(value) for value in terms[1:]] == [0, 0, 0]
 
 
-def test_small_weights_survive_float16() -> None:
-    (states, weight), targets, _, _, _ = _example(5, 64, bias=False, teacher=False)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_only_what_is_trained_gets_a_gradient(name: str) -> None:
+    example = make_example(bias=False)
+    leaves = [example.states, example.weights[0].requires_grad_(), *example.weights[1:]]
+    BACKENDS[name](4)(*example.arguments(leaves)).loss.backward()
+    assert leaves[0].grad is None
+    assert leaves[1].grad is not None
+    with torch.no_grad():
+        assert not BACKENDS[name](4)(*example.arguments(leaves)).loss.requires_grad
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_gradients_can_be_asked_for_twice(name: str) -> None:
+    example = make_example(layout="mixed")
+    leaves = example.leaves()
+    loss = BACKENDS[name](4)(*example.arguments(leaves)).loss
+    once = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+    twice = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    assert_same(once, twice, tolerance=0)
+
+
+@pytest.mark.parametrize("name", ["fused", "sequential"])
+def test_weights_cannot_be_learned_where_gradients_are_made_in_forward(name: str) -> None:
+    example = make_example()
+    example.example_weights.requires_grad_()
+    backend = BACKENDS[name](None)
+    sentence = (
+        rf"^{type(backend).__name__}: example_weights requires a gradient, which this backend does not make; "
+        r"detach it, or use RecomputeLinearCrossEntropy to learn the weights\.$"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        backend(*example.arguments(example.leaves()))
+
+
+@pytest.mark.parametrize("name", ["naive", "recompute", "torch"])
+def test_weights_can_be_learned_elsewhere(name: str) -> None:
+    example = make_example()
+    example.example_weights.requires_grad_()
+    terms = BACKENDS[name](4)(*example.arguments(example.leaves()))
+    (gradient,) = torch.autograd.grad(terms.loss, [example.example_weights])
+    assert_same(gradient, terms.nll)
+
+
+def relative_errors(backend: Callable, example: Example, dtype: torch.dtype, *, autocast: bool) -> list[float]:
+    """Return how far loss and gradients are from those of the loop in float64, relative to their norms."""
+    _, exact = run(linear_cross_entropy, example)
+    leaves = [leaf.detach().to(torch.float32 if autocast else dtype).requires_grad_() for leaf in example.leaves()]
+    arguments = list(example.arguments(leaves))
+    arguments[4] = example.example_weights.float()
+    if example.teacher is not None:
+        arguments[5] = Teacher(example.teacher.states.to(leaves[0].dtype), example.teacher.share.float())
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        loss = backend(*arguments, **example.options).loss
+    found = torch.autograd.grad(1.7 * loss, leaves, allow_unused=True, materialize_grads=True)
+    return [
+        ((one.double() - other).norm() / other.norm()).item()
+        for one, other in zip(found, exact, strict=True)
+        if other.any()
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "naive"])
+@pytest.mark.parametrize("layout", ["shared", "own"])
+@pytest.mark.parametrize(
+    ("dtype", "autocast"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)], ids=str
+)
+@pytest.mark.parametrize("emulated", [True, False])
+def test_low_precision_is_as_close_as_the_naive_path(
+    name: str, layout: str, dtype: torch.dtype, autocast: bool, emulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "_EMULATED", {torch.bfloat16} if emulated else set())
+    options = {} if name in PLAIN_ONLY else {"taught": True, "label_smoothing": 0.1, "z_loss": 0.01}
+    example = make_example(3, (60, 40, 40), layout, **options)
+    found = relative_errors(BACKENDS[name](16), example, dtype, autocast=autocast)
+    naive = relative_errors(NaiveLinearCrossEntropy(), example, dtype, autocast=autocast)
+    for error, wanted in zip(found, naive, strict=True):
+        assert error < 2 * wanted + torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_small_weights_survive_float16(emulated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_EMULATED", {torch.float16} if emulated else set())
+    example = make_example(5, (64,), bias=False)
     weights = torch.full((64,), 1e-7)
-    half = [leaf.half().requires_grad_() for leaf in (states, weight)]
+    half = [leaf.detach().half().requires_grad_() for leaf in example.leaves()]
     wide = [leaf.detach().float().requires_grad_() for leaf in half]
     scale = 1e6  # what a gradient scaler multiplies the loss with
-    fused = FusedLinearCrossEntropy(rows_per_chunk=16)
-    (scale * fused(half[0], [OutputMatrix(half[1])], [64], targets, weights).loss).backward()
-    (scale * NaiveLinearCrossEntropy()(wide[0], [OutputMatrix(wide[1])], [64], targets, weights).loss).backward()
+    for backend, leaves in ((FusedLinearCrossEntropy(rows_per_chunk=16), half), (NaiveLinearCrossEntropy(), wide)):
+        (scale * backend(leaves[0], [OutputMatrix(leaves[1])], [64], example.targets, weights).loss).backward()
     for low, high in zip(half, wide, strict=True):
-        error = (low.grad.float() - high.grad).norm() / high.grad.norm()
-        assert error < 5e-3
+        assert (low.grad.float() - high.grad).norm() / high.grad.norm() < 5e-3
 
 
-def test_autocast_is_as_close_as_the_naive_path() -> None:
-    (states, weight), targets, weights, _, _ = _example(6, 32, bias=False, teacher=False)
-    exact = [leaf.float().requires_grad_() for leaf in (states, weight)]
-    NaiveLinearCrossEntropy()(exact[0], [OutputMatrix(exact[1])], [32], targets, weights.float()).loss.backward()
-    errors = []
-    for backend in (NaiveLinearCrossEntropy(), FusedLinearCrossEntropy(rows_per_chunk=8)):
-        leaves = [leaf.float().requires_grad_() for leaf in (states, weight)]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = backend(leaves[0], [OutputMatrix(leaves[1])], [32], targets, weights.float()).loss
-        loss.backward()
-        errors.append(max((leaf.grad - e.grad).norm() / e.grad.norm() for leaf, e in zip(leaves, exact, strict=True)))
-    assert errors[1] < 1.5 * errors[0] + 1e-3
-
-
-@pytest.mark.parametrize("backend", [None, NaiveLinearCrossEntropy(), RecomputeLinearCrossEntropy(rows_per_chunk=5)])
-def test_the_multi_token_loss_takes_any_backend(backend: LinearCrossEntropy | None) -> None:
-    torch.manual_seed(0)
-    model = MTPModel(
-        trunk=RecurrentTrunk(vocab_size=7, d_model=6), heads=LinearHeads(d_model=6, num_horizons=3)
-    ).double()
-    tokens = torch.randint(7, (2, 9))
-    terms = MultiTokenLoss(backend=backend)(model, tokens)
-    wanted = MultiTokenLoss(backend=FusedLinearCrossEntropy(rows_per_chunk=4))(model, tokens)
-    torch.testing.assert_close(terms.loss, wanted.loss)
-    gradients = torch.autograd.grad(terms.loss, list(model.parameters()), retain_graph=True)
-    for got, want in zip(gradients, torch.autograd.grad(wanted.loss, list(model.parameters())), strict=True):
-        torch.testing.assert_close(got, want)
-
-
-@pytest.mark.parametrize("backend", [FusedLinearCrossEntropy, RecomputeLinearCrossEntropy])
+@pytest.mark.parametrize("backend", [FusedLinearCrossEntropy, RecomputeLinearCrossEntropy, TorchLinearCrossEntropy])
 def test_chunks_hold_at_least_one_row(backend: type[FusedLinearCrossEntropy]) -> None:
-    with pytest.raises(ValueError, match=f"{backend.__name__}: rows_per_chunk must be at least 1, got 0."):
+    with pytest.raises(ValueError, match=f"^{backend.__name__}: rows_per_chunk must be at least 1, got 0.$"):
         backend(rows_per_chunk=0)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("sizes", [[9, 6], [9, 6, 5]], ids=str)
+def test_sizes_must_fit(name: str, sizes: list[int]) -> None:
+    arguments = list(make_example().arguments(make_example().leaves()))
+    arguments[2] = sizes
+    sentence = f"sizes must hold one number for each of 3 matrices and sum to 21 examples, got {sizes}."
+    with pytest.raises(ValueError, match=f"LinearCrossEntropy: {re.escape(sentence)}$"):
+        BACKENDS[name](4)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [({"label_smoothing": 0.1}, "label_smoothing"), ({"z_loss": 0.1}, "z_loss"), ({"taught": True}, "teacher")],
+    ids=["label_smoothing", "z_loss", "teacher"],
+)
+def test_torch_s_function_lacks_some_options(option: dict, name: str) -> None:
+    sentence = (
+        rf"^TorchLinearCrossEntropy: {name} is not possible with torch's function; leave it out, or use another "
+        r"backend\.$"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        run(TorchLinearCrossEntropy(), make_example(**option))
+
+
+def test_an_older_torch_lacks_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(nn, "LinearCrossEntropyOptions")
+    sentence = (
+        r"^TorchLinearCrossEntropy: torch \S+ has no linear_cross_entropy with chunks; install torch 2\.13 or later, "
+        r"or use FusedLinearCrossEntropy\.$"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        TorchLinearCrossEntropy()

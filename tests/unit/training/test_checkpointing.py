@@ -112,6 +112,11 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "a pickle": (pickle.dumps({"state_dict": {}}), NOT_ONE),
     "a tensor": (torch.zeros(3), NOT_OURS),
     "a foreign checkpoint": ({"state_dict": {"weight": torch.zeros(3)}}, NOT_OURS),
+    "an old layout": (
+        {"mtp_modules": {"format": 1}, "state_dict": {}},
+        "holds weights of format 1, this version reads format 2; "
+        "use the version of mtp_modules that wrote it, or train again.",
+    ),
     "a pickled object": ({"mtp_modules": Stranger()}, NOT_ONE),
 }
 

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from mtp_modules import ExplicitWeights, LinearHeads, MultiTokenLoss, RecurrentTrunk
 from mtp_modules.training import GradientConflict, MTPModule, TokenThroughput
 from tests.architecture.imports import ROOT
-from tests.helpers import assert_same
+from tests.helpers import assert_same, random_tokens
 from tests.unit.training.running import HEADS, SaveAt, data, module, trainer
 
 
@@ -192,3 +192,20 @@ def test_loggers_write_what_was_measured_at_that_step(tmp_path: Path, every: int
     for row in written:
         for key in ("train/loss", "train/loss/head_2", "train/grad_norm/trunk"):
             assert float(row[key]) == pytest.approx(log.steps[int(row["step"])][key], rel=1e-6)
+
+
+def test_predictions_use_the_matrix_of_each_horizon() -> None:
+    trained = MTPModule(
+        trunk=RecurrentTrunk(vocab_size=11, d_model=8),
+        heads=LinearHeads(d_model=8, num_horizons=3),
+        loss=MultiTokenLoss(),
+        own_unembeddings=True,
+        output_bias=True,
+    )
+    tokens = random_tokens(2, 9)
+    predicted = trained.predict_step({"tokens": tokens}, 0)["predicted"]
+    for index, state in enumerate(trained.model(tokens)):
+        weight, bias = trained.model.unembedding.matrix(index)
+        assert bias is not None
+        assert torch.equal(predicted[:, :, index], (state @ weight.T + bias).argmax(dim=-1))
+    assert trained.model.unembedding.matrix(1).weight is not trained.model.unembedding.weight

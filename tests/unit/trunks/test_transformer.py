@@ -1,9 +1,11 @@
 """The transformer trunk against its naive twin, and what it refuses."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from mtp_modules import RecurrentTrunk, TransformerTrunk
 from mtp_modules.layers import RMSNorm, RotaryPositions, TransformerLayer
@@ -44,11 +46,33 @@ def test_rms_norm_equals_the_naive_one() -> None:
 def test_rotation_equals_the_naive_one(base: float) -> None:
     with float64():
         rotary = RotaryPositions(6, 20, base=base)
-    x, positions = torch.randn(1, 3, 2, 6, dtype=torch.float64), torch.tensor([[0, 7, 19]])
+    x, positions = torch.randn(1, 3, 2, 2, 6, dtype=torch.float64), torch.tensor([[0, 7, 19]])
     rotated = RotaryPositions.rotate(x, rotary(positions, 3, x))
     for index, position in enumerate(positions[0].tolist()):
         for head in range(2):
-            assert_same(rotated[0, index, head], naive.rotate(x[0, index, head], position, base))
+            for member in range(2):
+                wanted = naive.rotate(x[0, index, head, member], position, base)
+                assert_same(rotated[0, index, head, member], wanted)
+
+
+@pytest.mark.parametrize(("num_kv_heads", "parts"), [(4, 4), (2, 2), (1, 1)])
+def test_runs_of_whole_groups_of_rows_are_smaller_layers_that_add_up(num_kv_heads: int, parts: int) -> None:
+    with float64():
+        layer = TransformerLayer(16, num_heads=4, num_kv_heads=num_kv_heads, ffn_width=24)
+    randomise(layer)
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    with float64():
+        table = RotaryPositions(4, 5)(None, 5, x)
+    mixed, fed = torch.zeros_like(x), torch.zeros_like(x)
+    for part in range(parts):
+        share = copy.deepcopy(layer)
+        for fused, out in ((share.attention.qkv, share.attention.out), (share.ffn.gate_up, share.ffn.down)):
+            fused.weight = nn.Parameter(fused.weight.chunk(parts)[part])
+            out.weight = nn.Parameter(out.weight.chunk(parts, dim=1)[part])
+        mixed += share.attention(x, table, None)
+        fed += share.ffn(x)
+    assert_same(mixed, layer.attention(x, table, None))
+    assert_same(fed, layer.ffn(x))
 
 
 def test_the_default_feed_forward_width_is_a_multiple_of_64() -> None:

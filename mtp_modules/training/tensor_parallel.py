@@ -1,0 +1,248 @@
+"""Share the matrices of a model out over processes that work on the same batch (tensor parallelism).
+
+Shoeybi et al. 2019 (arXiv 1909.08053). Every process holds whole groups of attention heads, a part of the feed-forward
+layers' inner width and a part of the vocabulary, computes its share of each layer's output, and the shares are added.
+What is shared out is a ``DTensor``, so checkpoints come out whole; activations are plain tensors, the same on all
+processes.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn import functional as F  # noqa: N812
+
+from mtp_modules.core.checks import at_least, divides, refuse
+from mtp_modules.core.shapes import Int, Tensor
+from mtp_modules.core.unembedding import Unembedding
+from mtp_modules.layers.transformer import TransformerLayer
+from mtp_modules.model import MTPModel
+from mtp_modules.training.optimizers import local
+from mtp_modules.training.parallel import Sharding, device_of, make_ready, shard_model
+
+_LAYER_PLAN = {
+    "attention.qkv": ColwiseParallel(),
+    "attention.out": RowwiseParallel(),
+    "ffn.gate_up": ColwiseParallel(),
+    "ffn.down": RowwiseParallel(),
+}
+
+
+def parallelize(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding: Sharding | None = None) -> None:
+    """Share a model out and shard it in place, whichever of both a mesh asks for.
+
+    Args:
+        root: Holds the model; see :func:`~mtp_modules.training.shard_model`.
+        model: Changed in place.
+        mesh: Dimensions ``data_parallel`` and ``tensor_parallel``, as Lightning's ``ModelParallelStrategy`` makes it.
+        sharding: How FSDP2 shards it over the first. If ``None`` and only the second is above 1, it does not.
+
+    Raises:
+        ValueError: See :func:`tensor_parallelize` and :func:`~mtp_modules.training.shard_model`.
+    """
+    data, tensor = mesh["data_parallel"], mesh["tensor_parallel"]
+    if tensor.size() > 1:
+        tensor_parallelize(model, mesh=tensor)
+    if data.size() > 1 or tensor.size() == 1 or sharding is not None:
+        shard_model(root, model, mesh=data, sharding=sharding)
+
+
+def tensor_parallelize(model: MTPModel, *, mesh: DeviceMesh) -> None:
+    """Share the matrices of a model out in place over the processes of a mesh, which must read the same batches.
+
+    Transformer layers of trunk and heads, the embedding and the output matrices are shared out; everything else (norms,
+    recurrent nets, heads without layers, tables of previous tokens) stays whole on every process. The loss must be
+    computed by :class:`~mtp_modules.losses.FusedLinearCrossEntropy`, which never gathers logits. Random numbers that
+    training draws must be the same on all processes; see :func:`share_random_state`.
+
+    A model that was built on the meta device gets its memory and its first values here, one layer at a time. Values are
+    those of the mesh's first process.
+
+    Args:
+        model: Changed in place, before it is sharded by FSDP2, if it is.
+        mesh: One dimension, the processes that hold the model together.
+
+    Raises:
+        ValueError: If the mesh has more than one dimension, or sizes of the model do not divide among its processes.
+    """
+    if mesh.ndim != 1:
+        refuse("tensor_parallelize", f"mesh must have one dimension, got {mesh.ndim}; pass the tensor-parallel one.")
+    _check_sizes(model, mesh.size())
+    layers = _layers(model.trunk) + _layers(model.heads)
+    device = device_of(mesh)
+    for layer in layers:
+        make_ready(layer, device, mesh, ())
+        parallelize_module(layer, mesh, _LAYER_PLAN, src_data_rank=None)
+        layer.attention.held_kv_heads = layer.attention.num_kv_heads // mesh.size()
+    make_ready(model, device, mesh, layers)
+    embedding = model.trunk.embedding
+    if isinstance(embedding, nn.Embedding):
+        embedding.weight = _by_rows(embedding.weight, mesh)
+        embedding.forward = partial(_embed, embedding)  # type: ignore[method-assign]
+    _share_out_unembedding(model.unembedding, embedding, mesh)
+
+
+def _layers(module: nn.Module) -> list[TransformerLayer]:
+    return [layer for layer in module.modules() if isinstance(layer, TransformerLayer)]
+
+
+def _check_sizes(model: MTPModel, size: int) -> None:
+    """Refuse sizes that do not divide."""
+    for part in (model.trunk, model.heads):
+        for layer in _layers(part):
+            divides(part, "tensor_parallel_size", size, "num_kv_heads", layer.attention.num_kv_heads)
+            if layer.ffn.num_blocks % size:
+                refuse(
+                    part,
+                    f"ffn_width ({layer.ffn.down.in_features}) is laid out in {layer.ffn.num_blocks} blocks, which "
+                    f"tensor_parallel_size ({size}) does not divide; make ffn_width a multiple of 8 and "
+                    "tensor_parallel_size 1, 2, 4 or 8.",
+                )
+    vocab_size = model.trunk.vocab_size
+    if (size - 1) * -(-vocab_size // size) >= vocab_size:
+        refuse(
+            model.trunk,
+            f"vocab_size ({vocab_size}) leaves one of {size} processes without a token; lower tensor_parallel_size.",
+        )
+
+
+def _by_rows(parameter: Tensor, mesh: DeviceMesh) -> nn.Parameter:
+    """Return this process's part of the vocabulary."""
+    part = distribute_tensor(parameter, mesh, [Shard(0)], src_data_rank=None)
+    return nn.Parameter(part, requires_grad=parameter.requires_grad)
+
+
+def _embed(embedding: nn.Embedding, tokens: Tensor) -> Tensor:
+    """Look up the tokens that this process holds, and add what the others have found.
+
+    Torch's ``RowwiseParallel`` does the same, but gives every process the gradient of the whole vocabulary.
+    """
+    weight = embedding.weight
+    assert isinstance(weight, DTensor)
+    mesh, rows = weight.device_mesh, weight.to_local()
+    place = tokens - mesh.get_local_rank() * -(-embedding.num_embeddings // mesh.size())
+    held = (place >= 0) & (place < len(rows))
+    found = F.embedding(place.where(held, 0), rows) * held[..., None]
+    added: Tensor = _Sum.apply(found, mesh.get_group())  # type: ignore[no-untyped-call]
+    return added
+
+
+class _Sum(torch.autograd.Function):
+    """Add what the processes have; each of them has the same gradient of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """Return the sum."""
+        total = part.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient as it is."""
+        return outer[0], None
+
+
+def _share_out_unembedding(unembedding: Unembedding, embedding: nn.Module, mesh: DeviceMesh) -> None:
+    """Give each process its rows of every output matrix and bias; a tied matrix is shared out already."""
+    if unembedding.tied:
+        assert isinstance(embedding, nn.Embedding)
+        unembedding.weight = embedding.weight
+    else:
+        unembedding.weight = _by_rows(unembedding.weight, mesh)
+    if unembedding.bias is not None:
+        unembedding.bias = _by_rows(unembedding.bias, mesh)
+    for parameters in (unembedding.own_weights, unembedding.own_biases):
+        for index, parameter in enumerate(parameters):
+            parameters[index] = _by_rows(parameter, mesh)
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float, *, by_value: bool = False) -> None:
+    """Clip gradients of which some are whole on every process and others are sharded, over one mesh or several.
+
+    ``torch.nn.utils.clip_grad_norm_`` takes no such mixture.
+
+    Args:
+        parameters: Those without a gradient are left out.
+        limit: Largest norm of all gradients together, or largest absolute value.
+        by_value: Clip every number by itself instead.
+
+    Raises:
+        ValueError: If ``limit`` is negative.
+    """
+    at_least("clip_gradients", "limit", limit, 0)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if by_value:
+        for gradient in gradients:
+            local(gradient).clamp_(-limit, limit)
+    elif gradients:
+        factor = (limit / (total_norm(gradients) + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            part = local(gradient)
+            part.mul_(factor.to(part.dtype))
+
+
+def total_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """Return the Euclidean norm of all gradients together, each number counted once.
+
+    Args:
+        gradients: Whole or sharded, in the same order on every process.
+    """
+    sums: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = defaultdict(list)
+    for gradient in gradients:
+        groups: tuple[dist.ProcessGroup, ...] = ()
+        if isinstance(gradient, DTensor):
+            mesh, placements = gradient.device_mesh, gradient.placements
+            dims = (dim for dim, placement in enumerate(placements) if not placement.is_replicate())
+            groups = tuple(mesh.get_group(dim) for dim in dims)
+        part = local(gradient)
+        sums[groups].append(torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32)))
+    squares = []
+    for groups, norms in sums.items():
+        square = torch.stack(norms).square().sum()
+        for group in groups:
+            dist.all_reduce(square, group=group)
+        squares.append(square)
+    return torch.stack(squares).sum().sqrt()
+
+
+def check_same_tokens(tokens: Int[Tensor, "B L"], *, mesh: DeviceMesh) -> None:
+    """Refuse a batch that is not the same on all processes that hold the model together: it would train on nonsense.
+
+    Args:
+        tokens: Of this process.
+        mesh: One dimension, the processes that hold the model together.
+
+    Raises:
+        ValueError: If processes have different tokens.
+    """
+    # As a hash, which overflows on purpose: shapes may differ, and then the tokens could not be compared.
+    places = torch.arange(1, tokens.numel() + 1, device=tokens.device)
+    told = torch.stack((places.numel() * torch.ones_like(tokens[0, 0]), ((tokens.flatten() + 7) * places**3).sum()))
+    everyone = [torch.empty_like(told) for _ in range(mesh.size())]
+    dist.all_gather(everyone, told, group=mesh.get_group())
+    if any(not other.equal(told) for other in everyone):
+        refuse(
+            "train_dataloader",
+            f"gives the {mesh.size()} processes of a tensor-parallel group different batches; let it divide its rows "
+            "by trainer.distributed_sampler_kwargs, as the data modules of mtp_modules do.",
+        )
+
+
+def share_random_state(generator: torch.Generator, *, mesh: DeviceMesh) -> None:
+    """Give every process the random state of the mesh's first, so that all draw the same positions.
+
+    Args:
+        generator: Changed in place.
+        mesh: One dimension, the processes that hold the model together.
+    """
+    state = generator.get_state().to(mesh.device_type)
+    dist.broadcast(state, group=mesh.get_group(), group_src=0)
+    generator.set_state(state.cpu())
