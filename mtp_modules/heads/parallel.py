@@ -195,7 +195,7 @@ class ParallelHeads(Heads):
         hidden = own.hidden.last[:, None]
         keys, values, positions, mask = own.keys_values.last(depth + 1)
         queries, _, _ = layer.attention.project(layer.attention_norm(hidden), self.rotary(positions, 1, hidden))
-        x = hidden + layer.attention.attend(queries, keys, values, mask)
+        x = hidden + layer.attention.attend(queries, keys, values, layer.attention.folded(mask))
         return self.norm(x + layer.ffn(layer.ffn_norm(x)))
 
     def _own(self, state: DecodingState) -> ParallelState:

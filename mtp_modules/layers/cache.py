@@ -104,6 +104,7 @@ class KeyValueState(ChunkedState):
         self.values = torch.zeros_like(self.keys)
         self.positions: Int[Tensor, "#B T"] = torch.empty(0)
         self.mask: Bool[Tensor, "#B 1 T S"] | None = None
+        self._folded: Float[Tensor, "#B 1 _ S"] | None = None
         self._rows = torch.arange(batch_size, device=like.device)[:, None]
         self.num_previous = num_previous
         self.tokens = torch.full((batch_size, num_previous + capacity), nothing, device=like.device)
@@ -111,6 +112,7 @@ class KeyValueState(ChunkedState):
     def begin(self, chunk: int) -> None:
         """Announce a chunk: place its positions and what each of them may look at."""
         super().begin(chunk)
+        self._folded = None
         self._ragged = min(self.lengths) != max(self.lengths)
         self._end = max(self.lengths) + chunk
         device = self.keys.device
@@ -128,6 +130,19 @@ class KeyValueState(ChunkedState):
             self.mask = None
         else:
             self.mask = torch.arange(self._end, device=device) <= self.positions[:, None, :, None]
+
+    def folded_mask(self, groups: int) -> Float[Tensor, "#B 1 _ S"] | None:
+        """Return what is added to the scores of the chunk's queries, made once for all layers; ``None`` for nothing.
+
+        Args:
+            groups: Queries that share a key-value head, one behind the other.
+        """
+        if self.mask is None:
+            return None
+        if self._folded is None:
+            added = torch.zeros(self.mask.shape, dtype=self.keys.dtype, device=self.mask.device)
+            self._folded = added.masked_fill_(~self.mask, -torch.inf).repeat(1, 1, groups, 1)
+        return self._folded
 
     def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
         """Announce that the next chunk is a tree."""
