@@ -16,7 +16,12 @@ class DepthChooser:
 
     Args:
         most: Most drafts of a round.
+
+    Attributes:
+        watches: Whether it ends rows by the confidence in their drafts.
     """
+
+    watches: bool = False
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -29,14 +34,14 @@ class DepthChooser:
         """
         return self.most
 
-    def goes_on(self, confidence: Float[Tensor, " B"]) -> Bool[Tensor, " B"] | None:
-        """Return which rows draft another token; ``None`` if all do.
+    def goes_on(self, confidence: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Return which rows draft another token.
 
         Args:
             confidence: Probability, by the drafter's own law, that all drafts of the row so far are right. Nothing
                 else may be looked at: a decision that knew the model's law would bend the law of the output.
         """
-        return None
+        return torch.ones_like(confidence, dtype=torch.bool)
 
     def learn(self, rows: int, drafted: int, accepted: Sequence[int], limits: Sequence[int], seconds: float) -> None:
         """Look at a round that is over.
@@ -93,6 +98,8 @@ class ConfidentDepth(DraftPolicy):
 
 
 class _ByConfidence(DepthChooser):
+    watches = True
+
     def __init__(self, most: int, threshold: float) -> None:
         super().__init__(most)
         self.threshold = threshold

@@ -55,7 +55,8 @@ class DraftChoice:
         self.tokens: list[Int[Tensor, " B"]] = []
         self.sources: list[Float[Tensor, "B V"]] = []
         self.done = False
-        self._confidence: Tensor | None = None
+        self._confidence = torch.ones_like(limits, dtype=torch.float64)
+        self._going = limits > 0
         self._emitted = None if history is None else history.emitted
 
     def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
@@ -78,25 +79,17 @@ class DraftChoice:
             if self._emitted is not None:
                 self._emitted = self._emitted + F.one_hot(token, self._emitted.shape[1])
         self.tokens.append(token)
-        self._watch(logits, law, token, depth)
+        if self.chooser.watches:
+            self._watch(logits, law, token, depth)
         return token
 
     def _watch(self, logits: Tensor, law: Tensor | None, token: Tensor, depth: int) -> None:
         """Let the policy end rows by what has been drafted up to here; the token it has looked at stays."""
-        if self._confidence is None:
-            self._confidence = torch.ones_like(token, dtype=torch.float64)
-            self._going = self.limits > 0
-            if self.chooser.goes_on(self._confidence) is None:
-                return
-        if self.chooser.goes_on(self._confidence) is None:
-            return
-        share = logits.double().softmax(dim=-1) if law is None else law
-        self._confidence = self._confidence * share.gather(1, token[:, None])[:, 0]
-        goes_on = self.chooser.goes_on(self._confidence)
-        assert goes_on is not None
-        ends = self._going & ~goes_on
-        self.limits = torch.where(ends, self.limits.clamp(max=depth + 1), self.limits)
-        self._going = self._going & goes_on & (self.limits > depth + 1)
+        law = logits.double().softmax(dim=-1) if law is None else law
+        self._confidence = self._confidence * law.gather(1, token[:, None])[:, 0]
+        goes_on = self._going & self.chooser.goes_on(self._confidence)
+        self.limits = torch.where(self._going & ~goes_on, self.limits.clamp(max=depth + 1), self.limits)
+        self._going = goes_on & (self.limits > depth + 1)
         self.done = not bool(self._going.any())
 
     def proposal(self) -> Proposal:
