@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mtp_modules import Heads, LinearHeads, MTPModel, TransformerTrunk
 from mtp_modules.core import DecodingState, Draft
+from mtp_modules.core.drafts import DraftChoice
 from tests.helpers import VOCAB, float64
 
 
@@ -55,6 +56,9 @@ class ScriptedHeads(Heads):
         assert isinstance(state, ScriptedState)
         return self.heads.extend(hidden, state.inner)
 
+    def draft_states(self, *args: object, **kwargs: object) -> Tensor:
+        raise AssertionError("drafts come from the script")
+
     def draft(
         self,
         token: Tensor,
@@ -63,12 +67,17 @@ class ScriptedHeads(Heads):
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
+        choose: DraftChoice | None = None,
     ) -> Draft:
         assert isinstance(state, ScriptedState)
         tokens = [self.script(row, state.lengths[b], num_drafts) for b, row in enumerate(state.rows)]
         self.drafted.append(dict(zip(state.rows, tokens, strict=True)))
         chosen = torch.tensor(tokens)
-        return Draft(tokens=chosen, logits=nn.functional.one_hot(chosen, VOCAB).double())
+        logits = nn.functional.one_hot(chosen, VOCAB).double()
+        if choose is not None:
+            for depth in logits.unbind(dim=1):
+                choose(depth)
+        return Draft(tokens=chosen, logits=logits)
 
 
 def copying_script(

@@ -4,6 +4,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,11 +12,13 @@ from rich.table import Table
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.decoders import AutoregressiveDecoder, Decoder, Generation, SpeculativeDecoder
+from mtp_modules.decoders import AutoregressiveDecoder, Decoder, Generation, SamplingLaw, SpeculativeDecoder, StopRule
 from mtp_modules.model import MTPModel
 from mtp_modules.training.checkpointing import load_model
 
-_DRAFT, _OWN = "\033[32m", "\033[0m"
+_OWN = "\033[0m"
+_SHADES = (46, 40, 34, 28, 22)
+"""Greens of a terminal with 256 colours, from light to dark: the depth at which a token was drafted."""
 _LONGEST_CHARACTER = 4
 
 
@@ -24,17 +27,30 @@ def generate(
     prompt: str = "def ",
     max_new_tokens: int = 300,
     num_drafts: int | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: list[str] | None = None,
     compare: bool = False,
     repeats: int = 3,
     device: str = "cpu",
 ) -> None:
-    """Continue a prompt with a trained model, showing tokens as they come; accepted drafts are green in a terminal.
+    """Continue a prompt with a trained model, showing tokens as they come.
+
+    In a terminal, accepted drafts are green, the darker the further ahead they were drafted. Drawn tokens too are those
+    that plain decoding would have drawn with the same seed.
 
     Args:
         ckpt_path: A checkpoint file, the folder of a run, or a folder that save_pretrained wrote.
         prompt: Text to continue; numbers separated by spaces if the model has no tokenizer.
         max_new_tokens: How many tokens to add at most.
         num_drafts: Most drafts a forward pass verifies; as many as the heads can draft if null.
+        temperature: 0 takes the likeliest token; 1 draws from the model's own law.
+        top_k: Draw among so many likeliest tokens.
+        top_p: Draw among the fewest likeliest tokens that reach this probability.
+        seed: Another seed is another sample.
+        stop: End after any of these texts.
         compare: Also decode plainly, and print speed, tokens per forward, acceptance by depth, and if outputs agree.
         repeats: How many times each side runs when comparing; medians are printed.
         device: Where to run, such as cpu or cuda.
@@ -46,26 +62,29 @@ def generate(
     except (RuntimeError, AssertionError) as error:  # torch was built without it, or there is none
         refuse("device", f"cannot use {device!r} here ({str(error).splitlines()[0]}); try cpu.")
     tokens = _encode(prompt, tokenizer)
-    stop = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
+    end = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
+    rule = StopRule(tokens=end, strings=stop or (), tokenizer=tokenizer)
+    law = SamplingLaw(temperature=temperature, top_k=top_k, top_p=top_p)
     decoder: Decoder = AutoregressiveDecoder()
-    if model.heads.max_drafts > 0:
+    if len(model.horizons) > 1:
         decoder = SpeculativeDecoder(num_drafts=num_drafts)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     sys.stdout.write(prompt)
     written = _Writer(tokenizer, colour)
-    for done in decoder.stream(model, [tokens], max_new_tokens=max_new_tokens, stop_tokens=stop):
-        for index, token in enumerate(done.tokens[0]):
-            if token not in stop:
-                sys.stdout.write("".join(written.write(token, draft=index < done.accepted[0])))
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": rule, "sampling": law, "seed": seed}
+    for done in decoder.stream(model, [tokens], **options):
+        for token, depth in zip(done.tokens[0], done.depths[0], strict=True):
+            if token not in end:
+                sys.stdout.write("".join(written.write(token, depth=depth)))
         sys.stdout.flush()
     sys.stdout.write("".join(written.flush()) + "\n")
     if compare:
-        if model.heads.max_drafts < 1:
+        if len(model.horizons) == 1:
             refuse(
                 "compare", f"{type(model.heads).__name__} with one horizon drafts nothing; there is nothing to compare."
             )
-        _compare(model, decoder, tokens, max_new_tokens, stop, repeats)
+        _compare(model, decoder, tokens, options, repeats)
 
 
 def _encode(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
@@ -80,25 +99,20 @@ def _encode(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
 
 
 class _Writer:
-    """Turn tokens into text as soon as they make whole characters."""
+    """Turn tokens into text as soon as they make whole characters, each in the colour of its last token."""
 
     def __init__(self, tokenizer: Tokenizer | None, colour: bool) -> None:
         self.tokenizer, self.colour = tokenizer, colour
         self.pending: list[int] = []
-        self.draft = False
+        self.depth = 0
 
-    def write(self, token: int, *, draft: bool) -> Iterator[str]:
+    def write(self, token: int, *, depth: int) -> Iterator[str]:
         """Yield what can be shown now."""
-        if draft != self.draft:
-            yield from self.flush()
-            if self.colour and draft:
-                yield _DRAFT
-            self.draft = draft
         self.pending.append(token)
         if self.tokenizer is None:
-            yield f" {self.pending.pop()}"
+            yield from self._show(f" {self.pending.pop()}", depth)
         elif "\ufffd" not in self.tokenizer.decode(self.pending) or len(self.pending) >= _LONGEST_CHARACTER:
-            yield self.tokenizer.decode(self.pending)
+            yield from self._show(self.tokenizer.decode(self.pending), depth)
             self.pending = []
 
     def flush(self) -> Iterator[str]:
@@ -106,17 +120,22 @@ class _Writer:
         if self.pending and self.tokenizer is not None:
             yield self.tokenizer.decode(self.pending)
             self.pending = []
-        if self.colour and self.draft:
-            yield _OWN
+        yield from self._show("", 0)
+
+    def _show(self, text: str, depth: int) -> Iterator[str]:
+        if self.colour and depth != self.depth:
+            yield f"\033[38;5;{_SHADES[min(depth, len(_SHADES)) - 1]}m" if depth else _OWN
+        self.depth = depth
+        yield text
 
 
-def _compare(model: MTPModel, decoder: Decoder, prompt: list[int], budget: int, stop: list[int], repeats: int) -> None:
+def _compare(model: MTPModel, decoder: Decoder, prompt: list[int], options: dict[str, Any], repeats: int) -> None:
     """Run plain and speculative decoding in turn, and print medians."""
     sides: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), "self-speculative": decoder}
     runs: dict[str, list[Generation]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
-            runs[name].append(side.generate(model, [prompt], max_new_tokens=budget, stop_tokens=stop))
+            runs[name].append(side.generate(model, [prompt], **options))
     table = Table(title=f"{len(runs['plain'][0].tokens[0])} new tokens, median of {repeats}")
     for column in ("decoding", "tokens/s", "tokens per forward", "forwards"):
         table.add_column(column, justify="right")

@@ -1,7 +1,8 @@
 """Contracts and the conventions that everything else shares."""
 
 from mtp_modules.core.component import Component, build, describe
-from mtp_modules.core.interfaces import DecodingState, Draft, Heads, Tokenizer, Trunk, TrunkOutput
+from mtp_modules.core.drafts import Draft
+from mtp_modules.core.interfaces import DecodingState, Heads, Tokenizer, Trunk, TrunkOutput
 from mtp_modules.core.targets import future_targets
 
 __all__ = [

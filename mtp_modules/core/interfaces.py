@@ -13,12 +13,14 @@ final class that implements one. Letters are those of :mod:`mtp_modules.core.sha
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
+from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
+from mtp_modules.core.drafts import Draft, DraftChoice, LikeliestToken
 from mtp_modules.core.shapes import Float, Int, Tensor
 
 
@@ -46,15 +48,29 @@ class DecodingState(ABC):
     """Committed tokens of each row. On the host: decoding decides there."""
 
     @abstractmethod
-    def commit(self, keep: list[int]) -> None:
+    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
         """Keep the first ``keep[b]`` tokens of the last chunk in row ``b``, and forget the others.
 
         Args:
             keep: One number a row, from 0 to the length of the chunk.
+            path: Where the chunk was a tree: places in the chunk of the tokens to keep, from the root on.
 
         Raises:
             ValueError: If there is no chunk, or a number lies outside.
         """
+
+    def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
+        """Announce that the next chunk is a tree.
+
+        Args:
+            parents: Place in the chunk of the token before each token; -1 for the first token, the root. A parent
+                comes before its children.
+            depth: Most tokens behind the root one after the other.
+
+        Raises:
+            ValueError: If this kind of state can hold no tree.
+        """
+        refuse(self, "can hold no tree of drafts, only a chain; decode without a tree.")
 
     @abstractmethod
     def select(self, rows: list[int]) -> None:
@@ -127,21 +143,6 @@ class Trunk(Component, nn.Module, ABC):
         """
 
 
-@dataclass(frozen=True)
-class Draft:
-    """Tokens that heads propose after the token that was emitted last.
-
-    Attributes:
-        tokens: ``(B, K)``, nearest horizon first.
-        probs: ``(B, K, V)``, the law that each token was drawn from; ``None`` if it was chosen (a point mass).
-        logits: ``(B, K, V)``, what the choice was made from.
-    """
-
-    tokens: Int[Tensor, "B K"]
-    logits: Float[Tensor, "B K V"]
-    probs: Float[Tensor, "B K V"] | None = None
-
-
 class Heads(Component, nn.Module, ABC):
     """Turn the trunk's hidden state into one state a horizon. The unembedding turns states into logits.
 
@@ -211,6 +212,30 @@ class Heads(Component, nn.Module, ABC):
         """
 
     @abstractmethod
+    def draft_states(
+        self,
+        tokens: Int[Tensor, "B N"],
+        state: DecodingState,
+        *,
+        depth: int,
+        before: Float[Tensor, "B M D"] | None,
+        parents: Int[Tensor, "B N"],
+        embed: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "B _ D"]:
+        """Return what the heads say of the token after each of ``tokens``, which are drafts or the token emitted last.
+
+        Args:
+            tokens: At ``depth`` 0 the token emitted last, ``(B, 1)``; then drafts at that depth, several in a tree.
+            state: Of these heads, committed; drafts start from its last position.
+            depth: How many drafts lie between the token emitted last and these tokens, they included.
+            before: What was returned at the depth before; ``None`` at depth 0.
+            parents: Which of ``before`` each token was drafted from.
+            embed: Embeds token ids.
+
+        Shape:
+            One state a token, or a single one where it is the same for all.
+        """
+
     def draft(
         self,
         token: Int[Tensor, " B"],
@@ -219,25 +244,59 @@ class Heads(Component, nn.Module, ABC):
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
+        choose: DraftChoice | None = None,
     ) -> Draft:
-        """Propose the tokens that follow ``token`` by the horizons beyond the first.
+        """Propose a chain of tokens that follow ``token``, by the horizons beyond the first.
 
         Args:
             token: The token emitted last, which the trunk has not read.
             state: Of these heads, committed; drafts start from its last position.
-            num_drafts: How many tokens ``K`` to propose, at most ``max_drafts``.
+            num_drafts: How many tokens ``K`` to propose at most, at most ``max_drafts``.
             embed: Embeds token ids.
-            unembed: Turns states ``(B, K, D)`` of the horizons with index ``start``, ``start + 1`` and so on into
-                logits ``(B, K, V)``; called as ``unembed(states, start)``. Horizon 1 has index 0.
+            unembed: Turns states ``(B, N, D)`` of the horizon with a given index into logits ``(B, N, V)``; called as
+                ``unembed(states, index)``. Horizon 1 has index 0.
+            choose: Chooses each draft, nearest first; the likeliest token if ``None``.
+
+        Raises:
+            ValueError: If ``num_drafts`` lies outside 1 .. ``max_drafts``.
         """
+        self.check_num_drafts(num_drafts)
+        choose = LikeliestToken() if choose is None else choose
+        root = torch.zeros_like(token)[:, None]
+        tokens, logits, before = [], [], None
+        for depth in range(num_drafts):
+            before = self.draft_states(token[:, None], state, depth=depth, before=before, parents=root, embed=embed)
+            logits.append(unembed(before, min(depth + 1, len(self.horizons) - 1))[:, 0])
+            token = choose(logits[-1])
+            tokens.append(token)
+            if choose.done:
+                break
+        return Draft(tokens=torch.stack(tokens, dim=1), logits=torch.stack(logits, dim=1))
+
+    def check_num_drafts(self, num_drafts: int) -> None:
+        """Refuse to draft nothing, or more than the heads can.
+
+        Args:
+            num_drafts: How many tokens one after the other are asked for.
+
+        Raises:
+            ValueError: If the number lies outside 1 .. ``max_drafts``.
+        """
+        if num_drafts < 1:
+            refuse(self, f"num_drafts must be at least 1, got {num_drafts}.")
+        if self.max_drafts is not None and num_drafts > self.max_drafts:
+            refuse(
+                self,
+                f"num_drafts must lie in 1..{self.max_drafts} for {len(self.horizons)} horizons, got {num_drafts}.",
+            )
 
     @abstractmethod
     def flops(self, length: int, num_far: int) -> int:
         """Return the same as :meth:`Trunk.flops`, with horizons beyond the first at ``num_far`` positions only."""
 
     @property
-    def max_drafts(self) -> int:
-        """How many tokens these heads can draft: one a horizon beyond the first."""
+    def max_drafts(self) -> int | None:
+        """How many tokens these heads can draft: one a horizon beyond the first. ``None`` if they can go on and on."""
         return len(self.horizons) - 1
 
 

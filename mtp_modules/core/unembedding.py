@@ -127,15 +127,3 @@ class Unembedding(nn.Module):
         whole = DTensor.from_local(states, mesh, [Replicate()], run_check=False)
         gathered: Tensor = cast("DTensor", F.linear(whole, weight, bias)).full_tensor()
         return gathered
-
-    def logits_by_horizon(self, states: Float[Tensor, "B K D"], start: int) -> Float[Tensor, "B K V"]:
-        """Return the logits of neighbouring horizons, for drafting.
-
-        Args:
-            states: What the heads with index ``start``, ``start + 1`` and so on made.
-            start: Index of the first; 0 for horizon 1.
-        """
-        if len(self.own_weights) == 0:
-            return self.logits(states)
-        each = [self.logits(state, start + offset) for offset, state in enumerate(states.unbind(dim=1))]
-        return torch.stack(each, dim=1)

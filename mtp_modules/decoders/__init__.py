@@ -1,7 +1,47 @@
 """Decoders: prompts to new tokens."""
 
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
+from mtp_modules.decoders.draft_policy import ConfidentDepth, CostAwareDepth, DraftPolicy, FixedDepth
+from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
 from mtp_modules.decoders.generation import Decoder, DecodingStats, Generation, Round
+from mtp_modules.decoders.lookup import LookupOrHeads, PromptLookup
+from mtp_modules.decoders.sampling import SamplingLaw
 from mtp_modules.decoders.speculative import SpeculativeDecoder
+from mtp_modules.decoders.stopping import StopRule
+from mtp_modules.decoders.tree import DraftTree, DynamicTree, StaticTree
+from mtp_modules.decoders.verification import (
+    Acceptance,
+    BlockVerification,
+    ExactMatch,
+    RejectionSampling,
+    TopKAcceptance,
+    TypicalAcceptance,
+)
 
-__all__ = ["AutoregressiveDecoder", "Decoder", "DecodingStats", "Generation", "Round", "SpeculativeDecoder"]
+__all__ = [
+    "Acceptance",
+    "AutoregressiveDecoder",
+    "BlockVerification",
+    "ConfidentDepth",
+    "CostAwareDepth",
+    "Decoder",
+    "DecodingStats",
+    "DraftPolicy",
+    "DraftTree",
+    "Drafter",
+    "DynamicTree",
+    "ExactMatch",
+    "FixedDepth",
+    "Generation",
+    "HeadsDrafter",
+    "LookupOrHeads",
+    "PromptLookup",
+    "RejectionSampling",
+    "Round",
+    "SamplingLaw",
+    "SpeculativeDecoder",
+    "StaticTree",
+    "StopRule",
+    "TopKAcceptance",
+    "TypicalAcceptance",
+]

@@ -1,13 +1,17 @@
 """Plain decoding: one token a forward pass."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from mtp_modules.decoders.generation import DecodableModel, Decoder, Round
-from mtp_modules.decoders.loop import greedy_rounds
+from mtp_modules.decoders.draft_policy import FixedDepth
+from mtp_modules.decoders.generation import DecodableModel, Decoder, Round, make_request
+from mtp_modules.decoders.loop import Speculation, rounds
+from mtp_modules.decoders.sampling import SamplingLaw
+from mtp_modules.decoders.stopping import StopRule
+from mtp_modules.decoders.verification import ExactMatch
 
 
 class AutoregressiveDecoder(Decoder):
-    """Greedy decoding with horizon 1 alone: the baseline of every speed-up.
+    """Decoding with horizon 1 alone: the baseline of every speed-up.
 
     Example:
         >>> from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
@@ -24,10 +28,11 @@ class AutoregressiveDecoder(Decoder):
         model: DecodableModel,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
-        stop_tokens: Collection[int] = (),
+        max_new_tokens: int | Sequence[int],
+        stop: StopRule | Sequence[StopRule] | None = None,
+        sampling: SamplingLaw | Sequence[SamplingLaw] | None = None,
+        seed: int | Sequence[int] = 0,
     ) -> Iterator[Round]:
         """Yield one token a row and round; see :class:`~mtp_modules.decoders.generation.Decoder`."""
-        return greedy_rounds(
-            model, prompts, num_drafts=0, max_new_tokens=max_new_tokens, stop_tokens=frozenset(stop_tokens)
-        )
+        request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)
+        return rounds(model, request, Speculation(drafter=None, acceptance=ExactMatch(), policy=FixedDepth(), most=0))

@@ -1,141 +1,221 @@
-"""The one decoding loop: read a chunk, choose, keep what holds, emit. Plain decoding is the loop with no drafts."""
+"""The one decoding loop: draft, read a chunk, keep what holds, emit. Plain decoding is the loop with no drafts."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from mtp_modules.core.checks import at_least, refuse, tokens_in_vocabulary
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.decoders.acceptance import accept_greedy
-from mtp_modules.decoders.generation import DecodableModel, Round
+from mtp_modules.decoders.acceptance import accept_greedy, within
+from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy, now
+from mtp_modules.decoders.drafting import DraftChoice, Drafter, Proposal, Text, heads_draft
+from mtp_modules.decoders.generation import DecodableModel, Request, Round
+from mtp_modules.decoders.sampling import History, RowLaws
+from mtp_modules.decoders.stopping import StopMatcher
+from mtp_modules.decoders.tree import DraftTree, Grower, Guess, counts_along, walk
+from mtp_modules.decoders.verification import Acceptance, RowNoise, own_choice
 
 
-def greedy_rounds(
-    model: DecodableModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    num_drafts: int,
-    max_new_tokens: int,
-    stop_tokens: Collection[int],
-) -> Iterator[Round]:
-    """Yield the rounds of greedy decoding.
+@dataclass(frozen=True)
+class Speculation:
+    """How a run drafts and verifies.
+
+    Attributes:
+        drafter: Where drafts come from; ``None`` for plain decoding.
+        acceptance: Which drafts hold.
+        policy: How many tokens are drafted.
+        most: Most drafts of a round, one after the other.
+        tree: Shape of the drafts; ``None`` for a chain.
+    """
+
+    drafter: Drafter | None
+    acceptance: Acceptance
+    policy: DraftPolicy
+    most: int
+    tree: DraftTree | None = None
+
+
+def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterator[Round]:
+    """Yield the rounds of a run.
 
     Args:
         model: Trunk, heads and unembedding.
-        prompts: Token ids, of any lengths.
-        num_drafts: Most drafts ``K`` a round.
-        max_new_tokens: Budget of each prompt.
-        stop_tokens: Tokens that end a row.
+        request: Checked.
+        how: How to draft and verify.
     """
-    _check(model, prompts, max_new_tokens)
-    run = _Run(model, prompts, num_drafts, max_new_tokens)
-    budgets = [max_new_tokens] * len(prompts)
-    rows, chosen, accepted, drafted = list(range(len(prompts))), run.read_prompts(), [0] * len(prompts), 0
+    run = _Run(model, request, how)
+    depths = how.policy.start(how.most)
+    budgets, matchers = list(request.budgets), [rule.new() for rule in request.stops]
+    rows, chosen = list(range(len(request.prompts))), run.read_prompts()
+    accepted, limits = [0] * len(rows), [0] * len(rows)
     while True:
         tokens, reasons = [], []
         for index, row in enumerate(rows):
-            kept, reason = _cut(chosen[index][: accepted[index] + 1], budgets[row], stop_tokens)
+            kept, reason = _cut(chosen[index], budgets[row], matchers[row])
             budgets[row] -= len(kept)
             tokens.append(kept)
             reasons.append(reason or ("context" if run.room(index) < 1 else None))
         used = [min(taken, len(kept)) for taken, kept in zip(accepted, tokens, strict=True)]
-        yield Round(rows, tokens, used, drafted, reasons)
+        yield Round(rows, tokens, used, limits, reasons)
         going_on = [index for index, reason in enumerate(reasons) if reason is None]
         if not going_on:
             return
         if len(going_on) < len(rows):
             run.select(going_on)
             rows = [rows[index] for index in going_on]
+        started = now()
         last = [tokens[index][-1] for index in going_on]
-        drafted = run.num_drafts(max(budgets[row] for row in rows))
-        chosen, accepted = run.round(last, drafted)
+        wanted = depths.depth(len(rows)) if how.drafter is not None else 0
+        chosen, accepted, limits = run.round(last, run.limits(wanted, [budgets[row] for row in rows]), depths)
+        depths.learn(len(rows), max(limits), accepted, limits, now() - started)
 
 
-def _check(model: DecodableModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    at_least("generate", "max_new_tokens", max_new_tokens, 1)
-    if not prompts:
-        refuse("generate", "prompts is empty; give at least one.")
-    limit = model.trunk.max_positions
-    for row, prompt in enumerate(prompts):
-        if len(prompt) == 0:
-            refuse("generate", f"prompt {row} is empty; give at least one token.")
-        if limit is not None and len(prompt) > limit:
-            refuse(
-                "generate",
-                f"prompt {row} has {len(prompt)} tokens, the trunk reads at most max_positions={limit}; "
-                "shorten the prompt.",
-            )
-        tokens_in_vocabulary("generate", torch.as_tensor(prompt), model.trunk.vocab_size)
-
-
-def _cut(tokens: list[int], budget: int, stop_tokens: Collection[int]) -> tuple[list[int], str | None]:
-    """Cut at the budget, and after the first stop token within it."""
+def _cut(tokens: list[int], budget: int, matcher: StopMatcher) -> tuple[list[int], str | None]:
+    """Cut at the budget, and after the first token within it that ends the row."""
     tokens = tokens[:budget]
     for index, token in enumerate(tokens):
-        if token in stop_tokens:
+        if matcher.ends(token):
             return tokens[: index + 1], "stop"
     return tokens, "length" if len(tokens) == budget else None
 
 
 class _Run:
-    """The tensors of one run: a model and the states of its trunk and heads."""
+    """The tensors of one run: a model, the states of its trunk and heads, and what laws and drafters look at."""
 
-    def __init__(self, model: DecodableModel, prompts: Sequence[Sequence[int]], num_drafts: int, budget: int) -> None:
-        self.model, self.prompts, self.most_drafts = model, prompts, num_drafts
+    def __init__(self, model: DecodableModel, request: Request, how: Speculation) -> None:
+        self.model, self.request, self.how = model, request, how
         self.embed, self.unembedding = model.trunk.embedding, model.unembedding
         self.device = self.unembedding.weight.device
         self.limit = model.trunk.max_positions
+        prompts, vocab_size = request.prompts, model.trunk.vocab_size
         longest = max(len(prompt) for prompt in prompts)
-        capacity = longest + budget + num_drafts
+        capacity = longest + max(request.budgets) + how.most
         if self.limit is not None:
             capacity = min(capacity, self.limit)
+        if how.tree is not None:
+            capacity += how.tree.nodes - how.tree.depth  # a tree has more tokens than positions
+        laws = RowLaws(request.laws, vocab_size, self.device)
+        # Without a law of its own and without a lossy rule, choosing the likeliest token is all there is to do.
+        self.laws = None if laws.greedy and how.acceptance.lossless else laws
         with torch.inference_mode():
             self.trunk_state = model.trunk.new_state(len(prompts), capacity)
-            self.heads_state = model.heads.new_state(len(prompts), capacity, for_drafts=num_drafts > 0)
+            uses_heads = how.drafter is not None and how.drafter.uses_heads
+            self.heads_state = model.heads.new_state(len(prompts), capacity, for_drafts=uses_heads)
+            self.seeds = torch.tensor(request.seeds, device=self.device)
+            self.history = History(prompts, vocab_size, self.device) if laws.penalises else None
+            reads_text = how.drafter is not None and how.drafter.reads_text
+            self.text = Text(len(prompts), capacity + 1, self.device) if reads_text else None
 
     @torch.inference_mode()
     def read_prompts(self) -> list[list[int]]:
         """Read all prompts at once, and return the first new token of each."""
-        lengths = [len(prompt) for prompt in self.prompts]
+        prompts = self.request.prompts
+        lengths = [len(prompt) for prompt in prompts]
         chunk = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
-        for row, prompt in enumerate(self.prompts):
+        for row, prompt in enumerate(prompts):
             chunk[row, : len(prompt)] = torch.as_tensor(prompt)
-        states = self._extend(chunk.to(self.device))
-        last = torch.tensor(lengths, device=self.device) - 1
-        states = states[torch.arange(len(lengths), device=self.device), last]
+        chunk = chunk.to(self.device)
+        states = self._extend(chunk)
+        counts = torch.tensor(lengths, device=self.device)
+        states = states[torch.arange(len(lengths), device=self.device), counts - 1]
         self._commit(lengths)
-        first: list[list[int]] = self._choose(states)[:, None].tolist()
-        return first
+        logits = self.unembedding.logits(states)[:, None]
+        if self.laws is None:
+            first = logits.argmax(dim=-1)
+        else:
+            first = own_choice(self.laws(self._scores(logits, None)), self._noise(unread=0))
+        if self.text is not None:
+            self.text.append(chunk, counts)
+        self._remember(first, torch.ones_like(counts))
+        return self._on_host(logits, first)
 
     @torch.inference_mode()
-    def round(self, last: list[int], num_drafts: int) -> tuple[list[list[int]], list[int]]:
+    def round(
+        self, last: list[int], limits: list[int], depths: DepthChooser
+    ) -> tuple[list[list[int]], list[int], list[int]]:
         """Draft after the last token of every row, verify, and keep what holds.
 
         Args:
             last: The token that each row emitted last.
-            num_drafts: How many drafts ``K``.
+            limits: Most drafts of each row.
+            depths: The policy's.
 
         Returns:
-            The model's own choices after each token of the chunk, and how many drafts they confirm.
+            The new tokens of each row, how many of them were drafts, and how many drafts counted.
         """
-        chunk = torch.tensor(last, device=self.device)[:, None]
-        if num_drafts == 0:
-            choices = self._choose(self._extend(chunk))
-            self._commit([1] * len(last))
-            return choices.tolist(), [0] * len(last)
-        draft = self.model.heads.draft(
-            chunk[:, 0],
-            self.heads_state,
-            num_drafts=num_drafts,
-            embed=self.embed,
-            unembed=self.unembedding.logits_by_horizon,
-        )
-        choices = self._choose(self._extend(torch.cat((chunk, draft.tokens), dim=1)))
-        accepted = accept_greedy(draft.tokens, choices)
-        on_host = torch.cat((choices, accepted[:, None]), dim=1).tolist()
-        kept = [row.pop() for row in on_host]
+        token = torch.tensor(last, device=self.device)
+        noise = None if self.laws is None else self._noise(unread=1)
+        if self.how.tree is not None and max(limits) >= self.how.tree.depth:
+            return self._tree_round(self.how.tree, token, limits, noise)
+        proposal = self._propose(token, limits, depths, noise)
+        drafts = proposal.tokens
+        logits = self.unembedding.logits(self._extend(torch.cat((token[:, None], drafts), dim=1)))
+        if self.laws is None or noise is None:
+            choices = logits.argmax(dim=-1)
+            accepted = accept_greedy(torch.where(within(proposal.limits, drafts.shape[1]), drafts, -1), choices)
+            following = choices.gather(1, accepted[:, None])
+        else:
+            scores = self._scores(logits, drafts)
+            target = self.laws(scores)
+            source = target[:, :0] if proposal.source is None else proposal.source
+            verdict = self.how.acceptance.verify(drafts, source, target, scores, proposal.limits, noise)
+            accepted, following = verdict.accepted, verdict.following[:, None]
+        tokens = torch.cat((drafts, following), dim=1).scatter(1, accepted[:, None], following)
+        self._remember(tokens, accepted + 1)
+        extra = torch.stack((accepted, proposal.limits), dim=1)
+        on_host = self._on_host(logits, torch.cat((tokens, extra), dim=1))
+        counted, kept = [row.pop() for row in on_host], [row.pop() for row in on_host]
         self._commit([count + 1 for count in kept])
-        return on_host, kept
+        return [row[: count + 1] for row, count in zip(on_host, kept, strict=True)], kept, counted
+
+    def _tree_round(
+        self, shape: DraftTree, token: Int[Tensor, " B"], limits: list[int], noise: RowNoise | None
+    ) -> tuple[list[list[int]], list[int], list[int]]:
+        """Verify a tree of drafts by the model's own choices."""
+
+        def guess(logits: Tensor, depth: int) -> Guess:
+            if self.laws is None or noise is None:
+                return Guess(logits, logits.double().log_softmax(dim=-1))
+            emitted = None if self.history is None else self.history.emitted[:, None]
+            prompted = None if self.history is None else self.history.prompted
+            log_law = self.laws(self.laws.scores(logits, emitted, prompted)).log()
+            return Guess(log_law + noise.own(depth), log_law)
+
+        grower = Grower(self.model.heads, self.heads_state, token, self.embed, self.unembedding.logits, guess)
+        tree = shape.grow(grower)
+        for state in (self.trunk_state, self.heads_state):
+            state.expect_tree(tree.parents, shape.depth)
+        logits = self.unembedding.logits(self._extend(tree.tokens))
+        if self.laws is None or noise is None:
+            own = logits.argmax(dim=-1)
+        else:
+            ancestors = ancestors_of(tree.parents)
+            emitted = prompted = None
+            if self.history is not None:
+                emitted, prompted = counts_along(tree, ancestors, self.history.emitted), self.history.prompted
+            law = self.laws(self.laws.scores(logits, emitted, prompted))
+            own = (law.log() + noise.own_at(ancestors.sum(dim=2) - 1)).argmax(dim=-1)
+        tokens, path, accepted = walk(tree, own, shape.depth)
+        counts = torch.tensor(limits, device=self.device).clamp(max=shape.depth)
+        accepted = torch.minimum(accepted, counts)
+        self._remember(tokens, accepted + 1)
+        on_host = self._on_host(logits, torch.cat((tokens, accepted[:, None], counts[:, None]), dim=1))
+        counted, kept = [row.pop() for row in on_host], [row.pop() for row in on_host]
+        self._commit([count + 1 for count in kept], path)
+        return [row[: count + 1] for row, count in zip(on_host, kept, strict=True)], kept, counted
+
+    def _propose(
+        self, token: Int[Tensor, " B"], limits: list[int], depths: DepthChooser, noise: RowNoise | None
+    ) -> Proposal:
+        most, drafter = max(limits), None if self.how.tree is not None else self.how.drafter
+        counts = torch.tensor(limits, device=self.device)
+        if drafter is None or most == 0:
+            return Proposal(token.new_zeros(len(limits), 0), None, counts)
+        choice = DraftChoice(counts, self.laws, self.how.acceptance, noise, self.history, depths)
+        from_heads = heads_draft(self.model.heads, self.heads_state, token, self.embed, self.unembedding.logits)
+        return drafter.propose(token, choice, most, from_heads=from_heads, text=self.text)
 
     def room(self, index: int) -> int:
         """Return how many more tokens a row can read.
@@ -145,14 +225,15 @@ class _Run:
         """
         return 1 << 62 if self.limit is None else self.limit - self.trunk_state.lengths[index]
 
-    def num_drafts(self, budget: int) -> int:
-        """Return how many drafts the next round can use: no more than the budget and the trunk's positions allow.
+    def limits(self, wanted: int, budgets: Sequence[int]) -> list[int]:
+        """Return how many drafts of each row can be of use.
 
         Args:
-            budget: Most tokens that a row may still emit.
+            wanted: What the policy asks for.
+            budgets: Most tokens that each row may still emit.
         """
-        room = min(self.room(index) for index in range(len(self.trunk_state.lengths)))
-        return max(0, min(self.most_drafts, budget - 1, room - 1))
+        room = min(self.room(index) for index in range(len(budgets)))  # all rows read chunks of one length
+        return [max(0, min(wanted, budget - 1, room - 1)) for budget in budgets]
 
     @torch.inference_mode()
     def select(self, rows: list[int]) -> None:
@@ -163,14 +244,41 @@ class _Run:
         """
         self.trunk_state.select(rows)
         self.heads_state.select(rows)
+        self.seeds = self.seeds[rows]
+        self.laws = None if self.laws is None else self.laws.select(rows)
+        for part in (self.history, self.text):
+            if part is not None:
+                part.select(rows)
+
+    def _noise(self, unread: int) -> RowNoise:
+        places = torch.tensor(self.trunk_state.lengths, device=self.device) + unread
+        return RowNoise(self.seeds, places, self.model.trunk.vocab_size)
+
+    def _scores(self, logits: Float[Tensor, "B C V"], drafts: Tensor | None) -> Float[Tensor, "B C V"]:
+        assert self.laws is not None
+        if self.history is None:
+            return self.laws.scores(logits)
+        emitted = self.history.emitted[:, None] if drafts is None else self.history.after(drafts)
+        return self.laws.scores(logits, emitted, self.history.prompted)
+
+    def _remember(self, tokens: Int[Tensor, "B C"], counts: Int[Tensor, " B"]) -> None:
+        if self.history is not None:
+            self.history.add(tokens, counts)
+        if self.text is not None:
+            self.text.append(tokens, counts)
+
+    def _on_host(self, logits: Tensor, numbers: Int[Tensor, "B C"]) -> list[list[int]]:
+        """Bring numbers to the host, the only time in a round, and see there whether the model's output was sound."""
+        sound = torch.isnan(logits).any().logical_not().long().expand(len(numbers), 1)
+        found: list[list[int]] = torch.cat((numbers, sound), dim=1).tolist()
+        if not found[0][-1]:
+            refuse("generate", "the model's logits are not numbers (NaN); check its weights and its precision.")
+        return [row[:-1] for row in found]
 
     def _extend(self, chunk: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         hidden = self.model.trunk(chunk, state=self.trunk_state).hidden
         return self.model.heads.extend(hidden, self.heads_state)
 
-    def _commit(self, keep: list[int]) -> None:
-        self.trunk_state.commit(keep)
-        self.heads_state.commit(keep)
-
-    def _choose(self, states: Tensor) -> Tensor:
-        return self.unembedding.logits(states).argmax(dim=-1)
+    def _commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
+        self.trunk_state.commit(keep, path)
+        self.heads_state.commit(keep, path)

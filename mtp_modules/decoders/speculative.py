@@ -1,23 +1,36 @@
-"""Self-speculative decoding: the model's own heads draft, one forward pass verifies."""
+"""Speculative decoding: drafts that one forward pass of the same model verifies."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.decoders.generation import DecodableModel, Decoder, Round
-from mtp_modules.decoders.loop import greedy_rounds
+from mtp_modules.decoders.draft_policy import DraftPolicy, FixedDepth
+from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
+from mtp_modules.decoders.generation import DecodableModel, Decoder, Round, make_request
+from mtp_modules.decoders.loop import Speculation, rounds
+from mtp_modules.decoders.sampling import SamplingLaw
+from mtp_modules.decoders.stopping import StopRule
+from mtp_modules.decoders.tree import DraftTree
+from mtp_modules.decoders.verification import Acceptance, ExactMatch
 
 
 class SpeculativeDecoder(Decoder):
-    """Greedy decoding that emits every draft that the model itself would have chosen.
+    """Decoding that emits every draft that the model itself would have chosen.
 
-    The output is that of :class:`AutoregressiveDecoder`, token for token, up to ties that rounding decides: a chunk of
-    several positions and a single one add up in different orders. Stern et al. 2018 (arXiv 1811.03115).
+    By default the output is that of :class:`AutoregressiveDecoder`, token for token, drawn tokens too, up to ties that
+    rounding decides: a chunk of several positions and a single one add up in different orders. Stern et al. 2018
+    (arXiv 1811.03115).
 
     Args:
-        num_drafts: Most drafts ``K`` a round; as many as the heads can draft if ``None``.
+        num_drafts: Most drafts ``K`` a round; as many as the drafter usually makes if ``None``.
+        acceptance: Which drafts hold; :class:`~mtp_modules.decoders.ExactMatch` if ``None``.
+        policy: How many tokens to draft in a round; always ``num_drafts`` if ``None``.
+        drafter: Where drafts come from; the model's heads if ``None``.
+        tree: Draft a tree of this shape with the heads, instead of a chain; its depth is then the number of drafts.
 
     Raises:
-        ValueError: If ``num_drafts`` is below 1, or above what the heads can draft.
+        ValueError: If ``num_drafts`` is below 1, or above what can be drafted; if a tree goes with another acceptance
+            than :class:`~mtp_modules.decoders.ExactMatch`, with a drafter, or with ``num_drafts``; when decoding, if
+            the trunk cannot read trees.
 
     Example:
         >>> from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
@@ -25,41 +38,69 @@ class SpeculativeDecoder(Decoder):
         ...     trunk=RecurrentTrunk(vocab_size=9, d_model=8), heads=LinearHeads(d_model=8, num_horizons=4)
         ... ).double()
         >>> from mtp_modules import AutoregressiveDecoder
-        >>> plain = AutoregressiveDecoder().generate(model, [[1, 2], [3]], max_new_tokens=9)
-        >>> SpeculativeDecoder().generate(model, [[1, 2], [3]], max_new_tokens=9).tokens == plain.tokens
+        >>> from mtp_modules.decoders import SamplingLaw
+        >>> options = {"max_new_tokens": 9, "sampling": SamplingLaw(temperature=0.8), "seed": 3}
+        >>> plain = AutoregressiveDecoder().generate(model, [[1, 2], [3]], **options)
+        >>> SpeculativeDecoder().generate(model, [[1, 2], [3]], **options).tokens == plain.tokens
         True
     """
 
-    def __init__(self, *, num_drafts: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        num_drafts: int | None = None,
+        acceptance: Acceptance | None = None,
+        policy: DraftPolicy | None = None,
+        drafter: Drafter | None = None,
+        tree: DraftTree | None = None,
+    ) -> None:
         if num_drafts is not None:
             at_least(self, "num_drafts", num_drafts, 1)
         self.num_drafts = num_drafts
+        self.acceptance = ExactMatch() if acceptance is None else acceptance
+        self.policy = FixedDepth() if policy is None else policy
+        self.drafter = HeadsDrafter() if drafter is None else drafter
+        self.tree = tree
+        if tree is not None:
+            if not isinstance(self.acceptance, ExactMatch):
+                refuse(
+                    self,
+                    f"a tree is verified by the model's own choices, which {type(self.acceptance).__name__} does not "
+                    "make; leave acceptance out.",
+                )
+            for name, value in (("num_drafts", num_drafts), ("drafter", drafter)):
+                if value is not None:
+                    refuse(self, f"{name} does not go with a tree, which says how the heads draft; leave it out.")
 
     def stream(
         self,
         model: DecodableModel,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
-        stop_tokens: Collection[int] = (),
+        max_new_tokens: int | Sequence[int],
+        stop: StopRule | Sequence[StopRule] | None = None,
+        sampling: SamplingLaw | Sequence[SamplingLaw] | None = None,
+        seed: int | Sequence[int] = 0,
     ) -> Iterator[Round]:
         """Yield the tokens of each round; see :class:`~mtp_modules.decoders.generation.Decoder`."""
-        most = model.heads.max_drafts
-        if most < 1:
+        usual, possible = self.drafter.most(model.heads)
+        if usual < 1:
             refuse(
                 self,
                 f"{type(model.heads).__name__} with {len(model.heads.horizons)} horizon can draft nothing; "
-                "use AutoregressiveDecoder, or heads with more horizons.",
+                "use AutoregressiveDecoder, PromptLookup, or heads with more horizons.",
             )
-        if self.num_drafts is not None and self.num_drafts > most:
+        if self.num_drafts is not None and possible is not None and self.num_drafts > possible:
             refuse(
                 self,
-                f"num_drafts={self.num_drafts} is more than the {most} that {type(model.heads).__name__} can draft.",
+                f"num_drafts={self.num_drafts} is more than the {possible} that {type(model.heads).__name__} can "
+                "draft; lower it.",
             )
-        return greedy_rounds(
-            model,
-            prompts,
-            num_drafts=self.num_drafts or most,
-            max_new_tokens=max_new_tokens,
-            stop_tokens=frozenset(stop_tokens),
-        )
+        most = self.num_drafts or usual
+        if self.tree is not None:
+            most = self.tree.depth
+            model.heads.check_num_drafts(most)
+            if not model.trunk.supports_trees:
+                refuse(self, f"{type(model.trunk).__name__} cannot read a tree of drafts; leave tree out.")
+        request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)
+        return rounds(model, request, Speculation(self.drafter, self.acceptance, self.policy, most, self.tree))

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import torch
 from torch import nn
 
 from mtp_modules.core.checks import at_least
-from mtp_modules.core.interfaces import DecodingState, Draft, Heads
+from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.heads.common import check_num_drafts, last_hidden_state
+from mtp_modules.heads.common import last_hidden_state
 from mtp_modules.layers.cache import LastHiddenState
 
 
@@ -81,17 +80,15 @@ class LinearHeads(Heads):
         last_hidden_state(self, state).append(hidden)
         return self.maps[0](hidden)
 
-    def draft(
+    def draft_states(
         self,
-        token: Int[Tensor, " B"],
+        tokens: Int[Tensor, "B N"],
         state: DecodingState,
         *,
-        num_drafts: int,
+        depth: int,
+        before: Float[Tensor, "B M D"] | None,
+        parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
-        unembed: Callable[[Tensor, int], Tensor],
-    ) -> Draft:
-        """Propose the likeliest token of each horizon, all from the same hidden state."""
-        check_num_drafts(self, num_drafts)
-        last = last_hidden_state(self, state).last
-        logits = unembed(torch.stack([linear(last) for linear in self.maps[1 : num_drafts + 1]], dim=1), 1)
-        return Draft(tokens=logits.argmax(dim=-1), logits=logits)
+    ) -> Float[Tensor, "B _ D"]:
+        """Return the next horizon's map of the last hidden state, whatever the tokens."""
+        return self.maps[depth + 1](last_hidden_state(self, state).last)[:, None]

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import DecodingState, Draft, Heads
+from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
-from mtp_modules.heads.common import check_num_drafts
 from mtp_modules.layers.cache import KeyValueState, LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, TransformerLayer
 
@@ -28,10 +27,15 @@ class ParallelState(DecodingState):
         self.hidden = hidden
         self.lengths = keys_values.lengths
 
-    def commit(self, keep: list[int]) -> None:
-        """Keep the first ``keep[b]`` tokens of the chunk in row ``b``."""
-        self.keys_values.commit(keep)
-        self.hidden.commit(keep)
+    def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
+        """Announce that the next chunk is a tree."""
+        self.keys_values.expect_tree(parents, depth)
+        self.hidden.expect_tree(parents, depth)
+
+    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
+        """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
+        self.keys_values.commit(keep, path)
+        self.hidden.commit(keep, path)
         self.lengths = self.keys_values.lengths
 
     def select(self, rows: list[int]) -> None:
@@ -166,7 +170,7 @@ class ParallelHeads(Heads):
         Heads beyond the first keep keys and values of the whole chunk, but are read out only where they draft.
         """
         keys_values = self._own(state).keys_values
-        self._check_length(max(keys_values.lengths) + hidden.shape[1])
+        self._check_length(keys_values.reach(hidden.shape[1]))
         keys_values.begin(hidden.shape[1])
         table = self.rotary(keys_values.positions, hidden.shape[1], hidden)
         first = self.norm(self.layers[0].extend(hidden, table, keys_values, 0))
@@ -176,27 +180,23 @@ class ParallelHeads(Heads):
         self._own(state).hidden.append(hidden)
         return first
 
-    def draft(
+    def draft_states(
         self,
-        token: Int[Tensor, " B"],
+        tokens: Int[Tensor, "B N"],
         state: DecodingState,
         *,
-        num_drafts: int,
+        depth: int,
+        before: Float[Tensor, "B M D"] | None,
+        parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
-        unembed: Callable[[Tensor, int], Tensor],
-    ) -> Draft:
-        """Propose the likeliest token of each horizon, each head from its own layer."""
-        check_num_drafts(self, num_drafts)
-        own = self._own(state)
+    ) -> Float[Tensor, "B _ D"]:
+        """Return the next horizon's state at the last position, whatever the tokens."""
+        own, layer = self._own(state), self.layers[depth + 1]
         hidden = own.hidden.last[:, None]
-        states = []
-        for index, layer in enumerate(self.layers[1 : num_drafts + 1], start=1):
-            keys, values, positions, mask = own.keys_values.last(index)
-            queries, _, _ = layer.attention.project(layer.attention_norm(hidden), self.rotary(positions, 1, hidden))
-            x = hidden + layer.attention.attend(queries, keys, values, mask)
-            states.append(self.norm(x + layer.ffn(layer.ffn_norm(x))))
-        logits = unembed(torch.cat(states, dim=1), 1)
-        return Draft(tokens=logits.argmax(dim=-1), logits=logits)
+        keys, values, positions, mask = own.keys_values.last(depth + 1)
+        queries, _, _ = layer.attention.project(layer.attention_norm(hidden), self.rotary(positions, 1, hidden))
+        x = hidden + layer.attention.attend(queries, keys, values, layer.attention.folded(mask))
+        return self.norm(x + layer.ffn(layer.ffn_norm(x)))
 
     def _own(self, state: DecodingState) -> ParallelState:
         if not isinstance(state, ParallelState):

@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import DecodingState, Draft, Heads
+from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.heads.common import check_num_drafts, last_hidden_state
+from mtp_modules.heads.common import last_hidden_state
 from mtp_modules.layers.cache import LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm
 
@@ -83,6 +83,11 @@ class RecurrentHeads(Heads):
         """1 .. H."""
         return tuple(range(1, self.num_horizons + 1))
 
+    @property
+    def max_drafts(self) -> int | None:
+        """Any number: the step can be repeated."""
+        return None if self.num_horizons > 1 else 0
+
     def _step(self, walked: Float[Tensor, "*N D"], token: Float[Tensor, "*N E"], depth: int) -> Float[Tensor, "*N D"]:
         inner = self.from_state(walked) + F.linear(token, self.from_token.weight, self.depth_bias[depth])
         return self.norm(walked + self.out(F.silu(inner)))
@@ -125,23 +130,19 @@ class RecurrentHeads(Heads):
         last_hidden_state(self, state).append(hidden)
         return hidden
 
-    def draft(
+    def draft_states(
         self,
-        token: Int[Tensor, " B"],
+        tokens: Int[Tensor, "B N"],
         state: DecodingState,
         *,
-        num_drafts: int,
+        depth: int,
+        before: Float[Tensor, "B M D"] | None,
+        parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
-        unembed: Callable[[Tensor, int], Tensor],
-    ) -> Draft:
-        """Propose the likeliest token at each step, given those proposed before."""
-        check_num_drafts(self, num_drafts)
-        walked = last_hidden_state(self, state).last
-        tokens, all_logits = [], []
-        for depth in range(num_drafts):
-            walked = self._step(walked, embed(token), depth)
-            logits = unembed(walked[:, None], depth + 1)[:, 0]
-            token = logits.argmax(dim=-1)
-            tokens.append(token)
-            all_logits.append(logits)
-        return Draft(tokens=torch.stack(tokens, dim=1), logits=torch.stack(all_logits, dim=1))
+    ) -> Float[Tensor, "B _ D"]:
+        """Take a step from each token; beyond ``H``, repeat the last one."""
+        if before is None:
+            walked = last_hidden_state(self, state).last[:, None]
+        else:
+            walked = before if tokens.shape[1] == 1 else at_positions(before, parents)
+        return self._step(walked, embed(tokens), min(depth, self.num_horizons - 2))

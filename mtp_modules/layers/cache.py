@@ -3,6 +3,7 @@
 import torch
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
@@ -19,6 +20,8 @@ class ChunkedState(DecodingState):
         self.lengths = [0] * batch_size
         self.capacity = capacity
         self.chunk = 0
+        self.parents: Int[Tensor, "B C"] | None = None
+        self.depth = 0
 
     def begin(self, chunk: int) -> None:
         """Announce a chunk that is about to be appended to every row.
@@ -39,14 +42,24 @@ class ChunkedState(DecodingState):
             )
         self.chunk = chunk
 
-    def commit(self, keep: list[int]) -> None:
-        """Keep the first ``keep[b]`` tokens of the chunk in row ``b``."""
+    def reach(self, chunk: int) -> int:
+        """Return how many positions the longest row has once a chunk is read.
+
+        Args:
+            chunk: Number of its tokens.
+        """
+        return max(self.lengths) + (chunk if self.parents is None else self.depth + 1)
+
+    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
+        """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
         if not self.chunk:
             refuse(self, "there is no chunk to commit; run a forward pass with this state first.")
         if len(keep) != len(self.lengths) or min(keep) < 0 or max(keep) > self.chunk:
             refuse(self, f"keep must hold {len(self.lengths)} numbers from 0 to {self.chunk}, got {keep}.")
+        if (self.parents is None) != (path is None):
+            refuse(self, "a path goes with a chunk that is a tree, and only with that; give commit(keep, path).")
         self.lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]
-        self.chunk = 0
+        self.chunk, self.parents = 0, None
 
     def select(self, rows: list[int]) -> None:
         """Go on with some of the rows only."""
@@ -91,6 +104,7 @@ class KeyValueState(ChunkedState):
         self.values = torch.zeros_like(self.keys)
         self.positions: Int[Tensor, "#B T"] = torch.empty(0)
         self.mask: Bool[Tensor, "#B 1 T S"] | None = None
+        self._folded: Float[Tensor, "#B 1 _ S"] | None = None
         self._rows = torch.arange(batch_size, device=like.device)[:, None]
         self.num_previous = num_previous
         self.tokens = torch.full((batch_size, num_previous + capacity), nothing, device=like.device)
@@ -98,20 +112,61 @@ class KeyValueState(ChunkedState):
     def begin(self, chunk: int) -> None:
         """Announce a chunk: place its positions and what each of them may look at."""
         super().begin(chunk)
+        self._folded = None
         self._ragged = min(self.lengths) != max(self.lengths)
         self._end = max(self.lengths) + chunk
         device = self.keys.device
         if not self._ragged:
             start = self.lengths[0]
-            self.positions = torch.arange(start, start + chunk, device=device)[None]
+            self._slots = torch.arange(start, start + chunk, device=device)[None]
             self._slot = slice(start, start + chunk)
         else:
             starts = torch.tensor(self.lengths, device=device)
-            self.positions = starts[:, None] + torch.arange(chunk, device=device)
-        if chunk == 1 and not self._ragged:
+            self._slots = starts[:, None] + torch.arange(chunk, device=device)
+        self.positions = self._slots
+        if self.parents is not None:
+            self._place_tree(self.parents)
+        elif chunk == 1 and not self._ragged:
             self.mask = None
         else:
             self.mask = torch.arange(self._end, device=device) <= self.positions[:, None, :, None]
+
+    def folded_mask(self, groups: int) -> Float[Tensor, "#B 1 _ S"] | None:
+        """Return what is added to the scores of the chunk's queries, made once for all layers; ``None`` for nothing.
+
+        Args:
+            groups: Queries that share a key-value head, one behind the other.
+        """
+        if self.mask is None:
+            return None
+        if self._folded is None:
+            added = torch.zeros(self.mask.shape, dtype=self.keys.dtype, device=self.mask.device)
+            self._folded = added.masked_fill_(~self.mask, -torch.inf).repeat(1, 1, groups, 1)
+        return self._folded
+
+    def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
+        """Announce that the next chunk is a tree."""
+        self.parents, self.depth = parents, depth
+
+    def _place_tree(self, parents: Int[Tensor, "B C"]) -> None:
+        """A token stands one position behind its parent, and sees what was committed, its ancestors, and itself."""
+        ancestors = ancestors_of(parents)
+        starts = torch.tensor(self.lengths, device=parents.device)[:, None]
+        self.positions = starts + ancestors.sum(dim=2) - 1
+        offsets = torch.arange(self._end, device=parents.device) - starts
+        inside = (offsets >= 0) & (offsets < self.chunk)
+        own = ancestors.gather(2, offsets.clamp(0, self.chunk - 1)[:, None].expand(-1, self.chunk, -1))
+        self.mask = ((offsets < 0)[:, None] | (inside[:, None] & own))[:, None]
+
+    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
+        """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
+        if path is not None:
+            starts = torch.tensor(self.lengths, device=path.device)[:, None]
+            source, target = starts + path, starts + torch.arange(path.shape[1], device=path.device)
+            for kept in (self.keys, self.values):
+                kept[:, self._rows, :, target] = kept[:, self._rows, :, source]
+            self.tokens[self._rows, self.num_previous + target] = self.tokens[self._rows, self.num_previous + source]
+        super().commit(keep, path)
 
     def select(self, rows: list[int]) -> None:
         """Go on with some of the rows only."""
@@ -126,9 +181,18 @@ class KeyValueState(ChunkedState):
         Args:
             tokens: The chunk that was announced.
         """
-        self.tokens[self._rows, self.positions + self.num_previous] = tokens
-        before = torch.arange(self.num_previous - 1, -1, -1, device=tokens.device)
-        return self.tokens[self._rows[:, :, None], self.positions[:, :, None] + before]
+        self.tokens[self._rows, self._slots + self.num_previous] = tokens
+        if self.parents is None:
+            before = torch.arange(self.num_previous - 1, -1, -1, device=tokens.device)
+            return self.tokens[self._rows[:, :, None], self._slots[:, :, None] + before]
+        starts = torch.tensor(self.lengths, device=tokens.device)[:, None] + self.num_previous
+        at, found = self._slots + self.num_previous, []
+        for _ in range(self.num_previous):
+            inside = at >= starts
+            parent = self.parents.gather(1, (at - starts).clamp(min=0).expand(len(tokens), -1))
+            at = torch.where(inside & (parent >= 0), starts + parent, torch.where(inside, starts, at) - 1)
+            found.append(self.tokens[self._rows, at])
+        return torch.stack(found, dim=2)
 
     def append(
         self, layer: int, keys: Float[Tensor, "B h T d"], values: Float[Tensor, "B h T d"]
@@ -142,8 +206,8 @@ class KeyValueState(ChunkedState):
         """
         all_keys, all_values = self.keys[layer], self.values[layer]
         if self._ragged:
-            all_keys[self._rows, :, self.positions] = keys.transpose(1, 2)
-            all_values[self._rows, :, self.positions] = values.transpose(1, 2)
+            all_keys[self._rows, :, self._slots] = keys.transpose(1, 2)
+            all_values[self._rows, :, self._slots] = values.transpose(1, 2)
         else:
             all_keys[:, :, self._slot] = keys
             all_values[:, :, self._slot] = values
@@ -184,12 +248,17 @@ class LastHiddenState(ChunkedState):
         self.begin(hidden.shape[1])
         self._pending = hidden
 
-    def commit(self, keep: list[int]) -> None:
-        """Keep the first ``keep[b]`` tokens of the chunk in row ``b``."""
-        super().commit(keep)
+    def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
+        """Announce that the next chunk is a tree."""
+        self.parents, self.depth = parents, depth
+
+    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
+        """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
+        super().commit(keep, path)
         assert self._pending is not None
         index = torch.tensor(keep, device=self._pending.device)
-        picked = self._pending[torch.arange(len(keep), device=index.device), (index - 1).clamp(min=0)]
+        rows, place = torch.arange(len(keep), device=index.device), (index - 1).clamp(min=0)
+        picked = self._pending[rows, place if path is None else path[rows, place]]
         if min(keep) == 0:
             before = torch.zeros_like(picked) if self._last is None else self._last
             picked = torch.where((index == 0)[:, None], before, picked)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least, divides
-from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.layers.cache import KeyValueState
 
 
@@ -139,7 +139,7 @@ class Attention(nn.Module):
         queries: Float[Tensor, "B h g T d"],
         keys: Float[Tensor, "B h S d"],
         values: Float[Tensor, "B h S d"],
-        mask: Bool[Tensor, "#B 1 T S"] | None,
+        mask: Shaped[Tensor, "#B 1 _ S"] | None,
     ) -> Float[Tensor, "B T D"]:
         """Attend with queries folded into rows, one group of them a key-value head.
 
@@ -147,14 +147,21 @@ class Attention(nn.Module):
             queries: Rotated.
             keys: All that may be seen.
             values: Their values.
-            mask: True where a query may look; ``None`` if it may look everywhere.
+            mask: True where a query may look, or what is added to its scores, folded like the queries (:meth:`folded`);
+                ``None`` if it may look everywhere.
         """
         batch, _, _, length, _ = queries.shape
-        if mask is not None and self.groups > 1:
-            mask = mask.repeat(1, 1, self.groups, 1)
         mixed = F.scaled_dot_product_attention(queries.flatten(2, 3), keys, values, attn_mask=mask)
         mixed = mixed.view(batch, -1, length, self.head_dim).transpose(1, 2)
         return self.out(mixed.reshape(batch, length, -1))
+
+    def folded(self, mask: Bool[Tensor, "#B 1 T S"] | None) -> Bool[Tensor, "#B 1 _ S"] | None:
+        """Return the mask of queries that are folded into rows.
+
+        Args:
+            mask: True where a query may look.
+        """
+        return mask if mask is None or self.groups == 1 else mask.repeat(1, 1, self.groups, 1)
 
     def forward(
         self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor], mask: Bool[Tensor, "B 1 T T"] | None
@@ -283,7 +290,7 @@ class TransformerLayer(nn.Module):
         else:
             _, keys, values = self.attention.project(self.attention_norm(x), table)
             queries, _, _ = self.attention.project(self.attention_norm(picked), picked_table)
-            x = picked + self.attention.attend(queries, keys, values, mask)
+            x = picked + self.attention.attend(queries, keys, values, self.attention.folded(mask))
         return x + self.ffn(self.ffn_norm(x))
 
     def extend(
@@ -299,7 +306,7 @@ class TransformerLayer(nn.Module):
         """
         queries, keys, values = self.attention.project(self.attention_norm(x), table)
         keys, values = state.append(layer, keys, values)
-        x = x + self.attention.attend(queries, keys, values, state.mask)
+        x = x + self.attention.attend(queries, keys, values, state.folded_mask(self.attention.groups))
         return x + self.ffn(self.ffn_norm(x))
 
     def flops(self, num_queries: int, num_keys: int) -> int:

@@ -26,9 +26,9 @@ class RecurrentState(ChunkedState):
         self.memory = memory
         self.pending: list[tuple[Tensor, ...]] = []
 
-    def commit(self, keep: list[int]) -> None:
+    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
         """Keep the first ``keep[b]`` tokens of the chunk in row ``b``."""
-        super().commit(keep)
+        super().commit(keep, path)
         device = self.memory[0][0].device
         index = torch.tensor(keep, device=device)
         rows = torch.arange(len(keep), device=device)

@@ -47,6 +47,7 @@ class TransformerTrunk(Trunk):
 
     embedding: nn.Embedding
     max_positions: int
+    supports_trees = True
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class TransformerTrunk(Trunk):
             refuse(self, "document_ids do not go with a state; decode one document a row.")
         if not isinstance(state, KeyValueState):
             refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
-        self._check_length(max(state.lengths) + tokens.shape[1])
+        self._check_length(state.reach(tokens.shape[1]))
         state.begin(tokens.shape[1])
         x = self._embed(tokens, None if self.previous is None else state.previous_tokens(tokens))
         table = self.rotary(state.positions, tokens.shape[1], x)

@@ -1,8 +1,10 @@
-"""Self-speculative against plain decoding of a trained model, and plain decoding against Hugging Face ``generate``.
+"""Self-speculative against plain decoding of a trained model, and both against Hugging Face ``generate``.
 
 Both sides of a ratio alternate in one process, on one thread. Times are CPU seconds; medians over the repeats.
 
     python tests/benchmarks/decoding.py --ckpt_path runs/quickstart
+    python tests/benchmarks/decoding.py --temperature 0.8 --decoders heads:7 rejection:7 block:7 --hugging_face 0
+    python tests/benchmarks/decoding.py --batch 16 --decoders heads:7 cost:7 --hugging_face 0
 """
 
 import argparse
@@ -16,8 +18,40 @@ from rich.table import Table
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder, TransformerTrunk
 from mtp_modules.data import TextDataModule
-from mtp_modules.decoders import Generation
+from mtp_modules.decoders import (
+    BlockVerification,
+    ConfidentDepth,
+    CostAwareDepth,
+    Decoder,
+    DynamicTree,
+    Generation,
+    LookupOrHeads,
+    PromptLookup,
+    RejectionSampling,
+    SamplingLaw,
+    StaticTree,
+)
 from mtp_modules.training import load_model
+
+DECODERS = ["heads:3", "heads:5", "heads:7", "cost:7", "tree:2,2,1,1,1", "dynamic:6,3,12", "lookup:7", "both:7"]
+
+
+def decoder_of(name: str) -> Decoder:
+    """Build a decoder from a name such as ``heads:7`` (drafts) or ``tree:4,2,1`` (widths)."""
+    kind, _, sizes = name.partition(":")
+    numbers = [int(size) for size in sizes.split(",")]
+    made: dict[str, Callable[[], Decoder]] = {
+        "heads": lambda: SpeculativeDecoder(num_drafts=numbers[0]),
+        "rejection": lambda: SpeculativeDecoder(num_drafts=numbers[0], acceptance=RejectionSampling()),
+        "block": lambda: SpeculativeDecoder(num_drafts=numbers[0], acceptance=BlockVerification()),
+        "cost": lambda: SpeculativeDecoder(num_drafts=numbers[0], policy=CostAwareDepth()),
+        "confident": lambda: SpeculativeDecoder(num_drafts=numbers[0], policy=ConfidentDepth()),
+        "lookup": lambda: SpeculativeDecoder(drafter=PromptLookup(num_drafts=numbers[0])),
+        "both": lambda: SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=numbers[0])),
+        "tree": lambda: SpeculativeDecoder(tree=StaticTree(widths=numbers)),
+        "dynamic": lambda: SpeculativeDecoder(tree=DynamicTree(depth=numbers[0], width=numbers[1], nodes=numbers[2])),
+    }
+    return made[kind]()
 
 
 def alternate(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -119,76 +153,88 @@ def main() -> None:
     parser.add_argument("--prompt_length", type=int, default=64)
     parser.add_argument("--new_tokens", type=int, default=192)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--num_drafts", type=int, nargs="*", default=[])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--decoders", nargs="+", default=DECODERS, help="kind:sizes, kinds as in the source")
+    parser.add_argument("--hugging_face", type=int, default=8, help="prompts to compare with; 0 leaves it out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load_model(options.ckpt_path)
     data = TextDataModule(sources=["stdlib"], window=256, lookahead=model.lookahead, batch_size=8, tokenizer=tokenizer)
     prompts = data.prompts("test", options.prompts, options.prompt_length, seed=0)
-    console = Console()
+    batches = [prompts[start : start + options.batch] for start in range(0, len(prompts), options.batch)]
+    console = Console(width=120)
 
-    drafts = options.num_drafts or [model.heads.max_drafts]
-    decoders = {"plain": AutoregressiveDecoder()} | {f"{k} drafts": SpeculativeDecoder(num_drafts=k) for k in drafts}
+    decoders: dict[str, Decoder] = {"plain": AutoregressiveDecoder()}
+    decoders |= {name: decoder_of(name) for name in options.decoders}
     found: dict[str, list[Generation]] = {}
+    law = SamplingLaw(temperature=options.temperature)
 
     def run(name: str) -> Callable[[], None]:
         def all_prompts() -> None:
-            found[name] = [decoders[name].generate(model, [p], max_new_tokens=options.new_tokens) for p in prompts]
+            found[name] = [
+                decoders[name].generate(model, batch, max_new_tokens=options.new_tokens, sampling=law, seed=index)
+                for index, batch in enumerate(batches)
+            ]
 
         return all_prompts
 
     seconds = alternate({name: run(name) for name in decoders}, options.repeats)
-    table = Table(title=f"{len(prompts)} held-out prompts x {options.new_tokens} tokens, batch 1, one thread, CPU time")
-    for column in (
-        "decoding",
-        "tokens/s",
-        "tokens per forward",
-        "speed-up",
-        "identical outputs",
-        "acceptance by depth",
-    ):
+    title = f"{len(prompts)} held-out prompts x {options.new_tokens} tokens, batch {options.batch}"
+    table = Table(title=f"{title}, temperature {options.temperature}, one thread, CPU time")
+    for column in ("decoding", "tokens/s", "tokens a forward", "speed-up", "equal outputs", "acceptance by depth"):
         table.add_column(column, justify="right")
-    plain = [g.tokens[0] for g in found["plain"]]
+    plain = [tokens for g in found["plain"] for tokens in g.tokens]
     for name, generations in found.items():
         rate, acceptance = pooled(generations)
-        same = sum(g.tokens[0] == p for g, p in zip(generations, plain, strict=True))
-        median = statistics.median(seconds[name])
+        outputs = [tokens for g in generations for tokens in g.tokens]
+        same = sum(tokens == p for tokens, p in zip(outputs, plain, strict=True))
         ratio = statistics.median(a / b for a, b in zip(seconds["plain"], seconds[name], strict=True))
         table.add_row(
             name,
-            f"{sum(len(p) for p in plain) / median:.0f}",
+            f"{sum(len(p) for p in plain) / statistics.median(seconds[name]):.0f}",
             f"{rate:.2f}",
             f"{ratio:.2f}x",
             f"{same}/{len(prompts)}",
             " ".join(f"{share:.0%}" for share in acceptance),
         )
     console.print(table)
+    if options.hugging_face:
+        compare_with_hugging_face(model, prompts[: options.hugging_face], options.new_tokens, options.repeats, console)
 
+
+def compare_with_hugging_face(
+    model: MTPModel, prompts: list[list[int]], new_tokens: int, repeats: int, console: Console
+) -> None:
+    """Print ratios to ``generate``, plain and with its prompt look-up."""
     twin = hugging_face_twin(model)
     if twin is None:
         console.print("transformers is not installed: no comparison with Hugging Face (pip install -e '.[benchmark]')")
         return
-    ours, few = without_previous_tokens(model), prompts[: max(1, len(prompts) // 8)]
+    ours = without_previous_tokens(model)
     outputs: dict[str, list[list[int]]] = {}
 
-    def run_ours() -> None:
-        outputs["ours"] = [
-            AutoregressiveDecoder().generate(ours, [p], max_new_tokens=options.new_tokens).tokens[0] for p in few
+    def side(name: str, decoder: Decoder, of: MTPModel) -> None:
+        outputs[name] = [decoder.generate(of, [p], max_new_tokens=new_tokens).tokens[0] for p in prompts]
+
+    def theirs(name: str, **kwargs: int) -> None:
+        outputs[name] = [
+            twin.generate(torch.tensor([p]), max_new_tokens=new_tokens, do_sample=False, **kwargs)[0, len(p) :].tolist()
+            for p in prompts
         ]
 
-    def run_theirs() -> None:
-        outputs["theirs"] = [
-            twin.generate(torch.tensor([p]), max_new_tokens=options.new_tokens, do_sample=False)[0, len(p) :].tolist()
-            for p in few
-        ]
-
-    seconds = alternate({"ours": run_ours, "theirs": run_theirs}, options.repeats)
-    ratio = statistics.median(b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True))
-    same = sum(a == b for a, b in zip(outputs["ours"], outputs["theirs"], strict=True))
-    console.print(
-        f"plain decoding, eager, same weights: {ratio:.2f}x as fast as Hugging Face generate; "
-        f"{same}/{len(few)} outputs identical"
-    )
+    sides = {
+        "ours": lambda: side("ours", AutoregressiveDecoder(), ours),
+        "our lookup": lambda: side("our lookup", SpeculativeDecoder(drafter=PromptLookup()), ours),
+        "our heads": lambda: side("our heads", SpeculativeDecoder(), model),
+        "theirs": lambda: theirs("theirs"),
+        "their lookup": lambda: theirs("their lookup", prompt_lookup_num_tokens=7),
+    }
+    seconds = alternate(sides, repeats)
+    for mine, other in (("ours", "theirs"), ("our lookup", "their lookup"), ("our heads", "their lookup")):
+        ratio = statistics.median(b / a for a, b in zip(seconds[mine], seconds[other], strict=True))
+        same = sum(a == b for a, b in zip(outputs[mine], outputs[other], strict=True))
+        console.print(f"{mine} over {other} (Hugging Face, eager): {ratio:.2f}x; equal outputs {same}/{len(prompts)}")
 
 
 if __name__ == "__main__":

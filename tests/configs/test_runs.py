@@ -105,7 +105,7 @@ def test_generate_needs_nothing_but_the_checkpoint(
     printed = capsys.readouterr().out
     assert printed.startswith(prompt)
     assert "\033" not in printed.partition("\n")[0], "colours are for terminals"
-    depths = ", ".join(str(depth) for depth in range(1, loaded[0].heads.max_drafts + 1))
+    depths = ", ".join(str(depth) for depth in range(1, len(loaded[0].horizons)))
     (accepted,) = (line for line in printed.splitlines() if line.startswith("accepted by depth"))
     assert [part.split(":")[0] for part in accepted.split()[3::2]] == depths.split(", ")
     assert "outputs             identical" in printed

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
-from mtp_modules.decoders import DecodingStats, Generation
+from mtp_modules.decoders import DecodingStats, Generation, StopRule
 from tests.drafting import ScriptedHeads, clock, copying_script
 from tests.helpers import TRUNKS, TRUNKS_WITH_HEADS, VOCAB, make_model
 from tests.reference.decoding import decode
@@ -17,7 +17,7 @@ PROMPTS = st.lists(st.lists(TOKENS, min_size=1, max_size=7), min_size=1, max_siz
 
 
 def plain(model: MTPModel, prompts: Sequence[Sequence[int]], budget: int, stop: Collection[int] = ()) -> Generation:
-    return AutoregressiveDecoder().generate(model, prompts, max_new_tokens=budget, stop_tokens=stop)
+    return AutoregressiveDecoder().generate(model, prompts, max_new_tokens=budget, stop=StopRule(tokens=stop))
 
 
 def assert_same_output(actual: Generation, expected: Generation) -> None:
@@ -61,7 +61,7 @@ def test_speculative_decoding_equals_plain_decoding(trunk: str, heads: str, data
     expected = plain(model, prompts, budget, stop)
     num_drafts = data.draw(st.one_of(st.none(), st.integers(1, num_horizons - 1)), label="K")
     decoder = SpeculativeDecoder(num_drafts=num_drafts)
-    assert_same_output(decoder.generate(model, prompts, max_new_tokens=budget, stop_tokens=stop), expected)
+    assert_same_output(decoder.generate(model, prompts, max_new_tokens=budget, stop=StopRule(tokens=stop)), expected)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -82,7 +82,7 @@ def test_partly_right_drafts_change_nothing_and_are_counted_exactly(trunk: str, 
     scripted = ScriptedHeads(heads=model.heads, script=copying_script(prompts, outputs, lambda *at: at in wrong))
     model.heads = scripted
     rounds, stats = [], DecodingStats()
-    for done in SpeculativeDecoder().stream(model, prompts, max_new_tokens=budget, stop_tokens=stop):
+    for done in SpeculativeDecoder().stream(model, prompts, max_new_tokens=budget, stop=StopRule(tokens=stop)):
         rounds.append(done)
         stats.count(done)
 
@@ -96,16 +96,17 @@ def test_partly_right_drafts_change_nothing_and_are_counted_exactly(trunk: str, 
     alive = set(range(len(prompts)))
     for done in rounds:
         assert set(done.rows) == alive, "a row takes part until it ends, and not a round longer"
-        drafts_of = next(drafts) if done.drafted else {}
-        for row, new, used, reason in zip(done.rows, done.tokens, done.accepted, done.finish_reasons, strict=True):
+        drafts_of = next(drafts) if any(done.drafted) else {}
+        everything = zip(done.rows, done.tokens, done.accepted, done.drafted, done.finish_reasons, strict=True)
+        for row, new, used, counted, reason in everything:
             forwards += 1
-            proposed = drafts_of.get(row, [])
-            assert len(proposed) == done.drafted
+            proposed = drafts_of.get(row, [])[:counted]
+            assert len(proposed) == counted
             right = 0
             while right < min(len(proposed), len(new)) and proposed[right] == new[right]:
                 right += 1
             assert used == right
-            for depth in range(done.drafted):
+            for depth in range(counted):
                 drafted[depth] += 1
                 accepted[depth] += right > depth
             tokens[row] += new
@@ -119,7 +120,7 @@ def test_partly_right_drafts_change_nothing_and_are_counted_exactly(trunk: str, 
 
 
 def stats_depth(rounds: Sequence) -> int:
-    return max(done.drafted for done in rounds)
+    return max(max(done.drafted) for done in rounds)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -130,9 +131,9 @@ def test_a_row_of_a_batch_decodes_as_it_does_alone(trunk: str, data: st.DataObje
     prompts = data.draw(PROMPTS, label="prompts")
     stop = data.draw(st.sets(TOKENS, max_size=1), label="stop")
     limit_positions(model, prompts, data)
-    together = SpeculativeDecoder().generate(model, prompts, max_new_tokens=9, stop_tokens=stop)
+    together = SpeculativeDecoder().generate(model, prompts, max_new_tokens=9, stop=StopRule(tokens=stop))
     for row, prompt in enumerate(prompts):
-        alone = SpeculativeDecoder().generate(model, [prompt], max_new_tokens=9, stop_tokens=stop)
+        alone = SpeculativeDecoder().generate(model, [prompt], max_new_tokens=9, stop=StopRule(tokens=stop))
         assert (alone.tokens[0], alone.finish_reasons[0]) == (together.tokens[row], together.finish_reasons[row])
 
 
@@ -171,7 +172,7 @@ def test_adversarial_drafts_are_never_accepted(trunk: str, heads: str) -> None:
 def test_a_stop_token_ends_a_row_at_every_place_of_a_block(stop: int, num_drafts: int) -> None:
     model, prompts = clock(5), [[0], [3, 4], [9]]
     decoder = SpeculativeDecoder(num_drafts=num_drafts)
-    generation = decoder.generate(model, prompts, max_new_tokens=VOCAB, stop_tokens=[stop])
+    generation = decoder.generate(model, prompts, max_new_tokens=VOCAB, stop=StopRule(tokens=[stop]))
     counted = [(stop - prompt[-1] - 1) % VOCAB + 1 for prompt in prompts]
     assert generation.tokens == [
         [(prompt[-1] + place) % VOCAB for place in range(1, count + 1)]
@@ -192,7 +193,7 @@ def test_a_budget_ends_a_row_at_every_place_of_a_block(budget: int, num_drafts: 
 
 
 def test_a_stop_token_beyond_the_budget_does_not_count() -> None:
-    generation = SpeculativeDecoder().generate(clock(5), [[0]], max_new_tokens=4, stop_tokens=[5])
+    generation = SpeculativeDecoder().generate(clock(5), [[0]], max_new_tokens=4, stop=StopRule(tokens=[5]))
     assert (generation.tokens, generation.finish_reasons) == ([[1, 2, 3, 4]], ["length"])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtp_modules import MTPModel, Trunk
 from mtp_modules.core import DecodingState
-from tests.helpers import TRUNKS, TRUNKS_WITH_HEADS, VOCAB, assert_same, make_model, make_trunk, random_tokens
+from tests.helpers import HEADS, TRUNKS, TRUNKS_WITH_HEADS, VOCAB, assert_same, make_model, make_trunk, random_tokens
 
 CAPACITY = 40
 
@@ -50,10 +50,10 @@ def test_every_keep_of_two_rows_equals_a_fresh_prefill(trunk: str) -> None:
 
 def check_drafts(model: MTPModel, state: DecodingState, kept: list[list[int]], token: Tensor) -> None:
     """Compare drafted logits with what training computes for the same tokens."""
-    if not model.heads.max_drafts:
+    if len(model.horizons) == 1:
         return
-    embed, unembed = model.trunk.embedding, model.unembedding.logits_by_horizon
-    for num_drafts in range(1, model.heads.max_drafts + 1):
+    embed, unembed = model.trunk.embedding, model.unembedding.logits
+    for num_drafts in range(1, len(model.horizons)):
         draft = model.heads.draft(token, state, num_drafts=num_drafts, embed=embed, unembed=unembed)
         assert draft.tokens.tolist() == draft.logits.argmax(dim=-1).tolist()
     for b, row in enumerate(kept):
@@ -152,3 +152,56 @@ def test_heads_cannot_draft_before_a_prompt() -> None:
     model = make_model("gru", "recurrent", 2)
     with pytest.raises(ValueError, match="LastHiddenState: nothing was committed yet; read a prompt first"):
         check_drafts(model, model.heads.new_state(1, 4), [[]], torch.zeros(1, dtype=torch.long))
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("trunk", [name for name in TRUNKS if name.startswith("transformer")])
+@settings(max_examples=settings.default.max_examples // 2)
+@given(data=st.data())
+def test_a_tree_is_read_as_each_of_its_paths_would_be(trunk: str, heads: str, data: st.DataObject) -> None:
+    """Every token of a tree sees its own path only, and after a commit the path is all that was read."""
+    model = make_model(trunk, heads, 3).eval()
+    rows, size = data.draw(st.integers(1, 3), label="rows"), data.draw(st.integers(1, 7), label="size")
+    prompt, tokens = random_tokens(rows, 3), random_tokens(rows, size, seed=data.draw(st.integers(0, 99), label="seed"))
+    parents = torch.tensor(
+        [[-1, *(data.draw(st.integers(0, place - 1)) for place in range(1, size))] for _ in range(rows)]
+    )
+    state, heads_state = model.trunk.new_state(rows, CAPACITY), model.heads.new_state(rows, CAPACITY)
+
+    def read(chunk: Tensor) -> Tensor:
+        return model.heads.extend(model.trunk(chunk, state=state).hidden, heads_state)
+
+    keep = [data.draw(st.integers(1, 3), label="read") for _ in range(rows)]
+    read(prompt)
+    for part in (state, heads_state):
+        part.commit(keep)
+    paths: list[list[list[int]]] = []
+    for b in range(rows):
+        own: list[list[int]] = []
+        for place in range(size):
+            parent = int(parents[b, place])
+            own.append([*(own[parent] if parent >= 0 else []), place])
+        paths.append(own)
+    depth = max(len(path) for own in paths for path in own) - 1
+    for part in (state, heads_state):
+        part.expect_tree(parents, depth)
+    states = read(tokens)
+    kept = []
+    for b in range(rows):
+        before = prompt[b, : keep[b]].tolist()
+        for path in paths[b]:
+            text = before + tokens[b, path].tolist()
+            expected = model(torch.tensor([text + [0] * model.lookahead]))[0][0, -1]
+            assert_same(states[b, path[-1]], expected)
+        chosen = paths[b][data.draw(st.integers(0, size - 1), label="end")]
+        kept.append((before + tokens[b, chosen].tolist(), chosen))
+    longest = max(len(path) for _, path in kept)
+    path = torch.tensor([chosen + chosen[-1:] * (longest - len(chosen)) for _, chosen in kept])
+    for part in (state, heads_state):
+        part.commit([len(chosen) for _, chosen in kept], path)
+    after = random_tokens(rows, 2, seed=5)
+    states = read(after)
+    for b, (text, _) in enumerate(kept):
+        whole = [*text, *after[b].tolist()]
+        expected = model(torch.tensor([whole + [0] * model.lookahead]))[0][0, -2:]
+        assert_same(states[b], expected)

@@ -9,41 +9,43 @@ from mtp_modules import LinearHeads, MTPModel, TransformerTrunk
 from mtp_modules.commands.generate import _difference, _Writer, generate
 from mtp_modules.data.tokenizers import ByteTokenizer
 
-GREEN, OWN = "\033[32m", "\033[0m"
+LIGHT, DARKER, OWN = "\033[38;5;46m", "\033[38;5;40m", "\033[0m"
 
 
-def written(tokens: list[int], drafts: list[bool], *, colour: bool = False) -> list[str]:
+def written(tokens: list[int], depths: list[int], *, colour: bool = False) -> list[str]:
     writer = _Writer(ByteTokenizer(), colour)
-    parts = ["".join(writer.write(token, draft=draft)) for token, draft in zip(tokens, drafts, strict=True)]
+    parts = ["".join(writer.write(token, depth=depth)) for token, depth in zip(tokens, depths, strict=True)]
     return [*parts, "".join(writer.flush())]
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
 def test_text_comes_out_whole(text: str) -> None:
     tokens = list(text.encode())
-    assert "".join(written(tokens, [False] * len(tokens))) == text
+    assert "".join(written(tokens, [0] * len(tokens))) == text
 
 
 def test_a_character_is_shown_with_its_last_byte() -> None:
     tokens = list("aé€😀".encode())
-    assert written(tokens, [False] * 10) == ["a", "", "é", "", "", "€", "", "", "", "😀", ""]
+    assert written(tokens, list(range(10))) == ["a", "", "é", "", "", "€", "", "", "", "😀", ""]
 
 
 @given(tokens=st.lists(st.integers(0, 255)))
 def test_bytes_that_are_no_text_never_hold_up_the_rest(tokens: list[int]) -> None:
-    parts = written([*tokens, *b"abcd"], [False] * (len(tokens) + 4))
+    parts = written([*tokens, *b"abcd"], [0] * (len(tokens) + 4))
     assert "".join(parts).endswith("bcd")
 
 
-def test_drafts_are_green() -> None:
-    tokens, drafts = list(b"abcd"), [True, True, False, True]
-    assert "".join(written(tokens, drafts, colour=True)) == f"{GREEN}ab{OWN}c{GREEN}d{OWN}"
-    assert "".join(written(tokens, drafts)) == "abcd"
+def test_drafts_are_green_the_darker_the_further_ahead() -> None:
+    tokens, depths = list("abcdé".encode()), [1, 2, 0, 1, 1, 2]
+    wanted = f"{LIGHT}a{DARKER}b{OWN}c{LIGHT}d{DARKER}é{OWN}"
+    assert "".join(written(tokens, depths, colour=True)) == wanted
+    assert "".join(written(tokens, depths)) == "abcdé"
+    assert "".join(written(list(b"ab"), [50, 60], colour=True)) == f"\033[38;5;22ma\033[38;5;22mb{OWN}"
 
 
 def test_numbers_are_written_with_spaces() -> None:
     writer = _Writer(None, colour=False)
-    assert "".join(part for token in (1, 22, 3) for part in writer.write(token, draft=False)) == " 1 22 3"
+    assert "".join(part for token in (1, 22, 3) for part in writer.write(token, depth=0)) == " 1 22 3"
 
 
 def test_outputs_that_differ_say_where() -> None:

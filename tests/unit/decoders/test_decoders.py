@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
-from mtp_modules.decoders import Decoder, DecodingStats, Round
+from mtp_modules.decoders import Decoder, DecodingStats, Round, StopRule
 from tests.drafting import clock
 from tests.helpers import TRUNKS, TRUNKS_WITH_HEADS, assert_same, make_model, make_trunk, random_tokens
 
@@ -18,18 +18,18 @@ DECODERS = [pytest.param(AutoregressiveDecoder(), id="plain"), pytest.param(Spec
 def test_a_stream_gives_the_tokens_of_generate(decoder: Decoder) -> None:
     model, prompts = make_model("gru", "recurrent", 4).eval(), [[1], [2, 3], [4, 5, 6]]
     tokens: list[list[int]] = [[], [], []]
-    for done in decoder.stream(model, prompts, max_new_tokens=7, stop_tokens=(1,)):
+    for done in decoder.stream(model, prompts, max_new_tokens=7, stop=StopRule(tokens=(1,))):
         assert isinstance(done, Round)
         for row, new in zip(done.rows, done.tokens, strict=True):
             assert new
             tokens[row] += new
-    assert tokens == decoder.generate(model, prompts, max_new_tokens=7, stop_tokens=(1,)).tokens
+    assert tokens == decoder.generate(model, prompts, max_new_tokens=7, stop=StopRule(tokens=(1,))).tokens
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_rows_that_finish_leave_the_batch(decoder: Decoder) -> None:
     model, prompts = clock(3), [[0], [5], [8]]
-    rounds = list(decoder.stream(model, prompts, max_new_tokens=8, stop_tokens=[10]))
+    rounds = list(decoder.stream(model, prompts, max_new_tokens=8, stop=StopRule(tokens=[10])))
     finished = {row: index for index, done in enumerate(rounds) for row in done.rows}
     assert finished[2] < finished[1] < finished[0]
     for index, done in enumerate(rounds):
@@ -83,9 +83,11 @@ def test_decoding_never_changes_the_model(decoder: Decoder) -> None:
 
 def test_stats_of_rounds() -> None:
     stats = DecodingStats()
-    stats.count(Round(rows=[0, 1], tokens=[[5], [6]], accepted=[0, 0], drafted=0, finish_reasons=[None, None]))
-    stats.count(Round(rows=[0, 1], tokens=[[1, 2, 3], [4]], accepted=[2, 0], drafted=3, finish_reasons=[None, "stop"]))
-    stats.count(Round(rows=[0], tokens=[[1, 2]], accepted=[1], drafted=1, finish_reasons=["length"]))
+    stats.count(Round(rows=[0, 1], tokens=[[5], [6]], accepted=[0, 0], drafted=[0, 0], finish_reasons=[None, None]))
+    stats.count(
+        Round(rows=[0, 1], tokens=[[1, 2, 3], [4]], accepted=[2, 0], drafted=[3, 3], finish_reasons=[None, "stop"])
+    )
+    stats.count(Round(rows=[0], tokens=[[1, 2]], accepted=[1], drafted=[1], finish_reasons=["length"]))
     assert (stats.tokens, stats.forwards) == (8, 5)
     assert (stats.drafted, stats.accepted) == ([3, 2, 2], [2, 1, 0])
     assert stats.tokens_per_forward == 8 / 5
@@ -125,7 +127,7 @@ def test_selected_rows_equal_a_batch_of_those_rows(trunk: str, heads: str, rows:
             states[1],
             num_drafts=2,
             embed=model.trunk.embedding,
-            unembed=model.unembedding.logits_by_horizon,
+            unembed=model.unembedding.logits,
         )
         hidden = model.trunk(after[rows], state=states[0]).hidden
         results.append((draft.logits, hidden, model.heads.extend(hidden, states[1])))
@@ -179,14 +181,15 @@ def test_one_horizon_cannot_draft() -> None:
     with pytest.raises(
         ValueError,
         match=r"^SpeculativeDecoder: LinearHeads with 1 horizon can draft nothing; use AutoregressiveDecoder, "
-        r"or heads with more horizons\.$",
+        r"PromptLookup, or heads with more horizons\.$",
     ):
         SpeculativeDecoder().generate(clock(1), [[1]], max_new_tokens=3)
 
 
 def test_more_drafts_than_the_heads_have() -> None:
     with pytest.raises(
-        ValueError, match=r"^SpeculativeDecoder: num_drafts=3 is more than the 2 that LinearHeads can draft\.$"
+        ValueError,
+        match=r"^SpeculativeDecoder: num_drafts=3 is more than the 2 that LinearHeads can draft; lower it\.$",
     ):
         SpeculativeDecoder(num_drafts=3).generate(clock(3), [[1]], max_new_tokens=3)
 

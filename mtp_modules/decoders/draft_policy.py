@@ -1,0 +1,187 @@
+"""How many tokens to draft in a round."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.component import Component
+from mtp_modules.core.shapes import Bool, Float, Tensor
+
+
+class DepthChooser:
+    """What a policy remembers of one run. This one always drafts as many as it may.
+
+    Args:
+        most: Most drafts of a round.
+
+    Attributes:
+        watches: Whether it ends rows by the confidence in their drafts.
+    """
+
+    watches: bool = False
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def depth(self, rows: int) -> int:
+        """Return how many tokens to draft in the next round.
+
+        Args:
+            rows: How many rows take part.
+        """
+        return self.most
+
+    def goes_on(self, confidence: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Return which rows draft another token.
+
+        Args:
+            confidence: Probability, by the drafter's own law, that all drafts of the row so far are right. Nothing
+                else may be looked at: a decision that knew the model's law would bend the law of the output.
+        """
+        return torch.ones_like(confidence, dtype=torch.bool)
+
+    def learn(self, rows: int, drafted: int, accepted: Sequence[int], limits: Sequence[int], seconds: float) -> None:
+        """Look at a round that is over.
+
+        Args:
+            rows: How many rows took part.
+            drafted: How many tokens were drafted.
+            accepted: How many drafts of each row held.
+            limits: How many of each row's drafts counted.
+            seconds: How long the round took.
+        """
+
+
+class DraftPolicy(Component, ABC):
+    """Decides how many tokens are drafted."""
+
+    @abstractmethod
+    def start(self, most: int) -> DepthChooser:
+        """Begin a run.
+
+        Args:
+            most: Most drafts that the decoder allows.
+        """
+
+
+class FixedDepth(DraftPolicy):
+    """Draft as many tokens as the decoder allows, in every round."""
+
+    def start(self, most: int) -> DepthChooser:
+        """Begin a run."""
+        return DepthChooser(most)
+
+
+class ConfidentDepth(DraftPolicy):
+    """Stop drafting a row once its drafts are together less likely than a threshold, by the drafter's own law.
+
+    The draft that fell below is still verified: leaving out a token because of what it is would bend the law.
+
+    Args:
+        threshold: Probability below which no further token is drafted.
+
+    Raises:
+        ValueError: If the threshold lies outside [0, 1].
+    """
+
+    def __init__(self, *, threshold: float = 0.2) -> None:
+        if not 0 <= threshold <= 1:
+            refuse(self, f"threshold must lie in [0, 1], got {threshold}.")
+        self.threshold = threshold
+
+    def start(self, most: int) -> DepthChooser:
+        """Begin a run."""
+        return _ByConfidence(most, self.threshold)
+
+
+class _ByConfidence(DepthChooser):
+    watches = True
+
+    def __init__(self, most: int, threshold: float) -> None:
+        super().__init__(most)
+        self.threshold = threshold
+
+    def goes_on(self, confidence: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        return confidence >= self.threshold
+
+
+class CostAwareDepth(DraftPolicy):
+    """Draft as many tokens as bring the most tokens a second, by what rounds have cost and brought so far.
+
+    Measures the time of rounds with each number of drafts and the acceptance at each depth, as running averages, and
+    takes the number with the best ratio. No drafts at all is one of the choices, so decoding does not stay slower than
+    plain where drafting does not pay. A few rounds are spent on numbers that have not been tried for long.
+
+    The choice rests on time and on rounds that are over, so it does not bend the law; but it is not reproducible, and
+    with an acceptance other than :class:`~mtp_modules.decoders.ExactMatch` neither is the sample.
+
+    Args:
+        memory: Share of the past that a running average keeps at each new round.
+        explore_every: Rounds between two tries of a number that is not the best.
+
+    Raises:
+        ValueError: If ``memory`` is not in [0, 1), or ``explore_every`` is below 2.
+    """
+
+    def __init__(self, *, memory: float = 0.9, explore_every: int = 32) -> None:
+        if not 0 <= memory < 1:
+            refuse(self, f"memory must lie in [0, 1), got {memory}.")
+        at_least(self, "explore_every", explore_every, 2)
+        self.memory, self.explore_every = memory, explore_every
+
+    def start(self, most: int) -> DepthChooser:
+        """Begin a run."""
+        return _ByCost(most, self.memory, self.explore_every)
+
+
+class _ByCost(DepthChooser):
+    """Running averages of one run; those of times are kept for each number of rows."""
+
+    def __init__(self, most: int, memory: float, explore_every: int) -> None:
+        super().__init__(most)
+        self.memory, self.explore_every = memory, explore_every
+        self.choices = sorted({0, most, *(2**power for power in range(most.bit_length()) if 2**power < most)})
+        self.seconds: dict[tuple[int, int], float] = {}
+        self.held = [0.7] * most
+        self.rounds = 0
+
+    def depth(self, rows: int) -> int:
+        self.rounds += 1
+        untried = [choice for choice in self.choices if (rows, choice) not in self.seconds]
+        if untried:
+            return untried[-1]
+        best = max(self.choices, key=lambda choice: self._speed(rows, choice))
+        if self.rounds % self.explore_every == 0:
+            place = self.choices.index(best)
+            others = [*self.choices[max(place - 1, 0) : place], *self.choices[place + 1 : place + 2]]
+            return others[self.rounds // self.explore_every % len(others)]
+        return best
+
+    def _speed(self, rows: int, choice: int) -> float:
+        expected, chance = 1.0, 1.0
+        for share in self.held[:choice]:
+            chance *= share
+            expected += chance
+        return expected / self.seconds[rows, choice]
+
+    def learn(self, rows: int, drafted: int, accepted: Sequence[int], limits: Sequence[int], seconds: float) -> None:
+        known = self.seconds.get((rows, drafted))
+        if drafted in self.choices:
+            new = seconds if known is None else self.memory * known + (1 - self.memory) * min(seconds, 4 * known)
+            self.seconds[rows, drafted] = new
+        for depth in range(drafted):
+            tried = sum(count >= depth and limit > depth for count, limit in zip(accepted, limits, strict=True))
+            if tried:
+                held = sum(count > depth for count in accepted) / tried
+                weight = self.memory**tried
+                self.held[depth] = weight * self.held[depth] + (1 - weight) * held
+
+
+def now() -> float:
+    """Return the time in seconds, with all work on a GPU done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,235 @@
+"""Where drafts come from: the model's heads, the text itself, or both."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from mtp_modules.core.component import Component
+from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.decoders.draft_policy import DepthChooser
+from mtp_modules.decoders.sampling import History, RowLaws
+from mtp_modules.decoders.verification import Acceptance, RowNoise
+
+
+class Proposal(NamedTuple):
+    """Drafts of a round.
+
+    Attributes:
+        tokens: ``(B, K)``.
+        source: ``(B, K, V)``, the very laws that they were drawn from, float64; ``None`` in greedy decoding.
+        limits: ``(B,)``, how many drafts of each row count.
+    """
+
+    tokens: Int[Tensor, "B K"]
+    source: Float[Tensor, "B K V"] | None
+    limits: Int[Tensor, " B"]
+
+
+class DraftChoice:
+    """Chooses one draft after the other from a head's logits, as the sampling laws and the acceptance ask.
+
+    Args:
+        limits: Most drafts of each row.
+        laws: Of the rows; ``None`` chooses the likeliest token.
+        acceptance: How drafts are drawn.
+        noise: Of the round.
+        history: Counts for penalties.
+        chooser: The policy's.
+    """
+
+    def __init__(
+        self,
+        limits: Int[Tensor, " B"],
+        laws: RowLaws | None,
+        acceptance: Acceptance,
+        noise: RowNoise | None,
+        history: History | None,
+        chooser: DepthChooser,
+    ) -> None:
+        self.limits, self.laws, self.acceptance, self.noise = limits, laws, acceptance, noise
+        self.history, self.chooser = history, chooser
+        self.tokens: list[Int[Tensor, " B"]] = []
+        self.sources: list[Float[Tensor, "B V"]] = []
+        self.done = False
+        self._confidence = torch.ones_like(limits, dtype=torch.float64)
+        self._going = limits > 0
+        self._emitted = None if history is None else history.emitted
+
+    def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+        """Choose the next draft of every row.
+
+        Args:
+            logits: What the head says of it.
+        """
+        depth = len(self.tokens)
+        law = None
+        if self.laws is None:
+            token = logits.argmax(dim=-1)
+        else:
+            assert self.noise is not None
+            emitted = None if self._emitted is None else self._emitted[:, None]
+            prompted = None if self.history is None else self.history.prompted
+            law = self.laws(self.laws.scores(logits[:, None], emitted, prompted))[:, 0]
+            token = self.acceptance.choose(law, depth, self.noise)
+            self.sources.append(law)
+            if self._emitted is not None:
+                self._emitted = self._emitted + F.one_hot(token, self._emitted.shape[1])
+        self.tokens.append(token)
+        if self.chooser.watches:
+            self._watch(logits, law, token, depth)
+        return token
+
+    def _watch(self, logits: Tensor, law: Tensor | None, token: Tensor, depth: int) -> None:
+        """Let the policy end rows by what has been drafted up to here; the token it has looked at stays."""
+        law = logits.double().softmax(dim=-1) if law is None else law
+        self._confidence = self._confidence * law.gather(1, token[:, None])[:, 0]
+        goes_on = self._going & self.chooser.goes_on(self._confidence)
+        self.limits = torch.where(self._going & ~goes_on, self.limits.clamp(max=depth + 1), self.limits)
+        self._going = goes_on & (self.limits > depth + 1)
+        self.done = not bool(self._going.any())
+
+    def proposal(self) -> Proposal:
+        """Return what was chosen."""
+        tokens = torch.stack(self.tokens, dim=1)
+        source = torch.stack(self.sources, dim=1) if self.sources else None
+        return Proposal(tokens, source, self.limits.clamp(max=tokens.shape[1]))
+
+
+class Drafter(Component, ABC):
+    """Proposes tokens.
+
+    Attributes:
+        uses_heads: Whether the model's heads draft, and so must remember what they have read.
+        reads_text: Whether it looks at the text of the rows.
+    """
+
+    uses_heads: bool = True
+    reads_text: bool = False
+
+    @abstractmethod
+    def most(self, heads: Heads) -> tuple[int, int | None]:
+        """Return how many drafts are usual, and how many are possible (``None``: any number).
+
+        Args:
+            heads: Of the model.
+        """
+
+    @abstractmethod
+    def propose(
+        self,
+        token: Int[Tensor, " B"],
+        choice: DraftChoice,
+        num_drafts: int,
+        *,
+        from_heads: Callable[[DraftChoice, int], None],
+        text: "Text | None",
+    ) -> Proposal:
+        """Return the drafts of a round.
+
+        Args:
+            token: The token that each row emitted last.
+            choice: Chooses from logits.
+            num_drafts: Most drafts.
+            from_heads: Lets the model's heads draft.
+            text: What the rows have read and emitted, if the drafter asked for it.
+        """
+
+
+class HeadsDrafter(Drafter):
+    """Let the model's own heads draft."""
+
+    def most(self, heads: Heads) -> tuple[int, int | None]:
+        """Return the number of horizons beyond the first, and how far the heads can be repeated."""
+        return len(heads.horizons) - 1, heads.max_drafts
+
+    def propose(
+        self,
+        token: Int[Tensor, " B"],
+        choice: DraftChoice,
+        num_drafts: int,
+        *,
+        from_heads: Callable[[DraftChoice, int], None],
+        text: "Text | None",
+    ) -> Proposal:
+        """Return what the heads draft."""
+        from_heads(choice, num_drafts)
+        return choice.proposal()
+
+
+class Text:
+    """The tokens of all rows, prompts included.
+
+    Args:
+        batch_size: Number ``B`` of rows.
+        capacity: Most tokens of a row.
+        device: Where they live.
+    """
+
+    def __init__(self, batch_size: int, capacity: int, device: torch.device) -> None:
+        self.tokens = torch.full((batch_size, capacity), -1, device=device)
+        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
+
+    def append(self, tokens: Int[Tensor, "B C"], counts: Int[Tensor, " B"]) -> None:
+        """Write the first ``counts[b]`` of the tokens behind row ``b``.
+
+        Args:
+            tokens: New tokens.
+            counts: How many of them count.
+        """
+        offsets = torch.arange(tokens.shape[1], device=tokens.device)
+        rows, places = torch.nonzero(offsets < counts[:, None], as_tuple=True)
+        self.tokens[rows, self.lengths[rows] + places] = tokens[rows, places]
+        self.lengths = self.lengths + counts
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with some of the rows only.
+
+        Args:
+            rows: Which, in their new order.
+        """
+        self.tokens, self.lengths = self.tokens[rows], self.lengths[rows]
+
+    def continuation(self, ngram: int, num_drafts: int) -> tuple[Int[Tensor, "B K"], Int[Tensor, " B"]]:
+        """Return what followed the last ``ngram`` tokens at the latest place where they stood before, and its length.
+
+        Args:
+            ngram: How many tokens must match.
+            num_drafts: Most tokens to return.
+        """
+        rows = torch.arange(len(self.tokens), device=self.tokens.device)[:, None]
+        end = self.lengths[:, None]
+        tail = self.tokens[rows, (end + torch.arange(-ngram, 0, device=rows.device)).clamp(min=0)]
+        windows = self.tokens.unfold(1, ngram, 1)
+        starts = torch.arange(windows.shape[1], device=rows.device)
+        found = (windows == tail[:, None]).all(dim=2) & (starts + ngram < end) & (end > ngram)
+        latest = torch.where(found, starts, -1).amax(dim=1, keepdim=True)
+        places = latest + ngram + torch.arange(num_drafts, device=rows.device)
+        count = torch.where(latest[:, 0] < 0, 0, (self.lengths - latest[:, 0] - ngram).clamp(max=num_drafts))
+        return self.tokens[rows, places.clamp(max=self.tokens.shape[1] - 1)].clamp(min=0), count
+
+
+def heads_draft(
+    heads: Heads,
+    state: DecodingState,
+    token: Int[Tensor, " B"],
+    embed: Callable[[Tensor], Tensor],
+    unembed: Callable[[Tensor, int], Tensor],
+) -> Callable[[DraftChoice, int], None]:
+    """Return the call by which a drafter lets the heads draft.
+
+    Args:
+        heads: Of the model.
+        state: Their state.
+        token: The token that each row emitted last.
+        embed: Embeds token ids.
+        unembed: Turns states into logits.
+    """
+
+    def draft(choice: DraftChoice, num_drafts: int) -> None:
+        heads.draft(token, state, num_drafts=num_drafts, embed=embed, unembed=unembed, choose=choice)
+
+    return draft

@@ -1,0 +1,117 @@
+"""Drafts from the text itself: what followed the same words before."""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.interfaces import Heads
+from mtp_modules.core.shapes import Bool, Int, Tensor
+from mtp_modules.decoders.drafting import DraftChoice, Drafter, Proposal, Text
+
+
+class PromptLookup(Drafter):
+    """Draft what followed the same words earlier in the text. No training, and the baseline of every trained drafter.
+
+    Looks for the last ``longest`` tokens, then for fewer. Saxena 2023 (prompt lookup decoding); Yang et al. 2023 (arXiv
+    2304.04487).
+
+    Args:
+        num_drafts: How many tokens to draft, if the decoder does not say.
+        longest: How many tokens must match at first.
+        shortest: How many must match at last.
+
+    Raises:
+        ValueError: If a number is below 1, or ``shortest`` above ``longest``.
+    """
+
+    uses_heads = False
+    reads_text = True
+
+    def __init__(self, *, num_drafts: int = 7, longest: int = 3, shortest: int = 1) -> None:
+        at_least(self, "num_drafts", num_drafts, 1)
+        at_least(self, "shortest", shortest, 1)
+        if longest < shortest:
+            refuse(self, f"longest must be at least shortest ({shortest}), got {longest}.")
+        self.num_drafts, self.longest, self.shortest = num_drafts, longest, shortest
+
+    def most(self, heads: Heads) -> tuple[int, int | None]:
+        """Return ``num_drafts``, and that any number is possible."""
+        return self.num_drafts, None
+
+    def look_up(self, text: Text, num_drafts: int) -> tuple[Int[Tensor, "B K"], Int[Tensor, " B"]]:
+        """Return drafts, and how many each row has.
+
+        Args:
+            text: Of the rows.
+            num_drafts: Most drafts.
+        """
+        tokens, counts = text.continuation(self.longest, num_drafts)
+        for ngram in range(self.longest - 1, self.shortest - 1, -1):
+            shorter, found = text.continuation(ngram, num_drafts)
+            tokens = torch.where((counts == 0)[:, None], shorter, tokens)
+            counts = torch.where(counts == 0, found, counts)
+        return tokens, counts
+
+    def propose(
+        self,
+        token: Int[Tensor, " B"],
+        choice: DraftChoice,
+        num_drafts: int,
+        *,
+        from_heads: Callable[[DraftChoice, int], None],
+        text: Text | None,
+    ) -> Proposal:
+        """Return what followed the same words."""
+        assert text is not None
+        tokens, counts = self.look_up(text, num_drafts)
+        source = None if choice.laws is None else F.one_hot(tokens, choice.laws.vocab_size).double()
+        return Proposal(tokens, source, torch.minimum(choice.limits, counts))
+
+
+class LookupOrHeads(Drafter):
+    """Draft what followed the same words where they stood before, else let the heads draft.
+
+    Args:
+        num_drafts: How many tokens to draft, if the decoder does not say; as many as the heads are trained for if
+            ``None``.
+        longest: How many tokens must match at first.
+        shortest: How many must match at last; few match by chance.
+
+    Raises:
+        ValueError: If a number is below 1, or ``shortest`` above ``longest``.
+    """
+
+    reads_text = True
+
+    def __init__(self, *, num_drafts: int | None = None, longest: int = 8, shortest: int = 5) -> None:
+        self.lookup = PromptLookup(num_drafts=num_drafts or 1, longest=longest, shortest=shortest)
+        self.num_drafts = num_drafts
+
+    def most(self, heads: Heads) -> tuple[int, int | None]:
+        """Return what the heads can."""
+        return self.num_drafts or len(heads.horizons) - 1, heads.max_drafts
+
+    def propose(
+        self,
+        token: Int[Tensor, " B"],
+        choice: DraftChoice,
+        num_drafts: int,
+        *,
+        from_heads: Callable[[DraftChoice, int], None],
+        text: Text | None,
+    ) -> Proposal:
+        """Return what followed the same words, or what the heads draft."""
+        assert text is not None
+        tokens, counts = self.lookup.look_up(text, num_drafts)
+        found: Bool[Tensor, " B"] = counts > 0
+        limits = torch.minimum(choice.limits, counts)
+        from_heads(choice, num_drafts)
+        drafted = choice.proposal()
+        width = drafted.tokens.shape[1]
+        tokens = torch.where(found[:, None], tokens[:, :width], drafted.tokens)
+        source = drafted.source
+        if source is not None:
+            source = torch.where(found[:, None, None], F.one_hot(tokens, source.shape[2]).double(), source)
+        return Proposal(tokens, source, torch.where(found, limits.clamp(max=width), drafted.limits))

@@ -1,0 +1,70 @@
+"""When a row ends by its own words."""
+
+from collections.abc import Collection, Sequence
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.component import Component
+from mtp_modules.core.interfaces import Tokenizer
+
+_BYTES_PER_CHARACTER = 4
+
+
+class StopRule(Component):
+    """End a row with the first of some tokens, or with the token that completes one of some strings.
+
+    Args:
+        tokens: Token ids, an end-of-text token among them if there is one.
+        strings: Texts; they may lie across tokens, and begin or end inside one.
+        tokenizer: Turns tokens into text; needed with ``strings``.
+
+    Raises:
+        ValueError: If a string is empty, or cannot come out of the tokenizer.
+    """
+
+    def __init__(
+        self, *, tokens: Collection[int] = (), strings: Sequence[str] = (), tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.tokens, self.strings, self.tokenizer = frozenset(tokens), tuple(strings), tokenizer
+        if self.strings and tokenizer is None:
+            refuse(self, "strings need a tokenizer that turns tokens into text; give tokenizer.")
+        for string in self.strings:
+            if not string:
+                refuse(self, "strings holds an empty string, which would end every row; leave it out.")
+            assert tokenizer is not None
+            if tokenizer.decode(tokenizer.encode(string)) != string:
+                refuse(
+                    self, f"strings holds {string!r}, which the tokenizer cannot write; give a text that it can encode."
+                )
+
+    def new(self) -> "StopMatcher":
+        """Start to watch a row."""
+        return StopMatcher(self)
+
+
+class StopMatcher:
+    """Watches the tokens of one row.
+
+    Args:
+        rule: What to watch for.
+    """
+
+    def __init__(self, rule: StopRule) -> None:
+        self.rule = rule
+        longest = max((len(string) for string in rule.strings), default=0)
+        self._most = _BYTES_PER_CHARACTER * (longest + 1)
+        self._recent: list[int] = []
+
+    def ends(self, token: int) -> bool:
+        """Say whether this token ends the row.
+
+        Args:
+            token: The next token of the output.
+        """
+        if token in self.rule.tokens:
+            return True
+        if not self.rule.strings:
+            return False
+        assert self.rule.tokenizer is not None
+        self._recent = [*self._recent[-self._most :], token]
+        text = self.rule.tokenizer.decode(self._recent)
+        return any(string in text for string in self.rule.strings)

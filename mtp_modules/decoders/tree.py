@@ -1,0 +1,250 @@
+"""Trees of drafts: several guesses a place, all verified by one forward pass."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.component import Component
+from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.shapes import Float, Int, Tensor
+
+
+class Tree(NamedTuple):
+    """A chunk of the token emitted last, the root, and drafts behind it.
+
+    Attributes:
+        tokens: ``(B, C)``, the root first, parents before their children.
+        parents: ``(B, C)``, place of each token's parent; -1 for the root.
+    """
+
+    tokens: Int[Tensor, "B C"]
+    parents: Int[Tensor, "B C"]
+
+
+class Guess(NamedTuple):
+    """What the heads say of the next token after some drafts.
+
+    Attributes:
+        ranking: ``(B, N, V)``, the larger the sooner a token becomes a child.
+        log_law: ``(B, N, V)``, logarithm of its probability, which the confidence in a path is made of.
+    """
+
+    ranking: Float[Tensor, "B N V"]
+    log_law: Float[Tensor, "B N V"]
+
+
+class Grower:
+    """Asks the heads for children, depth by depth.
+
+    Args:
+        heads: Of the model.
+        state: Their state.
+        token: The token that each row emitted last.
+        embed: Embeds token ids.
+        unembed: Turns states of a horizon into logits.
+        guess: Turns logits at a depth into a guess.
+    """
+
+    def __init__(
+        self,
+        heads: Heads,
+        state: DecodingState,
+        token: Int[Tensor, " B"],
+        embed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor, int], Tensor],
+        guess: Callable[[Tensor, int], Guess],
+    ) -> None:
+        self.heads, self.state, self.embed, self.unembed, self.guess = heads, state, embed, unembed, guess
+        self.tokens = [token[:, None]]
+        self.parents = [torch.full_like(token, -1)[:, None]]
+        self.scores = [torch.zeros_like(token, dtype=torch.float64)[:, None]]
+        self._before: Float[Tensor, "B M D"] | None = None
+        self._frontier = self.tokens[0]
+        self._places = torch.zeros_like(self._frontier)
+        self._drafted_from = self._places
+        self._depth = 0
+
+    def grow(self, width: int, keep: int | None = None) -> None:
+        """Give every token of the frontier children, which become the next frontier.
+
+        Args:
+            width: How many children.
+            keep: Only so many of the new tokens, the most confident ones, are in the next frontier; all if ``None``.
+        """
+        states = self.heads.draft_states(
+            self._frontier,
+            self.state,
+            depth=self._depth,
+            before=self._before,
+            parents=self._drafted_from,
+            embed=self.embed,
+        )
+        ranking, log_law = self.guess(
+            self.unembed(states, min(self._depth + 1, len(self.heads.horizons) - 1)), self._depth
+        )
+        count = self._frontier.shape[1]
+        children = ranking.topk(width, dim=-1).indices.expand(-1, count, -1)
+        gained = log_law.expand(-1, count, -1).gather(2, children)
+        scores = self._score()[:, :, None] + gained - 1e-6  # a parent always scores above its children
+        parents = self._places[:, :, None].expand_as(children)
+        first = sum(part.shape[1] for part in self.tokens)
+        self.tokens.append(children.flatten(1))
+        self.parents.append(parents.flatten(1))
+        self.scores.append(scores.flatten(1))
+        self._before, self._depth = states, self._depth + 1
+        chosen = torch.arange(count * width, device=children.device).expand(len(children), -1)
+        if keep is not None and keep < count * width:
+            chosen = self.scores[-1].topk(keep, dim=1).indices.sort(dim=1).values
+        self._frontier = self.tokens[-1].gather(1, chosen)
+        self._places, self._drafted_from = first + chosen, chosen // width
+
+    def _score(self) -> Float[Tensor, "B N"]:
+        return torch.cat(self.scores, dim=1).gather(1, self._places)
+
+    def tree(self, max_nodes: int | None = None) -> Tree:
+        """Return what has grown.
+
+        Args:
+            max_nodes: Keep the root and so many drafts, the most confident ones; all if ``None``.
+        """
+        tokens, parents = torch.cat(self.tokens, dim=1), torch.cat(self.parents, dim=1)
+        if max_nodes is None or max_nodes + 1 >= tokens.shape[1]:
+            return Tree(tokens, parents)
+        kept = torch.cat(self.scores, dim=1).topk(max_nodes + 1, dim=1).indices.sort(dim=1).values
+        moved = torch.zeros_like(tokens).scatter_(
+            1, kept, torch.arange(max_nodes + 1, device=kept.device).expand_as(kept)
+        )
+        old = parents.gather(1, kept)
+        return Tree(tokens.gather(1, kept), torch.where(old < 0, -1, moved.gather(1, old.clamp(min=0))))
+
+
+class DraftTree(Component, ABC):
+    """The shape of a tree of drafts.
+
+    Attributes:
+        depth: Drafts one after the other.
+        nodes: Most drafts of a round.
+    """
+
+    depth: int
+    nodes: int
+
+    @abstractmethod
+    def grow(self, grower: Grower) -> Tree:
+        """Return the tree of a round.
+
+        Args:
+            grower: Gives tokens children.
+        """
+
+
+class StaticTree(DraftTree):
+    """Give every token of a depth the same number of children: the likeliest ones.
+
+    Cai et al. 2024 (arXiv 2401.10774), section 2.3.2.
+
+    Args:
+        widths: Number of children at each depth.
+
+    Raises:
+        ValueError: If a width is below 1, or there is none.
+
+    Example:
+        >>> StaticTree(widths=[3, 2, 1]).nodes
+        15
+    """
+
+    def __init__(self, *, widths: Sequence[int]) -> None:
+        if not widths:
+            refuse(self, "widths is empty; give the number of children at each depth.")
+        for index, width in enumerate(widths):
+            at_least(self, f"widths[{index}]", width, 1)
+        self.widths, self.depth, self.nodes, count = list(widths), len(widths), 0, 1
+        for width in widths:
+            count *= width
+            self.nodes += count
+
+    def grow(self, grower: Grower) -> Tree:
+        """Return the tree of a round."""
+        for width in self.widths:
+            grower.grow(width)
+        return grower.tree()
+
+
+class DynamicTree(DraftTree):
+    """Grow the most confident paths, and verify the most confident tokens under a budget.
+
+    Confidence is the product of the drafter's own probabilities along the path. Li et al. 2024 (arXiv 2406.16858).
+
+    Args:
+        depth: Drafts one after the other.
+        width: Children of a token, and tokens of a depth that get children.
+        nodes: Most drafts that are verified.
+
+    Raises:
+        ValueError: If a number is below 1.
+    """
+
+    def __init__(self, *, depth: int, width: int = 4, nodes: int = 16) -> None:
+        for name, value in (("depth", depth), ("width", width), ("nodes", nodes)):
+            at_least(self, name, value, 1)
+        self.depth, self.width, self.nodes = depth, width, nodes
+
+    def grow(self, grower: Grower) -> Tree:
+        """Return the tree of a round."""
+        for _ in range(self.depth):
+            grower.grow(self.width, keep=self.width)
+        return grower.tree(max_nodes=self.nodes)
+
+
+class Walk(NamedTuple):
+    """The way through a tree that the model's own choices take.
+
+    Attributes:
+        tokens: ``(B, P)``, the model's choice after the root, after the first accepted draft, and so on.
+        path: ``(B, P)``, places of the root and the accepted drafts in the chunk.
+        accepted: ``(B,)``, how many drafts lie on the way.
+    """
+
+    tokens: Int[Tensor, "B P"]
+    path: Int[Tensor, "B P"]
+    accepted: Int[Tensor, " B"]
+
+
+def walk(tree: Tree, own: Int[Tensor, "B C"], depth: int) -> Walk:
+    """Follow the model's own choices as far as the tree foresaw them.
+
+    Args:
+        tree: Root and drafts.
+        own: The model's choice after each token of the chunk.
+        depth: Most drafts one after the other.
+    """
+    rows = torch.arange(len(own), device=own.device)
+    place = torch.zeros_like(rows)
+    accepted, alive = torch.zeros_like(rows), torch.ones_like(rows, dtype=torch.bool)
+    path, tokens = [place], [own[:, 0]]
+    for _ in range(depth):
+        fits = (tree.parents == place[:, None]) & (tree.tokens == tokens[-1][:, None])
+        alive = alive & fits.any(dim=1)
+        accepted = accepted + alive
+        place = torch.where(alive, fits.to(torch.int8).argmax(dim=1), place)
+        path.append(place)
+        tokens.append(own[rows, place])
+    return Walk(torch.stack(tokens, dim=1), torch.stack(path, dim=1), accepted)
+
+
+def counts_along(tree: Tree, ancestors: Tensor, emitted: Int[Tensor, "B V"]) -> Int[Tensor, "B C V"]:
+    """Return how often each token is in the output if the text went from the root to each token of the tree.
+
+    Args:
+        tree: Root, which the output holds already, and drafts.
+        ancestors: ``(B, C, C)``, which tokens lie on the way to each.
+        emitted: Counts of the output up to the root.
+    """
+    drafts = F.one_hot(tree.tokens, emitted.shape[1]).float()
+    drafts[:, 0] = 0
+    return emitted[:, None] + (ancestors.float() @ drafts).round().long()

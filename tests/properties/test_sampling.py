@@ -1,0 +1,298 @@
+"""Laws of drawn tokens: speculative decoding draws what plain decoding draws, or at least from the same law."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtp_modules import AutoregressiveDecoder, LinearHeads, MTPModel, RecurrentHeads, RecurrentTrunk, SpeculativeDecoder
+from mtp_modules.decoders import (
+    Acceptance,
+    BlockVerification,
+    ConfidentDepth,
+    CostAwareDepth,
+    Drafter,
+    DraftPolicy,
+    DraftTree,
+    DynamicTree,
+    ExactMatch,
+    LookupOrHeads,
+    PromptLookup,
+    RejectionSampling,
+    SamplingLaw,
+    StaticTree,
+)
+from mtp_modules.decoders.acceptance import accept_block, accept_by_rejection
+from mtp_modules.decoders.noise import draw, gumbels, uniforms
+from mtp_modules.decoders.sampling import History, RowLaws
+from tests.helpers import TRUNKS_WITH_HEADS, VOCAB, float64, make_model, randomise
+from tests.reference import sampling as naive
+
+SETTINGS_OF_LAWS = st.fixed_dictionaries(  # built outside: the runtime checks of the constructor draw numbers
+    {
+        "temperature": st.sampled_from([0.0, 0.5, 1.0, 1.7]),
+        "top_k": st.sampled_from([None, 1, 3, 50]),
+        "top_p": st.sampled_from([1.0, 0.9, 0.4]),
+        "min_p": st.sampled_from([0.0, 0.1, 1.0]),
+        "repetition_penalty": st.sampled_from([1.0, 1.3, 0.7]),
+        "presence_penalty": st.sampled_from([0.0, 0.5]),
+        "frequency_penalty": st.sampled_from([0.0, 0.4, -0.2]),
+        "allowed_tokens": st.sampled_from([None, (1, 2, 5, 7)]),
+    }
+)
+
+
+def options_for(data: st.DataObject, rows: int) -> dict[str, list]:
+    """Draw a budget, a law and a seed for every row."""
+    laws = data.draw(st.lists(SETTINGS_OF_LAWS, min_size=rows, max_size=rows), label="laws")
+    return {
+        "max_new_tokens": data.draw(st.lists(st.integers(1, 9), min_size=rows, max_size=rows), label="budgets"),
+        "sampling": [SamplingLaw(**law) for law in laws],
+        "seed": data.draw(st.lists(st.integers(-5, 5), min_size=rows, max_size=rows), label="seeds"),
+    }
+
+
+TOKENS = st.integers(0, VOCAB - 1)
+PROMPTS = st.lists(st.lists(TOKENS, min_size=1, max_size=6), min_size=1, max_size=3)
+ACCEPTANCES: dict[str, Callable[[], Acceptance]] = {
+    "match": ExactMatch,
+    "rejection": RejectionSampling,
+    "block": BlockVerification,
+}
+POLICIES: dict[str, Callable[[], DraftPolicy | None]] = {
+    "fixed": lambda: None,
+    "confident": lambda: ConfidentDepth(threshold=0.3),
+    "cost": lambda: CostAwareDepth(explore_every=2),
+}
+DRAFTERS: dict[str, Callable[[], Drafter | None]] = {
+    "heads": lambda: None,
+    "lookup": lambda: PromptLookup(num_drafts=3, longest=2),
+    "both": lambda: LookupOrHeads(longest=2, shortest=1),
+}
+
+
+def draw_tree(data: st.DataObject, most: int) -> DraftTree:
+    """Draw the shape of a tree."""
+    depth = data.draw(st.integers(1, most), label="depth")
+    if data.draw(st.booleans(), label="static"):
+        return StaticTree(widths=data.draw(st.lists(st.integers(1, 3), min_size=depth, max_size=depth), label="widths"))
+    width, nodes = data.draw(st.integers(1, 4), label="width"), data.draw(st.integers(1, 9), label="nodes")
+    return DynamicTree(depth=depth, width=width, nodes=nodes)
+
+
+@settings(max_examples=4 * settings.default.max_examples)
+@given(
+    laws=st.lists(SETTINGS_OF_LAWS, min_size=1, max_size=3),
+    seed=st.integers(0, 999),
+    ties=st.booleans(),
+    output=st.lists(st.integers(0, 7), max_size=5),
+)
+def test_a_law_is_what_its_settings_say(laws: list[dict], seed: int, ties: bool, output: list[int]) -> None:
+    logits = 2 * torch.randn(len(laws), 2, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    logits = logits.round() if ties else logits
+    built = [SamplingLaw(**law) for law in laws]
+    prompts, rows = [[1, 3, 3]] * len(laws), RowLaws(built, 8, torch.device("cpu"))
+    history = History(prompts, 8, torch.device("cpu"))
+    if output:
+        history.add(torch.tensor([[*output, 2]] * len(laws)), torch.full((len(laws),), len(output)))
+    drafts = torch.full((len(laws), 1), 4)
+    scores = rows.scores(logits, history.after(drafts), history.prompted)
+    got = rows(scores)
+    for b, settings_ in enumerate(built):
+        for place, said in enumerate((output, [*output, 4])):
+            wanted = naive.law(logits[b, place].tolist(), settings_, prompts[b], said)
+            assert got[b, place].tolist() == pytest.approx(wanted, abs=1e-12)
+
+
+def generate(
+    decoder: AutoregressiveDecoder | SpeculativeDecoder,
+    model: MTPModel,
+    prompts: Sequence[Sequence[int]],
+    **kwargs: object,
+) -> list[list[int]]:
+    return decoder.generate(model, prompts, **kwargs).tokens
+
+
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@settings(max_examples=settings.default.max_examples // 8)
+@given(data=st.data())
+def test_exact_match_gives_the_sample_of_plain_decoding(trunk: str, heads: str, data: st.DataObject) -> None:
+    model = make_model(trunk, heads, data.draw(st.integers(2, 4), label="H"), seed=data.draw(st.integers(0, 9))).eval()
+    prompts = data.draw(PROMPTS, label="prompts")
+    options = options_for(data, len(prompts))
+    if model.trunk.supports_trees and data.draw(st.booleans(), label="tree"):
+        decoder = SpeculativeDecoder(tree=draw_tree(data, len(model.horizons) - 1))
+    else:
+        decoder = SpeculativeDecoder(
+            policy=POLICIES[data.draw(st.sampled_from(list(POLICIES)), label="policy")](),
+            drafter=DRAFTERS[data.draw(st.sampled_from(list(DRAFTERS)), label="drafter")](),
+        )
+    together = generate(decoder, model, prompts, **options)
+    assert together == generate(AutoregressiveDecoder(), model, prompts, **options)
+    for row, prompt in enumerate(prompts):
+        own = {name: values[row] for name, values in options.items()}
+        assert generate(decoder, model, [prompt], **own) == [together[row]]
+
+
+@pytest.mark.parametrize("acceptance", ["rejection", "block"])
+@settings(max_examples=settings.default.max_examples // 2)
+@given(data=st.data())
+def test_a_row_does_not_depend_on_its_neighbours(acceptance: str, data: st.DataObject) -> None:
+    model = make_model("transformer_grouped", data.draw(st.sampled_from(["linear", "recurrent"])), 4).eval()
+    prompts = data.draw(PROMPTS, label="prompts")
+    options = options_for(data, len(prompts))
+    decoder = SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]())
+    together = generate(decoder, model, prompts, **options)
+    for row, prompt in enumerate(prompts):
+        own = {name: values[row] for name, values in options.items()}
+        assert generate(decoder, model, [prompt], **own) == [together[row]]
+
+
+def test_another_seed_is_another_sample_and_the_same_seed_the_same() -> None:
+    model = make_model("gru", "recurrent", 3).eval()
+    for acceptance in ACCEPTANCES.values():
+        decoder = SpeculativeDecoder(acceptance=acceptance())
+        options = {"max_new_tokens": 30, "sampling": SamplingLaw(temperature=1.5)}
+        one, other = (generate(decoder, model, [[1]], seed=seed, **options) for seed in (1, 2))
+        assert one != other
+        assert generate(decoder, model, [[1]], seed=1, **options) == one
+        rows = generate(decoder, model, [[1], [1]], seed=1, **options)
+        assert rows == [one[0], other[0]]
+
+
+SIX = 6
+SETTINGS: dict[str, SamplingLaw] = {
+    "plain": SamplingLaw(),
+    "warm": SamplingLaw(temperature=1.6),
+    "top_k": SamplingLaw(top_k=3, temperature=1.3),
+    "top_p": SamplingLaw(top_p=0.7),
+    "min_p": SamplingLaw(min_p=0.2),
+    "penalties": SamplingLaw(repetition_penalty=1.5, presence_penalty=0.4, frequency_penalty=0.3),
+    "allowed": SamplingLaw(allowed_tokens=[0, 2, 3, 5]),
+}
+
+
+def tiny(heads: str = "linear") -> MTPModel:
+    with float64():
+        made = {
+            "linear": lambda: LinearHeads(d_model=4, num_horizons=4),
+            "recurrent": lambda: RecurrentHeads(d_model=4, num_horizons=4),
+        }
+        model = MTPModel(trunk=RecurrentTrunk(vocab_size=SIX, d_model=4), heads=made[heads]())
+    randomise(model, seed=3)
+    return model.eval()
+
+
+def sequence_law(model: MTPModel, prompt: list[int], settings_: SamplingLaw, length: int) -> list[float]:
+    """Return the exact probability of every continuation of a length."""
+    found = []
+    with torch.inference_mode():
+        for output in itertools.product(range(SIX), repeat=length):
+            tokens = torch.tensor([[*prompt, *output, *[0] * model.lookahead]])
+            logits = model.unembedding.logits(model(tokens)[0][0])
+            probability = 1.0
+            for place, token in enumerate(output):
+                at = logits[len(prompt) - 1 + place].tolist()
+                probability *= naive.law(at, settings_, prompt, list(output[:place]))[token]
+            found.append(probability)
+    assert sum(found) == pytest.approx(1.0)
+    return found
+
+
+def check_sequence_law(decoder: SpeculativeDecoder, heads: str, settings_: SamplingLaw, length: int, n: int) -> None:
+    model, prompt = tiny(heads), [1, 4]
+    wanted = sequence_law(model, prompt, settings_, length)
+    counted: Counter[tuple[int, ...]] = Counter()
+    for start in range(0, n, 1000):
+        options = {"max_new_tokens": length + 4, "sampling": settings_, "seed": start}
+        counted.update(tuple(tokens[:length]) for tokens in generate(decoder, model, [prompt] * 1000, **options))
+    counts = [counted[output] for output in itertools.product(range(SIX), repeat=length)]
+    statistic, degrees = naive.chi_square(counts, wanted)
+    assert statistic < naive.limit(degrees)
+
+
+@pytest.mark.parametrize("acceptance", ACCEPTANCES)
+@pytest.mark.parametrize(("heads", "name"), [("recurrent", "plain"), ("linear", "penalties")])
+def test_short_continuations_follow_the_law(acceptance: str, heads: str, name: str) -> None:
+    check_sequence_law(SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]()), heads, SETTINGS[name], 3, 3000)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("acceptance", ACCEPTANCES)
+@pytest.mark.parametrize("heads", ["linear", "recurrent"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_all_continuations_follow_the_law(name: str, heads: str, acceptance: str, drafter: str, policy: str) -> None:
+    decoder = SpeculativeDecoder(
+        acceptance=ACCEPTANCES[acceptance](), drafter=DRAFTERS[drafter](), policy=POLICIES[policy]()
+    )
+    check_sequence_law(decoder, heads, SETTINGS[name], 4, 50_000)
+
+
+@given(seed=st.integers(0, 10_000), zeros=st.booleans())
+def test_acceptance_and_residual_make_up_the_target(seed: int, zeros: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    p, q = (torch.rand(9, generator=generator, dtype=torch.float64) for _ in range(2))
+    if zeros:
+        p, q = (law * (torch.rand(9, generator=generator) < 0.6) + 1e-3 * (law > 0.9) for law in (p, q))
+        p[0], q[1] = 0.5, 0.5
+    p, q = p / p.sum(), q / q.sum()
+    accepted = torch.minimum(p, q)
+    residual = (p - q).clamp(min=0)
+    residual = residual / residual.sum().clamp(min=1e-300)
+    torch.testing.assert_close(accepted + (1 - accepted.sum()) * residual, p, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("rule", [accept_by_rejection, accept_block])
+def test_one_step_follows_the_target(rule: Callable) -> None:
+    """V = 32, 100,000 draws: the token that comes out, accepted or not, follows the target, whatever the source."""
+    n, vocab = 100_000, 32
+    generator = torch.Generator().manual_seed(5)
+    p, q = ((1.5 * torch.randn(vocab, generator=generator, dtype=torch.float64)).softmax(0) for _ in range(2))
+    q[:3], p[3:6] = 0.0, 0.0
+    p, q = p / p.sum(), q / q.sum()
+    seeds, places = torch.arange(n), torch.zeros(n, 1, dtype=torch.long)
+    drafts = draw(q.expand(n, vocab), uniforms(seeds, places, stream=1, width=1)[:, 0, 0])[:, None]
+    target = torch.stack((p, q)).expand(n, 2, vocab)
+    numbers = uniforms(seeds, places, stream=2, width=2)[:, 0]
+    verdict = rule(drafts, q.expand(n, 1, vocab), target, torch.ones(n, dtype=torch.long), numbers)
+    out = torch.where(verdict.accepted == 1, drafts[:, 0], verdict.following)
+    statistic, degrees = naive.chi_square(torch.bincount(out, minlength=vocab).tolist(), p.tolist())
+    assert statistic < naive.limit(degrees)
+    assert verdict.accepted.double().mean() == pytest.approx(float(torch.minimum(p, q).sum()), abs=0.01)
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+def test_numbers_are_uniform_and_independent_of_their_neighbours(stream: int) -> None:
+    seeds, places = torch.arange(-50, 50), torch.arange(40).expand(100, 40)
+    numbers = uniforms(seeds, places, stream=stream, width=25)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    flat = numbers.flatten()
+    counts = torch.histc(flat, bins=100, min=0, max=1)
+    assert ((counts - len(flat) / 100) ** 2 / (len(flat) / 100)).sum() < naive.limit(99)
+    for axis in range(3):
+        here, there = numbers.narrow(axis, 0, numbers.shape[axis] - 1), numbers.narrow(axis, 1, numbers.shape[axis] - 1)
+        correlation = torch.corrcoef(torch.stack((here.flatten(), there.flatten())))[0, 1]
+        assert correlation.abs() < 5 / here.numel() ** 0.5
+    alone = uniforms(seeds[7:8], places[7:8, 3:4], stream=stream, width=2)
+    assert torch.equal(alone[0, 0], numbers[7, 3, :2])
+
+
+def test_gumbel_numbers_draw_from_the_law() -> None:
+    law = torch.tensor([0.5, 0.0, 0.3, 0.2], dtype=torch.float64)
+    noise = gumbels(torch.arange(50_000), torch.zeros(50_000, 1, dtype=torch.long), stream=0, width=4)[:, 0]
+    counts = torch.bincount((law.log() + noise).argmax(dim=1), minlength=4)
+    statistic, degrees = naive.chi_square(counts.tolist(), law.tolist())
+    assert statistic < naive.limit(degrees)
+
+
+def test_a_token_of_probability_zero_is_never_drawn() -> None:
+    law = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
+    for uniform, token in ((0.0, 1), (0.2499, 1), (0.25, 3), (1 - 2.0**-53, 3)):
+        assert draw(law, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
