@@ -29,6 +29,7 @@ class LinearHeads(Heads):
         ValueError: If ``num_horizons`` is below 1.
 
     Example:
+        >>> import torch
         >>> heads = LinearHeads(d_model=8, num_horizons=2)
         >>> [state.shape for state in heads(torch.zeros(1, 3, 8))]
         [torch.Size([1, 3, 8]), torch.Size([1, 3, 8])]
