@@ -77,7 +77,8 @@ class DecodingState(ABC):
         """Go on with some of the rows only; the state must be committed.
 
         Args:
-            rows: Which rows to keep, in their new order.
+            rows: Which rows to keep, in their new order. A row that is named twice forks into two, which from then on
+                have nothing to do with each other.
         """
 
 

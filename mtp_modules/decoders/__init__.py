@@ -1,6 +1,8 @@
 """Decoders: prompts to new tokens."""
 
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
+from mtp_modules.decoders.beam import BeamDecoder, DraftedBeamDecoder, JointBeamDecoder
+from mtp_modules.decoders.beam_generation import Beam, BeamGeneration, BeamSearchDecoder
 from mtp_modules.decoders.draft_policy import ConfidentDepth, CostAwareDepth, DraftPolicy, FixedDepth
 from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
 from mtp_modules.decoders.generation import Decoder, DecodingStats, Generation, Round
@@ -21,6 +23,10 @@ from mtp_modules.decoders.verification import (
 __all__ = [
     "Acceptance",
     "AutoregressiveDecoder",
+    "Beam",
+    "BeamDecoder",
+    "BeamGeneration",
+    "BeamSearchDecoder",
     "BlockVerification",
     "ConfidentDepth",
     "CostAwareDepth",
@@ -28,12 +34,14 @@ __all__ = [
     "DecodingStats",
     "DraftPolicy",
     "DraftTree",
+    "DraftedBeamDecoder",
     "Drafter",
     "DynamicTree",
     "ExactMatch",
     "FixedDepth",
     "Generation",
     "HeadsDrafter",
+    "JointBeamDecoder",
     "LookupOrHeads",
     "PromptLookup",
     "RejectionSampling",

@@ -157,7 +157,7 @@ class KeyValueState(ChunkedState):
         """Go on with some of the rows only."""
         super().select(rows)
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self._rows = self._rows[: len(rows)]
+        self._rows = torch.arange(len(rows), device=self.keys.device)[:, None]
         self.tokens = self.tokens[rows]
 
     def previous_tokens(self, tokens: Int[Tensor, "B T"]) -> Int[Tensor, "B T C"]:

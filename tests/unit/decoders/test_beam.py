@@ -1,0 +1,263 @@
+"""Beam decoders as their users meet them: ties, ends, streams, what is refused."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mtp_modules import Tokenizer, build, describe
+from mtp_modules.decoders import (
+    BeamDecoder,
+    BeamGeneration,
+    Decoder,
+    DecodingStats,
+    DraftedBeamDecoder,
+    JointBeamDecoder,
+    SamplingLaw,
+    StopRule,
+)
+from tests.beams import DECODERS, assert_same_beams, bigrams, noise
+from tests.drafting import clock
+from tests.helpers import VOCAB, assert_same, make_model
+from tests.reference.beam import beam_search
+
+
+def test_the_search_over_blocks_brings_a_block_and_a_token_each_forward_pass() -> None:
+    model = make_model("gru", "parallel", 4).eval()
+    generation = JointBeamDecoder(num_beams=2).generate(model, [[1, 2], [3]], max_new_tokens=13)
+    assert generation.stats.forwards == 2 * (1 + 12 // 4)
+    assert generation.stats.accepted == generation.stats.drafted == [2 * 3] * 3
+
+
+def test_the_search_over_blocks_loses_what_the_heads_do_not_propose() -> None:
+    """Heads that turn the clock too far are believed, and the model can only say how unlikely that is."""
+    model = clock(2, hands=[1, 5])
+    exact = BeamDecoder(num_beams=1).generate(model, [[0]], max_new_tokens=3)
+    lossy = JointBeamDecoder(num_beams=1, num_blocks=1).generate(model, [[0]], max_new_tokens=3)
+    assert (exact.tokens, lossy.tokens) == ([[1, 2, 3]], [[1, 5, 6]])
+    assert lossy.beams[0][0].log_probability < exact.beams[0][0].log_probability
+
+
+@pytest.mark.parametrize("decoder", DECODERS[:2])
+def test_ties_go_by_the_smaller_token_then_by_the_older_beam(decoder: Decoder) -> None:
+    """A model that finds all tokens equally likely, up to a rounding that must not count."""
+    model = bigrams(noise(1e-12), 3)
+    generation = decoder.generate(model, [[4]], max_new_tokens=3, stop=StopRule(tokens=[1]))
+    assert isinstance(generation, BeamGeneration)
+    # Of [0], [1] and [2], the stop token ends the second; then it costs less than all that goes on.
+    assert [beam.tokens for beam in generation.beams[0]] == [[1], [0, 0, 0], [2, 0, 0]]
+
+
+@pytest.mark.parametrize("decoder", DECODERS[:2])
+def test_a_finished_beam_keeps_its_place_and_a_length_penalty_may_overtake_it(decoder: Decoder) -> None:
+    logits = torch.full((VOCAB, VOCAB), -40.0, dtype=torch.float64)
+    logits[0, 1], logits[0, 2], logits[2, 3], logits[3, 3] = math.log(0.6), math.log(0.4), 0.0, 0.0
+    model, found = bigrams(logits), []
+    for penalty in (0.0, 1.0):
+        own = type(decoder)(num_beams=2, length_penalty=penalty)
+        generation = own.generate(model, [[0]], max_new_tokens=3, stop=StopRule(tokens=[1]))
+        found.append([(beam.tokens, beam.finish_reason) for beam in generation.beams[0]])
+        scores = [math.log(0.6), math.log(0.4) / 3**penalty]
+        assert [beam.score for beam in generation.beams[0]] == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
+    short, long = ([1], "stop"), ([2, 3, 3], "length")
+    assert found == [[short, long], [long, short]]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_only_allowed_tokens_are_in_beams(decoder: Decoder) -> None:
+    model = make_model("lstm", "recurrent", 3).eval()
+    laws = [SamplingLaw(allowed_tokens=[2, 5, 7]), SamplingLaw(), SamplingLaw(allowed_tokens=[4])]
+    prompts = [[1, 2], [3], [8, 8]]
+    generation = decoder.generate(model, prompts, max_new_tokens=5, sampling=laws)
+    assert isinstance(generation, BeamGeneration)
+    assert {token for beam in generation.beams[0] for token in beam.tokens} <= {2, 5, 7}
+    assert [beam.tokens for beam in generation.beams[2]] == [[4] * 5]  # no other text is possible
+    assert generation.beams[2][0].log_probability == pytest.approx(0.0, abs=1e-12)
+    free = decoder.generate(model, prompts[1:2], max_new_tokens=5)
+    assert isinstance(free, BeamGeneration)
+    assert_same_beams(generation.beams[1], free.beams[0])
+    if isinstance(decoder, BeamDecoder):
+        expected = beam_search(model, [1, 2], num_beams=3, max_new_tokens=5, allowed=[2, 5, 7])
+        assert_same_beams(generation.beams[0], expected)
+
+
+class Letters(Tokenizer):
+    """Token 0 is "a", token 1 is "b", and so on."""
+
+    vocab_size, end_token = VOCAB, None
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - ord("a") for letter in text]
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(chr(ord("a") + token) for token in tokens)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_beam_watches_for_strings_in_its_own_text(decoder: Decoder) -> None:
+    model = make_model("transformer", "recurrent", 4).eval()
+    with torch.no_grad():
+        model.unembedding.weight.mul_(0.1)
+    free = decoder.generate(model, [[1]], max_new_tokens=6)
+    string = Letters().decode(free.tokens[0][2:4])
+    generation = decoder.generate(model, [[1]], max_new_tokens=6, stop=StopRule(strings=[string], tokenizer=Letters()))
+    assert isinstance(generation, BeamGeneration)
+    assert any(beam.finish_reason == "stop" for beam in generation.beams[0])
+    for beam in generation.beams[0]:
+        place = Letters().decode(beam.tokens).find(string)
+        assert (place + 2 == len(beam.tokens)) if beam.finish_reason == "stop" else place < 0
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_stream_gives_what_all_beams_agree_on_and_at_last_the_best(decoder: Decoder) -> None:
+    model, prompts = make_model("gru", "recurrent", 4).eval(), [[1], [2, 3], [4, 5, 6]]
+    options: dict[str, Any] = {"max_new_tokens": [9, 5, 7], "stop": StopRule(tokens=[1])}
+    tokens: list[list[int]] = [[], [], []]
+    reasons, stats = [""] * 3, DecodingStats()
+    for done in decoder.stream(model, prompts, **options):
+        assert not torch.is_inference_mode_enabled()
+        stats.count(done)
+        for row, new, reason in zip(done.rows, done.tokens, done.finish_reasons, strict=True):
+            assert not reasons[row], "a prompt takes part until it ends"
+            tokens[row] += new
+            reasons[row] = reason or ""
+    generation = decoder.generate(model, prompts, **options)
+    assert (tokens, reasons) == (generation.tokens, generation.finish_reasons)
+    assert (stats.tokens, stats.forwards, stats.accepted) == (
+        generation.stats.tokens,
+        generation.stats.forwards,
+        generation.stats.accepted,
+    )
+    assert generation.stats.seconds > 0
+
+
+def test_a_stream_tells_tokens_as_soon_as_they_are_sure() -> None:
+    logits = torch.full((VOCAB, VOCAB), -40.0, dtype=torch.float64)
+    for token in range(VOCAB):
+        logits[token, (token + 1) % VOCAB] = 0.0
+    logits[6, 8] = logits[7, 9] = 0.0
+    # The second beam turns off one step before, until ways over 7 and 8 are open; over 7 it is half as likely to go on.
+    rounds = list(BeamDecoder(num_beams=2).stream(bigrams(logits), [[3]], max_new_tokens=5))
+    assert [done.tokens[0] for done in rounds] == [[], [4], [5], [6], [8, 9]]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_beam_search_never_changes_the_model(decoder: Decoder) -> None:
+    model = make_model("transformer", "recurrent", 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    decoder.generate(model, [[1, 2]], max_new_tokens=5)
+    assert model.training
+    assert_same(model.state_dict(), before, tolerance=0)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_decoder_describes_itself(decoder: Decoder) -> None:
+    assert describe(build(describe(decoder))) == describe(decoder)
+
+
+BUILT_WRONG: dict[str, tuple[Callable[[], object], str]] = {
+    "no beam": (lambda: BeamDecoder(num_beams=0), "BeamDecoder: num_beams must be at least 1, got 0."),
+    "a negative penalty": (
+        lambda: JointBeamDecoder(length_penalty=-1.0),
+        "JointBeamDecoder: length_penalty must be at least 0, got -1.0.",
+    ),
+    "no number": (
+        lambda: BeamDecoder(length_penalty=math.nan),
+        "BeamDecoder: length_penalty must be at least 0, got nan.",
+    ),
+    "an infinite penalty": (
+        lambda: BeamDecoder(length_penalty=math.inf),
+        "BeamDecoder: length_penalty must be a finite number, got inf.",
+    ),
+    "no draft": (
+        lambda: DraftedBeamDecoder(num_drafts=0),
+        "DraftedBeamDecoder: num_drafts must be at least 1, got 0.",
+    ),
+    "no token of a block": (
+        lambda: JointBeamDecoder(num_drafts=0),
+        "JointBeamDecoder: num_drafts must be at least 1, got 0.",
+    ),
+    "fewer paths than beams": (
+        lambda: DraftedBeamDecoder(num_beams=3, num_paths=2),
+        "DraftedBeamDecoder: num_paths must be at least num_beams (3), got 2.",
+    ),
+    "fewer blocks than beams": (
+        lambda: JointBeamDecoder(num_beams=3, num_blocks=2),
+        "JointBeamDecoder: num_blocks must be at least num_beams (3), got 2.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "sentence"), BUILT_WRONG.values(), ids=BUILT_WRONG)
+def test_a_decoder_that_makes_no_sense_is_refused(make: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        make()
+
+
+USED_WRONG: dict[str, tuple[Decoder, dict[str, Any], str]] = {
+    "more beams than tokens": (
+        BeamDecoder(num_beams=12),
+        {},
+        "BeamDecoder: num_beams=12 is more than the 11 tokens there are; lower it.",
+    ),
+    "more paths than tokens": (
+        DraftedBeamDecoder(num_paths=12),
+        {},
+        "DraftedBeamDecoder: num_paths=12 is more than the 11 tokens there are; lower it.",
+    ),
+    "more blocks than tokens": (
+        JointBeamDecoder(num_blocks=12),
+        {},
+        "JointBeamDecoder: num_blocks=12 is more than the 11 tokens there are; lower it.",
+    ),
+    "more drafts than horizons": (
+        DraftedBeamDecoder(num_drafts=3),
+        {},
+        "DraftedBeamDecoder: num_drafts=3 is more than the 2 that LinearHeads can draft; lower it.",
+    ),
+    "a temperature": (
+        BeamDecoder(),
+        {"sampling": SamplingLaw(temperature=0.5)},
+        "BeamDecoder: sampling has temperature=0.5, but beams are ranked by the model's own law at temperature 1; "
+        "give allowed_tokens alone, or leave sampling out.",
+    ),
+    "a penalty": (
+        DraftedBeamDecoder(),
+        {"sampling": SamplingLaw(frequency_penalty=0.5, allowed_tokens=[1])},
+        "DraftedBeamDecoder: sampling has frequency_penalty=0.5, but beams are ranked by the model's own law at ",
+    ),
+    "an allowed token that there is not": (
+        BeamDecoder(),
+        {"sampling": SamplingLaw(allowed_tokens=[11])},
+        "SamplingLaw: allowed_tokens holds 11, outside the vocabulary 0..10.",
+    ),
+    "no prompts": (BeamDecoder(), {"prompts": []}, "generate: prompts is empty; give at least one."),
+    "no budget": (BeamDecoder(), {"max_new_tokens": 0}, "generate: max_new_tokens must be at least 1, got 0."),
+}
+
+
+@pytest.mark.parametrize(("decoder", "arguments", "sentence"), USED_WRONG.values(), ids=USED_WRONG)
+def test_bad_input_is_refused_before_any_work(decoder: Decoder, arguments: dict[str, Any], sentence: str) -> None:
+    model = clock(3)
+    model.trunk.register_forward_pre_hook(lambda *_: pytest.fail("the trunk was run"))
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+        decoder.stream(model, **({"prompts": [[1]], "max_new_tokens": 3} | arguments))
+
+
+@pytest.mark.parametrize("decoder", DECODERS[1:])
+def test_one_horizon_cannot_draft_for_beams(decoder: Decoder) -> None:
+    sentence = "LinearHeads with 1 horizon can draft nothing; use BeamDecoder, or heads with more horizons."
+    with pytest.raises(ValueError, match=f"^{type(decoder).__name__}: {re.escape(sentence)}$"):
+        decoder.generate(clock(1), [[1]], max_new_tokens=3)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_logits_that_are_not_numbers_are_refused(decoder: Decoder) -> None:
+    model = make_model("gru", "linear", 3).eval()
+    with torch.no_grad():
+        model.unembedding.weight[4, 2] = math.nan
+    with pytest.raises(ValueError, match=r"^generate: the model's logits are not numbers \(NaN\); check its weights"):
+        decoder.generate(model, [[1, 2], [3]], max_new_tokens=4)
