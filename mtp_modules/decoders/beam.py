@@ -2,8 +2,8 @@
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.decoders.beam_generation import BeamSearchDecoder
-from mtp_modules.decoders.beam_search import BeamPlan
 from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.hypotheses import BeamPlan
 
 
 class BeamDecoder(BeamSearchDecoder):
@@ -54,7 +54,8 @@ class DraftedBeamDecoder(BeamSearchDecoder):
     """Exact beam search, several steps a forward pass: the beams of :class:`BeamDecoder`, and their scores.
 
     Before each forward pass the heads foresee the search: a beam search over their own laws, which starts from all
-    hypotheses of a prompt and keeps ``num_paths`` of them at each depth. The model reads all those paths in one pass, a
+    hypotheses of a prompt and keeps ``num_paths`` paths at each depth, those among them that ``num_beams`` beams would
+    follow. The model reads all those paths in one pass, a
     row each. A step of the search needs the law after every hypothesis that is not finished; as long as all of them are
     among the paths, the next step needs no further pass. So drafts change how many forward passes there are and nothing
     else, up to scores that differ by rounding. The idea is that of Stern et al. 2018 (arXiv 1811.03115), for beams.
@@ -66,7 +67,7 @@ class DraftedBeamDecoder(BeamSearchDecoder):
         num_beams: How many hypotheses stay.
         length_penalty: See :class:`BeamDecoder`.
         num_drafts: Most drafts one after the other; one a horizon beyond the first if ``None``.
-        num_paths: Drafted paths that are followed at each depth; ``num_beams`` if ``None``. More of them hold all
+        num_paths: Drafted paths that are followed at each depth; twice ``num_beams`` if ``None``. More of them hold all
             hypotheses more often, and cost more.
 
     Raises:
@@ -80,7 +81,7 @@ class DraftedBeamDecoder(BeamSearchDecoder):
         ... ).double()
         >>> plain = BeamDecoder(num_beams=3).generate(model, [[1, 2], [3]], max_new_tokens=6)
         >>> drafted = DraftedBeamDecoder(num_beams=3, num_paths=9).generate(model, [[1, 2], [3]], max_new_tokens=6)
-        >>> drafted.tokens == plain.tokens, drafted.stats.forwards < plain.stats.forwards
+        >>> drafted.tokens == plain.tokens, drafted.stats.forwards <= plain.stats.forwards
         (True, True)
     """
 
@@ -98,13 +99,14 @@ class DraftedBeamDecoder(BeamSearchDecoder):
         if num_paths is not None and num_paths < num_beams:
             refuse(self, f"num_paths must be at least num_beams ({num_beams}), got {num_paths}.")
         self.num_beams, self.length_penalty = num_beams, length_penalty
-        self.num_drafts, self.num_paths = num_drafts, num_beams if num_paths is None else num_paths
+        self.num_drafts, self.num_paths = num_drafts, num_paths
 
     def plan(self, model: DecodableModel) -> BeamPlan:
         """Return a plan with drafts."""
-        self._check_size("num_paths", self.num_paths, model)
+        self._check_size("num_beams", self.num_beams, model)
+        paths = self._num_paths("num_paths", self.num_paths, self.num_beams, model)
         depth = self._num_drafts(model.heads, self.num_drafts)
-        return BeamPlan(self.num_beams, self.length_penalty, depth, self.num_paths)
+        return BeamPlan(self.num_beams, self.length_penalty, depth, paths)
 
 
 class JointBeamDecoder(BeamSearchDecoder):
@@ -156,9 +158,8 @@ class JointBeamDecoder(BeamSearchDecoder):
         self.num_drafts, self.num_blocks = num_drafts, num_blocks
 
     def plan(self, model: DecodableModel) -> BeamPlan:
-        """Return a plan with blocks; as many as there are tokens, where the default is more."""
+        """Return a plan with blocks."""
         self._check_size("num_beams", self.num_beams, model)
-        blocks = min(2 * self.num_beams, model.trunk.vocab_size) if self.num_blocks is None else self.num_blocks
-        self._check_size("num_blocks", blocks, model)
+        blocks = self._num_paths("num_blocks", self.num_blocks, self.num_beams, model)
         depth = self._num_drafts(model.heads, self.num_drafts)
         return BeamPlan(self.num_beams, self.length_penalty, depth, blocks, whole_blocks=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Heads
-from mtp_modules.decoders.beam_search import BeamPlan, BeamSearch
+from mtp_modules.decoders.beam_search import BeamSearch
 from mtp_modules.decoders.generation import (
     DecodableModel,
     Decoder,
@@ -17,7 +17,7 @@ from mtp_modules.decoders.generation import (
     Round,
     make_request,
 )
-from mtp_modules.decoders.hypotheses import BeamRule, Hypothesis
+from mtp_modules.decoders.hypotheses import BeamPlan, BeamRule, Hypothesis
 from mtp_modules.decoders.sampling import RowLaws, SamplingLaw
 from mtp_modules.decoders.stopping import StopRule
 
@@ -165,7 +165,10 @@ class BeamSearchDecoder(Decoder):
         batches = [list(range(len(request.prompts)))]
         if plan.whole_blocks and model.trunk.max_positions is not None:
             batches = _apart(request, model.trunk.max_positions - plan.num_drafts)
-        return ((rows, BeamSearch(model, _part(request, rows), laws and laws.select(rows), plan)) for rows in batches)
+        return (
+            (rows, BeamSearch(model, _part(request, rows), None if laws is None else laws.select(rows), plan))
+            for rows in batches
+        )
 
     def _check_law(self, law: SamplingLaw) -> None:
         for name, usual in vars(SamplingLaw()).items():
@@ -186,6 +189,13 @@ class BeamSearchDecoder(Decoder):
     def _check_size(self, name: str, value: int, model: DecodableModel) -> None:
         if value > model.trunk.vocab_size:
             refuse(self, f"{name}={value} is more than the {model.trunk.vocab_size} tokens there are; lower it.")
+
+    def _num_paths(self, name: str, wanted: int | None, num_beams: int, model: DecodableModel) -> int:
+        """Return how many drafts to follow at each depth; by default twice the beams, if there are so many tokens."""
+        if wanted is None:
+            return min(2 * num_beams, model.trunk.vocab_size)
+        self._check_size(name, wanted, model)
+        return wanted
 
     def _num_drafts(self, heads: Heads, wanted: int | None) -> int:
         """Return how deep to draft, after a look at what the heads can."""

@@ -1,32 +1,12 @@
 """The loop of every beam search: draft or not, read a chunk, take as many steps as the chunk knows the laws for."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import zip_longest
 
 from mtp_modules.decoders.beam_tensors import BeamTensors, Laws, Path, Root
 from mtp_modules.decoders.generation import DecodableModel, Request, Round
-from mtp_modules.decoders.hypotheses import BeamRule, Continuation, Hypothesis, agreed
+from mtp_modules.decoders.hypotheses import BeamPlan, BeamRule, Continuation, Hypothesis, agreed
 from mtp_modules.decoders.sampling import RowLaws
-
-
-@dataclass(frozen=True)
-class BeamPlan:
-    """How a beam search goes.
-
-    Attributes:
-        num_beams: How many hypotheses of a prompt go on.
-        length_penalty: Exponent of the length that a log-probability is divided by.
-        num_drafts: Most drafts one after the other; 0 for none.
-        num_paths: Drafted paths of a prompt that are followed at each depth.
-        whole_blocks: Choose among drafted blocks only, whole ones, instead of among all tokens step by step.
-    """
-
-    num_beams: int
-    length_penalty: float
-    num_drafts: int = 0
-    num_paths: int = 1
-    whole_blocks: bool = False
 
 
 class BeamSearch:
@@ -45,15 +25,7 @@ class BeamSearch:
         self.rules = [self._rule(row, budget) for row, budget in enumerate(request.budgets)]
         self.beams = [[Hypothesis((), 0.0, stop.new(), row)] for row, stop in enumerate(request.stops)]
         """Of each prompt, best first."""
-        self.tensors = BeamTensors(
-            model,
-            request,
-            laws,
-            num_beams=plan.num_beams,
-            length_penalty=plan.length_penalty,
-            num_drafts=plan.num_drafts,
-            num_paths=plan.num_paths,
-        )
+        self.tensors = BeamTensors(model, request, laws, plan)
 
     def _rule(self, row: int, budget: int) -> BeamRule:
         most, reason = budget, "length"

@@ -1,5 +1,6 @@
 """The tensors of a beam search: states whose rows fork, the best continuations of every place, drafts for all beams."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.generation import DecodableModel, Request
-from mtp_modules.decoders.hypotheses import RESOLUTION, Continuation, length_scale
+from mtp_modules.decoders.hypotheses import RESOLUTION, BeamPlan, Continuation, length_scale
 from mtp_modules.decoders.sampling import RowLaws
 
 _FAR = -(2.0**42)  # a rank so far below the best, 4096 nats, is as good as impossible, and times V still fits 64 bits
@@ -68,8 +69,7 @@ class Laws:
         """
         *numbers, _ = self._numbers[row][place]
         half = len(numbers) // 2
-        if numbers[half] != numbers[half]:
-            refuse("generate", "the model's logits are not numbers (NaN); check its weights and its precision.")
+        _check_sound(numbers[half])
         return [Continuation(int(token), total) for token, total in zip(numbers[:half], numbers[half:], strict=True)]
 
     def reached(self, row: int, place: int) -> float:
@@ -78,8 +78,17 @@ class Laws:
         Args:
             row: Of the chunks.
             place: In the row.
+
+        Raises:
+            ValueError: If the model's logits are not numbers.
         """
-        return self._numbers[row][place][-1]
+        return _check_sound(self._numbers[row][place][-1])
+
+
+def _check_sound(number: float) -> float:
+    if math.isnan(number):
+        refuse("generate", "the model's logits are not numbers (NaN); check its weights and its precision.")
+    return number
 
 
 class BeamTensors:
@@ -89,36 +98,22 @@ class BeamTensors:
         model: Trunk, heads and unembedding.
         request: Checked.
         laws: Of the prompts; ``None`` where every token is allowed.
-        num_beams: How many continuations of a hypothesis can matter.
-        length_penalty: Exponent of the length.
-        num_drafts: Most drafts one after the other; 0 if the heads draft nothing.
-        num_paths: Drafted paths of a prompt that are followed at each depth.
+        plan: How to search.
     """
 
-    def __init__(
-        self,
-        model: DecodableModel,
-        request: Request,
-        laws: RowLaws | None,
-        *,
-        num_beams: int,
-        length_penalty: float,
-        num_drafts: int,
-        num_paths: int,
-    ) -> None:
-        self.model, self.prompts, self.laws = model, request.prompts, laws
-        self.num_beams, self.num_paths = num_beams, num_paths
+    def __init__(self, model: DecodableModel, request: Request, laws: RowLaws | None, plan: BeamPlan) -> None:
+        self.model, self.prompts, self.laws, self.plan = model, request.prompts, laws, plan
         self.device = model.unembedding.weight.device
         longest = max(len(prompt) for prompt in request.prompts)
-        capacity = longest + max(request.budgets) + num_drafts
+        capacity = longest + max(request.budgets) + plan.num_drafts
         if model.trunk.max_positions is not None:
             capacity = min(capacity, model.trunk.max_positions)
-        scales = [1.0, *(length_scale(length, length_penalty) for length in range(1, capacity + 2))]
+        scales = [1.0, *(length_scale(length, plan.length_penalty) for length in range(1, capacity + 2))]
         self.scales = torch.tensor(scales, dtype=torch.float64, device=self.device)
         with torch.inference_mode():
             rows = len(request.prompts)
             self.trunk_state = model.trunk.new_state(rows, capacity)
-            self.heads_state = model.heads.new_state(rows, capacity, for_drafts=num_drafts > 0)
+            self.heads_state = model.heads.new_state(rows, capacity, for_drafts=plan.num_drafts > 0)
         self._roots: list[Root] = []
 
     @torch.inference_mode()
@@ -190,13 +185,16 @@ class BeamTensors:
         below = (rank - rank.amax(dim=-1, keepdim=True)).clamp(min=_FAR).long()
         vocab_size = log_law.shape[2]
         order = below * vocab_size - torch.arange(vocab_size, device=self.device)
-        best = order.topk(self.num_beams, dim=-1).indices
+        best = order.topk(self.plan.num_beams, dim=-1).indices
         numbers = torch.cat((best.double(), total.gather(2, best), reached[:, :, None]), dim=2)
         return Laws(numbers.tolist())
 
     @torch.inference_mode()
     def draft(self, depth: int) -> list[list[list[Path]]]:
         """Search the heads' own laws with ``num_paths`` beams a prompt, starting from all its roots.
+
+        The first ``num_beams`` of them are what a search with so many beams would follow, which a wider search need not
+        contain. Where whole blocks are wanted there are no such first ones.
 
         Args:
             depth: How many drafts one after the other.
@@ -205,7 +203,7 @@ class BeamTensors:
             For every prompt that has a root and every depth the paths that were followed; where a path goes on, the
             longer path is in the next depth.
         """
-        width, roots = self.num_paths, self._roots
+        width, roots = self.plan.num_paths, self._roots
         prompts = sorted({root.prompt for root in roots})
         group = torch.tensor([prompts.index(root.prompt) for root in roots], device=self.device)
         start = torch.tensor([root.log_probability for root in roots], dtype=torch.float64, device=self.device)
@@ -216,7 +214,7 @@ class BeamTensors:
         # All roots of a prompt compete: their candidates side by side, minus infinity where they are another prompt's.
         mine = group == torch.arange(len(prompts), device=self.device)[:, None]
         values = torch.where(mine[:, :, None], best.values, -torch.inf).flatten(1)
-        score, place = values.topk(width, dim=1)
+        score, place = self._keep(values, values.shape[1])
         owner, token = place // width, best.indices.flatten()[place]
         source = torch.zeros_like(owner)
         found = [(token, source, owner, score)]
@@ -226,12 +224,23 @@ class BeamTensors:
             own = before.expand(-1, width, -1)[owner, slots]
             gained = self._guess(own, level, prompts)
             best = (score[:, :, None] + gained).topk(width, dim=2)
-            score, place = best.values.flatten(1).topk(width, dim=1)
+            score, place = self._keep(best.values.flatten(1), width * self._num_first)
             token, source = best.indices.flatten(1).gather(1, place), place // width
             owner = owner.gather(1, source)
             found.append((token, source, owner, score))
         levels = [torch.stack([part.double() for part in level], dim=2) for level in found]
         return [_paths(levels_of_prompt) for levels_of_prompt in torch.stack(levels, dim=1).tolist()]
+
+    @property
+    def _num_first(self) -> int:
+        return self.plan.num_paths if self.plan.whole_blocks else self.plan.num_beams
+
+    def _keep(self, values: Float[Tensor, "G N"], num_first: int) -> tuple[Float[Tensor, "G W"], Int[Tensor, "G W"]]:
+        """Return the best paths and their places: first of those that the first paths lead to, then of all others."""
+        first = values[:, :num_first].topk(self._num_first, dim=1).indices
+        others = values.scatter(1, first, -torch.inf).topk(self.plan.num_paths - self._num_first, dim=1).indices
+        place = torch.cat((first, others), dim=1)
+        return values.gather(1, place), place
 
     def _draft_states(
         self, tokens: Int[Tensor, "B N"], depth: int, before: Tensor | None, parents: Int[Tensor, "B N"]

@@ -43,6 +43,25 @@ class Hypothesis(NamedTuple):
 
 
 @dataclass(frozen=True)
+class BeamPlan:
+    """How a beam search goes.
+
+    Attributes:
+        num_beams: How many hypotheses of a prompt go on.
+        length_penalty: Exponent of the length that a log-probability is divided by.
+        num_drafts: Most drafts one after the other; 0 for none.
+        num_paths: Drafted paths of a prompt that are followed at each depth.
+        whole_blocks: Choose among drafted blocks only, whole ones, instead of among all tokens step by step.
+    """
+
+    num_beams: int
+    length_penalty: float
+    num_drafts: int = 0
+    num_paths: int = 1
+    whole_blocks: bool = False
+
+
+@dataclass(frozen=True)
 class BeamRule:
     """How the hypotheses of one prompt are compared, and when they end.
 
