@@ -23,8 +23,8 @@ class ScriptedState(DecodingState):
     def lengths(self) -> list[int]:
         return self.inner.lengths
 
-    def commit(self, keep: list[int]) -> None:
-        self.inner.commit(keep)
+    def commit(self, keep: list[int], path: Tensor | None = None) -> None:
+        self.inner.commit(keep, path)
 
     def select(self, rows: list[int]) -> None:
         self.inner.select(rows)
