@@ -97,22 +97,25 @@ def copying_script(
     return script
 
 
-def clock(num_horizons: int, *, hands: Sequence[int] | None = None) -> MTPModel:
-    """Build a real model that counts up modulo ``VOCAB``.
+def clock(
+    num_horizons: int, *, hands: Sequence[int] | None = None, order: Sequence[int] = tuple(range(VOCAB))
+) -> MTPModel:
+    """Build a real model that counts up modulo ``VOCAB``, or goes round the tokens in another order.
 
     Tokens are points on a circle, and head ``h`` turns the trunk's state by ``hands[h - 1]`` of them: by ``h`` where
     all drafts shall be right.
     """
+    size = len(order)
     with float64():
-        trunk = TransformerTrunk(vocab_size=VOCAB, d_model=2, num_layers=1, num_heads=1, max_positions=128)
+        trunk = TransformerTrunk(vocab_size=size, d_model=2, num_layers=1, num_heads=1, max_positions=128)
         model = MTPModel(trunk=trunk, heads=LinearHeads(d_model=2, num_horizons=num_horizons))
-    angles = 2 * math.pi * torch.arange(VOCAB, dtype=torch.float64) / VOCAB
+    angles = 2 * math.pi * torch.arange(size, dtype=torch.float64) / size
     with torch.no_grad():
-        trunk.embedding.weight.copy_(torch.stack((angles.cos(), angles.sin()), dim=1))
+        trunk.embedding.weight[list(order)] = torch.stack((angles.cos(), angles.sin()), dim=1)
         for name, parameter in trunk.layers.named_parameters():
             if name.rpartition(".")[0].endswith(("out", "down")):
                 parameter.zero_()
         for linear, hand in zip(model.heads.maps, hands or range(1, num_horizons + 1), strict=True):
-            turn = 2 * math.pi * hand / VOCAB
+            turn = 2 * math.pi * hand / size
             linear.weight.copy_(torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]))
     return model.eval()

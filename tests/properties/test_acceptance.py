@@ -52,7 +52,11 @@ class Batch:
 @pytest.mark.parametrize("name", RULES)
 @settings(max_examples=4 * settings.default.max_examples)
 @given(
-    seed=st.integers(0, 9999), rows=st.integers(1, 5), num_drafts=st.integers(0, 4), zeros=st.booleans(), eq=st.booleans()
+    seed=st.integers(0, 9999),
+    rows=st.integers(1, 5),
+    num_drafts=st.integers(0, 4),
+    zeros=st.booleans(),
+    eq=st.booleans(),
 )
 def test_a_rule_says_what_its_naive_twin_says(
     name: str, seed: int, rows: int, num_drafts: int, zeros: bool, eq: bool

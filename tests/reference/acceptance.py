@@ -13,8 +13,7 @@ class Round(NamedTuple):
 
     Attributes:
         chances: With which probability each draft holds by itself.
-        from_the_end: Whether the last draft that holds brings all before it; else only those before the first that fails
-            count.
+        from_the_end: Whether the last draft that holds brings all before it; else those before the first that fails.
         follows: Weights of the next token after 0, 1, ... accepted drafts.
     """
 

@@ -1,0 +1,197 @@
+"""The tensor that drafts are drawn from is the tensor in the ratio, and how many of them count rests on it alone."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
+from mtp_modules.core import Component
+from mtp_modules.decoders import (
+    Acceptance,
+    BlockVerification,
+    ConfidentDepth,
+    Drafter,
+    DraftPolicy,
+    LookupOrHeads,
+    PromptLookup,
+    RejectionSampling,
+    SamplingLaw,
+)
+from mtp_modules.decoders.acceptance import Verdict
+from mtp_modules.decoders.draft_policy import DepthChooser
+from mtp_modules.decoders.drafting import DraftChoice
+from mtp_modules.decoders.sampling import RowLaws
+from mtp_modules.decoders.verification import RowNoise
+from tests.helpers import VOCAB, make_model
+from tests.properties.test_sampling import SETTINGS, check_sequence_law, tiny
+from tests.reference import sampling as naive
+
+DRAWING: dict[str, Callable[[], Acceptance]] = {"rejection": RejectionSampling, "block": BlockVerification}
+
+
+class Watched(Acceptance):
+    """Passes everything on, and remembers what was drawn from what, and what was verified."""
+
+    def __init__(self, *, inner: Acceptance) -> None:
+        self.inner = inner
+        self.drawn: list[tuple[Tensor, Tensor]] = []
+        self.rounds: list[tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor, Tensor]] = []
+
+    def choose(self, law: Tensor, depth: int, noise: RowNoise) -> Tensor:
+        assert depth == len(self.drawn)
+        token = self.inner.choose(law, depth, noise)
+        self.drawn.append((law, token))
+        return token
+
+    def verify(self, drafts: Tensor, source: Tensor, target: Tensor, *others: object) -> Verdict:
+        self.rounds.append((self.drawn, drafts, source, others[1]))
+        self.drawn = []
+        return self.inner.verify(drafts, source, target, *others)
+
+
+def one_hot(tokens: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(tokens, VOCAB).double()
+
+
+@pytest.mark.parametrize("drafter", [None, PromptLookup, LookupOrHeads], ids=["heads", "lookup", "both"])
+@settings(max_examples=settings.default.max_examples // 4)
+@given(data=st.data())
+def test_the_source_is_what_each_draft_was_drawn_from(drafter: Callable | None, data: st.DataObject) -> None:
+    heads = data.draw(st.sampled_from(["linear", "recurrent"]), label="heads")
+    inner = DRAWING[data.draw(st.sampled_from(list(DRAWING)), label="acceptance")]
+    model = make_model("transformer", heads, 4, seed=data.draw(st.integers(0, 9), label="seed")).eval()
+    made: dict[str, Drafter] = {} if drafter is None else {"drafter": drafter(num_drafts=3, longest=2, shortest=1)}
+    penalised = data.draw(st.booleans(), label="penalties")
+    law = SamplingLaw(temperature=0.7, top_p=0.95, frequency_penalty=0.4 * penalised)
+    watched = Watched(inner=inner())
+    decoder = SpeculativeDecoder(acceptance=watched, **made)
+    decoder.generate(model, [[1, 2, 1, 2, 3], [4], [5, 6]], max_new_tokens=12, sampling=law)
+    looked_up = 0
+    for drawn, drafts, source, limits in watched.rounds:
+        if drafts.shape[1] == 0:
+            continue
+        point = (source == one_hot(drafts)).all(dim=2)  # a looked-up draft has the law that it is certain
+        if drafter is None:
+            assert torch.equal(torch.stack([law for law, _ in drawn], dim=1), source)
+            assert torch.equal(torch.stack([token for _, token in drawn], dim=1), drafts)
+            continue
+        for place in range(drafts.shape[1]):
+            if place < len(drawn):
+                law_of_heads, token = drawn[place]
+                from_heads = (source[:, place] == law_of_heads).all(dim=1) & (drafts[:, place] == token)
+            else:
+                from_heads = torch.zeros_like(point[:, 0])
+            counts = limits > place
+            assert (from_heads | point[:, place])[counts].all()
+            looked_up += int((point[:, place] & counts).sum())
+    assert drafter is None or looked_up
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_drafts_follow_the_law_that_they_are_said_to_be_drawn_from(name: str) -> None:
+    n, acceptance = 20_000, DRAWING[name]()
+    generator = torch.Generator().manual_seed(1)
+    law = torch.randn(VOCAB, generator=generator, dtype=torch.float64).softmax(0)
+    noise = RowNoise(torch.arange(n), torch.full((n,), 7), VOCAB)
+    seen = [acceptance.choose(law.expand(n, VOCAB), depth, noise) for depth in range(3)]
+    for tokens in seen:
+        statistic, degrees = naive.chi_square(torch.bincount(tokens, minlength=VOCAB).tolist(), law.tolist())
+        assert statistic < naive.limit(degrees)
+    for one, other in pairwise(seen):  # neighbours are independent: the table of pairs is the product
+        pairs = torch.bincount(one * VOCAB + other, minlength=VOCAB**2).tolist()
+        statistic, degrees = naive.chi_square(pairs, (law[:, None] * law).flatten().tolist())
+        assert statistic < naive.limit(degrees)
+
+
+class Sharpened(Acceptance):
+    """The bug: drafts are drawn from another law than the one that is divided by."""
+
+    def __init__(self, *, inner: Acceptance) -> None:
+        self.inner = inner
+
+    def choose(self, law: Tensor, depth: int, noise: RowNoise) -> Tensor:
+        return self.inner.choose(law.square() / law.square().sum(dim=1, keepdim=True), depth, noise)
+
+    def verify(self, *arguments: object) -> Verdict:
+        return self.inner.verify(*arguments)
+
+
+def test_drawing_from_another_law_than_the_ratio_s_bends_the_output() -> None:
+    """The test of laws can fail, and this is what it is there for."""
+    decoder = SpeculativeDecoder(acceptance=Sharpened(inner=RejectionSampling()))
+    with pytest.raises(AssertionError, match="assert"):
+        check_sequence_law(decoder, "recurrent", SETTINGS["plain"], 3, 2000)
+
+
+DEPTHS: dict[str, Callable[[], dict[str, Component]]] = {
+    "confident": lambda: {"policy": ConfidentDepth(threshold=0.3)},
+    "both": lambda: {"drafter": LookupOrHeads(longest=2, shortest=1)},
+}
+
+
+@pytest.mark.parametrize(("acceptance", "options"), [("rejection", "both"), ("block", "confident")])
+def test_lookup_and_confidence_keep_the_law(acceptance: str, options: str) -> None:
+    decoder = SpeculativeDecoder(acceptance=DRAWING[acceptance](), **DEPTHS[options]())
+    check_sequence_law(decoder, "recurrent", SETTINGS["plain"], 3, 2000)
+
+
+@settings(max_examples=4 * settings.default.max_examples)
+@given(
+    seed=st.integers(0, 999),
+    limits=st.lists(st.integers(0, 5), min_size=1, max_size=3).filter(any),
+    threshold=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    drawn=st.booleans(),
+)
+def test_confidence_counts_the_draft_that_fell_below_it_and_none_after(
+    seed: int, limits: list[int], threshold: float, drawn: bool
+) -> None:
+    rows, depth, cpu = len(limits), max(limits), torch.device("cpu")
+    logits = 3 * torch.randn(rows, depth, VOCAB, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise = RowNoise(torch.arange(rows), torch.full((rows,), seed), VOCAB)
+    laws = RowLaws([SamplingLaw(temperature=0.5)] * rows, VOCAB, cpu) if drawn else None
+    chooser = ConfidentDepth(threshold=threshold).start(depth)
+    choice = DraftChoice(torch.tensor(limits), laws, RejectionSampling(), noise, None, chooser)
+    for said in logits.unbind(dim=1):
+        choice(said)
+        if choice.done:
+            break
+    proposal = choice.proposal()
+    law = (logits / 0.5 if drawn else logits).softmax(dim=2)
+    counts = []
+    for b, limit in enumerate(limits):
+        chance, count = 1.0, 0
+        while count < limit and chance >= threshold:
+            chance *= float(law[b, count, proposal.tokens[b, count]])
+            count += 1
+        counts.append(count)
+    assert proposal.limits.tolist() == counts
+    assert proposal.tokens.shape[1] == max(counts)  # drafting ends when no row goes on
+
+
+def test_a_policy_never_sees_the_model_s_own_law() -> None:
+    """Confidence is all that it is told before a round, and counts and time are all that it is told after."""
+    told: list[tuple[str, ...]] = []
+
+    class Spy(DepthChooser):
+        def goes_on(self, confidence: Tensor) -> Tensor:
+            told.append(("confidence",))
+            assert ((confidence >= 0) & (confidence <= 1)).all()
+            return confidence >= 0.3
+
+        def learn(self, *arguments: object) -> None:
+            assert all(isinstance(value, int | float | list) for value in arguments)
+
+    class Policy(DraftPolicy):
+        def start(self, most: int) -> DepthChooser:
+            return Spy(most)
+
+    model, law = tiny("recurrent"), SamplingLaw()
+    plain = AutoregressiveDecoder().generate(model, [[1, 4]], max_new_tokens=20, sampling=law)
+    decoder = SpeculativeDecoder(policy=Policy())
+    assert decoder.generate(model, [[1, 4]], max_new_tokens=20, sampling=law).tokens == plain.tokens
+    assert told
