@@ -323,13 +323,14 @@ PROMPTS: dict[str, tuple[str, list[str], str]] = {
     "no repeats": ("bytes", ["--repeats", "0"], "generate: repeats must be at least 1, got 0."),
     "drafts": (
         *("bytes", ["--num_drafts", "3"]),
-        "SpeculativeDecoder: num_drafts=3 is more than the 1 that LinearHeads can draft.",
+        "SpeculativeDecoder: num_drafts=3 is more than the 1 that LinearHeads can draft; lower it.",
     ),
     "type": ("bytes", ["--max_new_tokens", "many"], "max_new_tokens: must be of type int, got many."),
     "type or null": ("bytes", ["--num_drafts", "many"], "num_drafts: must be of type int or null, got many."),
     "argument": (
         *("bytes", ["--promt", "x"]),
-        "unknown argument 'promt'. Known: ckpt_path, prompt, max_new_tokens, num_drafts, compare, repeats, device.",
+        "unknown argument 'promt'. Known: ckpt_path, prompt, max_new_tokens, num_drafts, temperature, top_k, top_p, "
+        "seed, stop, compare, repeats, device.",
     ),
     "compare": (
         *("plain", ["--prompt", "1", "--compare", "true"]),
