@@ -1,6 +1,7 @@
 """What every test runs under: shapes checked at run time, one thread, and a hypothesis profile."""
 
 import os
+from collections.abc import Iterator
 
 from jaxtyping import install_import_hook
 
@@ -21,6 +22,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Start every test from the same random state."""
+def _seeded() -> Iterator[None]:
+    """Start every test from the same random state, and leave none to the processes of the next."""
     torch.manual_seed(0)
+    yield
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # Lightning's, for the ranks that it starts
+        os.environ.pop(name, None)

@@ -178,6 +178,8 @@ def test_a_policy_never_sees_the_model_s_own_law() -> None:
     told: list[tuple[str, ...]] = []
 
     class Spy(DepthChooser):
+        watches = True
+
         def goes_on(self, confidence: Tensor) -> Tensor:
             told.append(("confidence",))
             assert ((confidence >= 0) & (confidence <= 1)).all()
