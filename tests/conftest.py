@@ -9,13 +9,16 @@ install_import_hook("mtp_modules", "tests.checked")  # before the first import o
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
 _SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile(
     "ci", derandomize=True, deadline=None, max_examples=25, suppress_health_check=_SLOW_IS_FINE, database=None
 )
 settings.register_profile("nightly", deadline=None, max_examples=1000, suppress_health_check=_SLOW_IS_FINE)
+settings.register_profile(  # a bug that was put in on purpose needs no small example
+    "mutants", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate)
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 torch.set_num_threads(1)

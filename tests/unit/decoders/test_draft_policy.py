@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
 from mtp_modules.decoders import CostAwareDepth, loop
-from mtp_modules.decoders.draft_policy import DepthChooser
+from mtp_modules.decoders.draft_policy import DepthChooser, _ByCost
 from tests.drafting import clock
 
 ROUNDS = 400
@@ -119,3 +119,13 @@ def test_a_decoder_follows_the_clock(draft: float, deep: bool, monkeypatch: pyte
     if not deep:
         spent = sum(1 for number in drafted if number)
         assert spent <= math.ceil(len(drafted) / 16) + 4  # the first tries, and one now and then
+
+
+def test_chances_are_conditional() -> None:
+    """What counts at a depth is how often drafts hold there once those before them held, where they were verified."""
+    chooser = CostAwareDepth(memory=0.0).start(3)
+    assert isinstance(chooser, _ByCost)
+    chooser.learn(4, 3, [0, 1, 2, 2], [3, 3, 3, 2], 1.0)
+    assert chooser.held == pytest.approx([3 / 4, 2 / 3, 0.0])
+    chooser.learn(4, 3, [0, 0, 0, 0], [3, 3, 3, 3], 1.0)
+    assert chooser.held == pytest.approx([0.0, 2 / 3, 0.0])  # nothing was learned of deeper ones

@@ -1,0 +1,100 @@
+"""Trees of drafts: each path is the chain that the heads would draft along it, and the best of them are kept."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mtp_modules import MTPModel
+from mtp_modules.decoders import DraftTree, DynamicTree, StaticTree
+from mtp_modules.decoders.tree import Grower, Guess, Tree
+from tests.helpers import HEADS, make_model, random_tokens
+
+DEPTH = 3
+
+
+def read_and_grow(model: MTPModel, shape: DraftTree, seed: int) -> tuple[list[list[int]], Tree]:
+    """Read a tree of tokens and keep one of its paths, and grow a tree from there; return the text and the tree."""
+    rows = 2
+    states = model.trunk.new_state(rows, 30), model.heads.new_state(rows, 30)
+
+    def read(tokens: Tensor) -> None:
+        model.heads.extend(model.trunk(tokens, state=states[0]).hidden, states[1])
+
+    prompt, chunk = random_tokens(rows, 3, seed=seed), random_tokens(rows, 5, seed=seed + 1)
+    read(prompt)
+    for state in states:
+        state.commit([3, 2])
+        state.expect_tree(torch.tensor([[-1, 0, 0, 1, 2]] * rows), 2)
+    read(chunk)
+    paths = [[0, 2, 4], [0, 2]]
+    for state in states:
+        state.commit([3, 2], torch.tensor([[0, 2, 4], [0, 2, 2]]))
+    kept = [[*prompt[b, : 3 - b].tolist(), *chunk[b, path].tolist()] for b, path in enumerate(paths)]
+    token = random_tokens(1, rows, seed=seed + 2)[0]
+
+    def guess(logits: Tensor, depth: int) -> Guess:
+        return Guess(logits, logits.log_softmax(dim=-1))
+
+    embed, unembed = model.trunk.embedding, model.unembedding.logits
+    tree = shape.grow(Grower(model.heads, states[1], token, embed, unembed, guess))
+    return [[*text, int(last)] for text, last in zip(kept, token, strict=True)], tree
+
+
+def law_after(model: MTPModel, text: list[int], drafts: tuple[int, ...]) -> Tensor:
+    """Return the logarithm of the law of the next draft, as training computes it."""
+    depth = len(drafts) + 1
+    filler = [0] * (model.lookahead - depth)
+    with torch.no_grad():
+        states = model(torch.tensor([[*text, *drafts, *filler]]))
+    return model.unembedding.logits(states[depth][0, len(text) - 2], depth).log_softmax(dim=0).detach()
+
+
+def paths_of(tokens: list[int], parents: list[int]) -> list[tuple[int, ...]]:
+    """Return the drafts up to each token of a tree."""
+    found: list[tuple[int, ...]] = [()]
+    for token, parent in zip(tokens[1:], parents[1:], strict=True):
+        found.append((*found[parent], token))
+    return found
+
+
+def best(law: Tensor, width: int) -> set[int]:
+    return set(law.topk(width).indices.tolist())
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@settings(max_examples=settings.default.max_examples // 4)
+@given(seed=st.integers(0, 99), widths=st.lists(st.integers(1, 3), min_size=1, max_size=DEPTH))
+def test_a_tree_s_drafts_are_those_of_the_chains_along_it(heads: str, seed: int, widths: list[int]) -> None:
+    model = make_model("transformer", heads, DEPTH + 1, seed=seed).eval()
+    texts, tree = read_and_grow(model, StaticTree(widths=widths), seed)
+    for b, text in enumerate(texts):
+        paths = paths_of(tree.tokens[b].tolist(), tree.parents[b].tolist())
+        assert len(set(paths)) == len(paths) == StaticTree(widths=widths).nodes + 1
+        for path in paths:
+            children = {other[-1] for other in paths if len(other) == len(path) + 1 and other[:-1] == path}
+            expected = best(law_after(model, text, path), widths[len(path)]) if len(path) < len(widths) else set()
+            assert children == expected
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@settings(max_examples=settings.default.max_examples // 4)
+@given(seed=st.integers(0, 99), width=st.integers(1, 3), nodes=st.integers(1, 12))
+def test_a_dynamic_tree_keeps_the_likeliest_paths(heads: str, seed: int, width: int, nodes: int) -> None:
+    model = make_model("transformer", heads, DEPTH + 1, seed=seed).eval()
+    texts, tree = read_and_grow(model, DynamicTree(depth=DEPTH, width=width, nodes=nodes), seed)
+    for b, text in enumerate(texts):
+        known: dict[tuple[int, ...], float] = {(): 0.0}
+        frontier: list[tuple[int, ...]] = [()]
+        for _ in range(DEPTH):
+            grown = {}
+            for path in frontier:
+                law = law_after(model, text, path)
+                grown |= {(*path, token): known[path] + float(law[token]) - 1e-6 for token in best(law, width)}
+            known |= grown
+            frontier = sorted(grown, key=grown.__getitem__)[-width:]
+        expected = sorted(known, key=known.__getitem__, reverse=True)[: nodes + 1]
+        paths = paths_of(tree.tokens[b].tolist(), tree.parents[b].tolist())
+        assert set(paths) == set(expected)
+        assert len(paths) == len(expected)
