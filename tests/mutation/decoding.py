@@ -6,7 +6,7 @@ ALONE = "properties/test_decoding.py::test_a_row_of_a_batch_decodes_as_it_does_a
 GREEDY = "properties/test_decoding.py::test_speculative_decoding_equals_plain_decoding"
 PARTLY = "properties/test_decoding.py::test_partly_right_drafts_change_nothing_and_are_counted_exactly"
 CONTEXT = "properties/test_stops.py::test_the_end_of_the_context_and_stops_before_it"
-SAMPLE = "properties/test_sampling.py::test_exact_match_gives_the_sample_of_plain_decoding"
+TREES = "properties/test_trees.py"
 NEIGHBOURS = "properties/test_sampling.py::test_a_row_does_not_depend_on_its_neighbours"
 REFUSED = "unit/decoders/test_refusals.py::test_logits_that_are_not_numbers_are_refused"
 POLICY = "unit/decoders/test_draft_policy.py"
@@ -129,7 +129,7 @@ MUTANTS = (
         "fits = tree.tokens == tokens[-1][:, None]",
         "a draft is accepted although another path foresaw it",
         OURS,
-        (SAMPLE + "[transformer-linear]",),
+        (TREES + "::test_a_walk_goes_from_parents_to_their_own_children",),
     ),
     Mutant(
         "tree-root-counted-twice",
@@ -138,7 +138,7 @@ MUTANTS = (
         "",
         "penalties in a tree count the token emitted last twice",
         OURS,
-        (SAMPLE + "[transformer-linear]",),
+        (TREES + "::test_counts_along_a_path_are_those_of_the_output_on_that_way",),
     ),
     Mutant(
         "tree-numbers-by-slot",
@@ -147,7 +147,7 @@ MUTANTS = (
         "noise.own_at(torch.arange(tree.tokens.shape[1]).expand_as(tree.tokens))",
         "a tree's tokens draw with the numbers of their slots, not of their places",
         OURS,
-        (SAMPLE + "[transformer-linear]",),
+        (TREES + "::test_a_tree_gives_the_sample_of_plain_decoding",),
     ),
     Mutant(
         "tree-beyond-the-budget",
@@ -165,7 +165,7 @@ MUTANTS = (
         "old.clamp(max=max_nodes)",
         "a pruned tree keeps the places that parents had before",
         OURS,
-        (SAMPLE,),
+        (TREES + "::test_a_dynamic_tree_keeps_the_likeliest_paths",),
     ),
     Mutant(
         "tree-states-of-another-parent",
@@ -174,7 +174,7 @@ MUTANTS = (
         "first + chosen, chosen % count",
         "children are drafted from another token's state",
         OURS,
-        ("properties/test_trees.py::test_a_tree_s_drafts_are_those_of_the_chains_along_it",),
+        (TREES + "::test_a_tree_s_drafts_are_those_of_the_chains_along_it",),
     ),
     Mutant(
         "cost-ignored",
@@ -231,11 +231,11 @@ MUTANTS = (
         (LOOKUP,),
     ),
     Mutant(
-        "lookup-of-short-texts",
-        "decoders/drafting.py",
-        " & (end > ngram)",
-        "",
-        "a text shorter than the words to match is matched with what is not there",
+        "lookup-of-the-shortest",
+        "decoders/lookup.py",
+        "            tokens = torch.where((counts == 0)[:, None], shorter, tokens)\n",
+        "            tokens = torch.where((found > 0)[:, None], shorter, tokens)\n",
+        "a shorter match displaces a longer one",
         OURS,
         (LOOKUP,),
     ),

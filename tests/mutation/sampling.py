@@ -8,12 +8,11 @@ EQUAL = "properties/test_acceptance.py::test_laws_that_are_equal_up_to_rounding_
 LOSSY = "properties/test_acceptance.py::test_typical_acceptance_says_what_its_naive_twin_says"
 TOP = "properties/test_acceptance.py::test_top_k_acceptance_says_what_its_naive_twin_says"
 SOURCE = "properties/test_draft_laws.py::test_the_source_is_what_each_draft_was_drawn_from"
+TARGET = "properties/test_draft_laws.py::test_the_target_is_the_model_s_law_with_its_settings_and_history"
 DRAWN = "properties/test_draft_laws.py::test_drafts_follow_the_law_that_they_are_said_to_be_drawn_from"
 CONFIDENCE = "properties/test_draft_laws.py::test_confidence_counts_the_draft_that_fell_below_it_and_none_after"
 LAW = "properties/test_sampling.py::test_a_law_is_what_its_settings_say"
 SEQUENCES = "properties/test_sampling.py::test_short_continuations_follow_the_law"
-SAMPLE = "properties/test_sampling.py::test_exact_match_gives_the_sample_of_plain_decoding"
-NEIGHBOURS = "properties/test_sampling.py::test_a_row_does_not_depend_on_its_neighbours"
 NUMBERS = "properties/test_sampling.py::test_numbers_are_uniform_and_independent_of_their_neighbours"
 STOPS = "properties/test_stops.py"
 
@@ -61,7 +60,7 @@ MUTANTS = (
         "target = logits.double().softmax(dim=-1)",
         "temperature and truncation are not applied to the target",
         "vllm#9834",
-        (SAMPLE + "[gru-linear]",),
+        (TARGET,),
     ),
     Mutant(
         "target-without-the-drafts-in-its-history",
@@ -70,7 +69,7 @@ MUTANTS = (
         "emitted = self.history.emitted[:, None]",
         "penalties do not count the drafts before a position",
         "vllm#10198",
-        (SAMPLE + "[gru-linear]",),
+        (TARGET,),
     ),
     Mutant(
         "history-forgets-the-prompt",
@@ -248,9 +247,9 @@ MUTANTS = (
         "decoders/loop.py",
         "places = torch.tensor(self.trunk_state.lengths, device=self.device) + unread",
         "places = torch.tensor(self.trunk_state.lengths, device=self.device) + 0 * unread",
-        "the first block draws with the numbers of the prompt's token",
+        "the second token is drawn with the numbers of the first",
         OURS,
-        (SAMPLE + "[gru-linear]",),
+        (SEQUENCES + "[recurrent-plain-match]",),
     ),
     Mutant(
         "stop-only-at-the-end-of-a-block",

@@ -52,7 +52,7 @@ MUTANTS = (
         "self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]",
         "a row goes on with the keys of one that has left",
         "vllm#26498",
-        (SELECTED + "[rows1-transformer-linear]",),
+        (SELECTED + "[[2, 0]-transformer-linear]",),
     ),
     Mutant(
         "chunk-written-to-one-slot",
@@ -197,7 +197,7 @@ MUTANTS = (
         "tuple(part[: len(rows)] for part in memory)",
         "a row goes on with the memory of one that has left",
         "vllm#26498",
-        (SELECTED + "[rows1-gru-linear]",),
+        (SELECTED + "[[2, 0]-gru-linear]",),
     ),
     Mutant(
         "memory-crosses-documents",

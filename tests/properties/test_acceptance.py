@@ -53,16 +53,13 @@ class Batch:
 @settings(max_examples=4 * settings.default.max_examples)
 @given(
     seed=st.integers(0, 9999),
-    rows=st.integers(1, 5),
     num_drafts=st.integers(0, 4),
     zeros=st.booleans(),
     eq=st.booleans(),
 )
-def test_a_rule_says_what_its_naive_twin_says(
-    name: str, seed: int, rows: int, num_drafts: int, zeros: bool, eq: bool
-) -> None:
+def test_a_rule_says_what_its_naive_twin_says(name: str, seed: int, num_drafts: int, zeros: bool, eq: bool) -> None:
     fast, slow = RULES[name]
-    batch = Batch(seed, rows, num_drafts, zeros=zeros, equal=eq)
+    batch = Batch(seed, 40, num_drafts, zeros=zeros, equal=eq)
     verdict = fast(*batch.tensors())
     for b, limit in enumerate(batch.limits):
         round_ = slow(batch.drafts[b][:limit], batch.source[b][:limit], batch.target[b][: limit + 1])

@@ -28,7 +28,7 @@ from mtp_modules.decoders.drafting import DraftChoice
 from mtp_modules.decoders.sampling import RowLaws
 from mtp_modules.decoders.verification import RowNoise
 from tests.helpers import VOCAB, make_model
-from tests.properties.test_sampling import SETTINGS, check_sequence_law, tiny
+from tests.properties.test_sampling import SETTINGS, SETTINGS_OF_LAWS, check_sequence_law, tiny
 from tests.reference import sampling as naive
 
 DRAWING: dict[str, Callable[[], Acceptance]] = {"rejection": RejectionSampling, "block": BlockVerification}
@@ -41,6 +41,7 @@ class Watched(Acceptance):
         self.inner = inner
         self.drawn: list[tuple[Tensor, Tensor]] = []
         self.rounds: list[tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor, Tensor]] = []
+        self.targets: list[Tensor] = []
 
     def choose(self, law: Tensor, depth: int, noise: RowNoise) -> Tensor:
         assert depth == len(self.drawn)
@@ -50,6 +51,7 @@ class Watched(Acceptance):
 
     def verify(self, drafts: Tensor, source: Tensor, target: Tensor, *others: object) -> Verdict:
         self.rounds.append((self.drawn, drafts, source, others[1]))
+        self.targets.append(target)
         self.drawn = []
         return self.inner.verify(drafts, source, target, *others)
 
@@ -90,6 +92,28 @@ def test_the_source_is_what_each_draft_was_drawn_from(drafter: Callable | None, 
             assert (from_heads | point[:, place])[counts].all()
             looked_up += int((point[:, place] & counts).sum())
     assert drafter is None or looked_up
+
+
+@settings(max_examples=settings.default.max_examples // 3)
+@given(law=SETTINGS_OF_LAWS, seed=st.integers(0, 9), heads=st.sampled_from(["linear", "recurrent"]))
+def test_the_target_is_the_model_s_law_with_its_settings_and_history(law: dict, seed: int, heads: str) -> None:
+    """Position by position, the drafts before it counted as text; whatever is drafted."""
+    model, prompt = make_model("gru", heads, 4, seed=seed).eval(), [1, 2, 2]
+    said, watched = SamplingLaw(**law), Watched(inner=RejectionSampling())
+    if said.greedy:
+        return  # nothing is drawn, and no law is made
+    text, place = list(prompt), 0
+    for done in SpeculativeDecoder(acceptance=watched).stream(model, [prompt], max_new_tokens=8, sampling=said):
+        if done.drafted[0]:
+            _, drafts, _, _ = watched.rounds[place]
+            read = [*text, *drafts[0].tolist()]
+            logits = model.unembedding.logits(model(torch.tensor([[*read, *[0] * model.lookahead]]))[0][0])
+            for depth, target in enumerate(watched.targets[place][0]):
+                end = len(text) + depth
+                wanted = naive.law(logits[end - 1].tolist(), said, prompt, read[len(prompt) : end])
+                assert target.tolist() == pytest.approx(wanted, abs=1e-10)
+        place += len(text) > len(prompt)  # the prompt's own pass verifies nothing
+        text += done.tokens[0]
 
 
 @pytest.mark.parametrize("name", DRAWING)

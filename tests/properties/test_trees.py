@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtp_modules import MTPModel
-from mtp_modules.decoders import DraftTree, DynamicTree, StaticTree
-from mtp_modules.decoders.tree import Grower, Guess, Tree
+from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
+from mtp_modules.core.drafts import ancestors_of
+from mtp_modules.decoders import DraftTree, DynamicTree, SamplingLaw, StaticTree
+from mtp_modules.decoders.tree import Grower, Guess, Tree, counts_along, walk
 from tests.helpers import HEADS, make_model, random_tokens
 
 DEPTH = 3
@@ -98,3 +99,61 @@ def test_a_dynamic_tree_keeps_the_likeliest_paths(heads: str, seed: int, width: 
         paths = paths_of(tree.tokens[b].tolist(), tree.parents[b].tolist())
         assert set(paths) == set(expected)
         assert len(paths) == len(expected)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
+    """Draw tokens, parents, and the model's own choices; among siblings no token comes twice."""
+    parents, tokens = [-1], [draw(st.integers(0, 2))]
+    for _ in range(draw(st.integers(0, 9))):
+        parent, token = draw(st.integers(0, len(tokens) - 1)), draw(st.integers(0, 2))
+        if (parent, token) not in zip(parents, tokens, strict=True):
+            parents.append(parent)
+            tokens.append(token)
+    return tokens, parents, [draw(st.integers(0, 2)) for _ in tokens]
+
+
+@settings(max_examples=4 * settings.default.max_examples)
+@given(trees())
+def test_a_walk_goes_from_parents_to_their_own_children(grown: tuple[list[int], list[int], list[int]]) -> None:
+    tokens, parents, own = grown
+    place, path = 0, [0]
+    while True:
+        children = [child for child, parent in enumerate(parents) if parent == place and tokens[child] == own[place]]
+        if not children:
+            break
+        place = children[0]
+        path.append(place)
+    tree = Tree(torch.tensor([tokens]), torch.tensor([parents]))
+    said, way, accepted = walk(tree, torch.tensor([own]), len(tokens))
+    assert accepted.tolist() == [len(path) - 1]
+    assert way[0, : len(path)].tolist() == path
+    assert said[0, : len(path)].tolist() == [own[place] for place in path]
+
+
+@settings(max_examples=2 * settings.default.max_examples)
+@given(trees())
+def test_counts_along_a_path_are_those_of_the_output_on_that_way(grown: tuple[list[int], list[int], list[int]]) -> None:
+    tokens, parents, _ = grown
+    tree, emitted = Tree(torch.tensor([tokens]), torch.tensor([parents])), torch.tensor([[4, 0, 1]])
+    counts = counts_along(tree, ancestors_of(tree.parents), emitted)[0]
+    for place, path in enumerate(paths_of(tokens, parents)):
+        assert counts[place].tolist() == [count + path.count(token) for token, count in enumerate(emitted[0].tolist())]
+
+
+@settings(max_examples=settings.default.max_examples // 3)
+@given(
+    seed=st.integers(0, 99),
+    tree=st.sampled_from([StaticTree(widths=[3, 2, 1]), DynamicTree(depth=3, nodes=7), StaticTree(widths=[1, 1, 1])]),
+    temperature=st.sampled_from([0.0, 1.0, 4.0]),  # a hot law accepts more: both choose with the same numbers
+    penalty=st.sampled_from([0.0, 0.8]),
+)
+def test_a_tree_gives_the_sample_of_plain_decoding(
+    seed: int, tree: DraftTree, temperature: float, penalty: float
+) -> None:
+    model = make_model("transformer", "recurrent", DEPTH + 1, seed=seed).eval()
+    law = SamplingLaw(temperature=temperature, frequency_penalty=penalty)
+    options = {"max_new_tokens": 12, "sampling": law, "seed": seed}
+    prompts = [[1, 2, 3], [4]]
+    generation = SpeculativeDecoder(tree=tree).generate(model, prompts, **options)
+    assert generation.tokens == AutoregressiveDecoder().generate(model, prompts, **options).tokens
