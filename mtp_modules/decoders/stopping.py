@@ -7,6 +7,7 @@ from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Tokenizer
 
 _BYTES_PER_CHARACTER = 4
+_NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 
 
 class StopRule(Component):
@@ -18,7 +19,7 @@ class StopRule(Component):
         tokenizer: Turns tokens into text; needed with ``strings``.
 
     Raises:
-        ValueError: If a string is empty, or cannot come out of the tokenizer.
+        ValueError: If a string is empty, cannot come out of the tokenizer, or holds the replacement character.
     """
 
     def __init__(
@@ -30,6 +31,12 @@ class StopRule(Component):
         for string in self.strings:
             if not string:
                 refuse(self, "strings holds an empty string, which would end every row; leave it out.")
+            if _NO_TEXT in string:
+                refuse(
+                    self,
+                    f"strings holds {string!r}, with the replacement character, which stands for any bytes that are no "
+                    "text, halves of characters too; leave it out.",
+                )
             assert tokenizer is not None
             if not _writes(tokenizer, string):
                 refuse(

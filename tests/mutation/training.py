@@ -188,6 +188,15 @@ MUTANTS = (
         ("unit/training/test_blocks.py::test_loss_gradients_and_names_stay_the_same",),
     ),
     Mutant(
+        "heads-in-no-optimizer-group",
+        "training/optimizers.py",
+        "        if not parameter.requires_grad:\n            continue\n",
+        '        if not parameter.requires_grad or "heads." in name:\n            continue\n',
+        "the heads are in no group of the optimizer",
+        "xtuner#2048",
+        ("unit/training/test_optimizers.py::test_groups_keep_embeddings_outputs_biases_and_recurrent_nets_from_muon",),
+    ),
+    Mutant(
         "heads-missing-after-load",
         "model.py",
         'load_model(model, str(folder / "model.safetensors"))',

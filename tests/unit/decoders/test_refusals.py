@@ -65,6 +65,11 @@ CONSTRUCTORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: StopRule(strings=["end", ""], tokenizer=ByteTokenizer()),
         "StopRule: strings holds an empty string, which would end every row; leave it out.",
     ),
+    "a string of no text": (
+        lambda: StopRule(strings=["a\ufffd"], tokenizer=ByteTokenizer()),
+        "StopRule: strings holds 'a\ufffd', with the replacement character, which stands for any bytes that are no "
+        "text, halves of characters too; leave it out.",
+    ),
     "an epsilon of 0": (
         lambda: TypicalAcceptance(epsilon=0.0),
         "TypicalAcceptance: epsilon must lie in (0, 1], got 0.0.",
