@@ -182,8 +182,8 @@ MUTANTS = (
     Mutant(
         "confidence-leaves-out-the-token",
         "decoders/drafting.py",
-        "self.limits = torch.where(ends, self.limits.clamp(max=depth + 1), self.limits)",
-        "self.limits = torch.where(ends, self.limits.clamp(max=depth), self.limits)",
+        "self.limits.clamp(max=depth + 1), self.limits)",
+        "self.limits.clamp(max=depth), self.limits)",
         "the depth depends on the token being decided",
         OURS,
         (CONFIDENCE,),

@@ -23,7 +23,7 @@ def test_its_fragment_occurs_exactly_once_and_its_replacement_can_be_parsed(muta
 
 
 @cache
-def tests_in(file: str) -> set[str]:
+def functions_in(file: str) -> set[str]:
     tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
@@ -33,7 +33,7 @@ def test_the_tests_that_must_notice_it_are_there(mutant: Mutant) -> None:
     assert mutant.killers
     for node in mutant.killers:
         file, _, test = node.partition("::")
-        assert test.partition("[")[0] in tests_in(file)
+        assert test.partition("[")[0] in functions_in(file)
 
 
 def test_names_and_bugs_are_told_once() -> None:
