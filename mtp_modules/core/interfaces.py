@@ -47,6 +47,21 @@ class DecodingState(ABC):
     lengths: list[int]
     """Committed tokens of each row. On the host: decoding decides there."""
 
+    def begin(self, chunk: int) -> None:
+        """Announce the chunk that ``read`` is about to append, and do all of its bookkeeping on the host.
+
+        Args:
+            chunk: Number of its tokens.
+
+        Raises:
+            ValueError: If this kind of state cannot be told beforehand, or the chunk does not fit.
+        """
+        refuse(self, "cannot be told of a chunk before it is read; decode without compiling.")
+
+    def settle(self) -> None:
+        """Do on the host what drafting after the last commit needs, so that drafting is tensor operations only."""
+        return
+
     @abstractmethod
     def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
         """Keep the first ``keep[b]`` tokens of the last chunk in row ``b``, and forget the others.
@@ -127,6 +142,20 @@ class Trunk(Component, nn.Module, ABC):
             tokens ``(B, T)`` -> hidden ``(B, T, D)``.
         """
 
+    def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> Float[Tensor, "B T D"]:
+        """Append a chunk that ``state.begin`` has announced: ``forward`` with a state, less what is done on the host.
+
+        A trunk that has it, in tensor operations only, can be compiled for decoding.
+
+        Args:
+            tokens: The chunk.
+            state: Told of it.
+
+        Raises:
+            ValueError: If this trunk does not have it.
+        """
+        refuse(self, "cannot be compiled for decoding, for it has no read(tokens, state); decode with the model itself.")
+
     @abstractmethod
     def new_state(self, batch_size: int, capacity: int) -> DecodingState:
         """Make an empty state.
@@ -202,6 +231,18 @@ class Heads(Component, nn.Module, ABC):
             capacity: Most tokens that a row will hold, the provisional chunk included.
             for_drafts: False if only horizon 1 will be used, which spares the other heads their memory.
         """
+
+    def read(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+        """Append a chunk that ``state.begin`` has announced: ``extend``, less what is done on the host.
+
+        Args:
+            hidden: The trunk's output for the chunk.
+            state: Told of it.
+
+        Raises:
+            ValueError: If these heads do not have it.
+        """
+        refuse(self, "cannot be compiled for decoding, for they have no read(hidden, state); use the model itself.")
 
     @abstractmethod
     def extend(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:

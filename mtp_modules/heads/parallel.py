@@ -27,6 +27,15 @@ class ParallelState(DecodingState):
         self.hidden = hidden
         self.lengths = keys_values.lengths
 
+    def begin(self, chunk: int) -> None:
+        """Announce a chunk."""
+        self.keys_values.begin(chunk)
+        self.hidden.begin(chunk)
+
+    def settle(self) -> None:
+        """Find, once a round, what drafts look back at."""
+        self.keys_values.settle()
+
     def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
         """Announce that the next chunk is a tree."""
         self.keys_values.expect_tree(parents, depth)
@@ -169,9 +178,14 @@ class ParallelHeads(Heads):
 
         Heads beyond the first keep keys and values of the whole chunk, but are read out only where they draft.
         """
+        own = self._own(state)
+        self._check_length(own.keys_values.reach(hidden.shape[1]))
+        own.begin(hidden.shape[1])
+        return self.read(hidden, own)
+
+    def read(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+        """Append a chunk that the state was told of, and return the states of horizon 1."""
         keys_values = self._own(state).keys_values
-        self._check_length(keys_values.reach(hidden.shape[1]))
-        keys_values.begin(hidden.shape[1])
         table = self.rotary(keys_values.positions, hidden.shape[1], hidden)
         first = self.norm(self.layers[0].extend(hidden, table, keys_values, 0))
         for index, layer in enumerate(self.layers[1 : keys_values.num_layers], start=1):

@@ -127,6 +127,11 @@ class RecurrentHeads(Heads):
 
     def extend(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
         """Append a chunk and return the states of horizon 1."""
+        last_hidden_state(self, state).begin(hidden.shape[1])
+        return self.read(hidden, state)
+
+    def read(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+        """Append a chunk that the state was told of, and return the states of horizon 1."""
         last_hidden_state(self, state).append(hidden)
         return hidden
 

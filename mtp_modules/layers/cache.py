@@ -104,7 +104,10 @@ class KeyValueState(ChunkedState):
         self.values = torch.zeros_like(self.keys)
         self.positions: Int[Tensor, "#B T"] = torch.empty(0)
         self.mask: Bool[Tensor, "#B 1 T S"] | None = None
+        self.seen_keys: list[Float[Tensor, "B h S d"]] = []
+        self.seen_values: list[Float[Tensor, "B h S d"]] = []
         self._folded: Float[Tensor, "#B 1 _ S"] | None = None
+        self._back: tuple[list[Tensor], list[Tensor], Tensor, Tensor | None] | None = None
         self._rows = torch.arange(batch_size, device=like.device)[:, None]
         self.num_previous = num_previous
         self.tokens = torch.full((batch_size, num_previous + capacity), nothing, device=like.device)
@@ -114,22 +117,23 @@ class KeyValueState(ChunkedState):
         super().begin(chunk)
         self._folded = None
         self._ragged = min(self.lengths) != max(self.lengths)
-        self._end = max(self.lengths) + chunk
+        end = max(self.lengths) + chunk
         device = self.keys.device
+        self.seen_keys = [self.keys[layer, :, :, :end] for layer in range(self.num_layers)]
+        self.seen_values = [self.values[layer, :, :, :end] for layer in range(self.num_layers)]
         if not self._ragged:
             start = self.lengths[0]
             self._slots = torch.arange(start, start + chunk, device=device)[None]
-            self._slot = slice(start, start + chunk)
         else:
             starts = torch.tensor(self.lengths, device=device)
             self._slots = starts[:, None] + torch.arange(chunk, device=device)
         self.positions = self._slots
         if self.parents is not None:
-            self._place_tree(self.parents)
+            self._place_tree(self.parents, end)
         elif chunk == 1 and not self._ragged:
             self.mask = None
         else:
-            self.mask = torch.arange(self._end, device=device) <= self.positions[:, None, :, None]
+            self.mask = torch.arange(end, device=device) <= self.positions[:, None, :, None]
 
     def folded_mask(self, groups: int) -> Float[Tensor, "#B 1 _ S"] | None:
         """Return what is added to the scores of the chunk's queries, made once for all layers; ``None`` for nothing.
@@ -148,12 +152,12 @@ class KeyValueState(ChunkedState):
         """Announce that the next chunk is a tree."""
         self.parents, self.depth = parents, depth
 
-    def _place_tree(self, parents: Int[Tensor, "B C"]) -> None:
+    def _place_tree(self, parents: Int[Tensor, "B C"], end: int) -> None:
         """A token stands one position behind its parent, and sees what was committed, its ancestors, and itself."""
         ancestors = ancestors_of(parents)
         starts = torch.tensor(self.lengths, device=parents.device)[:, None]
         self.positions = starts + ancestors.sum(dim=2) - 1
-        offsets = torch.arange(self._end, device=parents.device) - starts
+        offsets = torch.arange(end, device=parents.device) - starts
         inside = (offsets >= 0) & (offsets < self.chunk)
         own = ancestors.gather(2, offsets.clamp(0, self.chunk - 1)[:, None].expand(-1, self.chunk, -1))
         self.mask = ((offsets < 0)[:, None] | (inside[:, None] & own))[:, None]
@@ -167,10 +171,12 @@ class KeyValueState(ChunkedState):
                 kept[:, self._rows, :, target] = kept[:, self._rows, :, source]
             self.tokens[self._rows, self.num_previous + target] = self.tokens[self._rows, self.num_previous + source]
         super().commit(keep, path)
+        self._back = None
 
     def select(self, rows: list[int]) -> None:
         """Go on with some of the rows only."""
         super().select(rows)
+        self._back = None
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self._rows = torch.arange(len(rows), device=self.keys.device)[:, None]
         self.tokens = self.tokens[rows]
@@ -197,21 +203,22 @@ class KeyValueState(ChunkedState):
     def append(
         self, layer: int, keys: Float[Tensor, "B h T d"], values: Float[Tensor, "B h T d"]
     ) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"]]:
-        """Write the chunk's keys and values of one layer and return all that its queries may need.
+        """Write the chunk's keys and values of one layer and return all that its queries may need; no gradients.
 
         Args:
             layer: Index of the layer.
             keys: Of the chunk.
             values: Of the chunk.
         """
-        all_keys, all_values = self.keys[layer], self.values[layer]
+        all_keys, all_values = self.seen_keys[layer], self.seen_values[layer]
+        keys, values = keys.detach(), values.detach()
         if self._ragged:
             all_keys[self._rows, :, self._slots] = keys.transpose(1, 2)
             all_values[self._rows, :, self._slots] = values.transpose(1, 2)
         else:
-            all_keys[:, :, self._slot] = keys
-            all_values[:, :, self._slot] = values
-        return all_keys[:, :, : self._end], all_values[:, :, : self._end]
+            all_keys.index_copy_(2, self._slots[0], keys)
+            all_values.index_copy_(2, self._slots[0], values)
+        return all_keys, all_values
 
     def last(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return keys, values, positions ``(B, 1)`` and mask for one query at each row's last committed token.
@@ -219,11 +226,20 @@ class KeyValueState(ChunkedState):
         Args:
             layer: Index of the layer.
         """
+        self.settle()
+        assert self._back is not None
+        keys, values, positions, mask = self._back
+        return keys[layer], values[layer], positions, mask
+
+    def settle(self) -> None:
+        """Find, once a round, what drafts look back at."""
+        if self._back is not None:
+            return
         end = max(self.lengths)
         positions = torch.tensor(self.lengths, device=self.keys.device)[:, None] - 1
         ragged = min(self.lengths) != end
         mask = torch.arange(end, device=positions.device) <= positions[:, None, :, None] if ragged else None
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end], positions, mask
+        self._back = list(self.keys[:, :, :, :end]), list(self.values[:, :, :, :end]), positions, mask
 
 
 class LastHiddenState(ChunkedState):
@@ -240,12 +256,11 @@ class LastHiddenState(ChunkedState):
         self._pending: Float[Tensor, "B T D"] | None = None
 
     def append(self, hidden: Float[Tensor, "B T D"]) -> None:
-        """Append a chunk.
+        """Remember the chunk that was announced.
 
         Args:
-            hidden: The trunk's output for the chunk.
+            hidden: The trunk's output for it.
         """
-        self.begin(hidden.shape[1])
         self._pending = hidden
 
     def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:

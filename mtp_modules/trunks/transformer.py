@@ -140,6 +140,11 @@ class TransformerTrunk(Trunk):
             refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
         self._check_length(state.reach(tokens.shape[1]))
         state.begin(tokens.shape[1])
+        return self.read(tokens, state)
+
+    def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> Float[Tensor, "B T D"]:
+        """Append a chunk that the state was told of."""
+        assert isinstance(state, KeyValueState)
         x = self._embed(tokens, None if self.previous is None else state.previous_tokens(tokens))
         table = self.rotary(state.positions, tokens.shape[1], x)
         for index, layer in enumerate(self.layers):
