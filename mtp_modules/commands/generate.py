@@ -12,8 +12,17 @@ from rich.table import Table
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.decoders import AutoregressiveDecoder, Decoder, Generation, SamplingLaw, SpeculativeDecoder, StopRule
-from mtp_modules.model import MTPModel
+from mtp_modules.decoders import (
+    AutoregressiveDecoder,
+    CompiledModel,
+    Decoder,
+    Generation,
+    SamplingLaw,
+    SpeculativeDecoder,
+    StopRule,
+    compile_for_decoding,
+)
+from mtp_modules.decoders.generation import DecodableModel
 from mtp_modules.training.checkpointing import load_model
 
 _OWN = "\033[0m"
@@ -34,6 +43,7 @@ def generate(
     stop: list[str] | None = None,
     compare: bool = False,
     repeats: int = 3,
+    compile: bool = False,
     device: str = "cpu",
 ) -> None:
     """Continue a prompt with a trained model, showing tokens as they come.
@@ -53,6 +63,7 @@ def generate(
         stop: End after any of these texts.
         compare: Also decode plainly, and print speed, tokens per forward, acceptance by depth, and if outputs agree.
         repeats: How many times each side runs when comparing; medians are printed.
+        compile: Compile the rounds, which takes a minute or two before the first token and pays where speed counts.
         device: Where to run, such as cpu or cuda.
     """
     at_least("generate", "repeats", repeats, 1)
@@ -72,8 +83,9 @@ def generate(
 
     sys.stdout.write(prompt)
     written = _Writer(tokenizer, colour)
+    used: DecodableModel = compile_for_decoding(model) if compile else model
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": rule, "sampling": law, "seed": seed}
-    for done in decoder.stream(model, [tokens], **options):
+    for done in decoder.stream(used, [tokens], **options):
         for token, depth in zip(done.tokens[0], done.depths[0], strict=True):
             if token not in end:
                 sys.stdout.write("".join(written.write(token, depth=depth)))
@@ -84,7 +96,7 @@ def generate(
             refuse(
                 "compare", f"{type(model.heads).__name__} with one horizon drafts nothing; there is nothing to compare."
             )
-        _compare(model, decoder, tokens, options, repeats)
+        _compare(used, decoder, tokens, options, repeats)
 
 
 def _encode(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
@@ -129,10 +141,13 @@ class _Writer:
         yield text
 
 
-def _compare(model: MTPModel, decoder: Decoder, prompt: list[int], options: dict[str, Any], repeats: int) -> None:
+def _compare(model: DecodableModel, decoder: Decoder, prompt: list[int], options: dict[str, Any], repeats: int) -> None:
     """Run plain and speculative decoding in turn, and print medians."""
     sides: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), "self-speculative": decoder}
     runs: dict[str, list[Generation]] = {name: [] for name in sides}
+    if isinstance(model, CompiledModel):
+        for side in sides.values():
+            side.generate(model, [prompt], **options)  # compiles what is still missing
     for _ in range(repeats):
         for name, side in sides.items():
             runs[name].append(side.generate(model, [prompt], **options))

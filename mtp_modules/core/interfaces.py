@@ -22,6 +22,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.drafts import Draft, DraftChoice, LikeliestToken
 from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.state import DecodingState as DecodingState
 
 
 class TrunkOutput(NamedTuple):
@@ -34,67 +35,6 @@ class TrunkOutput(NamedTuple):
 
     hidden: Float[Tensor, "B T D"]
     features: tuple[Float[Tensor, "B T D"], ...] = ()
-
-
-class DecodingState(ABC):
-    """What a module remembers of the tokens it has read, one row a sequence.
-
-    A forward pass with a state *appends* a chunk to every row, at that row's own length. The chunk is provisional until
-    ``commit`` says how many of its tokens stay. Law: after ``commit``, the state and everything computed from it later
-    equal those of a fresh state that has read only the kept tokens.
-    """
-
-    lengths: list[int]
-    """Committed tokens of each row. On the host: decoding decides there."""
-
-    def begin(self, chunk: int) -> None:
-        """Announce the chunk that ``read`` is about to append, and do all of its bookkeeping on the host.
-
-        Args:
-            chunk: Number of its tokens.
-
-        Raises:
-            ValueError: If this kind of state cannot be told beforehand, or the chunk does not fit.
-        """
-        refuse(self, "cannot be told of a chunk before it is read; decode without compiling.")
-
-    def settle(self) -> None:
-        """Do on the host what drafting after the last commit needs, so that drafting is tensor operations only."""
-        return
-
-    @abstractmethod
-    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
-        """Keep the first ``keep[b]`` tokens of the last chunk in row ``b``, and forget the others.
-
-        Args:
-            keep: One number a row, from 0 to the length of the chunk.
-            path: Where the chunk was a tree: places in the chunk of the tokens to keep, from the root on.
-
-        Raises:
-            ValueError: If there is no chunk, or a number lies outside.
-        """
-
-    def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
-        """Announce that the next chunk is a tree.
-
-        Args:
-            parents: Place in the chunk of the token before each token; -1 for the first token, the root. A parent
-                comes before its children.
-            depth: Most tokens behind the root one after the other.
-
-        Raises:
-            ValueError: If this kind of state can hold no tree.
-        """
-        refuse(self, "can hold no tree of drafts, only a chain; decode without a tree.")
-
-    @abstractmethod
-    def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only; the state must be committed.
-
-        Args:
-            rows: Which rows to keep, in their new order. A row that is named twice forks into two, which from then on
-                have nothing to do with each other.
-        """
 
 
 class Trunk(Component, nn.Module, ABC):
@@ -154,7 +94,9 @@ class Trunk(Component, nn.Module, ABC):
         Raises:
             ValueError: If this trunk does not have it.
         """
-        refuse(self, "cannot be compiled for decoding, for it has no read(tokens, state); decode with the model itself.")
+        refuse(
+            self, "cannot be compiled for decoding, for it has no read(tokens, state); decode with the model itself."
+        )
 
     @abstractmethod
     def new_state(self, batch_size: int, capacity: int) -> DecodingState:

@@ -3,6 +3,7 @@
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
 from mtp_modules.decoders.beam import BeamDecoder, DraftedBeamDecoder, JointBeamDecoder
 from mtp_modules.decoders.beam_generation import Beam, BeamGeneration, BeamSearchDecoder
+from mtp_modules.decoders.compiled import CompiledModel, compile_for_decoding
 from mtp_modules.decoders.draft_policy import ConfidentDepth, CostAwareDepth, DraftPolicy, FixedDepth
 from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
 from mtp_modules.decoders.generation import Decoder, DecodingStats, Generation, Round
@@ -28,6 +29,7 @@ __all__ = [
     "BeamGeneration",
     "BeamSearchDecoder",
     "BlockVerification",
+    "CompiledModel",
     "ConfidentDepth",
     "CostAwareDepth",
     "Decoder",
@@ -52,4 +54,5 @@ __all__ = [
     "StopRule",
     "TopKAcceptance",
     "TypicalAcceptance",
+    "compile_for_decoding",
 ]

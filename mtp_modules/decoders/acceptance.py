@@ -42,6 +42,27 @@ def accept_greedy(drafts: Int[Tensor, "B K"], choices: Int[Tensor, "B C"]) -> In
     return leading(drafts == choices[:, : drafts.shape[1]])
 
 
+def greedy_round(
+    drafts: Int[Tensor, "B K"], limits: Int[Tensor, " B"], logits: Float[Tensor, "B C V"]
+) -> tuple[Int[Tensor, "B C"], Int[Tensor, " B"]]:
+    """Return the new tokens of a round of greedy decoding, and how many of each row's are drafts; one more counts.
+
+    Args:
+        drafts: Proposed tokens.
+        limits: How many of each row's count.
+        logits: Of the token before the first draft, of the first draft, and so on; ``C = K + 1``.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.nn.functional.one_hot(torch.tensor([[4, 2, 3]]), 9).float()
+        >>> greedy_round(torch.tensor([[4, 5]]), torch.tensor([2]), logits)
+        (tensor([[4, 2, 3]]), tensor([1]))
+    """
+    choices = logits.argmax(dim=-1)
+    accepted = accept_greedy(torch.where(within(limits, drafts.shape[1]), drafts, -1), choices)
+    return choices, accepted
+
+
 def leading(holds: Bool[Tensor, "B K"]) -> Int[Tensor, " B"]:
     """Return how many drafts hold before the first that does not.
 

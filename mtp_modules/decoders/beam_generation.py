@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Heads
 from mtp_modules.decoders.beam_search import BeamSearch
+from mtp_modules.decoders.compiled import CompiledModel
 from mtp_modules.decoders.generation import (
     DecodableModel,
     Decoder,
@@ -154,6 +155,8 @@ class BeamSearchDecoder(Decoder):
         seed: int | Sequence[int],
     ) -> Iterator[tuple[list[int], BeamSearch]]:
         """Yield searches, and which prompts each of them is for; all checks come first."""
+        if isinstance(model, CompiledModel):
+            refuse(self, "has no compiled rounds; pass the model that compile_for_decoding was given.")
         plan = self.plan(model)
         sampling = SamplingLaw() if sampling is None else sampling
         request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)

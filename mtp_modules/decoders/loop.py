@@ -8,9 +8,10 @@ import torch
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.decoders.acceptance import accept_greedy, within
+from mtp_modules.decoders.acceptance import greedy_round
+from mtp_modules.decoders.compiled import CompiledModel
 from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy, now
-from mtp_modules.decoders.drafting import DraftChoice, Drafter, Proposal, Text, heads_draft
+from mtp_modules.decoders.drafting import DraftChoice, Drafter, HeadsDrafter, Proposal, Text, heads_draft
 from mtp_modules.decoders.generation import DecodableModel, Request, Round
 from mtp_modules.decoders.sampling import History, RowLaws
 from mtp_modules.decoders.stopping import StopMatcher
@@ -68,7 +69,7 @@ def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterato
         started = now()
         last = [tokens[index][-1] for index in going_on]
         wanted = depths.depth(len(rows)) if how.drafter is not None else 0
-        chosen, accepted, limits = run.round(last, run.limits(wanted, [budgets[row] for row in rows]), depths)
+        chosen, accepted, limits = run.round(last, run.limits(wanted, [budgets[row] for row in rows]), wanted, depths)
         depths.learn(len(rows), max(limits), accepted, limits, now() - started)
 
 
@@ -86,6 +87,7 @@ class _Run:
 
     def __init__(self, model: DecodableModel, request: Request, how: Speculation) -> None:
         self.model, self.request, self.how = model, request, how
+        self.compiled = model if isinstance(model, CompiledModel) else None
         self.embed, self.unembedding = model.trunk.embedding, model.unembedding
         self.device = self.unembedding.weight.device
         self.limit = model.trunk.max_positions
@@ -133,13 +135,14 @@ class _Run:
 
     @torch.inference_mode()
     def round(
-        self, last: list[int], limits: list[int], depths: DepthChooser
+        self, last: list[int], limits: list[int], wanted: int, depths: DepthChooser
     ) -> tuple[list[list[int]], list[int], list[int]]:
         """Draft after the last token of every row, verify, and keep what holds.
 
         Args:
             last: The token that each row emitted last.
             limits: Most drafts of each row.
+            wanted: What the policy asks for.
             depths: The policy's.
 
         Returns:
@@ -149,26 +152,58 @@ class _Run:
         noise = None if self.laws is None else self._noise(unread=1)
         if self.how.tree is not None and max(limits) >= self.how.tree.depth:
             return self._tree_round(self.how.tree, token, limits, noise)
-        proposal = self._propose(token, limits, depths, noise)
-        drafts = proposal.tokens
-        logits = self.unembedding.logits(self._extend(torch.cat((token[:, None], drafts), dim=1)))
-        if self.laws is None or noise is None:
-            choices = logits.argmax(dim=-1)
-            accepted = accept_greedy(torch.where(within(proposal.limits, drafts.shape[1]), drafts, -1), choices)
-            following = choices.gather(1, accepted[:, None])
+        compiled = self._compiled(wanted)
+        # A graph is made for one number of drafts: a row that can use fewer gets as many, of which fewer count.
+        most = max(limits) if compiled is None or self.how.tree is not None else wanted
+        if compiled is not None and self.laws is None and (most == 0 or self._drafts_in_graph(depths)):
+            counted = torch.tensor(limits, device=self.device)
+            tokens, accepted, logits = compiled.round(token, counted, most, self.trunk_state, self.heads_state)
         else:
-            scores = self._scores(logits, drafts)
-            target = self.laws(scores)
-            source = target[:, :0] if proposal.source is None else proposal.source
-            verdict = self.how.acceptance.verify(drafts, source, target, scores, proposal.limits, noise)
-            accepted, following = verdict.accepted, verdict.following[:, None]
-        tokens = torch.cat((drafts, following), dim=1).scatter(1, accepted[:, None], following)
+            proposal = self._propose(token, limits, most, depths, noise)
+            drafts, counted = proposal.tokens, proposal.limits
+            compiled = compiled if drafts.shape[1] in (0, most) else None  # graphs are for whole rounds
+            logits = self._logits(torch.cat((token[:, None], drafts), dim=1), compiled)
+            if self.laws is None or noise is None:
+                tokens, accepted = greedy_round(drafts, counted, logits)
+            else:
+                scores = self._scores(logits, drafts)
+                target = self.laws(scores)
+                source = target[:, :0] if proposal.source is None else proposal.source
+                accepted, following = self.how.acceptance.verify(drafts, source, target, scores, counted, noise)
+                tokens = torch.cat((drafts, following[:, None]), dim=1)
+                tokens = tokens.scatter(1, accepted[:, None], following[:, None])
+        return self._finish(logits, tokens, accepted, counted)
+
+    def _finish(
+        self,
+        logits: Float[Tensor, "B C V"],
+        tokens: Int[Tensor, "B C"],
+        accepted: Int[Tensor, " B"],
+        counted: Int[Tensor, " B"],
+        path: Int[Tensor, "B P"] | None = None,
+    ) -> tuple[list[list[int]], list[int], list[int]]:
+        """Remember what holds, bring it to the host, and commit it."""
         self._remember(tokens, accepted + 1)
-        extra = torch.stack((accepted, proposal.limits), dim=1)
-        on_host = self._on_host(logits, torch.cat((tokens, extra), dim=1))
-        counted, kept = [row.pop() for row in on_host], [row.pop() for row in on_host]
-        self._commit([count + 1 for count in kept])
-        return [row[: count + 1] for row, count in zip(on_host, kept, strict=True)], kept, counted
+        on_host = self._on_host(logits, torch.cat((tokens, accepted[:, None], counted[:, None]), dim=1))
+        limits, kept = [row.pop() for row in on_host], [row.pop() for row in on_host]
+        self._commit([count + 1 for count in kept], path)
+        return [row[: count + 1] for row, count in zip(on_host, kept, strict=True)], kept, limits
+
+    def _compiled(self, wanted: int) -> CompiledModel | None:
+        """Return the graphs of a round with so many drafts, where there are any for it."""
+        if self.compiled is None or len(self.trunk_state.lengths) not in self.compiled.batch_sizes:
+            return None
+        fits = min(self.room(index) for index in range(len(self.trunk_state.lengths))) > wanted
+        return self.compiled if fits else None
+
+    def _drafts_in_graph(self, depths: DepthChooser) -> bool:
+        """Say whether drafts are the heads' likeliest tokens, whatever they are."""
+        return self.how.tree is None and isinstance(self.how.drafter, HeadsDrafter) and not depths.watches
+
+    def _logits(self, chunk: Int[Tensor, "B C"], compiled: CompiledModel | None) -> Float[Tensor, "B C V"]:
+        if compiled is not None:
+            return compiled.read(chunk, self.trunk_state, self.heads_state)
+        return self.unembedding.logits(self._extend(chunk))
 
     def _tree_round(
         self, shape: DraftTree, token: Int[Tensor, " B"], limits: list[int], noise: RowNoise | None
@@ -187,7 +222,7 @@ class _Run:
         tree = shape.grow(grower)
         for state in (self.trunk_state, self.heads_state):
             state.expect_tree(tree.parents, shape.depth)
-        logits = self.unembedding.logits(self._extend(tree.tokens))
+        logits = self._logits(tree.tokens, self._compiled(shape.depth))
         if self.laws is None or noise is None:
             own = logits.argmax(dim=-1)
         else:
@@ -200,16 +235,12 @@ class _Run:
         tokens, path, accepted = walk(tree, own, shape.depth)
         counts = torch.tensor(limits, device=self.device).clamp(max=shape.depth)
         accepted = torch.minimum(accepted, counts)
-        self._remember(tokens, accepted + 1)
-        on_host = self._on_host(logits, torch.cat((tokens, accepted[:, None], counts[:, None]), dim=1))
-        counted, kept = [row.pop() for row in on_host], [row.pop() for row in on_host]
-        self._commit([count + 1 for count in kept], path)
-        return [row[: count + 1] for row, count in zip(on_host, kept, strict=True)], kept, counted
+        return self._finish(logits, tokens, accepted, counts, path)
 
     def _propose(
-        self, token: Int[Tensor, " B"], limits: list[int], depths: DepthChooser, noise: RowNoise | None
+        self, token: Int[Tensor, " B"], limits: list[int], most: int, depths: DepthChooser, noise: RowNoise | None
     ) -> Proposal:
-        most, drafter = max(limits), None if self.how.tree is not None else self.how.drafter
+        drafter = None if self.how.tree is not None else self.how.drafter
         counts = torch.tensor(limits, device=self.device)
         if drafter is None or most == 0:
             return Proposal(token.new_zeros(len(limits), 0), None, counts)

@@ -99,7 +99,9 @@ class KeyValueState(ChunkedState):
     ) -> None:
         super().__init__(batch_size, capacity)
         self.num_layers = num_layers
-        shape = (num_layers, batch_size, num_kv_heads, capacity, head_dim)
+        # One slot is never used: what a chunk sees is then never a whole tensor, which compiled code would take for
+        # another kind.
+        shape = (num_layers, batch_size, num_kv_heads, capacity + 1, head_dim)
         self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
         self.positions: Int[Tensor, "#B T"] = torch.empty(0)
@@ -135,6 +137,17 @@ class KeyValueState(ChunkedState):
         else:
             self.mask = torch.arange(end, device=device) <= self.positions[:, None, :, None]
 
+    @property
+    def growing(self) -> list[tuple[Tensor, int]]:
+        """Keys, values and masks, for reading and for looking back."""
+        keys, values, _, looked_back = self._back or ([], [], None, None)
+        masks = [mask for mask in (self.mask, looked_back) if mask is not None]
+        return [
+            (self.tokens, 1),
+            *((part, 2) for part in (*self.seen_keys, *self.seen_values, *keys, *values)),
+            *((mask, 3) for mask in masks),
+        ]
+
     def folded_mask(self, groups: int) -> Float[Tensor, "#B 1 _ S"] | None:
         """Return what is added to the scores of the chunk's queries, made once for all layers; ``None`` for nothing.
 
@@ -144,7 +157,7 @@ class KeyValueState(ChunkedState):
         if self.mask is None:
             return None
         if self._folded is None:
-            added = torch.zeros(self.mask.shape, dtype=self.keys.dtype, device=self.mask.device)
+            added = torch.zeros(self.mask.shape, dtype=self.seen_keys[0].dtype, device=self.mask.device)
             self._folded = added.masked_fill_(~self.mask, -torch.inf).repeat(1, 1, groups, 1)
         return self._folded
 
@@ -191,7 +204,7 @@ class KeyValueState(ChunkedState):
         if self.parents is None:
             before = torch.arange(self.num_previous - 1, -1, -1, device=tokens.device)
             return self.tokens[self._rows[:, :, None], self._slots[:, :, None] + before]
-        starts = torch.tensor(self.lengths, device=tokens.device)[:, None] + self.num_previous
+        starts = self._slots[:, :1] + self.num_previous
         at, found = self._slots + self.num_previous, []
         for _ in range(self.num_previous):
             inside = at >= starts

@@ -151,11 +151,6 @@ class RecurrentTrunk(Trunk):
             refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
         self._check_length(max(state.lengths) + tokens.shape[1])
         state.begin(tokens.shape[1])
-        return self.read(tokens, state)
-
-    def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of."""
-        assert isinstance(state, RecurrentState)
         x = self.embedding(tokens)
         state.pending = []
         for layer, memory in zip(self.layers, state.memory, strict=True):

@@ -79,8 +79,8 @@ MUTANTS = (
     ),
     Mutant(
         "padding-accepted",
-        "decoders/loop.py",
-        "accept_greedy(torch.where(within(proposal.limits, drafts.shape[1]), drafts, -1), choices)",
+        "decoders/acceptance.py",
+        "accept_greedy(torch.where(within(limits, drafts.shape[1]), drafts, -1), choices)",
         "accept_greedy(drafts, choices)",
         "drafts beyond a row's limit are accepted",
         OURS,

@@ -30,8 +30,8 @@ MUTANTS = (
     Mutant(
         "rejected-keys-attended",
         "layers/cache.py",
-        "            self.mask = torch.arange(self._end, device=device) <= self.positions[:, None, :, None]\n",
-        "            self.mask = (self.positions[:, None, :, None] + 0 * torch.arange(self._end)) >= 0\n",
+        "            self.mask = torch.arange(end, device=device) <= self.positions[:, None, :, None]\n",
+        "            self.mask = (self.positions[:, None, :, None] + 0 * torch.arange(end)) >= 0\n",
         "rejected keys, or empty ones, are attended to",
         "mlx-vlm#1962",
         (KEEPS + "[transformer]",),

@@ -53,7 +53,7 @@ def test_a_fragment_that_is_not_there_once_is_refused(fragment: str) -> None:
 
 
 def test_the_page_lists_every_mutant_and_the_test_that_noticed_it() -> None:
-    page = (ROOT / "docs" / "decoding_proof.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "decoding_proof.md").read_text(encoding="utf-8").partition("<!-- mutants: begin -->")[2]
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and line.count(" | ") == 4]
     listed = {row[0].removeprefix("| "): row for row in rows}
     for mutant in MUTANTS:

@@ -1,0 +1,68 @@
+"""Decode with compiled rounds and without, in float64: ``compiled.py eager``, or another backend."""
+
+import sys
+
+import torch
+
+from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
+from mtp_modules.decoders import (
+    ConfidentDepth,
+    Decoder,
+    DynamicTree,
+    PromptLookup,
+    RejectionSampling,
+    SamplingLaw,
+    compile_for_decoding,
+)
+from tests.helpers import make_model
+
+DRAWN, GREEDY = SamplingLaw(temperature=0.8, presence_penalty=0.5), SamplingLaw(temperature=0.0)
+CASES: list[tuple[Decoder, SamplingLaw]] = [
+    (AutoregressiveDecoder(), GREEDY),
+    (AutoregressiveDecoder(), DRAWN),
+    (SpeculativeDecoder(), GREEDY),
+    (SpeculativeDecoder(), DRAWN),
+    (SpeculativeDecoder(policy=ConfidentDepth(threshold=0.1)), GREEDY),
+    (SpeculativeDecoder(acceptance=RejectionSampling()), DRAWN),
+    (SpeculativeDecoder(drafter=PromptLookup(num_drafts=2)), GREEDY),
+    (SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
+]
+PROMPTS = [[[1, 2, 3, 1, 2]], [[1, 2, 3, 4, 5], [6]]]
+
+
+def main(backend: str) -> None:
+    """Compare tokens and counts, count graphs, and see that they follow weights that change."""
+    torch.set_num_threads(1)
+    for trunk, heads in (("transformer_previous", "recurrent"), ("transformer_grouped", "parallel")):
+        model = make_model(trunk, heads, 3).eval()
+        graphs: list[int] = []
+
+        def compiler(graph: torch.fx.GraphModule, inputs: object, graphs: list[int] = graphs) -> object:
+            graphs.append(len(graph.graph.nodes))
+            return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+        fast = compile_for_decoding(model, batch_sizes=(1, 2), backend=compiler)
+        for decoder, law in CASES:
+            for prompts in PROMPTS:
+                asked = {"max_new_tokens": 9, "sampling": law, "seed": 5}
+                wanted = decoder.generate(model, prompts, **asked)
+                found = decoder.generate(fast, prompts, **asked)
+                assert found.tokens == wanted.tokens, (trunk, decoder, law)
+                assert found.stats.drafted == wanted.stats.drafted
+                assert found.stats.accepted == wanted.stats.accepted
+        made = len(graphs)
+        assert made > 8
+        with torch.no_grad():
+            model.unembedding.weight.add_(torch.randn_like(model.unembedding.weight))
+        for decoder, law in CASES[:4]:
+            for prompts in PROMPTS:
+                asked = {"max_new_tokens": 11, "sampling": law, "seed": 6}
+                assert (
+                    decoder.generate(fast, prompts, **asked).tokens == decoder.generate(model, prompts, **asked).tokens
+                )
+        assert len(graphs) == made, "a text of another length was compiled anew"
+    print("equal")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,75 @@
+"""Compiled rounds give what rounds give."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from mtp_modules import AutoregressiveDecoder
+from mtp_modules.decoders import BeamDecoder, compile_for_decoding
+from tests.drafting import ScriptedHeads
+from tests.helpers import make_model, random_tokens
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.timeout(1800)
+def test_compiled_rounds_give_the_same_tokens_without_compiling_twice(backend: str) -> None:
+    """In a process of its own, for the shapes that tests check are in the compiler's way."""
+    command = [sys.executable, "-m", "tests.unit.decoders.compiled", backend]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "equal\n", done.stderr[-4000:]
+
+
+def _scripted() -> object:
+    model = make_model("transformer", "linear", 3)
+    model.heads = ScriptedHeads(heads=model.heads, script=lambda row, length, num_drafts: [0] * num_drafts)
+    return compile_for_decoding(model)
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "a recurrent trunk": (
+        lambda: compile_for_decoding(make_model("gru", "linear", 3)),
+        r"^RecurrentTrunk: has no read\(\.\.\.\), so it cannot be compiled for decoding; decode with the model itself",
+    ),
+    "heads of somebody else": (_scripted, r"^ScriptedHeads: has no read\(\.\.\.\), so it cannot be compiled"),
+    "no rows": (
+        lambda: compile_for_decoding(make_model("transformer", "linear", 3), batch_sizes=(0,)),
+        r"^compile_for_decoding: batch_sizes must be at least 1, got 0",
+    ),
+    "beams": (
+        lambda: BeamDecoder(num_beams=2).generate(
+            compile_for_decoding(make_model("transformer", "linear", 3)), [[1]], max_new_tokens=3
+        ),
+        r"^BeamDecoder: has no compiled rounds; pass the model that compile_for_decoding was given",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_compiled_is_refused(name: str) -> None:
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_batches_of_other_sizes_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("transformer", "linear", 3)
+    fast = compile_for_decoding(model, batch_sizes=(3,))
+
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    for name in ("read", "round"):
+        monkeypatch.setattr(fast, name, fail)
+    prompts = [[1, 2], [3]]
+    wanted = AutoregressiveDecoder().generate(model, prompts, max_new_tokens=5)
+    assert AutoregressiveDecoder().generate(fast, prompts, max_new_tokens=5).tokens == wanted.tokens
+    with pytest.raises(AssertionError):
+        AutoregressiveDecoder().generate(fast, [*prompts, [4]], max_new_tokens=5)
+
+
+def test_parts_without_a_step_of_their_own_say_so() -> None:
+    model = make_model("gru", "linear", 3)
+    with pytest.raises(ValueError, match=r"^RecurrentTrunk: cannot be compiled for decoding, for it has no read"):
+        model.trunk.read(random_tokens(1, 2), model.trunk.new_state(1, 2))
