@@ -5,6 +5,7 @@ Both sides of a ratio alternate in one process, on one thread. Times are CPU sec
     python tests/benchmarks/decoding.py --ckpt_path runs/quickstart
     python tests/benchmarks/decoding.py --temperature 0.8 --decoders heads:7 rejection:7 block:7 --hugging_face 0
     python tests/benchmarks/decoding.py --batch 16 --decoders heads:7 cost:7 --hugging_face 0
+    python tests/benchmarks/decoding.py --compile --decoders heads:3 heads:7
 """
 
 import argparse
@@ -30,7 +31,9 @@ from mtp_modules.decoders import (
     RejectionSampling,
     SamplingLaw,
     StaticTree,
+    compile_for_decoding,
 )
+from mtp_modules.decoders.generation import DecodableModel
 from mtp_modules.training import load_model
 
 DECODERS = ["heads:3", "heads:5", "heads:7", "cost:7", "tree:2,2,1,1,1", "dynamic:6,3,12", "lookup:7", "both:7"]
@@ -156,6 +159,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--decoders", nargs="+", default=DECODERS, help="kind:sizes, kinds as in the source")
+    parser.add_argument("--compile", action="store_true", help="compile our rounds, plain ones too")
     parser.add_argument("--hugging_face", type=int, default=8, help="prompts to compare with; 0 leaves it out")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -164,6 +168,7 @@ def main() -> None:
     prompts = data.prompts("test", options.prompts, options.prompt_length, seed=0)
     batches = [prompts[start : start + options.batch] for start in range(0, len(prompts), options.batch)]
     console = Console(width=120)
+    used: DecodableModel = compile_for_decoding(model, batch_sizes=(options.batch,)) if options.compile else model
 
     decoders: dict[str, Decoder] = {"plain": AutoregressiveDecoder()}
     decoders |= {name: decoder_of(name) for name in options.decoders}
@@ -173,7 +178,7 @@ def main() -> None:
     def run(name: str) -> Callable[[], None]:
         def all_prompts() -> None:
             found[name] = [
-                decoders[name].generate(model, batch, max_new_tokens=options.new_tokens, sampling=law, seed=index)
+                decoders[name].generate(used, batch, max_new_tokens=options.new_tokens, sampling=law, seed=index)
                 for index, batch in enumerate(batches)
             ]
 
@@ -181,6 +186,7 @@ def main() -> None:
 
     seconds = alternate({name: run(name) for name in decoders}, options.repeats)
     title = f"{len(prompts)} held-out prompts x {options.new_tokens} tokens, batch {options.batch}"
+    title += ", compiled" if options.compile else ""
     table = Table(title=f"{title}, temperature {options.temperature}, one thread, CPU time")
     for column in ("decoding", "tokens/s", "tokens a forward", "speed-up", "equal outputs", "acceptance by depth"):
         table.add_column(column, justify="right")
@@ -200,21 +206,25 @@ def main() -> None:
         )
     console.print(table)
     if options.hugging_face:
-        compare_with_hugging_face(model, prompts[: options.hugging_face], options.new_tokens, options.repeats, console)
+        compare_with_hugging_face(model, prompts[: options.hugging_face], options, console)
 
 
 def compare_with_hugging_face(
-    model: MTPModel, prompts: list[list[int]], new_tokens: int, repeats: int, console: Console
+    model: MTPModel, prompts: list[list[int]], options: argparse.Namespace, console: Console
 ) -> None:
     """Print ratios to ``generate``, plain and with its prompt look-up."""
     twin = hugging_face_twin(model)
     if twin is None:
         console.print("transformers is not installed: no comparison with Hugging Face (pip install -e '.[benchmark]')")
         return
-    ours = without_previous_tokens(model)
+    ours: DecodableModel = without_previous_tokens(model)
+    with_heads: DecodableModel = model
+    if options.compile:
+        ours, with_heads = compile_for_decoding(ours), compile_for_decoding(model)
+    new_tokens = options.new_tokens
     outputs: dict[str, list[list[int]]] = {}
 
-    def side(name: str, decoder: Decoder, of: MTPModel) -> None:
+    def side(name: str, decoder: Decoder, of: DecodableModel) -> None:
         outputs[name] = [decoder.generate(of, [p], max_new_tokens=new_tokens).tokens[0] for p in prompts]
 
     def theirs(name: str, **kwargs: int) -> None:
@@ -226,15 +236,19 @@ def compare_with_hugging_face(
     sides = {
         "ours": lambda: side("ours", AutoregressiveDecoder(), ours),
         "our lookup": lambda: side("our lookup", SpeculativeDecoder(drafter=PromptLookup()), ours),
-        "our heads": lambda: side("our heads", SpeculativeDecoder(), model),
+        "our heads": lambda: side("our heads", SpeculativeDecoder(), with_heads),
         "theirs": lambda: theirs("theirs"),
         "their lookup": lambda: theirs("their lookup", prompt_lookup_num_tokens=7),
     }
-    seconds = alternate(sides, repeats)
-    for mine, other in (("ours", "theirs"), ("our lookup", "their lookup"), ("our heads", "their lookup")):
+    seconds = alternate(sides, options.repeats)
+    pairs = ("ours", "theirs"), ("our lookup", "their lookup"), ("our heads", "their lookup"), ("our heads", "theirs")
+    compiled = ", compiled," if options.compile else ""
+    for mine, other in pairs:
         ratio = statistics.median(b / a for a, b in zip(seconds[mine], seconds[other], strict=True))
         same = sum(a == b for a, b in zip(outputs[mine], outputs[other], strict=True))
-        console.print(f"{mine} over {other} (Hugging Face, eager): {ratio:.2f}x; equal outputs {same}/{len(prompts)}")
+        console.print(
+            f"{mine}{compiled} over {other} (Hugging Face, eager): {ratio:.2f}x; equal outputs {same}/{len(prompts)}"
+        )
 
 
 if __name__ == "__main__":
