@@ -5,7 +5,7 @@ from mtp_modules.decoders.beam import BeamDecoder, DraftedBeamDecoder, JointBeam
 from mtp_modules.decoders.beam_generation import Beam, BeamGeneration, BeamSearchDecoder
 from mtp_modules.decoders.draft_policy import ConfidentDepth, CostAwareDepth, DraftPolicy, FixedDepth
 from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
-from mtp_modules.decoders.generation import Decoder, DecodingStats, Generation, Round
+from mtp_modules.decoders.generation import Decoder, DecodingStats, Generation, Round, RoundLaws
 from mtp_modules.decoders.lookup import LookupOrHeads, PromptLookup
 from mtp_modules.decoders.sampling import SamplingLaw
 from mtp_modules.decoders.speculative import SpeculativeDecoder
@@ -46,6 +46,7 @@ __all__ = [
     "PromptLookup",
     "RejectionSampling",
     "Round",
+    "RoundLaws",
     "SamplingLaw",
     "SpeculativeDecoder",
     "StaticTree",

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.drafts import ancestors_of
@@ -11,7 +12,7 @@ from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.acceptance import accept_greedy, within
 from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy, now
 from mtp_modules.decoders.drafting import DraftChoice, Drafter, Proposal, Text, heads_draft
-from mtp_modules.decoders.generation import DecodableModel, Request, Round
+from mtp_modules.decoders.generation import DecodableModel, Request, Round, RoundLaws
 from mtp_modules.decoders.sampling import History, RowLaws
 from mtp_modules.decoders.stopping import StopMatcher
 from mtp_modules.decoders.tree import DraftTree, Grower, Guess, counts_along, walk
@@ -28,6 +29,7 @@ class Speculation:
         policy: How many tokens are drafted.
         most: Most drafts of a round, one after the other.
         tree: Shape of the drafts; ``None`` for a chain.
+        keep_laws: Whether rounds tell the laws of drafts and model; not with a tree.
     """
 
     drafter: Drafter | None
@@ -35,6 +37,7 @@ class Speculation:
     policy: DraftPolicy
     most: int
     tree: DraftTree | None = None
+    keep_laws: bool = False
 
 
 def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterator[Round]:
@@ -58,7 +61,7 @@ def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterato
             tokens.append(kept)
             reasons.append(reason or ("context" if run.room(index) < 1 else None))
         used = [min(taken, len(kept)) for taken, kept in zip(accepted, tokens, strict=True)]
-        yield Round(rows, tokens, used, limits, reasons)
+        yield Round(rows, tokens, used, limits, reasons, run.kept_laws)
         going_on = [index for index, reason in enumerate(reasons) if reason is None]
         if not going_on:
             return
@@ -107,6 +110,7 @@ class _Run:
             self.history = History(prompts, vocab_size, self.device) if laws.penalises else None
             reads_text = how.drafter is not None and how.drafter.reads_text
             self.text = Text(len(prompts), capacity + 1, self.device) if reads_text else None
+        self.kept_laws: RoundLaws | None = None
 
     @torch.inference_mode()
     def read_prompts(self) -> list[list[int]]:
@@ -122,10 +126,13 @@ class _Run:
         states = states[torch.arange(len(lengths), device=self.device), counts - 1]
         self._commit(lengths)
         logits = self.unembedding.logits(states)[:, None]
+        target = None
         if self.laws is None:
             first = logits.argmax(dim=-1)
         else:
-            first = own_choice(self.laws(self._scores(logits, None)), self._noise(unread=0))
+            target = self.laws(self._scores(logits, None))
+            first = own_choice(target, self._noise(unread=0))
+        self._keep_laws(Proposal(first[:, :0], None, counts), target, logits)
         if self.text is not None:
             self.text.append(chunk, counts)
         self._remember(first, torch.ones_like(counts))
@@ -152,6 +159,7 @@ class _Run:
         proposal = self._propose(token, limits, depths, noise)
         drafts = proposal.tokens
         logits = self.unembedding.logits(self._extend(torch.cat((token[:, None], drafts), dim=1)))
+        target = None
         if self.laws is None or noise is None:
             choices = logits.argmax(dim=-1)
             accepted = accept_greedy(torch.where(within(proposal.limits, drafts.shape[1]), drafts, -1), choices)
@@ -162,6 +170,7 @@ class _Run:
             source = target[:, :0] if proposal.source is None else proposal.source
             verdict = self.how.acceptance.verify(drafts, source, target, scores, proposal.limits, noise)
             accepted, following = verdict.accepted, verdict.following[:, None]
+        self._keep_laws(proposal, target, logits)
         tokens = torch.cat((drafts, following), dim=1).scatter(1, accepted[:, None], following)
         self._remember(tokens, accepted + 1)
         extra = torch.stack((accepted, proposal.limits), dim=1)
@@ -213,9 +222,27 @@ class _Run:
         counts = torch.tensor(limits, device=self.device)
         if drafter is None or most == 0:
             return Proposal(token.new_zeros(len(limits), 0), None, counts)
-        choice = DraftChoice(counts, self.laws, self.how.acceptance, noise, self.history, depths)
+        choice = DraftChoice(
+            counts, self.laws, self.how.acceptance, noise, self.history, depths, keep_laws=self.how.keep_laws
+        )
         from_heads = heads_draft(self.model.heads, self.heads_state, token, self.embed, self.unembedding.logits)
         return drafter.propose(token, choice, most, from_heads=from_heads, text=self.text)
+
+    def _keep_laws(self, proposal: Proposal, target: Tensor | None, logits: Float[Tensor, "B C V"]) -> None:
+        """Keep what the round was decided by, if anybody wants it.
+
+        Args:
+            proposal: The drafts.
+            target: What they were verified by; ``None`` in greedy decoding.
+            logits: The model's.
+        """
+        if not self.how.keep_laws:
+            return
+        source = proposal.source
+        if source is None:  # no drafts, or drafts from the text
+            source = F.one_hot(proposal.tokens, logits.shape[2]).double()
+        target = logits.double().softmax(dim=-1) if target is None else target
+        self.kept_laws = RoundLaws(proposal.tokens, source, target)
 
     def room(self, index: int) -> int:
         """Return how many more tokens a row can read.
