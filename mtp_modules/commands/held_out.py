@@ -68,7 +68,8 @@ def data_for(
     if data is not None:
         return _from_configuration(Path(data), model)
     found = find_checkpoint(ckpt_path)
-    for folder in (found.parent, found.parent.parent):
+    run = found if found.is_dir() else found.parent
+    for folder in (run, run.parent) if run.name == "checkpoints" else (run,):
         if (folder / "config.yaml").is_file():
             return _from_configuration(folder / "config.yaml", model)
     refuse(

@@ -225,7 +225,7 @@ def diagnose(
             )
         )
     return Diagnosis(
-        model=_describe(model),
+        model=model_in_words(model),
         rounds=len(walked.rows),
         accuracies=scores,
         gradient_cosines=cosines,
@@ -241,7 +241,12 @@ def diagnose(
     )
 
 
-def _describe(model: MTPModel) -> str:
+def model_in_words(model: MTPModel) -> str:
+    """Return the kinds of its parts and its size.
+
+    Args:
+        model: Any.
+    """
     count = sum(parameter.numel() for parameter in model.parameters())
     parts = f"{type(model.trunk).__name__} with {type(model.heads).__name__}"
     return f"{parts}, {len(model.horizons)} horizons, {count:,} parameters"

@@ -2,7 +2,6 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,35 +13,7 @@ from mtp_modules.commands.held_out import held_out_batches, prompts_of
 from mtp_modules.data import ProgressionDataModule
 from mtp_modules.data.tokenizers import ByteTokenizer
 from tests.command_line import refusal, run
-
-_VOID = {"meta", "link", "br", "input"}
-
-
-class Outline(HTMLParser):
-    """Check that every tag is closed where it must be, and keep tags and text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.text: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
+from tests.pages import Outline
 
 
 @pytest.fixture(scope="module")
