@@ -72,7 +72,9 @@ def diagnose(
         )
     show(found, console)
     read = f"{ckpt_path}, {sum(len(batch['tokens']) for batch in batches)} rows of the {split} split"
-    origin = f"{read}; {len(starts)} prompts; {device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    origin = (
+        f"{read}; {len(starts)} prompts; {device}, {torch.get_num_threads()} CPU thread(s), torch {torch.__version__}"
+    )
     if json is not None:
         figures = {"origin": origin, "verdict": verdict(found)} | asdict(found)
         Path(json).write_text(json_format.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -53,7 +53,7 @@ def bars(name: str, label: str, names: Sequence[str], series: dict[str, Sequence
         percent: Whether values are shares, and the axis ends at 1.
     """
     top, ticks = (1.0, (0, 0.25, 0.5, 0.75, 1)) if percent else _scale(series)
-    each = 60 if len(series) == 1 else 30 * len(series)
+    each = {1: 60, 2: 56}.get(len(series), 18 * len(series))
     width, height = _LEFT + _RIGHT + max(len(names) * each, 220), 230
     step = (width - _LEFT - _RIGHT) / len(names)
     thick = min(34.0, step * 0.8 / len(series))
@@ -95,7 +95,7 @@ def lines(name: str, label: str, names: Sequence[str], series: dict[str, Sequenc
         marked: The place to point out.
     """
     top, ticks = _scale(series)
-    width, height = 560, 270
+    width, height = 460, 260
     step = (width - _LEFT - _RIGHT) / max(len(names) - 1, 1)
     parts = [_axes(width, height, top, ticks, False, label)]
     x = _LEFT + step * marked

@@ -14,8 +14,10 @@ _STYLE = """
 .card li:first-child { font-weight: 600; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .9rem; }
 .key span { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
-.pair { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: center; }
-.pair figure { flex: 0 1 auto; }
+.pair { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: center; }
+.pair figure { flex: 0 1 31rem; }
+.pair th, .pair td { padding-left: .55rem; padding-right: .55rem; }
+.pair tr > :first-child { padding-left: 0; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 0 3rem; }
 .squares { display: flex; flex-wrap: wrap; gap: .75rem; }
 """

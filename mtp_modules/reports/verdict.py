@@ -101,7 +101,7 @@ def _confidence(found: Diagnosis) -> Iterator[str]:
     yield (
         f"Drafts are {'better' if modest else 'worse'} than their own probability says: {accepted:.0%} are accepted, "
         f"their probability is {confidence:.0%} on average. A confidence threshold must be set "
-        f"{'below' if modest else 'above'} the acceptance that you want; the calibration table tells by how much."
+        f"{'below' if modest else 'above'} the acceptance that you want; the squares on the page show by how much."
     )
 
 
