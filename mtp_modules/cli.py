@@ -13,8 +13,10 @@ from torch import nn
 
 # Importing the subpackages makes their classes known by short name in YAML.
 from mtp_modules import data, heads, losses, trunks  # noqa: F401
+from mtp_modules.commands.diagnose import diagnose
 from mtp_modules.commands.generate import generate
 from mtp_modules.commands.parser import LightningSentenceParser, SentenceParser
+from mtp_modules.commands.report import report
 from mtp_modules.core.checks import InputError, refuse
 from mtp_modules.core.component import Description
 from mtp_modules.training import (
@@ -30,7 +32,7 @@ from mtp_modules.training import (
 )
 from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, is_sharded, read_checkpoint
 
-COMMANDS: dict[str, Callable[..., None]] = {"generate": generate}
+COMMANDS: dict[str, Callable[..., None]] = {"generate": generate, "diagnose": diagnose, "report": report}
 
 _LINKS = (
     ("model.trunk.d_model", "model.heads.init_args.d_model"),
@@ -182,4 +184,7 @@ def _run(command: str, arguments: list[str]) -> None:
     function = COMMANDS[command]
     parser = SentenceParser(prog=f"python -m mtp_modules {command}", description=function.__doc__)
     parser.add_function_arguments(function, as_positional=False)
-    function(**parser.instantiate_classes(parser.parse_args(arguments)).as_dict())
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool or action.type is bool:
+            action.nargs, action.const = "?", True  # --flag alone says true
+    function(**parser.instantiate(parser.parse_args(arguments)).as_dict())
