@@ -44,24 +44,29 @@ def recording(folder: Path) -> Recording:
     return record(tokens, SpeculativeDecoder(keep_laws=True).stream(model, [tokens], max_new_tokens=60, stop=stop))
 
 
-@contextmanager
-def opened(path: Path, **options: Any) -> Iterator[Any]:
-    """Open a page, and see at the end that it asked for nothing but itself and said nothing on the console."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Start the browser."""
     from playwright.sync_api import sync_playwright
 
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@contextmanager
+def opened(browser: Any, path: Path, **options: Any) -> Iterator[Any]:
+    """Open a page, and see at the end that it asked for nothing but itself and said nothing on the console."""
     noise: list[str] = []
     asked: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        try:
-            page = browser.new_page(**options)
-            page.on("console", lambda message: noise.append(message.text))
-            page.on("pageerror", lambda error: noise.append(str(error)))
-            page.on("request", lambda request: asked.append(request.url))
-            page.goto(path.as_uri())
-            yield page
-        finally:
-            browser.close()
+    page = browser.new_page(**options)
+    page.on("console", lambda message: noise.append(message.text))
+    page.on("pageerror", lambda error: noise.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    yield page
+    page.close()
     assert noise == []
     assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
 
@@ -75,10 +80,10 @@ def test_the_page_is_whole_and_loads_nothing(folder: Path) -> None:
 
 
 @needs_browser
-def test_colours_and_figures_are_those_of_the_run(folder: Path, recording: Recording) -> None:
+def test_colours_and_figures_are_those_of_the_run(browser: Any, folder: Path, recording: Recording) -> None:
     accepted = sum(recording.stats.accepted)
     assert accepted > 0
-    with opened(folder / "page.html") as page:
+    with opened(browser, folder / "page.html") as page:
         assert page.locator(".text .t:not(.own):not(.r)").count() == accepted
         assert page.locator(".text .t.own").count() == recording.stats.tokens - accepted
         for depth in range(1, 4):
@@ -95,8 +100,8 @@ def test_colours_and_figures_are_those_of_the_run(folder: Path, recording: Recor
 
 
 @needs_browser
-def test_pointing_at_a_token_tells_its_numbers(folder: Path, recording: Recording) -> None:
-    with opened(folder / "page.html") as page:
+def test_pointing_at_a_token_tells_its_numbers(browser: Any, folder: Path, recording: Recording) -> None:
+    with opened(browser, folder / "page.html") as page:
         drafts = [place for place, token in enumerate(recording.tokens) if token.depth]
         for place in (0, *drafts[:3]):
             token, card = recording.tokens[place], page.locator(f"#t{place}")
@@ -116,9 +121,9 @@ def test_pointing_at_a_token_tells_its_numbers(folder: Path, recording: Recordin
 
 
 @needs_browser
-def test_rejected_drafts_are_shown_on_demand(folder: Path, recording: Recording) -> None:
+def test_rejected_drafts_are_shown_on_demand(browser: Any, folder: Path, recording: Recording) -> None:
     rejected = [draft for token in recording.tokens for draft in token.rejected]
-    with opened(folder / "page.html") as page:
+    with opened(browser, folder / "page.html") as page:
         drafts = page.locator(".text .r")
         assert drafts.count() == len(rejected) > 0
         assert page.locator(".text .r:visible").count() == 0
@@ -132,8 +137,8 @@ def test_rejected_drafts_are_shown_on_demand(folder: Path, recording: Recording)
 
 
 @needs_browser
-def test_the_keyboard_walks_through_the_tokens(folder: Path, recording: Recording) -> None:
-    with opened(folder / "page.html") as page:
+def test_the_keyboard_walks_through_the_tokens(browser: Any, folder: Path, recording: Recording) -> None:
+    with opened(browser, folder / "page.html") as page:
         for key in ("Tab", "Tab"):  # the switch, then the text
             page.keyboard.press(key)
         for place in (0, 1, 2):
@@ -149,10 +154,10 @@ def test_the_keyboard_walks_through_the_tokens(folder: Path, recording: Recordin
 
 
 @needs_browser
-def test_dark_mode_narrow_screens_and_paper(folder: Path) -> None:
+def test_dark_mode_narrow_screens_and_paper(browser: Any, folder: Path) -> None:
     colours = []
     for scheme in ("light", "dark"):
-        with opened(folder / "page.html", color_scheme=scheme, viewport={"width": 480, "height": 800}) as page:
+        with opened(browser, folder / "page.html", color_scheme=scheme, viewport={"width": 480, "height": 800}) as page:
             colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
             assert page.evaluate("document.documentElement.scrollWidth") <= 480
             page.emulate_media(media="print")
