@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.corpus import SPLITS
 from mtp_modules.data.module import TokenDataModule
 from mtp_modules.data.rows import IntArray, TokenRows
@@ -150,6 +151,7 @@ class ProgressionDataModule(TokenDataModule):
         num_train: Rows to train on.
         num_val: Rows to validate on.
         num_test: Rows to test on.
+        augmentation: Changes training rows; none if ``None``.
         seed: Another seed draws other rows in another order.
         num_workers: Worker processes that prepare batches.
 
@@ -171,10 +173,13 @@ class ProgressionDataModule(TokenDataModule):
         num_train: int = 2000,
         num_val: int = 500,
         num_test: int = 500,
+        augmentation: Augmentation | None = None,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers, max_eval_rows=None)
+        super().__init__(
+            batch_size=batch_size, seed=seed, num_workers=num_workers, max_eval_rows=None, augmentation=augmentation
+        )
         self.steps = [1, 2] if steps is None else steps
         sizes = {"lookahead": lookahead, "length": length, "vocab_size": vocab_size}
         counts = {"num_train": num_train, "num_val": num_val, "num_test": num_test}
