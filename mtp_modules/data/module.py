@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import at_least
 from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.counts import CountsAhead
 from mtp_modules.data.loaders import EvalLoader, Progress, TrainLoader
@@ -58,17 +58,12 @@ class TokenDataModule(LightningDataModule, ABC):
     def vocab_size(self) -> int:
         """Number ``V`` of token ids."""
 
-    @property
-    def extra_splits(self) -> tuple[str, ...]:
-        """Names of further held-out sides beyond ``val`` and ``test``, which :meth:`split_dataloader` serves."""
-        return ()
-
     @abstractmethod
     def rows(self, split: str) -> TokenRows | None:
         """Return the rows of a side, or ``None`` if it is empty on purpose.
 
         Args:
-            split: ``train``, ``val``, ``test``, or one of ``extra_splits``.
+            split: ``train``, ``val`` or ``test``.
         """
 
     def train_dataloader(self) -> TrainLoader | EvalLoader | CountsAhead:
@@ -104,24 +99,12 @@ class TokenDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         """Return the validation batches of this process; no loader if the side is empty."""
-        return self.split_dataloader("val")
+        rows = self.rows("val")
+        return [] if rows is None else self._eval_loader(rows, self._max_eval_rows)
 
     def test_dataloader(self) -> EvalLoader | list[EvalLoader]:
         """Return the test batches of this process; no loader if the side is empty."""
-        return self.split_dataloader("test")
-
-    def split_dataloader(self, split: str) -> EvalLoader | list[EvalLoader]:
-        """Return the batches of any held-out side; no loader if the side is empty.
-
-        Args:
-            split: ``val``, ``test``, or one of ``extra_splits``.
-
-        Raises:
-            ValueError: If it is ``train``.
-        """
-        if split == "train":
-            refuse(self, "split_dataloader serves held-out sides, not train; use train_dataloader.")
-        rows = self.rows(split)
+        rows = self.rows("test")
         return [] if rows is None else self._eval_loader(rows, self._max_eval_rows)
 
     def predict_dataloader(self) -> EvalLoader | list[EvalLoader]:

@@ -74,12 +74,11 @@ class PolynomialTask(Task):
     and coefficients are drawn uniformly; of the operations that are left below a binary operator, each share goes left
     with the same probability. Gloeckle et al. 2024 (arXiv 2404.19737), section 4.2; the notation is our own.
 
-    ``train``, ``val`` and ``test`` have 1 .. ``max_operations`` operations, each number as often. The extra splits
-    ``operations_1``, ``operations_2``, ... have one number each, those beyond ``max_operations`` included.
+    The paper trains on 1 to 5 operations, each number as often, and asks for more of them in the end.
 
     Args:
-        max_operations: Most operations of an expression in training.
-        max_extra_operations: Most operations of an extra split.
+        min_operations: Fewest operations of an expression.
+        max_operations: Most operations of an expression.
         modulus: A prime, of the coefficients.
         num_coefficients: Power of X that is 0.
         num_pauses: Blanks between question and answer, time to think. Goyal et al. 2023 (arXiv 2310.02226).
@@ -97,33 +96,31 @@ class PolynomialTask(Task):
     def __init__(
         self,
         *,
+        min_operations: int = 1,
         max_operations: int = 5,
-        max_extra_operations: int = 8,
         modulus: int = 7,
         num_coefficients: int = 5,
         num_pauses: int = 0,
     ) -> None:
-        at_least(self, "max_operations", max_operations, 1)
-        at_least(self, "max_extra_operations", max_extra_operations, max_operations)
+        at_least(self, "min_operations", min_operations, 1)
+        at_least(self, "max_operations", max_operations, min_operations)
         at_least(self, "num_coefficients", num_coefficients, 1)
         at_least(self, "num_pauses", num_pauses, 0)
         if modulus < 2 or any(modulus % divisor == 0 for divisor in range(2, modulus)):
             refuse(self, f"modulus must be a prime, got {modulus}; 7 is the paper's.")
-        self.max_operations, self.modulus = max_operations, modulus
+        self.min_operations, self.max_operations, self.modulus = min_operations, max_operations, modulus
         self.num_coefficients, self.num_pauses = num_coefficients, num_pauses
         self.tokenizer = WordTokenizer(words=[*map(str, range(modulus)), *OPERATORS, "=", "_"])
         self.equals, self.blank = modulus + len(OPERATORS), modulus + len(OPERATORS) + 1
-        self._operations = {f"operations_{count}": count for count in range(1, max_extra_operations + 1)}
-        self.extra_splits = tuple(self._operations)
 
-    def longest(self, split: str) -> int:
-        """Return the tokens of an expression without a negation, and its answer."""
-        operations = self._operations.get(split, self.max_operations)
-        return operations + (operations + 2) * self.num_coefficients + 1 + self.num_pauses
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest expression without a negation, and of its answer."""
+        return self.max_operations + (self.max_operations + 2) * self.num_coefficients + 1 + self.num_pauses
 
     def draw(self, generator: np.random.Generator, split: str) -> Example:
         """Draw an expression and work it out."""
-        operations = self._operations.get(split) or int(generator.integers(1, self.max_operations + 1))
+        operations = int(generator.integers(self.min_operations, self.max_operations + 1))
         question, value = self._expression(generator, operations)
         prompt = [*question, self.equals, *[self.blank] * self.num_pauses]
         return Example([*prompt, *value], [False] * len(prompt) + [True] * len(value))

@@ -50,8 +50,9 @@ class StarGraphTask(Task):
         self.tokenizer = WordTokenizer(words=[*map(str, range(num_nodes)), "|", "/", "=", "_"])
         self.bar, self.slash, self.equals, self.blank = range(num_nodes, num_nodes + 4)
 
-    def longest(self, split: str) -> int:
-        """Return the tokens of a row, which all are equally long."""
+    @property
+    def longest(self) -> int:
+        """Tokens of a row; all are equally long."""
         return 3 * self.num_arms * (self.path_length - 1) + 3 + self.path_length
 
     def draw(self, generator: np.random.Generator, split: str) -> Example:

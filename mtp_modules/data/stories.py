@@ -48,8 +48,9 @@ class StoryTask(Task):
         self.blank = self.tokenizer.vocab_size - 1
         self._ids = {word: index for index, word in enumerate(self.tokenizer.words)}
 
-    def longest(self, split: str) -> int:
-        """Return ``max_length``."""
+    @property
+    def longest(self) -> int:
+        """``max_length``."""
         return self.max_length
 
     def draw(self, generator: np.random.Generator, split: str) -> Example:

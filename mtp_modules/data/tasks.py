@@ -40,13 +40,11 @@ class Task(Component, ABC):
         tokenizer: Turns examples into text and back.
         blank: A token that stands for nothing: padding, pauses, and answers that the model must not read.
         answers_only: Whether answers alone are learned. False where the rest of a row is worth learning, as in text.
-        extra_splits: Names of further held-out sides beyond ``val`` and ``test``.
     """
 
     tokenizer: Tokenizer
     blank: int
     answers_only: bool = True
-    extra_splits: tuple[str, ...] = ()
 
     @abstractmethod
     def draw(self, generator: np.random.Generator, split: str) -> Example:
@@ -54,16 +52,13 @@ class Task(Component, ABC):
 
         Args:
             generator: The only source of chance.
-            split: ``train``, ``val``, ``test``, or one of ``extra_splits``.
+            split: ``train``, ``val`` or ``test``.
         """
 
+    @property
     @abstractmethod
-    def longest(self, split: str) -> int:
-        """Return the largest number of tokens of an example.
-
-        Args:
-            split: As in :meth:`draw`.
-        """
+    def longest(self) -> int:
+        """Most tokens of an example."""
 
 
 def side_of(example: Example) -> str:
@@ -85,7 +80,7 @@ class TaskRows(TokenRows):
 
     Args:
         task: Draws examples.
-        split: ``train``, ``val``, ``test``, or an extra one of the task, which takes prompts of ``test``.
+        split: ``train``, ``val`` or ``test``.
         num_rows: How many.
         lookahead: The largest horizon; every answer lies within reach of horizon 1.
         seed: Another seed draws other rows.
@@ -96,10 +91,8 @@ class TaskRows(TokenRows):
         self, *, task: Task, split: str, num_rows: int, lookahead: int, seed: int, teacherless: bool = False
     ) -> None:
         self.task, self.split, self.num_rows, self.seed, self.teacherless = task, split, num_rows, seed, teacherless
-        self.row_length = task.longest(split) + lookahead - 1
-        self._side = split if split in SPLITS else "test"
+        self.lookahead, self.row_length = lookahead, task.longest + lookahead - 1
         self._kept: dict[int, Example] = {}
-        self._stream = int.from_bytes(hashlib.blake2b(split.encode(), digest_size=4).digest(), "big")
 
     def example(self, index: int) -> Example:
         """Return row ``index`` without padding.
@@ -109,16 +102,16 @@ class TaskRows(TokenRows):
         """
         if index in self._kept:
             return self._kept[index]
-        generator = np.random.default_rng([self.seed, self._stream, index])
+        generator = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
         for _ in range(10_000):
             example = self.task.draw(generator, self.split)
-            if side_of(example) == self._side:
-                if self._side != "train":
+            if side_of(example) == self.split:
+                if self.split != "train":
                     self._kept[index] = example
                 return example
         refuse(
             self.task,
-            f"10000 draws gave no prompt of the {self._side} side; there are too few different prompts, "
+            f"10000 draws gave no prompt of the {self.split} side; there are too few different prompts, "
             "so make the task larger.",
         )
 
@@ -137,7 +130,7 @@ class TaskRows(TokenRows):
             ids: Numbers of rows, ``(B,)``.
 
         Shape:
-            all ``(B, longest + lookahead - 1)``.
+            ``answer_mask (B, longest - 1)``, the others ``(B, longest + lookahead - 1)``.
         """
         tokens = np.full((len(ids), self.row_length), self.task.blank, dtype=np.int64)
         answer = np.zeros(tokens.shape, dtype=bool)
@@ -147,7 +140,8 @@ class TaskRows(TokenRows):
             length = len(example.tokens)
             tokens[row, :length], answer[row, :length], filled[row, :length] = *example, True
         learned = answer.copy() if self.task.answers_only else filled
-        batch = {"tokens": tokens, "answer_mask": answer, "loss_mask": learned}
+        asked = answer[:, 1 : self.row_length - self.lookahead + 1]  # as the targets of horizon 1 stand
+        batch = {"tokens": tokens, "answer_mask": asked, "loss_mask": learned}
         if self.teacherless:
             batch["inputs"] = np.where(answer, self.task.blank, tokens)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
@@ -164,8 +158,8 @@ class TaskDataModule(TokenDataModule):
     Rows are made when they are read, from nothing but the seed and their number, so ``num_train`` may be as large as
     the run is long. They are padded to equal length, and padding never counts.
 
-    Batches carry ``answer_mask``, true at the tokens of answers. Greedy decoding gives the whole answer if and only if
-    horizon 1's likeliest token is right at all of them, given the right tokens before.
+    Batches carry ``answer_mask``, true at every position whose next token is part of an answer. Greedy decoding writes
+    the right answer if and only if horizon 1's likeliest token is right at all of them, given the right tokens before.
 
     Args:
         task: Draws the rows.
@@ -173,7 +167,7 @@ class TaskDataModule(TokenDataModule):
         lookahead: The largest horizon.
         num_train: Rows to train on.
         num_val: Rows to validate on.
-        num_test: Rows to test on; the task's extra splits have as many each.
+        num_test: Rows to test on.
         teacherless: Let the model read blanks in the place of answers, in training and evaluation, so that horizon 1
             has to find the whole answer at once. Bachmann & Nagarajan 2024 (arXiv 2403.06963), section 5.
         augmentation: Changes training rows; none if ``None``.
@@ -181,7 +175,8 @@ class TaskDataModule(TokenDataModule):
         num_workers: Worker processes that draw rows; one or more pay off where a step takes only milliseconds.
 
     Shape:
-        ``tokens``, ``answer_mask``, ``loss_mask`` and, if teacherless, ``inputs``: ``(B, longest + lookahead - 1)``.
+        ``tokens``, ``loss_mask`` and, if teacherless, ``inputs``: ``(B, longest + lookahead - 1)``;
+        ``answer_mask (B, longest - 1)``, as long as what the trunk reads.
 
     Raises:
         ValueError: If a size is below 1, ``teacherless`` is asked of rows that are learned whole, or the augmentation
@@ -230,25 +225,19 @@ class TaskDataModule(TokenDataModule):
         """The tokenizer's."""
         return self.tokenizer.vocab_size
 
-    @property
-    def extra_splits(self) -> tuple[str, ...]:
-        """The task's."""
-        return self.task.extra_splits
-
     def rows(self, split: str) -> TaskRows:
         """Return the rows of a side.
 
         Args:
-            split: ``train``, ``val``, ``test``, or an extra split of the task.
+            split: ``train``, ``val`` or ``test``.
         """
-        known = (*SPLITS, *self.extra_splits)
-        if split not in known:
-            refuse(self, f"there is no split {split!r}; the splits are {', '.join(known)}.")
+        if split not in SPLITS:
+            refuse(self, f"there is no split {split!r}; the splits are {', '.join(SPLITS)}.")
         if split not in self._rows:
             self._rows[split] = TaskRows(
                 task=self.task,
                 split=split,
-                num_rows={"train": self.num_train, "val": self.num_val}.get(split, self.num_test),
+                num_rows={"train": self.num_train, "val": self.num_val, "test": self.num_test}[split],
                 lookahead=self.lookahead,
                 seed=self.seed,
                 teacherless=self.teacherless,

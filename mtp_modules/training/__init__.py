@@ -21,6 +21,7 @@ from mtp_modules.training.strategies import (
     check_trainer,
     fill_data_parallel_size,
 )
+from mtp_modules.training.teacher import TeacherModel
 from mtp_modules.training.tensor_parallel import (
     check_same_tokens,
     clip_gradients,
@@ -39,6 +40,7 @@ __all__ = [
     "MuonWithAdamW",
     "PredictionWriter",
     "Sharding",
+    "TeacherModel",
     "TokenThroughput",
     "WarmupDecay",
     "check_compilation",

@@ -36,14 +36,20 @@ def test_the_laws_of_a_ring(f: tuple[int, ...], g: tuple[int, ...], h: tuple[int
     operations=st.integers(1, 8), seed=st.integers(0, 10**6), modulus=st.sampled_from([2, 3, 7]), size=st.integers(1, 6)
 )
 def test_an_answer_follows_from_its_expression(operations: int, seed: int, modulus: int, size: int) -> None:
-    task = PolynomialTask(modulus=modulus, num_coefficients=size, num_pauses=seed % 3)
-    example = task.draw(np.random.default_rng(seed), f"operations_{operations}")
+    task = PolynomialTask(
+        min_operations=operations,
+        max_operations=operations,
+        modulus=modulus,
+        num_coefficients=size,
+        num_pauses=seed % 3,
+    )
+    example = task.draw(np.random.default_rng(seed), "train")
     answer = tuple(token for token, asked in zip(*example, strict=True) if asked)
     text = task.tokenizer.decode(example.tokens)
     assert answer == worked_out(text, size, modulus) == task.evaluate(example.tokens)
     assert sum(text.split().count(operator) for operator in OPERATORS) == operations
     assert example.tokens.count(task.blank) == seed % 3
-    assert len(example.tokens) <= task.longest(f"operations_{operations}")
+    assert len(example.tokens) <= task.longest
 
 
 def test_operations_are_drawn_evenly() -> None:
@@ -54,14 +60,14 @@ def test_operations_are_drawn_evenly() -> None:
     assert np.bincount(counts.sum(axis=1), minlength=6)[1:] / 2000 - 0.2 == pytest.approx(0, abs=0.04)
     assert counts.sum(axis=0) / counts.sum() == pytest.approx([0.25] * 4, abs=0.04)
     longest = max(len(text) for text in texts)
-    assert longest == task.longest("train"), "an expression without a negation is as long as it gets"
+    assert longest == task.longest, "an expression without a negation is as long as it gets"
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"max_operations": 0}, "max_operations must be at least 1, got 0"),
-        ({"max_extra_operations": 4}, "max_extra_operations must be at least 5, got 4"),
+        ({"min_operations": 0}, "min_operations must be at least 1, got 0"),
+        ({"min_operations": 4, "max_operations": 3}, "max_operations must be at least 4, got 3"),
         ({"modulus": 6}, "modulus must be a prime, got 6; 7 is the paper's"),
         ({"modulus": 1}, "modulus must be a prime, got 1"),
         ({"num_coefficients": 0}, "num_coefficients must be at least 1, got 0"),

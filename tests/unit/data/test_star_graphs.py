@@ -31,7 +31,7 @@ def test_the_path_is_the_way(num_arms: int, path_length: int, room: int, seed: i
     task = StarGraphTask(num_arms=num_arms, path_length=path_length, num_nodes=num_nodes, reverse=reverse)
     example = task.draw(np.random.default_rng(seed), "train")
     edges, start, goal, path = parsed(task.tokenizer.decode(example.tokens))
-    assert len(example.tokens) == task.longest("train")
+    assert len(example.tokens) == task.longest
     asked = [token for token, is_asked in zip(*example, strict=True) if is_asked]
     assert task.tokenizer.decode(asked).split() == path
     before = {child: parent for parent, child in edges}
