@@ -1,5 +1,7 @@
 """The command line: ``fit``, ``validate``, ``test`` and ``predict`` by LightningCLI, and commands of our own."""
 
+import inspect
+import itertools
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,8 +14,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
 from mtp_modules.commands.generate import generate
+from mtp_modules.commands.study import study
 from mtp_modules.configuration import LightningSentenceParser, SentenceParser, check_sizes, link_sizes
-from mtp_modules.core.checks import InputError, refuse
+from mtp_modules.core.checks import refusal_behind, refuse
 from mtp_modules.core.component import Description
 from mtp_modules.training import (
     GracefulStop,
@@ -28,7 +31,7 @@ from mtp_modules.training import (
 )
 from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, is_sharded, read_checkpoint
 
-COMMANDS: dict[str, Callable[..., None]] = {"generate": generate}
+COMMANDS: dict[str, Callable[..., None]] = {"generate": generate, "study": study}
 
 
 class MTPCLI(LightningCLI):
@@ -134,21 +137,29 @@ def main() -> None:
             known = ", ".join([*MTPCLI.subcommands(), *COMMANDS])
             refuse("command", f"{command!r} is unknown. Known: {known}." if command else f"none given. Known: {known}.")
     except ValueError as error:
-        refused = _refusal(error)
+        refused = refusal_behind(error)
         if refused is None:
             raise
         sys.exit(f"error: {' '.join(str(refused).split())}")
 
 
-def _refusal(error: BaseException | None) -> InputError | None:
-    """Return the sentence for the user that an error wraps, if there is one."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__
-    return error
-
-
 def _run(command: str, arguments: list[str]) -> None:
+    """Run a command of our own."""
     function = COMMANDS[command]
     parser = SentenceParser(prog=f"python -m mtp_modules {command}", description=function.__doc__)
     parser.add_function_arguments(function, as_positional=False)
-    function(**parser.instantiate_classes(parser.parse_args(arguments)).as_dict())
+    function(**parser.instantiate_classes(parser.parse_args(_spelled_out(function, arguments))).as_dict())
+
+
+def _spelled_out(function: Callable[..., None], arguments: list[str]) -> list[str]:
+    """Write out what may be left out: the name of the first argument, and ``true`` after a switch."""
+    parameters = inspect.signature(function).parameters
+    if arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{next(iter(parameters))}", *arguments]
+    written = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="--"):
+        written.append(argument)
+        name = argument.removeprefix("--")
+        if argument.startswith("--") and name in parameters and parameters[name].annotation is bool:
+            written += ["true"] if following.startswith("--") else []
+    return written
