@@ -307,11 +307,8 @@ class MTPModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint describe itself."""
         tokenizer = self._tokenizer()
-        checkpoint[CHECKPOINT_KEY] = {
-            "format": FORMAT,
-            "model": describe(self.model),
-            "tokenizer": None if tokenizer is None else describe(tokenizer),
-        }
+        told = None if tokenizer is None else describe(tokenizer)
+        checkpoint[CHECKPOINT_KEY] = {"format": FORMAT, "model": describe(self.model), "tokenizer": told}
         if self.device_mesh is None and "optimizer_states" in checkpoint:
             pairs = zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True)
             checkpoint["optimizer_states"] = [in_model_order(state, optimizer, self) for state, optimizer in pairs]

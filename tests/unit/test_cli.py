@@ -166,7 +166,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     ),
     "data": (
         *("data/class_path", "Progressions"),
-        "data: unknown class 'Progressions'." + own("ProgressionDataModule, TextDataModule"),
+        "data: unknown class 'Progressions'." + own("ProgressionDataModule, TaskDataModule, TextDataModule"),
     ),
     "argument of heads": (
         *("model/heads/init_args/num_horizon", 3),
