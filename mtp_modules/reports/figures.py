@@ -202,12 +202,49 @@ def distance(
     return figure
 
 
+def other_data(
+    outcome: Outcome,
+    *,
+    y: str = "answer/exact",
+    x: str = "test",
+    title: str = "Other data",
+    arms: Sequence[str] | None = None,
+    trained: int | None = None,
+) -> Figure:
+    """Draw a figure of every test, in the order of the study, with 95% bands over seeds.
+
+    Args:
+        outcome: Of a study with ``tests``; at the last value of its sweep.
+        y: Key of what is drawn.
+        x: What the tests' names stand for.
+        title: Above it.
+        arms: Which; all if ``None``.
+        trained: How many of the tests, from the first, are like the training data; a line stands behind the last.
+
+    Raises:
+        ValueError: If the study has no tests.
+    """
+    names = list(outcome.study.cells()[0].tests)
+    if not names:
+        refuse("figure 'tests'", f"study {outcome.study.name!r} has no tests; take 'curves', or give it some.")
+    figure, (axes,) = new_figure(title=title)
+    for index, arm in _chosen(outcome, arms):
+        found = [outcome.final(arm, outcome.last_value, f"{name}: {y}") for name in names]
+        known = [(float(place), estimate) for place, estimate in enumerate(found) if estimate is not None]
+        _series(axes, [place for place, _ in known], [estimate for _, estimate in known], arm, index)
+    if trained is not None:
+        axes.axvline(trained - 0.5, color="0.5", linewidth=0.8, linestyle=":")
+    axes.set_xticks(range(len(names)), names)
+    return _finished(figure, axes, x=x, y=y)
+
+
 KINDS: dict[str, Callable[..., Figure]] = {
     "curves": curves,
     "sweep": sweep,
     "bars": bars,
     "heat_map": heat_map,
     "distance": distance,
+    "tests": other_data,
 }
 
 

@@ -67,7 +67,8 @@ def check_keys(study: Study, keys: set[str]) -> None:
         known |= {f"written/distance_{index + 1}" for index in range(study.decode.distances)}
         known |= set(SPEED) if study.decode.new_tokens else set()
     for request in [*study.figures, *study.tables, *study.verdicts]:
-        asked = [request[name] for name in ("key", "y", "x") if request.get(name) is not None]
+        names = ("key", "y") if request["kind"] == "tests" else ("key", "y", "x")
+        asked = [request[name] for name in names if request.get(name) is not None]
         for key in [*asked, *request.get("columns", ())]:
             if key not in known and key != "value":
                 shown = ", ".join(sorted(re.sub(r"_\d+$", "_1", name) for name in known))

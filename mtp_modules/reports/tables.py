@@ -89,6 +89,7 @@ def results(
     title: str = "Results",
     arms: Sequence[str] | None = None,
     every_value: bool = False,
+    changes: bool = False,
 ) -> Table:
     """List final figures of every arm.
 
@@ -98,14 +99,17 @@ def results(
         title: Above it.
         arms: Which; all if ``None``.
         every_value: One row a value of the sweep, instead of the last value only.
+        changes: Say how many lines of configuration make an arm of the base; see :meth:`Study.changed_lines`.
     """
     given = outcome.study.sweep
     values = outcome.study.sweep_values if every_value else [outcome.last_value]
     head = [Column("arm"), *([Column(given.label)] if given is not None and every_value else ())]
+    head += [Column("lines of change")] if changes else []
     rows: list[list[Entry]] = []
     for arm in outcome.arms if arms is None else arms:
         for value in values:
             place: list[Entry] = [f"{value:g}"] if given is not None and every_value and value is not None else []
+            place += [str(outcome.study.changed_lines(arm))] if changes else []
             rows.append([arm, *place, *(outcome.final(arm, value, key) for key in columns)])
     return Table(title, [*head, *(Column(key_label(key), key) for key in columns)], rows)
 

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 
 from mtp_modules.configuration import SentenceParser
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.studies.cells import Cell, base_cell, expand
+from mtp_modules.studies.cells import OWN, Cell, base_cell, expand
 
 Match = Literal["data", "flops", "seconds"]
 
@@ -110,6 +110,20 @@ class Study:
     def arm_names(self) -> list[str]:
         """Names of the arms, in order, with every ``each`` written out."""
         return list(dict.fromkeys(cell.arm for cell in self.cells()))
+
+    def changed_lines(self, arm: str) -> int:
+        """Return how many lines of YAML make an arm of the base, those of the helpers that it needs included.
+
+        How long it runs does not count.
+
+        Args:
+            arm: Its name.
+        """
+        (cell,) = [cell for cell in self.cells() if cell.arm == arm and cell.value == self.sweep_values[-1]]
+        helpers = expand(self.helpers, "helpers")
+        changes = [expand(self.arms, "arms")[arm], *(helpers[name] for name in sorted(cell.needs))]
+        texts = (yaml.safe_dump({key: given}) for change in changes for key, given in change.items() if key not in OWN)
+        return sum(len(text.splitlines()) for text in texts)
 
     def cells(self) -> list[Cell]:
         """Return one cell an arm and value of the sweep, in order of the arms.
