@@ -148,7 +148,7 @@ def _run(command: str, arguments: list[str]) -> None:
     function = COMMANDS[command]
     parser = SentenceParser(prog=f"python -m mtp_modules {command}", description=function.__doc__)
     parser.add_function_arguments(function, as_positional=False)
-    function(**parser.instantiate_classes(parser.parse_args(_spelled_out(function, arguments))).as_dict())
+    function(**parser.instantiate(parser.parse_args(_spelled_out(function, arguments))).as_dict())
 
 
 def _spelled_out(function: Callable[..., None], arguments: list[str]) -> list[str]:

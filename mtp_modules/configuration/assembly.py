@@ -1,5 +1,7 @@
 """From a configuration to a module and its data: which sizes are filled in, and what is refused."""
 
+import importlib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +50,7 @@ def check_sizes(config: Namespace, instantiated: Namespace) -> None:
     for source, target in LINKS:
         given = config.get(target)
         filled = _attribute(instantiated, source)
-        if given is not None and filled is not None and given != filled:
+        if given not in (None, filled, _default(config, target)) and filled is not None:
             refuse(target, f"is {given} here, but {source} is {filled}; leave it out, it is filled in.")
     tokens = getattr(instantiated["data"], "vocab_size", None)
     rows = instantiated["model"].model.trunk.vocab_size
@@ -74,9 +76,17 @@ def assemble(model: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[MTPModu
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
     link_sizes(parser)
     config = parser.parse_object({"model": dict(model), "data": dict(data)})
-    instantiated = parser.instantiate_classes(config)
+    instantiated = parser.instantiate(config)
     check_sizes(config, instantiated)
     return instantiated["model"], instantiated["data"]
+
+
+def _default(config: Namespace, target: str) -> Any:
+    """Return what a class takes for an argument if it is not told: that is nobody's contradiction."""
+    owner, _, argument = target.partition(".init_args.")
+    module, _, name = config[owner].class_path.rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    return parameters[argument].default if argument in parameters else None
 
 
 def _attribute(config: Namespace, path: str) -> Any:

@@ -25,6 +25,7 @@ def curves(
     arms: Sequence[str] | None = None,
     log_x: bool = False,
     log_y: bool = False,
+    y_label: str | None = None,
 ) -> Figure:
     """Draw a figure against steps, examples, tokens, FLOPs or seconds of training, with 95% bands over seeds.
 
@@ -36,12 +37,13 @@ def curves(
         arms: Which; all if ``None``.
         log_x: Draw x on a logarithmic scale.
         log_y: The same of y.
+        y_label: What to call y; what its key means if ``None``.
     """
     figure, (axes,) = new_figure(title=title)
     for index, arm in _chosen(outcome, arms):
         points = outcome.curve(arm, outcome.last_value, x, y)
         _series(axes, [point[0] for point in points], [point[1] for point in points], arm, index)
-    return _finished(figure, axes, x=key_label(x), y=y, log_x=log_x, log_y=log_y)
+    return _finished(figure, axes, x=key_label(x), y=y, y_label=y_label, log_x=log_x, log_y=log_y)
 
 
 def sweep(
@@ -53,6 +55,7 @@ def sweep(
     arms: Sequence[str] | None = None,
     log_x: bool = True,
     log_y: bool = False,
+    y_label: str | None = None,
 ) -> Figure:
     """Draw a final figure against the values of the sweep, or against what the runs took there.
 
@@ -64,6 +67,7 @@ def sweep(
         arms: Which; all if ``None``.
         log_x: Draw x on a logarithmic scale.
         log_y: The same of y.
+        y_label: What to call y; what its key means if ``None``.
 
     Raises:
         ValueError: If the study has no sweep.
@@ -81,7 +85,7 @@ def sweep(
                 found.append(estimate)
         _series(axes, across, found, arm, index)
     label = key_label(x) if x else outcome.study.sweep.label
-    _finished(figure, axes, x=label, y=y, log_x=log_x, log_y=log_y)
+    _finished(figure, axes, x=label, y=y, y_label=y_label, log_x=log_x, log_y=log_y)
     if x is None and log_x:
         values = outcome.study.sweep.values
         axes.set_xticks(values, [f"{value:g}" for value in values])

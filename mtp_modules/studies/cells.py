@@ -109,7 +109,7 @@ def base_cell(base: dict[str, Any], *, match: str, tests: dict[str, dict[str, An
     return cell
 
 
-def expand(arms: dict[str, dict[str, Any]], owner: str) -> dict[str, dict[str, Any]]:
+def expand(arms: dict[str, Any], owner: str) -> dict[str, dict[str, Any]]:
     """Write out every ``{each: [...]}``: one arm a value, all combinations where there are several.
 
     The arm's name holds ``{last part of the key}`` where the value goes. Values that are not numbers or words get

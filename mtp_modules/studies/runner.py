@@ -1,6 +1,5 @@
 """Run a study: calibrate, plan, train what is missing, and keep every result."""
 
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -153,32 +152,34 @@ def _note(plan: Plan, place: Folder, workers: int) -> None:
 
 
 def _calibrated(study: Study, place: Folder, workers: int, bar: Progress) -> dict[str, Cost]:
+    """Return what a step of every cell costs, by label; cells that differ in their lengths only cost the same."""
     costs: dict[str, Cost] = {}
     scratch = place.root / "calibration" / "helpers"
     for cells in (study.helper_cells(), study.cells()):
-        hashes = {cell.label: content_hash({"cell": asdict(cell), "version": __version__}) for cell in cells}
-        files = {cell.label: place.cost_file(cell) for cell in cells}
-        jobs = []
-        for cell in cells:
-            name = f"calibration of {cell.label}"
-            known = place.read(files[cell.label], name, made_for=hashes[cell.label], say=bar.say)
-            if known is not None:
-                costs[cell.label] = Cost(**{**known, "keys": tuple(known["keys"])})
+        hashes = {cell.label: content_hash({"sections": cell.sections, "version": __version__}) for cell in cells}
+        first = {made_for: label for label, made_for in reversed(hashes.items())}
+        by_label, jobs = {cell.label: cell for cell in cells}, []
+        for made_for, label in reversed(first.items()):
+            cell = by_label[label]
+            known = place.read(place.cost_file(cell), f"calibration of {label}", made_for=made_for, say=bar.say)
+            model = scratch / file_name(cell.arm)
+            if known is not None and (model.is_dir() or not cell.is_helper):
+                costs[label] = Cost(**{**known, "keys": tuple(known["keys"])})
                 continue
-            helpers = {name: str(scratch / name) for name in cell.needs}
-            save_to = str(scratch / cell.arm) if cell.is_helper else None
-            jobs.append(Job(cell.label, calibrate, (cell, helpers, save_to)))
+            helpers = {name: str(scratch / file_name(name)) for name in cell.needs}
+            save_to = str(model) if cell.is_helper else None
+            jobs.append(Job(label, calibrate, (cell, helpers, save_to)))
         bar.calibrate(len(jobs))
         with closing(run_jobs(jobs, workers=workers)) as events:
             for event in events:
-                name = event.job.name
+                label = event.job.name
                 if event.kind == "done":
-                    costs[name] = event.value
-                    write_result(files[name], asdict(event.value), made_for=hashes[name])
+                    costs[label] = event.value
+                    write_result(place.cost_file(by_label[label]), asdict(event.value), made_for=hashes[label])
                     bar.calibrated()
                 elif event.kind != "step":
-                    refuse(f"arm {name!r}", str(event.value))
-    shutil.rmtree(scratch, ignore_errors=True)
+                    refuse(f"arm {label!r}", str(event.value))
+        costs |= {label: costs[first[made_for]] for label, made_for in hashes.items()}
     return costs
 
 

@@ -1,16 +1,15 @@
 """What a study is: a question, a base run, arms that differ from it, and what to draw. Read from YAML."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import Namespace
 
-from mtp_modules.configuration import SentenceParser
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.studies.cells import OWN, Cell, base_cell, expand
 
@@ -76,14 +75,14 @@ class Study:
     question: str
     claim: str
     base: dict[str, Any]
-    arms: dict[str, dict[str, Any]]
+    arms: dict[str, Any]
     steps: int
     match: Match = "data"
     seeds: int = 3
     minutes: float | None = None
     sweep: Sweep | None = None
-    helpers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    helpers: dict[str, Any] = field(default_factory=dict)
+    tests: dict[str, Any] = field(default_factory=dict)
     points: int = 10
     decode: Decode | None = None
     figures: list[dict[str, Any]] = field(default_factory=list)
@@ -137,7 +136,7 @@ class Study:
         """Return the same of the helpers."""
         return list(self._expanded(self.helpers, helper=True))
 
-    def _expanded(self, arms: dict[str, dict[str, Any]], *, helper: bool) -> Iterator[Cell]:
+    def _expanded(self, arms: dict[str, Any], *, helper: bool) -> Iterator[Cell]:
         base = base_cell(self.base, match=self.match, tests=expand(self.tests, "tests"), owner=self.name)
         for arm, overrides in expand(arms, "helpers" if helper else "arms").items():
             for value in self.sweep_values:
@@ -175,8 +174,41 @@ def load_study(name: str) -> Study:
         refuse(name, f"is not YAML ({' '.join(str(error).split())}).")
     if not isinstance(content, dict):
         refuse(name, f"must be a mapping with question, claim, base, arms and steps, got {type(content).__name__}.")
-    parser = SentenceParser(exit_on_error=True)
-    parser.add_class_arguments(Study, skip={"name"})
-    parsed: Namespace = parser.instantiate_classes(parser.parse_object(content))
-    given = {key: getattr(parsed, key) for key in vars(parsed)}
-    return Study(**given, name=Path(name).stem)
+    return cast(Study, _made(Study, {**content, "name": Path(name).stem}, ""))
+
+
+def _made(cls: type, content: dict[str, Any], place: str) -> Any:
+    """Make a dataclass of plain values, and refuse what does not fit, by its place in the YAML."""
+    hints, known = get_type_hints(cls), fields(cls)
+    shown = ", ".join(attribute.name for attribute in known if attribute.name != "name")
+    for key in content.keys() - {attribute.name for attribute in known}:
+        refuse("study", f"unknown key {place + str(key)!r}. Known: {shown}.")
+    for attribute in known:
+        if attribute.name not in content and attribute.default is attribute.default_factory is MISSING:
+            refuse("study", f"needs the key {place + attribute.name!r}.")
+    return cls(**{key: _fitting(hints[key], value, place + key) for key, value in content.items()})
+
+
+def _fitting(hint: Any, value: Any, place: str) -> Any:
+    """Return a value as its type hint wants it."""
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for choice in choices:
+        plain = get_origin(choice) or choice
+        if is_dataclass(choice) and isinstance(value, dict):
+            return _made(cast(type, choice), value, f"{place}.")
+        if plain is Literal and value in get_args(choice):
+            return value
+        if plain is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(plain, type) and isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
+            return value
+    wanted = " or ".join(_word(choice) for choice in choices)
+    refuse("study", f"{place} must be {wanted}, got {value!r}.")
+
+
+def _word(hint: Any) -> str:
+    """Return a type in the words of YAML."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    words = {str: "a text", int: "a whole number", float: "a number", NoneType: "null", list: "a list"}
+    return words.get(get_origin(hint) or hint, "a mapping")
