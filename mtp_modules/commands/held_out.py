@@ -10,7 +10,7 @@ import torch
 from jsonargparse import get_loader
 from lightning.pytorch import LightningDataModule
 
-from mtp_modules.commands.parser import SentenceParser
+from mtp_modules.configuration import SentenceParser
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Tensor
