@@ -1,6 +1,6 @@
 """Loaders: batches for one process out of all, and training that continues exactly where it stopped."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -48,7 +48,7 @@ class _Batches(Dataset[dict[str, Tensor]]):
 
 def _load(
     rows: TokenRows,
-    batches: list[_Batch],
+    batches: Iterable[_Batch],
     num_workers: int,
     *,
     augmentation: Augmentation | None = None,
@@ -203,14 +203,12 @@ class TrainLoader:
         epochs, steps = divmod(steps - left, len(self))
         return epoch + 1 + epochs, steps * self.step_rows
 
-    def _next_batches(self, count: int) -> list[_Batch]:
+    def _next_batches(self, count: int) -> Iterator[_Batch]:
         epoch, position = self._start
-        batches = []
         for _ in range(count):
             if position + self.step_rows > self.order.rows.num_rows:
                 epoch, position = epoch + 1, 0
             places = np.arange(position, position + self.step_rows)[self.rank :: self.world_size]
             ids = self.order(epoch, position, self.step_rows)[self.rank :: self.world_size]
-            batches.append(_Batch(ids, epoch, places))
+            yield _Batch(ids, epoch, places)
             position += self.step_rows
-        return batches

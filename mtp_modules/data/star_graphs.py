@@ -18,7 +18,7 @@ class StarGraphTask(Task):
 
     Only the node after the start is hard: it needs the whole way, while each later node follows from the one before
     and an edge. A model that learns with the right tokens before it learns those and guesses the hard one, so it is
-    right once in ``d``. Backwards, from the goal, every step is easy.
+    right once in ``d``. Backwards, from the goal, every step follows from one edge of the prompt.
 
     Args:
         num_arms: Paths ``d`` that leave the start.

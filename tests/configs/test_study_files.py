@@ -31,7 +31,11 @@ def smaller(cell: Cell) -> Cell:
     return cell.changed(overrides, "smaller")
 
 
-@pytest.fixture(params=sorted(shipped()))
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name.endswith("_gpu") else name for name in sorted(shipped())]
+"""What needs a GPU takes long to build, too."""
+
+
+@pytest.fixture(params=NAMES)
 def study(request: pytest.FixtureRequest) -> Study:
     return load_study(request.param)
 
