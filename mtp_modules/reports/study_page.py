@@ -27,7 +27,7 @@ th { white-space: normal; vertical-align: bottom; } th:first-child, td:first-chi
 pre { overflow-x: auto; background: #8881; padding: .8rem; font-size: .8rem; }
 @media print { details { display: block; } body { max-width: none; } }
 """
-_RUN_COLUMNS = ("parameters", "steps", "tokens", "flops", "seconds", "tokens_per_second")
+_RUN_COLUMNS = ("parameters", "steps", "tokens", "flops", "computing", "tokens_per_second")
 
 
 def write_report(outcome: Outcome, folder: Path, command: str) -> Path:

@@ -1,11 +1,13 @@
 """The study command, end to end: runs in processes of their own, resumes, refusals, and the report."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -209,15 +211,49 @@ def _is_gone(group: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_signal_stops_it_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
-    arms = {"short": {}, "endless": {"share": 10**5}}
-    yaml = written(tmp_path, arms=arms, seeds=1, points=1, figures=[], tables=[], verdicts=[], decode=None)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+ENDLESS = {"seeds": 1, "points": 1, "figures": [], "tables": [], "verdicts": [], "decode": None}
+
+
+def goes_on(folder: Path, yaml: Path) -> None:
+    """Assert that the same command keeps the run that is done, and does the other, made shorter meanwhile."""
+    before = times(folder / "tiny")
+    assert len(before) == 1
+    written(folder, arms={"short": {}, "endless": {"share": 1}}, **ENDLESS)
+    start(yaml, folder)
+    after = times(folder / "tiny")
+    assert len(after) == 2
+    assert before.items() <= after.items()
+
+
+def test_ctrl_c_stops_it_and_the_same_command_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    yaml = written(tmp_path, arms={"short": {}, "endless": {"share": 10**5}}, **ENDLESS)
+
+    def press() -> None:
+        while not times(tmp_path / "tiny"):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press, daemon=True)
+    thread.start()
+    with pytest.raises(SystemExit) as stopped:
+        start(yaml, tmp_path)
+    thread.join()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.endswith("Stopped. Finished runs are kept; the same command goes on.\n")
+    assert not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    goes_on(tmp_path, yaml)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
+    yaml = written(tmp_path, arms={"short": {}, "endless": {"share": 10**5}}, **ENDLESS)
     process = subprocess.Popen(
         [sys.executable, "-m", "mtp_modules", "study", str(yaml), "--output", str(tmp_path), "--workers", "1"],
         cwd=tmp_path,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -227,18 +263,15 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(tmp_path: Path, number: 
         for line in process.stdout:
             if line.startswith(b"[1/2] short, seed 1: done"):
                 break
-        os.killpg(process.pid, number)  # as a terminal does: everybody in the group gets it
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does: everybody in the group gets it
+        else:
+            process.send_signal(number)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 128 + number
-    assert err.decode() == "Stopped. Finished runs are kept; the same command goes on.\n"
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    if number != signal.SIGKILL:
+        assert err.decode() == "Stopped. Finished runs are kept; the same command goes on.\n"
     assert _is_gone(process.pid)
-    (kept,) = times(tmp_path / "tiny")
-    before = times(tmp_path / "tiny")[kept]
-    arms["endless"] = {"share": 1}
-    written(tmp_path, arms=arms, seeds=1, points=1, figures=[], tables=[], verdicts=[], decode=None)
-    start(yaml, tmp_path)
-    after = times(tmp_path / "tiny")
-    assert len(after) == 2
-    assert after[kept] == before
+    goes_on(tmp_path, yaml)

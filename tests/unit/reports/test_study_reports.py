@@ -78,6 +78,8 @@ def test_a_sweep_is_drawn_against_its_values_or_against_what_it_took() -> None:
         assert axes.lines[1].get_ydata().tolist() == [5.0, 4.0, 3.0]
         assert axes.get_xlabel() == label
         assert axes.get_xscale() == "log"
+    (axes,) = figures.curves(outcome_, value=10).get_axes()
+    assert axes.lines[0].get_ydata().tolist() == [5.0, 4.0]
     with pytest.raises(ValueError, match="figure 'sweep': study 'tiny' has no sweep; take 'curves', or give it one"):
         figures.sweep(two_arms())
 
@@ -124,7 +126,7 @@ def test_distance_shows_heads_and_what_is_written() -> None:
 
 def test_a_table_says_mean_and_interval() -> None:
     table = results(two_arms(), columns=["loss/head_1", "gone"])
-    assert table.text()[:2] == [["one", "3.000 ± 2.484", "-"], ["two", "4.000 ± 2.617", "-"]]
+    assert table.text()[:2] == [["one", "3.0 ± 2.5", "-"], ["two", "4.0 ± 2.6", "-"]]
     assert table.markdown().splitlines()[:2] == ["| arm | loss of horizon 1, nats | gone |", "| ---|---|--- |"]
     rows = list(csv.reader(io.StringIO(table.csv())))
     assert rows[0] == ["arm", *(f"loss of horizon 1, nats{end}" for end in ("", " low", " high", " n")), "gone"]
@@ -134,9 +136,9 @@ def test_a_table_says_mean_and_interval() -> None:
 def test_a_table_across_the_sweep() -> None:
     table = across(swept(), key="loss/head_1")
     assert [column.title for column in table.columns] == ["arm \\ rows", "10", "100", "1000"]
-    assert table.text()[0] == ["one", "4.000", "3.000", "2.000"]
+    assert table.text()[0] == ["one", "4", "3", "2"]
     every = results(swept(), columns=["loss/head_1"], every_value=True)
-    assert every.text()[:3] == [["one", "10", "4.000"], ["one", "100", "3.000"], ["one", "1000", "2.000"]]
+    assert every.text()[:3] == [["one", "10", "4"], ["one", "100", "3"], ["one", "1000", "2"]]
     with pytest.raises(ValueError, match="table 'across': study 'tiny' has no sweep"):
         across(two_arms(), key="loss/head_1")
 
@@ -144,7 +146,15 @@ def test_a_table_across_the_sweep() -> None:
 def test_figures_of_other_data_have_their_name_before_them() -> None:
     table = results(two_arms(), columns=["other: loss/head_1"])
     assert table.columns[1].title == "other: loss of horizon 1, nats"
-    assert table.text()[0][1] == "6.000 ± 4.968"
+    assert table.text()[0][1] == "6.0 ± 5.0"
+
+
+@pytest.mark.parametrize(
+    ("value", "uncertainty", "expected"),
+    [(13.922, 6.279, "13.9"), (0.01213, 0.00091, "0.01213"), (30590.0, 1314.0, "30590"), (1.0, 0.25, "1.00")],
+)
+def test_two_digits_of_the_uncertainty_are_kept(value: float, uncertainty: float, expected: str) -> None:
+    assert number(value, "loss/head_1", precise_to=uncertainty) == expected
 
 
 def test_html_is_escaped() -> None:
@@ -159,7 +169,7 @@ NUMBERS = {
     ("accuracy/head_1", 0.98765): "98.8%",
     ("m = 6: answer/exact", 0.5): "50.0%",
     ("loss/head_1", 1.23456): "1.235",
-    ("tokens_per_second", 12345.6): "1.235e+04",
+    ("tokens_per_second", 12345.6): "12.3k",
 }
 
 
@@ -170,16 +180,16 @@ def test_numbers_are_written_as_people_do(given_: tuple[str, float], expected: s
 
 def test_a_sure_difference_is_told_from_noise() -> None:
     assert difference(two_arms()) == (
-        "Loss of horizon 1, nats: one has 3.000 ± 2.484. Worse than it: two (+1.000 ± 0.248). "
-        "Not to be told apart from it: three (+1.000 ± 12.908)."
+        "Loss of horizon 1, nats: one has 3.0 ± 2.5. Worse than it: two (+1.00 ± 0.25). "
+        "Not to be told apart from it: three (+1 ± 13)."
     )
-    assert "Better than it: two (+1.000 ± 0.248)." in difference(two_arms("accepted_length"), key="accepted_length")
+    assert "Better than it: two (+1.00 ± 0.25)." in difference(two_arms("accepted_length"), key="accepted_length")
     assert "Not to be told apart from it: two" in difference(two_arms(), worth=1.5)
 
 
 def test_one_seed_tells_nothing_apart() -> None:
     said = difference(outcome({"one": [seeds(1.0)], "two": [seeds(9.0)]}))
-    assert said == "Loss of horizon 1, nats: one has 1.000. Not to be told apart from it: two (+8.000)."
+    assert said == "Loss of horizon 1, nats: one has 1. Not to be told apart from it: two (+8)."
 
 
 def test_data_needed_for_the_same_loss() -> None:
