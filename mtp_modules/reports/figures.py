@@ -248,6 +248,8 @@ def _num_horizons(outcome: Outcome, arm: str, value: float | None) -> int:
 def _series(
     axes: Axes, x: Sequence[float], found: Sequence[Estimate], label: str, index: int, linestyle: str | None = None
 ) -> None:
+    if not found:
+        return  # none of its runs has the figure
     colour, marker, line = series_style(index)
     means = [estimate.mean for estimate in found]
     axes.plot(x, means, label=label, color=colour, marker=marker, linestyle=linestyle or line)

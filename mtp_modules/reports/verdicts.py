@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from mtp_modules.reports.look import key_label, sentence_start
+from mtp_modules.reports.look import is_share, key_label, sentence_start
 from mtp_modules.reports.needed import higher_is_better, needed
 from mtp_modules.reports.tables import number, show
 from mtp_modules.studies import Estimate, Outcome, estimate
@@ -81,13 +81,13 @@ def data_needed(
     else:
         low, high = ratio.low, ratio.high
     if high < 1 and low <= claimed:
-        judged = "the claim holds"
+        judged = "it holds"
     elif high < 1:
-        judged = "the claim is right that it needs less, and says too much"
+        judged = "it is right that less is needed, but says too much"
     elif low > 1:
-        judged = "the claim does not hold here: it needs more"
+        judged = "it does not hold here, more is needed"
     else:
-        judged = "the claim does not hold here" if low > claimed else "these seeds cannot tell"
+        judged = "it does not hold here" if low > claimed else "these seeds cannot tell"
     return f"{sentence} (n = {ratio.n}). The claim is {claimed:.2g}: {judged}."
 
 
@@ -107,6 +107,9 @@ def _judged(found: Estimate, higher: bool, worth: float) -> str:
 
 
 def _signed(found: Estimate, key: str) -> str:
+    """Return a difference with its sign; one of shares in points of a hundred."""
     sign = "+" if found.mean >= 0 else "-"
-    mean = f"{sign}{number(abs(found.mean), key, precise_to=found.half)}"
-    return mean if found.half is None else f"{mean} ± {number(found.half, key, precise_to=found.half)}"
+    words = f"{sign}{number(abs(found.mean), key, precise_to=found.half)}"
+    if found.half is not None:
+        words += f" ± {number(found.half, key, precise_to=found.half)}"
+    return f"{words.replace('%', '')} points" if is_share(key) else words

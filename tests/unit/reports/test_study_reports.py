@@ -114,7 +114,7 @@ def test_distance_shows_heads_and_what_is_written() -> None:
     written = {"written/distance_1": 0.9, "written/distance_2": 0.8, "written/distance_3": 0.7}
     asked = outcome({"one": [[heads(0.9) | written]], "two": [[heads(0.8, 0.6)]]})
     (axes,) = figures.distance(asked).get_axes()
-    lines = {line.get_label(): line.get_ydata() for line in axes.lines if len(line.get_ydata())}
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     assert {name: list(y) for name, y in lines.items()} == {
         "one, head": [0.9],
         "one, written": [0.9, 0.8, 0.7],
@@ -187,6 +187,11 @@ def test_a_sure_difference_is_told_from_noise() -> None:
     assert "Not to be told apart from it: two" in difference(two_arms(), worth=1.5)
 
 
+def test_differences_of_shares_are_points() -> None:
+    asked = outcome({"one": [seeds(0.5, 0.6, key="accuracy/head_1")], "two": [seeds(0.4, 0.49, key="accuracy/head_1")]})
+    assert "two (-10.5 ± 6.4 points)." in difference(asked, key="accuracy/head_1")
+
+
 def test_one_seed_tells_nothing_apart() -> None:
     said = difference(outcome({"one": [seeds(1.0)], "two": [seeds(9.0)]}))
     assert said == "Loss of horizon 1, nats: one has 1. Not to be told apart from it: two (+8)."
@@ -216,9 +221,9 @@ def test_a_bound_is_told_as_one() -> None:
 @pytest.mark.parametrize(
     ("arm", "claimed", "judged"),
     [
-        ("two", 0.33, "the claim does not hold here: it needs more."),
-        ("three", 0.33, "the claim is right that it needs less, and says too much."),
-        ("three", 0.6, "the claim holds."),
+        ("two", 0.33, "it does not hold here, more is needed."),
+        ("three", 0.33, "it is right that less is needed, but says too much."),
+        ("three", 0.6, "it holds."),
     ],
 )
 def test_a_claim_is_judged(arm: str, claimed: float, judged: str) -> None:
