@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.reports.look import is_share, key_label, new_figure, series_style
@@ -265,6 +265,7 @@ def _finished(
     axes.set_ylabel(y_label or key_label(y))
     if log_x:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     if log_y:
         axes.set_yscale("log")
     if is_share(y):
