@@ -80,7 +80,9 @@ def data_needed(
         low, high = math.exp(ratio.ratio.low), math.exp(ratio.ratio.high)
     else:
         low, high = ratio.low, ratio.high
-    if high < 1 and low <= claimed:
+    if ratio.n == 1:
+        judged = "one seed cannot tell"
+    elif high < 1 and low <= claimed:
         judged = "it holds"
     elif high < 1:
         judged = "it is right that less is needed, but says too much"

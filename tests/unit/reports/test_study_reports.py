@@ -232,6 +232,12 @@ def test_a_claim_is_judged(arm: str, claimed: float, judged: str) -> None:
     assert said.endswith(f"The claim is {claimed}: {judged}")
 
 
+def test_one_seed_judges_no_claim() -> None:
+    found = swept()
+    single = Outcome(found.study, [one for one in found.results if one["seed"] == 1], [], found.about)
+    assert data_needed(single, arm="two", claimed=0.33).endswith("(n = 1). The claim is 0.33: one seed cannot tell.")
+
+
 @given(
     st.lists(st.floats(0.1, 5), min_size=2, max_size=6),
     st.lists(st.floats(0.0, 2), min_size=2, max_size=6),
