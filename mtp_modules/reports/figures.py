@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.reports.look import is_share, key_label, new_figure, series_style
@@ -14,6 +14,8 @@ from mtp_modules.studies import Estimate, Outcome
 
 LEGEND_BESIDE = 4
 """Legends with more entries stand beside the axes."""
+WRITTEN_OUT = 24
+"""Heat maps of up to so many positions have their numbers written into them."""
 
 
 def curves(
@@ -26,11 +28,12 @@ def curves(
     log_x: bool = False,
     log_y: bool = False,
     y_label: str | None = None,
+    value: float | None = None,
 ) -> Figure:
     """Draw a figure against steps, examples, tokens, FLOPs or seconds of training, with 95% bands over seeds.
 
     Args:
-        outcome: Of the study; at the last value of its sweep.
+        outcome: Of the study.
         y: Key of what is drawn.
         x: ``steps``, ``examples``, ``tokens``, ``flops`` or ``seconds``.
         title: Above it.
@@ -38,10 +41,11 @@ def curves(
         log_x: Draw x on a logarithmic scale.
         log_y: The same of y.
         y_label: What to call y; what its key means if ``None``.
+        value: At which value of the sweep; the last if ``None``.
     """
     figure, (axes,) = new_figure(title=title)
     for index, arm in _chosen(outcome, arms):
-        points = outcome.curve(arm, outcome.last_value, x, y)
+        points = outcome.curve(arm, _at(outcome, value), x, y)
         _series(axes, [point[0] for point in points], [point[1] for point in points], arm, index)
     return _finished(figure, axes, x=key_label(x), y=y, y_label=y_label, log_x=log_x, log_y=log_y)
 
@@ -100,23 +104,25 @@ def bars(
     title: str = "Accuracy of every horizon",
     arms: Sequence[str] | None = None,
     zoom: bool = False,
+    value: float | None = None,
 ) -> Figure:
     """Draw a metric of every horizon as groups of bars, one a horizon, with 95% intervals over seeds.
 
     Args:
-        outcome: Of the study; at the last value of its sweep.
+        outcome: Of the study.
         metric: ``accuracy``, ``loss``, ``bits``, ``perplexity`` or ``top5_accuracy``.
         title: Above it.
         arms: Which; all if ``None``.
         zoom: Let the scale begin where the bars differ, which it then says.
+        value: At which value of the sweep; the last if ``None``.
     """
-    chosen = _chosen(outcome, arms)
-    most = max(_num_horizons(outcome, arm) for _, arm in chosen)
+    chosen, at = _chosen(outcome, arms), _at(outcome, value)
+    most = max(_num_horizons(outcome, arm, at) for _, arm in chosen)
     figure, (axes,) = new_figure(title=title, width=max(6.4, 1.0 + 0.22 * most * len(chosen)))
     width, lows = 0.8 / len(chosen), []
     for place, (index, arm) in enumerate(chosen):
-        for horizon in range(1, _num_horizons(outcome, arm) + 1):
-            found = outcome.final(arm, outcome.last_value, f"{metric}/head_{horizon}")
+        for horizon in range(1, _num_horizons(outcome, arm, at) + 1):
+            found = outcome.final(arm, at, f"{metric}/head_{horizon}")
             assert found is not None
             lows.append(found.low)
             axes.bar(
@@ -142,33 +148,40 @@ def bars(
 
 
 def heat_map(
-    outcome: Outcome, *, title: str = "Accuracy by position and horizon", arms: Sequence[str] | None = None
+    outcome: Outcome,
+    *,
+    title: str = "Accuracy by position and horizon",
+    arms: Sequence[str] | None = None,
+    value: float | None = None,
 ) -> Figure:
     """Draw the accuracy at every position of a row and every horizon, the mean over seeds; one panel an arm.
 
     Args:
-        outcome: Of the study; at the last value of its sweep.
+        outcome: Of the study.
         title: Above it.
         arms: Which; all with more than one horizon if ``None``.
+        value: At which value of the sweep; the last if ``None``.
     """
-    chosen = [arm for _, arm in _chosen(outcome, arms) if arms is not None or _num_horizons(outcome, arm) > 1]
+    at = _at(outcome, value)
+    chosen = [arm for _, arm in _chosen(outcome, arms) if arms is not None or _num_horizons(outcome, arm, at) > 1]
     if not chosen:
         refuse("figure 'heat_map'", "no arm has more than one horizon; name arms.")
-    figure, panels = new_figure(title=title, width=max(6.4, 2.6 * len(chosen)), columns=len(chosen))
+    heights = [0.5 + 0.3 * _num_horizons(outcome, arm, at) for arm in chosen]
+    figure, panels = new_figure(title=title, height=1.0 + sum(heights), heights=heights)
     image = None
     for axes, arm in zip(panels, chosen, strict=True):
-        tables = [result["positions"] for result in outcome.of(arm, outcome.last_value)]
+        tables = [result["positions"] for result in outcome.of(arm, at)]
         mean = np.mean([np.array(table, dtype=float) for table in tables], axis=0)
         image = axes.imshow(mean.T, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower", interpolation="none")
         axes.set_title(f"{arm}, {len(tables)} seeds")
-        axes.set_xlabel("position")
+        axes.set_ylabel("horizon")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_yticks(range(mean.shape[1]), [str(h + 1) for h in range(mean.shape[1])])
         axes.grid(visible=False)
-        if mean.size <= 120:
+        if len(mean) <= WRITTEN_OUT:
             for (t, h), share in np.ndenumerate(mean):
                 axes.text(t, h, f"{100 * share:.0f}", ha="center", va="center", fontsize=6, color=_ink(share))
-    panels[0].set_ylabel("horizon")
+    panels[-1].set_xlabel("position")
     assert image is not None
     figure.colorbar(image, ax=panels, format=PercentFormatter(1.0, decimals=0), label="accuracy")
     return figure
@@ -180,23 +193,25 @@ def distance(
     title: str = "Accuracy against distance",
     arms: Sequence[str] | None = None,
     log_error: bool = False,
+    value: float | None = None,
 ) -> Figure:
     """Draw how often the token ``d`` ahead is right: as its head says at once, and as it is written token by token.
 
     Solid lines are the heads, dashed lines what greedy decoding writes after a held-out prompt, reading its own tokens.
 
     Args:
-        outcome: Of a study with ``decode``; at the last value of its sweep.
+        outcome: Of a study with ``decode``.
         title: Above it.
         arms: Which; all if ``None``.
         log_error: Draw the share that is wrong, on a logarithmic scale.
+        value: At which value of the sweep; the last if ``None``.
     """
     figure, (axes,) = new_figure(title=title)
     for index, arm in _chosen(outcome, arms):
         for prefix, line, word in (("accuracy/head_", "-", "head"), ("written/distance_", "--", "written")):
             far: list[float] = []
             found: list[Estimate] = []
-            while estimate := outcome.final(arm, outcome.last_value, f"{prefix}{len(far) + 1}"):
+            while estimate := outcome.final(arm, _at(outcome, value), f"{prefix}{len(far) + 1}"):
                 far.append(float(len(far) + 1))
                 found.append(_error(estimate) if log_error else estimate)
             _series(axes, far, found, f"{arm}, {word}", index, linestyle=line)
@@ -257,14 +272,21 @@ def _chosen(outcome: Outcome, arms: Sequence[str] | None) -> list[tuple[int, str
     return [(index, arm) for index, arm in enumerate(outcome.arms) if arms is None or arm in arms]
 
 
-def _num_horizons(outcome: Outcome, arm: str) -> int:
-    results = outcome.of(arm, outcome.last_value)
+def _at(outcome: Outcome, value: float | None) -> float | None:
+    """Return the value of the sweep to draw at."""
+    return outcome.last_value if value is None else value
+
+
+def _num_horizons(outcome: Outcome, arm: str, value: float | None) -> int:
+    results = outcome.of(arm, value)
     return sum(key.startswith("loss/head_") for key in results[0]["final"]) if results else 0
 
 
 def _series(
     axes: Axes, x: Sequence[float], found: Sequence[Estimate], label: str, index: int, linestyle: str | None = None
 ) -> None:
+    if not found:
+        return  # none of its runs has the figure
     colour, marker, line = series_style(index)
     means = [estimate.mean for estimate in found]
     axes.plot(x, means, label=label, color=colour, marker=marker, linestyle=linestyle or line)
@@ -280,10 +302,11 @@ def _finished(
     axes.set_ylabel(y_label or key_label(y))
     if log_x:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     if log_y:
         axes.set_yscale("log")
     if is_share(y):
-        axes.yaxis.set_major_formatter(FuncFormatter(_percent) if log_y else PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
         if not log_y:
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, -0.02), min(high, 1.02))
@@ -294,10 +317,6 @@ def _finished(
     elif len(handles) > 1:
         axes.legend()
     return figure
-
-
-def _percent(value: float, _: object) -> str:
-    return f"{100 * value:g}%"
 
 
 def _error(found: Estimate) -> Estimate:

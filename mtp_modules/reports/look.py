@@ -1,6 +1,7 @@
 """One look for every figure: colours that colour-blind readers can tell apart, and a marker beside each colour."""
 
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ _LABELS = {
     r"decode/tokens_per_forward": "tokens a forward pass",
     r"decode/tokens_per_second": "decoded tokens a second",
     r"decode/speedup": "speed-up over plain decoding",
-    r"tokens_per_second": "trained tokens a second",
+    r"tokens_per_second": "trained tokens a second of computing",
     r"steps": "optimizer steps",
     r"examples": "training rows seen",
     r"tokens": "training tokens seen",
@@ -62,17 +63,19 @@ def our_look() -> AbstractContextManager[None]:
     return matplotlib.rc_context(_STYLE)
 
 
-def new_figure(*, title: str, width: float = 6.4, height: float = 3.8, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure with axes side by side.
+def new_figure(
+    *, title: str, width: float = 6.4, height: float = 3.8, heights: Sequence[float] = (1.0,)
+) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure with axes, one below the other.
 
     Args:
         title: Above it.
         width: In inches.
         height: In inches.
-        columns: How many axes.
+        heights: Of the axes, relative to one another.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+    axes = list(figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0])
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure, axes
 
@@ -98,6 +101,15 @@ def key_label(key: str) -> str:
         if match := re.fullmatch(pattern, name):
             return (f"{test}: " if test else "") + words.format(*match.groups())
     return key
+
+
+def sentence_start(words: str) -> str:
+    """Return words with a capital at the beginning.
+
+    Args:
+        words: Of a label.
+    """
+    return words[:1].upper() + words[1:]
 
 
 def is_share(key: str) -> bool:

@@ -46,6 +46,9 @@ def check_requests(study: Study) -> None:
             for name, parameter in inspect.signature(kinds[kind]).parameters.items():
                 if parameter.default is inspect.Parameter.empty and name not in {"outcome", *request}:
                     refuse(study.name, f"{word} {kind!r} needs the argument {name!r}.")
+            if request.get("value") is not None and request["value"] not in study.sweep_values:
+                given = ", ".join(f"{value}" for value in study.sweep_values if value is not None) or "none"
+                refuse(study.name, f"{word} {kind!r} has no value {request['value']!r}. Values of the sweep: {given}.")
             for arm in [*request.get("arms", ()), *([request["arm"]] if "arm" in request else ())]:
                 if arm not in arms:
                     refuse(study.name, f"{word} {kind!r} names arm {arm!r}. Known: {', '.join(arms)}.")

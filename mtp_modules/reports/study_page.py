@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from mtp_modules.reports.look import save
+from mtp_modules.reports.look import save, sentence_start
 from mtp_modules.reports.requests import drawn_figures, made_tables, said_verdicts
 from mtp_modules.reports.tables import Table, results
 from mtp_modules.studies import Outcome
@@ -27,7 +27,7 @@ th { white-space: normal; vertical-align: bottom; } th:first-child, td:first-chi
 pre { overflow-x: auto; background: #8881; padding: .8rem; font-size: .8rem; }
 @media print { details { display: block; } body { max-width: none; } }
 """
-_RUN_COLUMNS = ("parameters", "steps", "tokens", "flops", "seconds", "tokens_per_second")
+_RUN_COLUMNS = ("parameters", "steps", "tokens", "flops", "computing", "tokens_per_second")
 
 
 def write_report(outcome: Outcome, folder: Path, command: str) -> Path:
@@ -52,7 +52,7 @@ def write_report(outcome: Outcome, folder: Path, command: str) -> Path:
             path = folder / "tables" / f"{name}{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        parts.append(f"<h2>{html.escape(table.title)}</h2>\n<div class=wide>{table.html()}</div>")
+        parts.append(f"<h2>{html.escape(sentence_start(table.title))}</h2>\n<div class=wide>{table.html()}</div>")
     verdicts = said_verdicts(outcome)
     (folder / "verdict.md").write_text("".join(f"- {sentence}\n" for sentence in verdicts), encoding="utf-8")
     page = folder / "report.html"

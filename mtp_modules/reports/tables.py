@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from mtp_modules.reports.needed import needed
 from mtp_modules.studies import Estimate, Outcome
 
 Entry = str | Estimate | None
-_COUNTS = ("parameters", "flops", "tokens", "examples", "steps")
+_COUNTS = ("parameters", "flops", "tokens", "examples", "steps", "tokens_per_second", "decode/tokens_per_second")
 
 
 @dataclass(frozen=True)
@@ -184,16 +185,15 @@ def number(value: float, key: str, *, precise_to: float | None = None) -> str:
     Args:
         value: To be written.
         key: Of the figure.
-        precise_to: Its uncertainty; digits far below it are left out.
+        precise_to: Its uncertainty, of which two digits are kept.
     """
-    name = key.rpartition(": ")[2]
-    if name in _COUNTS:
+    if key.rpartition(": ")[2] in _COUNTS:
         for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= size:
                 return f"{value / size:.3g}{letter}"
         return f"{value:.4g}"
-    if is_share(key):
-        return f"{100 * value:.{2 if precise_to and precise_to < 0.001 else 1}f}%"
-    if precise_to and precise_to < 0.001 and abs(value) < 10:
-        return f"{value:.4f}"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+    unit, sign = (100, "%") if is_share(key) else (1, "")
+    if precise_to:
+        decimals = min(max(1 - math.floor(math.log10(unit * precise_to)), 0), 6)
+        return f"{unit * value:.{decimals}f}{sign}"
+    return f"{100 * value:.1f}%" if sign else f"{value:.4g}"

@@ -3,36 +3,42 @@
 import math
 from collections.abc import Callable, Sequence
 
-from mtp_modules.reports.look import key_label
+from mtp_modules.reports.look import is_share, key_label, sentence_start
 from mtp_modules.reports.needed import higher_is_better, needed
 from mtp_modules.reports.tables import number, show
 from mtp_modules.studies import Estimate, Outcome, estimate
 
 
 def difference(
-    outcome: Outcome, *, key: str = "loss/head_1", arms: Sequence[str] | None = None, worth: float = 0.0
+    outcome: Outcome,
+    *,
+    key: str = "loss/head_1",
+    arms: Sequence[str] | None = None,
+    value: float | None = None,
+    worth: float = 0.0,
 ) -> str:
     """Say which arms are better and which are worse than the first one, in a figure at the end.
 
     An arm differs if the 95% interval of the difference, paired by seed, does not hold 0.
 
     Args:
-        outcome: Of the study; at the last value of its sweep.
+        outcome: Of the study.
         key: Of the figure.
         arms: Which to compare with the first; all others if ``None``.
+        value: At which value of the sweep; the last if ``None``.
         worth: Differences up to this size are called equal, however sure they are.
     """
-    first, value = outcome.arms[0], outcome.last_value
+    first, value = outcome.arms[0], outcome.last_value if value is None else value
     base = outcome.final(first, value, key)
     names = [arm for arm in (outcome.arms[1:] if arms is None else arms) if arm in outcome.arms]
-    found = {arm: _difference(outcome, first, arm, key) for arm in names}
+    found = {arm: _difference(outcome, first, arm, value, key) for arm in names}
     sorted_into: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
     for arm, estimated in found.items():
         if estimated is None:
             continue
         sorted_into[_judged(estimated, higher_is_better(key), worth)].append(f"{arm} ({_signed(estimated, key)})")
     place = "" if outcome.study.sweep is None else f" (at {outcome.study.sweep.label} {value:g})"
-    start = f"{key_label(key).capitalize()}{place}: {first} has {show(base, key)}."
+    start = f"{sentence_start(key_label(key))}{place}: {first} has {show(base, key)}."
     words = {
         "better": "Better than it: {}.",
         "worse": "Worse than it: {}.",
@@ -74,22 +80,24 @@ def data_needed(
         low, high = math.exp(ratio.ratio.low), math.exp(ratio.ratio.high)
     else:
         low, high = ratio.low, ratio.high
-    if high < 1 and low <= claimed:
-        judged = "the claim holds"
+    if ratio.n == 1:
+        judged = "one seed cannot tell"
+    elif high < 1 and low <= claimed:
+        judged = "it holds"
     elif high < 1:
-        judged = "the claim is right that it needs less, and says too much"
+        judged = "it is right that less is needed, but says too much"
     elif low > 1:
-        judged = "the claim does not hold here: it needs more"
+        judged = "it does not hold here, more is needed"
     else:
-        judged = "the claim does not hold here" if low > claimed else "these seeds cannot tell"
+        judged = "it does not hold here" if low > claimed else "these seeds cannot tell"
     return f"{sentence} (n = {ratio.n}). The claim is {claimed:.2g}: {judged}."
 
 
 KINDS: dict[str, Callable[..., str]] = {"difference": difference, "data_needed": data_needed}
 
 
-def _difference(outcome: Outcome, first: str, arm: str, key: str) -> Estimate | None:
-    theirs, mine = (outcome.by_seed(name, outcome.last_value, key) for name in (first, arm))
+def _difference(outcome: Outcome, first: str, arm: str, value: float | None, key: str) -> Estimate | None:
+    theirs, mine = (outcome.by_seed(name, value, key) for name in (first, arm))
     seeds = sorted(theirs.keys() & mine.keys())
     return estimate([mine[seed] - theirs[seed] for seed in seeds]) if seeds else None
 
@@ -101,6 +109,9 @@ def _judged(found: Estimate, higher: bool, worth: float) -> str:
 
 
 def _signed(found: Estimate, key: str) -> str:
+    """Return a difference with its sign; one of shares in points of a hundred."""
     sign = "+" if found.mean >= 0 else "-"
-    mean = f"{sign}{number(abs(found.mean), key, precise_to=found.half)}"
-    return mean if found.half is None else f"{mean} ± {number(found.half, key, precise_to=found.half)}"
+    words = f"{sign}{number(abs(found.mean), key, precise_to=found.half)}"
+    if found.half is not None:
+        words += f" ± {number(found.half, key, precise_to=found.half)}"
+    return f"{words.replace('%', '')} points" if is_share(key) else words

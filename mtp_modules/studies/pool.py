@@ -7,7 +7,8 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -20,6 +21,7 @@ PRELOADED = ["mtp_modules.studies.training"]
 """Imported once, by the server that workers are forked from."""
 
 _TELL_EVERY = 0.5
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> Generator[Event, None, Non
                 receiver, sender = context.Pipe(duplex=False)
                 device = worker % gpus if gpus else None
                 process = context.Process(target=_work, args=(job, device, sender), daemon=True)
-                process.start()
+                with _signals_later():
+                    process.start()
                 sender.close()
                 running[receiver] = (job, process, worker)
             for ready in wait(list(running)):
@@ -110,8 +113,23 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> Generator[Event, None, Non
             connection.close()
 
 
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Let no signal come between the parts of a start: a worker that is half told what to do would complain aloud."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(job: Job, device: int | None, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends workers
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -167,7 +167,7 @@ def train(
     last, tests = recorder.curve[-1], {}
     final = {**last["figures"], "parameters": float(cost.parameters)}
     final |= {name: float(last[name]) for name in ("steps", "examples", "tokens", "flops", "seconds", "computing")}
-    final["tokens_per_second"] = last["tokens"] / max(last["seconds"], 1e-9)
+    final["tokens_per_second"] = last["tokens"] / max(last["computing"], 1e-9)
     for name, overrides in run.cell.tests.items():
         _, other = _assembled(run.cell.changed(overrides, f"test {name!r}"), run.seed, helpers)
         tests[name] = evaluate(module, _held_out(other)).figures

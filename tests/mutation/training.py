@@ -136,8 +136,8 @@ MUTANTS = (
     Mutant(
         "teacher-trained",
         "losses/multi_token.py",
-        "return Teacher(first.detach()[rows",
-        "return Teacher(first[rows",
+        "near = first.detach() if other is None",
+        "near = first if other is None",
         "distillation trains the teacher",
         "verl#6432",
         ("properties/test_loss.py::test_every_backend_gets_a_detached_teacher",),

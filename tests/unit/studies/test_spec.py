@@ -152,12 +152,16 @@ DRAWN: dict[str, tuple[dict[str, Any], str]] = {
     "kind": ({"figures": [{"kind": "pie"}]}, "there is no figure of kind 'pie'. Known: curves, sweep, bars, heat_map,"),
     "argument": (
         {"figures": [{"kind": "bars", "colour": 1}]},
-        "figure 'bars' has no argument 'colour'. Known: metric, title, arms, zoom.",
+        "figure 'bars' has no argument 'colour'. Known: metric, title, arms, zoom, value.",
     ),
     "needed": ({"tables": [{"kind": "results"}]}, "table 'results' needs the argument 'columns'."),
     "arm": (
         {"figures": [{"kind": "bars", "arms": ["N = 3"]}]},
         "figure 'bars' names arm 'N = 3'. Known: N = 1, N = 2.",
+    ),
+    "value": (
+        {"figures": [{"kind": "bars", "value": 3}]},
+        "tiny: figure 'bars' has no value 3. Values of the sweep: none.",
     ),
     "verdict": ({"verdicts": [{"kind": "data_needed"}]}, "verdict 'data_needed' needs the argument 'arm'."),
 }
