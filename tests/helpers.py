@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtp_modules import LinearHeads, MTPModel, ParallelHeads, RecurrentHeads, RecurrentTrunk, TransformerTrunk
+from mtp_modules import (
+    LinearHeads,
+    MTPModel,
+    ParallelHeads,
+    RecurrentHeads,
+    RecurrentTrunk,
+    ResidualHeads,
+    TransformerTrunk,
+)
 from mtp_modules.core import Heads, Trunk
 
 VOCAB = 11
@@ -47,6 +55,7 @@ HEADS: dict[str, Callable[[int], Heads]] = {
         d_model=WIDTH, num_horizons=num_horizons, num_heads=2, num_kv_heads=1, ffn_width=12, max_positions=MAX_POSITIONS
     ),
     "recurrent": lambda num_horizons: RecurrentHeads(d_model=WIDTH, num_horizons=num_horizons, width=6),
+    "residual": lambda num_horizons: ResidualHeads(d_model=WIDTH, num_horizons=num_horizons, num_layers=2),
 }
 
 TRUNKS_WITH_HEADS = [pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in TRUNKS for heads in HEADS]

@@ -3,5 +3,6 @@
 from mtp_modules.heads.linear import LinearHeads
 from mtp_modules.heads.parallel import ParallelHeads
 from mtp_modules.heads.recurrent import RecurrentHeads
+from mtp_modules.heads.residual import ResidualHeads
 
-__all__ = ["LinearHeads", "ParallelHeads", "RecurrentHeads"]
+__all__ = ["LinearHeads", "ParallelHeads", "RecurrentHeads", "ResidualHeads"]

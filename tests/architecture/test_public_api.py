@@ -26,6 +26,7 @@ PUBLIC = {
     "PerHeadMetrics",
     "RecurrentHeads",
     "RecurrentTrunk",
+    "ResidualHeads",
     "SpeculativeDecoder",
     "Tokenizer",
     "TransformerTrunk",

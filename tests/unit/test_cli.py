@@ -154,7 +154,7 @@ WEIGHTS = (
 UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "heads": (
         *("model/heads/class_path", "LinearHead"),
-        "model.heads: unknown class 'LinearHead'." + own("LinearHeads, ParallelHeads, RecurrentHeads"),
+        "model.heads: unknown class 'LinearHead'." + own("LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads"),
     ),
     "trunk": (
         *("model/trunk/class_path", "Transformer"),

@@ -33,7 +33,11 @@ PROMPTS = [[[1, 2, 3, 1, 2]], [[1, 2, 3, 4, 5], [6]]]
 def main(backend: str) -> None:
     """Compare tokens and counts, count graphs, and see that they follow weights that change."""
     torch.set_num_threads(1)
-    for trunk, heads in (("transformer_previous", "recurrent"), ("transformer_grouped", "parallel")):
+    for trunk, heads in (
+        ("transformer_previous", "recurrent"),
+        ("transformer_grouped", "parallel"),
+        ("transformer", "residual"),
+    ):
         model = make_model(trunk, heads, 3).eval()
         graphs: list[int] = []
 

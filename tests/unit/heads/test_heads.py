@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtp_modules import LinearHeads, ParallelHeads, RecurrentHeads
+from mtp_modules import LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads
 from mtp_modules.core import Heads
 from tests.helpers import HEADS, WIDTH, assert_same, make_heads, make_trunk
 from tests.reference import transformer as naive
@@ -13,6 +13,7 @@ KINDS = {
     LinearHeads: {"d_model": 8, "num_horizons": 2},
     ParallelHeads: {"d_model": 8, "num_horizons": 2, "num_heads": 2, "max_positions": 6},
     RecurrentHeads: {"d_model": 8, "num_horizons": 2, "width": 4, "embedding_width": 3},
+    ResidualHeads: {"d_model": 8, "num_horizons": 2, "num_layers": 2},
 }
 
 
@@ -50,6 +51,26 @@ def test_recurrent_heads_walk_with_the_tokens_between() -> None:
             walked = walked + heads.out.weight @ (inner / (1 + (-inner).exp()))
             walked = naive.rms_norm(walked, heads.norm.weight)
             assert_same(states[depth + 1][0, t], walked)
+
+
+def test_residual_heads_add_gated_maps() -> None:
+    heads, hidden = make_heads("residual", 3), random_hidden(2, 4)
+    states = heads(hidden)
+    assert states[0] is hidden
+    for state, stack in zip(states[1:], heads.stacks, strict=True):
+        x = hidden
+        for block in stack:
+            inner = x @ block.linear.weight.T + block.linear.bias
+            x = x + inner / (1 + (-inner).exp())
+        assert_same(state, x)
+
+
+def test_residual_heads_start_as_horizon_1_and_learn() -> None:
+    heads, hidden = ResidualHeads(d_model=8, num_horizons=4, num_layers=2), torch.randn(2, 5, 8)
+    states = heads(hidden)
+    assert all(torch.equal(state, hidden) for state in states)
+    sum(state.sum() for state in states).backward()
+    assert all(parameter.grad.abs().min() > 0 for parameter in heads.parameters())
 
 
 @pytest.mark.parametrize("name", HEADS)

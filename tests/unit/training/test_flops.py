@@ -57,7 +57,7 @@ def test_the_formula_is_what_runs(trunk: str, heads: str, share: float) -> None:
     assert step == expected + 3 * wasted(model, share) - empty_memories(model)
 
 
-@pytest.mark.parametrize("heads", ["linear", "parallel", "recurrent"])
+@pytest.mark.parametrize("heads", ["linear", "parallel", "recurrent", "residual"])
 def test_one_horizon_costs_no_more_than_it_must(heads: str) -> None:
     model = make_model("transformer", heads, 1)
     _, step = counted(model, MultiTokenLoss(backend=NaiveLinearCrossEntropy()))
