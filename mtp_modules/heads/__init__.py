@@ -4,5 +4,6 @@ from mtp_modules.heads.linear import LinearHeads
 from mtp_modules.heads.parallel import ParallelHeads
 from mtp_modules.heads.recurrent import RecurrentHeads
 from mtp_modules.heads.residual import ResidualHeads
+from mtp_modules.heads.sequential import SequentialHeads
 
-__all__ = ["LinearHeads", "ParallelHeads", "RecurrentHeads", "ResidualHeads"]
+__all__ = ["LinearHeads", "ParallelHeads", "RecurrentHeads", "ResidualHeads", "SequentialHeads"]

@@ -27,6 +27,7 @@ PUBLIC = {
     "RecurrentHeads",
     "RecurrentTrunk",
     "ResidualHeads",
+    "SequentialHeads",
     "SpeculativeDecoder",
     "Tokenizer",
     "TransformerTrunk",
