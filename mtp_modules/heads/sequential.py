@@ -25,7 +25,8 @@ class SequentialHeads(Heads):
 
     and :math:`\mathrm{norm}(h^k_t)` is the state of horizon :math:`k + 1`. Training uses the true tokens,
     decoding those drafted before. DeepSeek-AI 2024 (arXiv 2412.19437), section 2.2. With ``shared`` one
-    module is applied again and again (FastMTP, Cai et al. 2025, arXiv 2509.18362), and drafting can go on beyond the horizons.
+    module is applied again and again (FastMTP, Cai et al. 2025, arXiv 2509.18362), and drafting can go on beyond the
+    horizons.
 
     Modules attend to what they said of every position before, so where training wants some positions only, all modules
     but the last still compute all of them.
