@@ -1,5 +1,7 @@
 """The command line: ``fit``, ``validate``, ``test`` and ``predict`` by LightningCLI, and commands of our own."""
 
+import inspect
+import itertools
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,11 +13,12 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
-# Importing the subpackages makes their classes known by short name in YAML.
-from mtp_modules import data, heads, losses, trunks  # noqa: F401
+from mtp_modules.commands.diagnose import diagnose
 from mtp_modules.commands.generate import generate
-from mtp_modules.commands.parser import LightningSentenceParser, SentenceParser
-from mtp_modules.core.checks import InputError, refuse
+from mtp_modules.commands.report import report
+from mtp_modules.commands.study import study
+from mtp_modules.configuration import LightningSentenceParser, SentenceParser, check_sizes, link_sizes
+from mtp_modules.core.checks import refusal_behind, refuse
 from mtp_modules.core.component import Description
 from mtp_modules.training import (
     GracefulStop,
@@ -30,15 +33,12 @@ from mtp_modules.training import (
 )
 from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, is_sharded, read_checkpoint
 
-COMMANDS: dict[str, Callable[..., None]] = {"generate": generate}
-
-_LINKS = (
-    ("model.trunk.d_model", "model.heads.init_args.d_model"),
-    ("model.trunk.embedding_width", "model.heads.init_args.embedding_width"),
-    ("model.vocab_size", "data.init_args.vocab_size"),
-    ("model.lookahead", "data.init_args.lookahead"),
-)
-"""A size is written once: where it is known, and where it is needed too."""
+COMMANDS: dict[str, Callable[..., None]] = {
+    "generate": generate,
+    "study": study,
+    "diagnose": diagnose,
+    "report": report,
+}
 
 
 class MTPCLI(LightningCLI):
@@ -65,8 +65,7 @@ class MTPCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Fill in every size that another component already says."""
-        for source, target in _LINKS:
-            parser.link_arguments(source, target, apply_on="instantiate")
+        link_sizes(parser)
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint, and refuse what is none before anything is built."""
@@ -96,19 +95,7 @@ class MTPCLI(LightningCLI):
         check_trainer(self.trainer)
         if self.saved_model is not None:
             check_description(self.model, self.saved_model, "the checkpoint")
-        config = self.config[self.subcommand]
-        for source, target in _LINKS:
-            given = config.get(target)
-            filled = _attribute(self.config_init[self.subcommand], source)
-            if given is not None and filled is not None and given != filled:
-                refuse(target, f"is {given} here, but {source} is {filled}; leave it out, it is filled in.")
-        tokens = getattr(self.datamodule, "vocab_size", None)
-        rows = self.model.model.trunk.vocab_size
-        if tokens is not None and tokens > rows:
-            refuse(
-                "model.trunk.vocab_size",
-                f"is {rows}, but the data has {tokens} token ids; make it at least {tokens}.",
-            )
+        check_sizes(self.config[self.subcommand], self.config_init[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
@@ -139,14 +126,6 @@ def _on_meta(cls: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
         return cls(*args, **kwargs)
 
 
-def _attribute(config: Namespace, path: str) -> Any:
-    """Follow a link's source into the instantiated components."""
-    value: Any = config
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, Namespace) else getattr(value, part, None)
-    return value
-
-
 def main() -> None:
     """Run the command that ``sys.argv`` names."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -165,21 +144,29 @@ def main() -> None:
             known = ", ".join([*MTPCLI.subcommands(), *COMMANDS])
             refuse("command", f"{command!r} is unknown. Known: {known}." if command else f"none given. Known: {known}.")
     except ValueError as error:
-        refused = _refusal(error)
+        refused = refusal_behind(error)
         if refused is None:
             raise
         sys.exit(f"error: {' '.join(str(refused).split())}")
 
 
-def _refusal(error: BaseException | None) -> InputError | None:
-    """Return the sentence for the user that an error wraps, if there is one."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__
-    return error
-
-
 def _run(command: str, arguments: list[str]) -> None:
+    """Run a command of our own."""
     function = COMMANDS[command]
     parser = SentenceParser(prog=f"python -m mtp_modules {command}", description=function.__doc__)
     parser.add_function_arguments(function, as_positional=False)
-    function(**parser.instantiate_classes(parser.parse_args(arguments)).as_dict())
+    function(**parser.instantiate(parser.parse_args(_spelled_out(function, arguments))).as_dict())
+
+
+def _spelled_out(function: Callable[..., None], arguments: list[str]) -> list[str]:
+    """Write out what may be left out: the name of the first argument, and ``true`` after a switch."""
+    parameters = inspect.signature(function).parameters
+    if arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{next(iter(parameters))}", *arguments]
+    written = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="--"):
+        written.append(argument)
+        name = argument.removeprefix("--")
+        if argument.startswith("--") and name in parameters and parameters[name].annotation is bool:
+            written += ["true"] if following.startswith("--") else []
+    return written

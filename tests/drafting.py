@@ -32,11 +32,14 @@ class ScriptedState(DecodingState):
 
 
 class ScriptedHeads(Heads):
-    """Verify with real heads, and draft what ``script(row, length, num_drafts)`` says after ``length`` read tokens."""
+    """Verify with real heads, and draft what ``script(row, length, num_drafts)`` says after ``length`` read tokens.
 
-    def __init__(self, *, heads: Heads, script: Callable[[int, int, int], list[int]]) -> None:
+    Each draft has ``probability`` by its own law.
+    """
+
+    def __init__(self, *, heads: Heads, script: Callable[[int, int, int], list[int]], probability: float = 0.9) -> None:
         super().__init__()
-        self.heads, self.script, self.d_model = heads, script, heads.d_model
+        self.heads, self.script, self.d_model, self.probability = heads, script, heads.d_model, probability
         self.drafted: list[dict[int, list[int]]] = []
 
     @property
@@ -73,7 +76,8 @@ class ScriptedHeads(Heads):
         tokens = [self.script(row, state.lengths[b], num_drafts) for b, row in enumerate(state.rows)]
         self.drafted.append(dict(zip(state.rows, tokens, strict=True)))
         chosen = torch.tensor(tokens)
-        logits = nn.functional.one_hot(chosen, VOCAB).double()
+        others = (1 - self.probability) / (VOCAB - 1)
+        logits = nn.functional.one_hot(chosen, VOCAB).double().mul(self.probability - others).add(others).log()
         if choose is not None:
             for depth in logits.unbind(dim=1):
                 choose(depth)

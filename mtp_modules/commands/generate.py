@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mtp_modules.commands.common import encode, load_on
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.decoders import (
@@ -23,7 +24,6 @@ from mtp_modules.decoders import (
     compile_for_decoding,
 )
 from mtp_modules.decoders.generation import DecodableModel
-from mtp_modules.training.checkpointing import load_model
 
 _OWN = "\033[0m"
 _SHADES = (46, 40, 34, 28, 22)
@@ -67,12 +67,8 @@ def generate(
         device: Where to run, such as cpu or cuda.
     """
     at_least("generate", "repeats", repeats, 1)
-    model, tokenizer = load_model(ckpt_path)
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch was built without it, or there is none
-        refuse("device", f"cannot use {device!r} here ({str(error).splitlines()[0]}); try cpu.")
-    tokens = _encode(prompt, tokenizer)
+    model, tokenizer = load_on(ckpt_path, device)
+    tokens = encode(prompt, tokenizer)
     end = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
     rule = StopRule(tokens=end, strings=stop or (), tokenizer=tokenizer)
     law = SamplingLaw(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -97,17 +93,6 @@ def generate(
                 "compare", f"{type(model.heads).__name__} with one horizon drafts nothing; there is nothing to compare."
             )
         _compare(used, decoder, tokens, options, repeats)
-
-
-def _encode(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
-    if tokenizer is not None:
-        return tokenizer.encode(prompt)
-    try:
-        return [int(word) for word in prompt.split()]
-    except ValueError:
-        refuse(
-            "prompt", f"this model has no tokenizer, so the prompt must be numbers with spaces between, got {prompt!r}."
-        )
 
 
 class _Writer:

@@ -24,6 +24,17 @@ def refuse(owner: object, rule: str) -> NoReturn:
     raise InputError(f"{name}: {rule}")
 
 
+def refusal_behind(error: BaseException | None) -> InputError | None:
+    """Return the sentence for the user that an error wraps, if there is one.
+
+    Args:
+        error: As it was caught.
+    """
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
+
+
 def at_least(owner: object, argument: str, value: float, limit: float) -> None:
     """Refuse a number below ``limit``, and NaN.
 

@@ -25,26 +25,47 @@ class CrossEntropyTerms(NamedTuple):
     predicted: Int[Tensor, " N"]
 
 
+class OutputMatrix(NamedTuple):
+    """What turns states into logits: a matrix, and a bias if there is one."""
+
+    weight: Float[Tensor, "V _"]
+    bias: Float[Tensor, " V"] | None = None
+
+
 @dataclass(frozen=True)
 class Teacher:
     """A law to imitate in place of the observed token, for the last ``M`` of ``N`` examples.
 
-    Its logits are those of horizon 1's output matrix, and nothing of them is trained.
+    Nothing of it is trained.
 
     Attributes:
-        states: ``(M, D)``, detached.
+        states: ``(M, E)``, detached.
         share: ``(M,)`` in [0, 1], how much of each example's loss is cross-entropy against the teacher.
+        matrix: Turns its states into logits; horizon 1's output matrix if ``None``.
+        temperature: Divides the logits of both laws where they are compared.
     """
 
-    states: Float[Tensor, "M D"]
+    states: Float[Tensor, "M E"]
     share: Float[Tensor, " M"]
+    matrix: OutputMatrix | None = None
+    temperature: float = 1.0
 
 
-class OutputMatrix(NamedTuple):
-    """What turns states into logits: a matrix, and a bias if there is one."""
+@dataclass(frozen=True)
+class NextTokenLaw:
+    """What another model says of the next token at every position, to be imitated.
 
-    weight: Float[Tensor, "V D"]
-    bias: Float[Tensor, " V"] | None = None
+    Attributes:
+        states: ``(B, T, E)``, detached.
+        matrix: Turns them into logits.
+        share: In [0, 1], how much of the loss is cross-entropy against this law.
+        temperature: Divides the logits of both laws where they are compared.
+    """
+
+    states: Float[Tensor, "B T E"]
+    matrix: OutputMatrix
+    share: float
+    temperature: float = 1.0
 
 
 class LinearCrossEntropy(Component, ABC):

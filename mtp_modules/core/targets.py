@@ -193,7 +193,7 @@ def positions_of_horizon_one(positions: Int[Tensor, "B P"], horizons: Sequence[i
         positions: Positions ``t``.
         horizons: Offsets ``h``.
     """
-    offsets = torch.tensor([horizon - 1 for horizon in horizons], device=positions.device)
+    offsets = torch.tensor([horizon - 1 for horizon in horizons], device=positions.device, dtype=positions.dtype)
     return positions[:, :, None] + offsets
 
 

@@ -1,22 +1,38 @@
 """Data: files or formulas to batches of tokens."""
 
+from mtp_modules.data.augmentation import Augmentation, SpanShuffle, TokenDropout
 from mtp_modules.data.corpus import TokenStream, load_splits
 from mtp_modules.data.counts import CountsAhead
 from mtp_modules.data.module import TokenDataModule
+from mtp_modules.data.polynomials import PolynomialTask
+from mtp_modules.data.star_graphs import StarGraphTask
+from mtp_modules.data.stories import StoryTask
 from mtp_modules.data.synthetic import ProgressionCeiling, ProgressionDataModule, progression_ceiling
+from mtp_modules.data.tasks import Example, Task, TaskDataModule, TaskRows
 from mtp_modules.data.text import TextDataModule
-from mtp_modules.data.tokenizers import ByteTokenizer
+from mtp_modules.data.tokenizers import ByteTokenizer, WordTokenizer
 from mtp_modules.data.windows import WindowDataset
 
 __all__ = [
+    "Augmentation",
     "ByteTokenizer",
     "CountsAhead",
+    "Example",
+    "PolynomialTask",
     "ProgressionCeiling",
     "ProgressionDataModule",
+    "SpanShuffle",
+    "StarGraphTask",
+    "StoryTask",
+    "Task",
+    "TaskDataModule",
+    "TaskRows",
     "TextDataModule",
     "TokenDataModule",
+    "TokenDropout",
     "TokenStream",
     "WindowDataset",
+    "WordTokenizer",
     "load_splits",
     "progression_ceiling",
 ]

@@ -1,13 +1,15 @@
 """Loaders: batches for one process out of all, and training that continues exactly where it stopped."""
 
 from collections.abc import Callable, Iterator
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.rows import EpochOrder, IntArray, TokenRows, evenly_spread
 
 
@@ -25,19 +27,37 @@ class Progress(TypedDict):
     order: str
 
 
+class _Batch(NamedTuple):
+    """Rows to load, and where they stand in training."""
+
+    ids: IntArray
+    epoch: int
+    places: IntArray
+
+
 class _Batches(Dataset[dict[str, Tensor]]):
-    def __init__(self, rows: TokenRows) -> None:
-        self.rows = rows
+    def __init__(self, rows: TokenRows, augmentation: Augmentation | None, seed: int) -> None:
+        self.rows, self.augmentation, self.seed = rows, augmentation, seed
 
-    def __getitem__(self, ids: IntArray) -> dict[str, Tensor]:
-        return self.rows.batch(ids)
+    def __getitem__(self, key: _Batch) -> dict[str, Tensor]:
+        batch = self.rows.batch(key.ids)
+        if self.augmentation is None:
+            return batch
+        return self.augmentation(batch, seed=self.seed, epoch=key.epoch, places=key.places)
 
 
-def _load(rows: TokenRows, batches: list[IntArray], num_workers: int) -> Iterator[dict[str, Tensor]]:
-    # torch takes any iterable of keys as a sampler; a key here is the ids of a whole batch.
+def _load(
+    rows: TokenRows,
+    batches: list[_Batch],
+    num_workers: int,
+    *,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+) -> Iterator[dict[str, Tensor]]:
+    # torch takes any iterable of keys as a sampler; a key here is a whole batch.
     return iter(
         DataLoader(
-            _Batches(rows),
+            _Batches(rows, augmentation, seed),
             sampler=batches,
             batch_size=None,
             num_workers=num_workers,
@@ -86,7 +106,7 @@ class EvalLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return _load(self.rows, self.batches, self.num_workers)
+        return _load(self.rows, [_Batch(ids, 0, ids) for ids in self.batches], self.num_workers)
 
 
 class TrainLoader:
@@ -107,6 +127,7 @@ class TrainLoader:
         num_workers: Worker processes that prepare batches.
         processed: Says how many batches have been trained on since any fixed time. ``None``: a batch is counted
             when it is handed out.
+        augmentation: Changes the rows; none if ``None``.
 
     Raises:
         ValueError: If an epoch has not enough rows for one step.
@@ -121,8 +142,10 @@ class TrainLoader:
         world_size: int = 1,
         num_workers: int = 0,
         processed: Callable[[], int] | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.order = order
+        self.augmentation = augmentation
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
@@ -145,7 +168,9 @@ class TrainLoader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         self._start = self._place()
         self._processed_at_start = self._processed()
-        for batch in _load(self.order.rows, self._next_batches(len(self)), self.num_workers):
+        batches = self._next_batches(len(self))
+        rows, seed = self.order.rows, self.order.seed
+        for batch in _load(rows, batches, self.num_workers, augmentation=self.augmentation, seed=seed):
             self._handed_out += 1
             yield batch
 
@@ -178,12 +203,14 @@ class TrainLoader:
         epochs, steps = divmod(steps - left, len(self))
         return epoch + 1 + epochs, steps * self.step_rows
 
-    def _next_batches(self, count: int) -> list[IntArray]:
+    def _next_batches(self, count: int) -> list[_Batch]:
         epoch, position = self._start
         batches = []
         for _ in range(count):
             if position + self.step_rows > self.order.rows.num_rows:
                 epoch, position = epoch + 1, 0
-            batches.append(self.order(epoch, position, self.step_rows)[self.rank :: self.world_size])
+            places = np.arange(position, position + self.step_rows)[self.rank :: self.world_size]
+            ids = self.order(epoch, position, self.step_rows)[self.rank :: self.world_size]
+            batches.append(_Batch(ids, epoch, places))
             position += self.step_rows
         return batches

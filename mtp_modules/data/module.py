@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from mtp_modules.core.checks import at_least
+from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.counts import CountsAhead
 from mtp_modules.data.loaders import EvalLoader, Progress, TrainLoader
 from mtp_modules.data.rows import EpochOrder, TokenRows
@@ -24,12 +25,21 @@ class TokenDataModule(LightningDataModule, ABC):
         seed: Another seed is another order.
         num_workers: Worker processes that prepare batches; cutting windows is cheap, 0 is usually right.
         max_eval_rows: Evaluate on at most so many rows, evenly spread.
+        augmentation: Changes training rows; none if ``None``.
 
     Raises:
         ValueError: If a size makes no sense.
     """
 
-    def __init__(self, *, batch_size: int, seed: int, num_workers: int, max_eval_rows: int | None) -> None:
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        num_workers: int,
+        max_eval_rows: int | None,
+        augmentation: Augmentation | None = None,
+    ) -> None:
         super().__init__()
         at_least(self, "batch_size", batch_size, 1)
         at_least(self, "seed", seed, 0)
@@ -37,6 +47,7 @@ class TokenDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers
+        self.augmentation = augmentation
         self._max_eval_rows = max_eval_rows
         self._train_loader: TrainLoader | None = None
         self._train_loader_trainer: Any = None
@@ -79,6 +90,7 @@ class TokenDataModule(LightningDataModule, ABC):
             world_size=world_size,
             num_workers=self.num_workers,
             processed=None if self.trainer is None else self._processed_batches,
+            augmentation=self.augmentation,
         )
         if self._resume_from is not None:
             loader.load_state_dict(self._resume_from)

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import at_least, fraction, refuse
+from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.corpus import SPLITS
 from mtp_modules.data.module import TokenDataModule
 from mtp_modules.data.rows import IntArray, TokenRows
@@ -78,18 +78,25 @@ def progression_ceiling(
         [0.9946, 0.9946, 0.9946]
     """
     _check_steps(steps)
-    if not horizons or min(horizons) < 1 or max(horizons) > lookahead:
-        refuse("progression_ceiling", f"horizons must lie in 1..lookahead ({lookahead}), got {list(horizons)}.")
+    _check_horizons(horizons, lookahead)
     row_length = length + lookahead
-    joint: dict[int, list[float]] = {}
-    for step, times in Counter(steps).items():
-        starts = num_starts(vocab_size=vocab_size, row_length=row_length, step=step)
-        for start in range(starts):
-            joint.setdefault(start, []).append(times / len(steps) / starts)
-    accuracy = sum(max(laws) for laws in joint.values())
-    nll = sum(-law * math.log(law / sum(laws)) for laws in joint.values() for law in laws)
+    limits = [num_starts(vocab_size=vocab_size, row_length=row_length, step=step) for step in steps]
+    return _ceiling([np.arange(limit) for limit in limits], steps=steps, length=length, num_horizons=len(horizons))
+
+
+def _ceiling(starts: Sequence[IntArray], *, steps: Sequence[int], length: int, num_horizons: int) -> ProgressionCeiling:
+    """Return the ceiling where each listed step draws from starts of its own."""
+    joint: dict[tuple[int, int], float] = {}
+    for step, own in zip(steps, starts, strict=True):
+        for start in own.tolist():
+            joint[start, step] = joint.get((start, step), 0.0) + 1 / len(steps) / len(own)
+    laws: dict[int, list[float]] = {}
+    for (start, _), law in joint.items():
+        laws.setdefault(start, []).append(law)
+    accuracy = sum(max(those) for those in laws.values())
+    nll = sum(-law * math.log(law / sum(those)) for those in laws.values() for law in those)
     return ProgressionCeiling(
-        accuracy=[(length - 1 + accuracy) / length] * len(horizons), nll=[nll / length] * len(horizons)
+        accuracy=[(length - 1 + accuracy) / length] * num_horizons, nll=[nll / length] * num_horizons
     )
 
 
@@ -99,20 +106,26 @@ class ProgressionRows(TokenRows):
     Args:
         num_rows: How many.
         row_length: Tokens of each.
-        vocab_size: Number ``V`` of token ids.
-        steps: Equally likely steps; the start is then uniform among those that keep the row inside the vocabulary.
+        steps: Equally likely steps.
+        starts: Equally likely starts of each step.
         seed: Another seed draws other rows.
     """
 
     def __init__(
-        self, *, num_rows: int, row_length: int, vocab_size: int, steps: Sequence[int], seed: Sequence[int]
+        self,
+        *,
+        num_rows: int,
+        row_length: int,
+        steps: Sequence[int],
+        starts: Sequence[IntArray],
+        seed: Sequence[int],
     ) -> None:
         generator = np.random.default_rng(list(seed))
-        limits = [num_starts(vocab_size=vocab_size, row_length=row_length, step=step) for step in steps]
         chosen = generator.integers(len(steps), size=num_rows)
-        starts = generator.integers(np.array(limits)[chosen]).astype(np.int64)
+        drawn = generator.integers(np.array([len(own) for own in starts])[chosen])
+        first = np.array([starts[step][place] for step, place in zip(chosen, drawn, strict=True)], dtype=np.int64)
         self.num_rows = num_rows
-        self.tokens: IntArray = starts[:, None] + np.array(steps, dtype=np.int64)[chosen, None] * np.arange(row_length)
+        self.tokens: IntArray = first[:, None] + np.array(steps, dtype=np.int64)[chosen, None] * np.arange(row_length)
 
     def epoch_ids(self, generator: np.random.Generator) -> IntArray:
         """Shuffle all rows."""
@@ -139,7 +152,8 @@ class ProgressionDataModule(TokenDataModule):
     """Arithmetic progressions: the step is drawn from ``steps``, then the start from those that fit the vocabulary.
 
     There are few different progressions, and all sides are drawn from all of them: this tests that training works, not
-    that it generalises. :func:`progression_ceiling` says what the best possible model reaches.
+    that it generalises. ``held_out_share`` keeps some for validation and testing. :func:`progression_ceiling` says what
+    the best possible model reaches.
 
     Args:
         batch_size: Rows of a batch of one process.
@@ -150,14 +164,20 @@ class ProgressionDataModule(TokenDataModule):
         num_train: Rows to train on.
         num_val: Rows to validate on.
         num_test: Rows to test on.
-        seed: Another seed draws other rows in another order.
+        augmentation: Changes training rows; none if ``None``.
+        held_out_share: Share of the starts of every step that training never sees, and that validation and testing
+            draw from alone; 0 draws all sides from all starts.
+        max_lookahead: Leave room for so many tokens ahead, so that runs with fewer horizons draw from the very same
+            progressions; as many as ``lookahead`` if ``None``.
+        seed: Another seed draws other rows in another order, and holds out others.
         num_workers: Worker processes that prepare batches.
 
     Shape:
         ``tokens (B, length + lookahead)``.
 
     Raises:
-        ValueError: If a row does not fit into the vocabulary, or a size is below 1.
+        ValueError: If a row does not fit into the vocabulary, a size is below 1, ``max_lookahead`` is below
+            ``lookahead``, or a step has too few starts to hold some out and keep some.
     """
 
     def __init__(
@@ -171,18 +191,28 @@ class ProgressionDataModule(TokenDataModule):
         num_train: int = 2000,
         num_val: int = 500,
         num_test: int = 500,
+        augmentation: Augmentation | None = None,
+        held_out_share: float = 0.0,
+        max_lookahead: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers, max_eval_rows=None)
+        super().__init__(
+            batch_size=batch_size, seed=seed, num_workers=num_workers, max_eval_rows=None, augmentation=augmentation
+        )
         self.steps = [1, 2] if steps is None else steps
         sizes = {"lookahead": lookahead, "length": length, "vocab_size": vocab_size}
         counts = {"num_train": num_train, "num_val": num_val, "num_test": num_test}
         for name, value in {**sizes, **counts}.items():
             at_least(self, name, value, 1)
         _check_steps(self.steps)
-        for step in self.steps:
-            num_starts(vocab_size=vocab_size, row_length=length + lookahead, step=step)
+        fraction(self, "held_out_share", held_out_share)
+        room = lookahead if max_lookahead is None else max_lookahead
+        at_least(self, "max_lookahead", room, lookahead)
+        limits = [num_starts(vocab_size=vocab_size, row_length=length + room, step=step) for step in self.steps]
+        self._starts = [
+            _sides(limit, step, held_out_share, seed) for limit, step in zip(limits, self.steps, strict=True)
+        ]
         self._vocab_size = vocab_size
         self.length = length
         self.lookahead = lookahead
@@ -197,18 +227,14 @@ class ProgressionDataModule(TokenDataModule):
         return self._vocab_size
 
     def ceiling(self, horizons: Sequence[int]) -> ProgressionCeiling:
-        """Return the best that any predictor can reach on this task.
+        """Return the best that any predictor can reach on the rows of validation and testing.
 
         Args:
             horizons: Offsets of the heads.
         """
-        return progression_ceiling(
-            vocab_size=self.vocab_size,
-            length=self.length,
-            steps=self.steps,
-            horizons=horizons,
-            lookahead=self.lookahead,
-        )
+        _check_horizons(horizons, self.lookahead)
+        held_out = [sides[1] for sides in self._starts]
+        return _ceiling(held_out, steps=self.steps, length=self.length, num_horizons=len(horizons))
 
     def rows(self, split: str) -> ProgressionRows:
         """Return the rows of a side.
@@ -222,8 +248,8 @@ class ProgressionDataModule(TokenDataModule):
             self._rows[split] = ProgressionRows(
                 num_rows={"train": self.num_train, "val": self.num_val, "test": self.num_test}[split],
                 row_length=self.length + self.lookahead,
-                vocab_size=self.vocab_size,
                 steps=self.steps,
+                starts=[sides[split != "train"] for sides in self._starts],
                 seed=(self.seed, SPLITS.index(split)),
             )
         return self._rows[split]
@@ -232,3 +258,23 @@ class ProgressionDataModule(TokenDataModule):
 def _check_steps(steps: Sequence[int]) -> None:
     if not steps or min(steps) < 1:
         refuse("ProgressionDataModule", f"steps must be a list of numbers of at least 1, got {list(steps)}.")
+
+
+def _sides(num: int, step: int, held_out_share: float, seed: int) -> tuple[IntArray, IntArray]:
+    """Return which starts training draws from, and which validation and testing do."""
+    if held_out_share == 0.0:
+        return np.arange(num), np.arange(num)
+    held_out = max(1, round(num * held_out_share))
+    if held_out >= num:
+        refuse(
+            "ProgressionDataModule",
+            f"held_out_share {held_out_share} of the {num} starts of step {step} leaves none to train on; lower it, or "
+            "take a larger vocab_size.",
+        )
+    order = np.random.default_rng([seed, step, num]).permutation(num)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def _check_horizons(horizons: Sequence[int], lookahead: int) -> None:
+    if not horizons or min(horizons) < 1 or max(horizons) > lookahead:
+        refuse("progression_ceiling", f"horizons must lie in 1..lookahead ({lookahead}), got {list(horizons)}.")

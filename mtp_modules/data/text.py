@@ -2,6 +2,7 @@
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.corpus import SPLITS, check_shares, load_splits
 from mtp_modules.data.module import TokenDataModule
 from mtp_modules.data.prompts import pick_prompts
@@ -28,6 +29,8 @@ class TextDataModule(TokenDataModule):
         seed: Another seed is another training order; the split does not depend on it.
         num_workers: Worker processes that prepare batches; cutting windows is cheap, 0 is usually right.
         max_eval_windows: Validate and test on at most so many windows, evenly spread.
+        random_offsets: Cut the text elsewhere in every epoch; if false, every epoch reads the same windows.
+        augmentation: Changes training rows; none if ``None``.
 
     Shape:
         ``tokens (B, window + lookahead)``; ``document_ids`` alike, only in batches where a row crosses into another
@@ -51,8 +54,16 @@ class TextDataModule(TokenDataModule):
         seed: int = 0,
         num_workers: int = 0,
         max_eval_windows: int | None = None,
+        random_offsets: bool = True,
+        augmentation: Augmentation | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers, max_eval_rows=max_eval_windows)
+        super().__init__(
+            batch_size=batch_size,
+            seed=seed,
+            num_workers=num_workers,
+            max_eval_rows=max_eval_windows,
+            augmentation=augmentation,
+        )
         check_window(self, window, lookahead)
         check_shares(val_share, test_share)
         if max_eval_windows is not None:
@@ -65,6 +76,7 @@ class TextDataModule(TokenDataModule):
         self.val_share = val_share
         self.test_share = test_share
         self.max_eval_windows = max_eval_windows
+        self.random_offsets = random_offsets
         self._datasets: dict[str, WindowDataset] | None = None
 
     @property
@@ -85,7 +97,11 @@ class TextDataModule(TokenDataModule):
         )
         self._datasets = {
             split: WindowDataset(
-                stream=stream, window=self.window, lookahead=self.lookahead, name=f"text of the {split} split"
+                stream=stream,
+                window=self.window,
+                lookahead=self.lookahead,
+                name=f"text of the {split} split",
+                random_offsets=self.random_offsets,
             )
             for split, stream in streams.items()
         }

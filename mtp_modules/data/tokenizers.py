@@ -1,6 +1,13 @@
 """Tokenizers: text to token ids and back."""
 
+import re
+from collections.abc import Sequence
+
+from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import Tokenizer
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+_NO_SPACE_BEFORE = re.compile(r" ([.,!?])")
 
 
 class ByteTokenizer(Tokenizer):
@@ -35,3 +42,67 @@ class ByteTokenizer(Tokenizer):
             ValueError: If a token is no byte.
         """
         return bytes(tokens).decode("utf-8", errors="replace")
+
+
+class WordTokenizer(Tokenizer):
+    """Read text word by word, out of a list of known words. For text of a small, closed language.
+
+    A word is a run of letters, digits and underscores, or a single other character. Between words there may be any
+    white space; :meth:`decode` writes one space, none before ``.``, ``,``, ``!`` and ``?``.
+
+    Args:
+        words: All words, in the order of their ids.
+
+    Raises:
+        ValueError: If there is no word, one comes twice, or one is not a single word.
+
+    Example:
+        >>> tokenizer = WordTokenizer(words=["the", "dog", "barked", "."])
+        >>> tokenizer.encode("the dog barked."), tokenizer.decode([0, 1, 2, 3])
+        ([0, 1, 2, 3], 'the dog barked.')
+    """
+
+    def __init__(self, *, words: Sequence[str]) -> None:
+        self.words = tuple(words)
+        if not self.words:
+            refuse(self, "words must hold at least one word, got none.")
+        for word in self.words:
+            if not _WORD.fullmatch(word):
+                refuse(self, f"words must hold single words, got {word!r}; split it.")
+        self._ids = {word: index for index, word in enumerate(self.words)}
+        if len(self._ids) < len(self.words):
+            twice = next(word for index, word in enumerate(self.words) if self._ids[word] != index)
+            refuse(self, f"words must be different, got {twice!r} twice; leave one out.")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of known words."""
+        return len(self.words)
+
+    @property
+    def end_token(self) -> None:
+        """``None``: nothing ends a document."""
+        return None
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of the words of a text.
+
+        Raises:
+            ValueError: If a word is unknown.
+        """
+        found = _WORD.findall(text)
+        for word in found:
+            if word not in self._ids:
+                refuse(self, f"the word {word!r} is unknown; use words of the {self.vocab_size} that it was made with.")
+        return [self._ids[word] for word in found]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of ids.
+
+        Raises:
+            ValueError: If a token is outside the vocabulary.
+        """
+        for token in tokens:
+            if not 0 <= token < self.vocab_size:
+                refuse(self, f"token {token} is outside the vocabulary 0..{self.vocab_size - 1}.")
+        return _NO_SPACE_BEFORE.sub(r"\1", " ".join(self.words[token] for token in tokens))

@@ -23,12 +23,15 @@ class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):
         window: Positions ``T`` that the trunk reads.
         lookahead: The largest horizon.
         name: What to call the stream in errors.
+        random_offsets: Tile the stream from another phase in every epoch.
 
     Raises:
         ValueError: If the stream is shorter than one row, or a size makes no sense.
     """
 
-    def __init__(self, *, stream: TokenStream, window: int, lookahead: int, name: str = "text") -> None:
+    def __init__(
+        self, *, stream: TokenStream, window: int, lookahead: int, name: str = "text", random_offsets: bool = True
+    ) -> None:
         check_window(self, window, lookahead)
         self.stream = stream
         self.window = window
@@ -41,7 +44,7 @@ class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):
                 "give more text or a smaller window.",
             )
         self.num_rows = max(1, (slack + 1) // window)
-        self._last_phase = min(window - 1, slack - (self.num_rows - 1) * window)
+        self._last_phase = min(window - 1, slack - (self.num_rows - 1) * window) if random_offsets else 0
 
     def __len__(self) -> int:
         return len(self.fixed_ids())
@@ -79,7 +82,7 @@ class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):
 
     def digest(self) -> str:
         """Return a hash of the text and the sizes."""
-        text = f"{self.stream.digest()} {self.window} {self.lookahead}"
+        text = f"{self.stream.digest()} {self.window} {self.lookahead} {self._last_phase}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def _rows(self, starts: IntArray) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from mtp_modules.decoders.beam_generation import Beam, BeamGeneration, BeamSearc
 from mtp_modules.decoders.compiled import CompiledModel, compile_for_decoding
 from mtp_modules.decoders.draft_policy import ConfidentDepth, CostAwareDepth, DraftPolicy, FixedDepth
 from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
-from mtp_modules.decoders.generation import Decoder, DecodingStats, Generation, Round
+from mtp_modules.decoders.generation import Decoder, DecodingStats, Generation, Round, RoundLaws
 from mtp_modules.decoders.lookup import LookupOrHeads, PromptLookup
 from mtp_modules.decoders.sampling import SamplingLaw
 from mtp_modules.decoders.speculative import SpeculativeDecoder
@@ -48,6 +48,7 @@ __all__ = [
     "PromptLookup",
     "RejectionSampling",
     "Round",
+    "RoundLaws",
     "SamplingLaw",
     "SpeculativeDecoder",
     "StaticTree",

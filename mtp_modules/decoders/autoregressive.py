@@ -13,6 +13,9 @@ from mtp_modules.decoders.verification import ExactMatch
 class AutoregressiveDecoder(Decoder):
     """Decoding with horizon 1 alone: the baseline of every speed-up.
 
+    Args:
+        keep_laws: Let each :class:`~mtp_modules.decoders.Round` tell the laws that its tokens were drawn from.
+
     Example:
         >>> from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
         >>> model = MTPModel(
@@ -22,6 +25,9 @@ class AutoregressiveDecoder(Decoder):
         >>> [len(tokens) for tokens in generation.tokens], generation.stats.tokens_per_forward
         ([4, 4], 1.0)
     """
+
+    def __init__(self, *, keep_laws: bool = False) -> None:
+        self.keep_laws = keep_laws
 
     def stream(
         self,
@@ -35,4 +41,5 @@ class AutoregressiveDecoder(Decoder):
     ) -> Iterator[Round]:
         """Yield one token a row and round; see :class:`~mtp_modules.decoders.generation.Decoder`."""
         request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)
-        return rounds(model, request, Speculation(drafter=None, acceptance=ExactMatch(), policy=FixedDepth(), most=0))
+        how = Speculation(None, ExactMatch(), FixedDepth(), most=0, keep_laws=self.keep_laws)
+        return rounds(model, request, how)

@@ -20,7 +20,8 @@ class Proposal(NamedTuple):
 
     Attributes:
         tokens: ``(B, K)``.
-        source: ``(B, K, V)``, the very laws that they were drawn from, float64; ``None`` in greedy decoding.
+        source: ``(B, K, V)``, the very laws that they were drawn from, float64; ``None`` in greedy decoding, if nobody
+            wants to keep them.
         limits: ``(B,)``, how many drafts of each row count.
     """
 
@@ -39,6 +40,7 @@ class DraftChoice:
         noise: Of the round.
         history: Counts for penalties.
         chooser: The policy's.
+        keep_laws: Also keep the laws at temperature 1 where the likeliest token is chosen.
     """
 
     def __init__(
@@ -49,8 +51,11 @@ class DraftChoice:
         noise: RowNoise | None,
         history: History | None,
         chooser: DepthChooser,
+        *,
+        keep_laws: bool = False,
     ) -> None:
         self.limits, self.laws, self.acceptance, self.noise = limits, laws, acceptance, noise
+        self.keep_laws = keep_laws
         self.history, self.chooser = history, chooser
         self.tokens: list[Int[Tensor, " B"]] = []
         self.sources: list[Float[Tensor, "B V"]] = []
@@ -69,6 +74,8 @@ class DraftChoice:
         law = None
         if self.laws is None:
             token = logits.argmax(dim=-1)
+            if self.keep_laws:
+                self.sources.append(logits.double().softmax(dim=-1))
         else:
             assert self.noise is not None
             emitted = None if self._emitted is None else self._emitted[:, None]

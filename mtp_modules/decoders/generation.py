@@ -11,6 +11,7 @@ import torch
 from mtp_modules.core.checks import at_least, refuse, tokens_in_vocabulary
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, Trunk
+from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.unembedding import Unembedding
 from mtp_modules.decoders.sampling import GREEDY, SamplingLaw
 from mtp_modules.decoders.stopping import StopRule
@@ -28,6 +29,24 @@ class DecodableModel(Protocol):
 
 
 @dataclass(frozen=True)
+class RoundLaws:
+    """What a round's drafts were drawn from, and what they were verified by; kept where a decoder is told to.
+
+    In greedy decoding nothing is drawn: the laws are then those at temperature 1 of the very logits that were compared.
+    A draft that was looked up in the text has a point mass.
+
+    Attributes:
+        drafts: ``(B, K)``, all drafts of the round; row ``b`` is a row that took part, ``Round.drafted[b]`` count.
+        draft_laws: ``(B, K, V)``, the law ``q`` of each draft.
+        laws: ``(B, K + 1, V)``, the model's law ``p`` at the place of each draft, and after the last.
+    """
+
+    drafts: Int[Tensor, "B K"]
+    draft_laws: Float[Tensor, "B K V"]
+    laws: Float[Tensor, "B _ V"]
+
+
+@dataclass(frozen=True)
 class Round:
     """What one forward pass of the trunk brought.
 
@@ -37,6 +56,7 @@ class Round:
         accepted: How many of those tokens were drafts; they come first, at depth 1, 2, ...; the model's own follows.
         drafted: How many tokens were drafted for each of them; 0 while reading the prompt.
         finish_reasons: ``"stop"``, ``"length"`` or ``"context"`` for a row that ends with this round, else ``None``.
+        laws: Of the drafts and of the model, if the decoder keeps them, else ``None``.
     """
 
     rows: list[int]
@@ -44,6 +64,7 @@ class Round:
     accepted: list[int]
     drafted: list[int]
     finish_reasons: list[str | None]
+    laws: RoundLaws | None = None
 
     @property
     def depths(self) -> list[list[int]]:

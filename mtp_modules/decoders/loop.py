@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.drafts import ancestors_of
@@ -12,9 +13,9 @@ from mtp_modules.decoders.acceptance import greedy_round
 from mtp_modules.decoders.compiled import CompiledModel
 from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy, now
 from mtp_modules.decoders.drafting import DraftChoice, Drafter, HeadsDrafter, Proposal, Text, heads_draft
-from mtp_modules.decoders.generation import DecodableModel, Request, Round
+from mtp_modules.decoders.generation import DecodableModel, Request, Round, RoundLaws
 from mtp_modules.decoders.sampling import History, RowLaws
-from mtp_modules.decoders.stopping import StopMatcher
+from mtp_modules.decoders.stopping import cut
 from mtp_modules.decoders.tree import DraftTree, Grower, Guess, counts_along, walk
 from mtp_modules.decoders.verification import Acceptance, RowNoise, own_choice
 
@@ -29,6 +30,7 @@ class Speculation:
         policy: How many tokens are drafted.
         most: Most drafts of a round, one after the other.
         tree: Shape of the drafts; ``None`` for a chain.
+        keep_laws: Whether rounds tell the laws of drafts and model; not with a tree.
     """
 
     drafter: Drafter | None
@@ -36,6 +38,7 @@ class Speculation:
     policy: DraftPolicy
     most: int
     tree: DraftTree | None = None
+    keep_laws: bool = False
 
 
 def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterator[Round]:
@@ -54,12 +57,12 @@ def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterato
     while True:
         tokens, reasons = [], []
         for index, row in enumerate(rows):
-            kept, reason = _cut(chosen[index], budgets[row], matchers[row])
+            kept, reason = cut(chosen[index], budgets[row], matchers[row])
             budgets[row] -= len(kept)
             tokens.append(kept)
             reasons.append(reason or ("context" if run.room(index) < 1 else None))
         used = [min(taken, len(kept)) for taken, kept in zip(accepted, tokens, strict=True)]
-        yield Round(rows, tokens, used, limits, reasons)
+        yield Round(rows, tokens, used, limits, reasons, run.kept_laws)
         going_on = [index for index, reason in enumerate(reasons) if reason is None]
         if not going_on:
             return
@@ -71,15 +74,6 @@ def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterato
         wanted = depths.depth(len(rows)) if how.drafter is not None else 0
         chosen, accepted, limits = run.round(last, run.limits(wanted, [budgets[row] for row in rows]), wanted, depths)
         depths.learn(len(rows), max(limits), accepted, limits, now() - started)
-
-
-def _cut(tokens: list[int], budget: int, matcher: StopMatcher) -> tuple[list[int], str | None]:
-    """Cut at the budget, and after the first token within it that ends the row."""
-    tokens = tokens[:budget]
-    for index, token in enumerate(tokens):
-        if matcher.ends(token):
-            return tokens[: index + 1], "stop"
-    return tokens, "length" if len(tokens) == budget else None
 
 
 class _Run:
@@ -109,6 +103,7 @@ class _Run:
             self.history = History(prompts, vocab_size, self.device) if laws.penalises else None
             reads_text = how.drafter is not None and how.drafter.reads_text
             self.text = Text(len(prompts), capacity + 1, self.device) if reads_text else None
+        self.kept_laws: RoundLaws | None = None
 
     @torch.inference_mode()
     def read_prompts(self) -> list[list[int]]:
@@ -124,10 +119,13 @@ class _Run:
         states = states[torch.arange(len(lengths), device=self.device), counts - 1]
         self._commit(lengths)
         logits = self.unembedding.logits(states)[:, None]
+        target = None
         if self.laws is None:
             first = logits.argmax(dim=-1)
         else:
-            first = own_choice(self.laws(self._scores(logits, None)), self._noise(unread=0))
+            target = self.laws(self._scores(logits, None))
+            first = own_choice(target, self._noise(unread=0))
+        self._keep_laws(Proposal(first[:, :0], None, counts), target, logits)
         if self.text is not None:
             self.text.append(chunk, counts)
         self._remember(first, torch.ones_like(counts))
@@ -155,7 +153,7 @@ class _Run:
         compiled = self._compiled(wanted)
         # A graph is made for one number of drafts: a row that can use fewer gets as many, of which fewer count.
         most = max(limits) if compiled is None or self.how.tree is not None else wanted
-        if compiled is not None and self.laws is None and (most == 0 or self._drafts_in_graph(depths)):
+        if compiled is not None and self._is_one_graph(most, depths):
             counted = torch.tensor(limits, device=self.device)
             tokens, accepted, logits = compiled.round(token, counted, most, self.trunk_state, self.heads_state)
         else:
@@ -163,6 +161,7 @@ class _Run:
             drafts, counted = proposal.tokens, proposal.limits
             compiled = compiled if drafts.shape[1] in (0, most) else None  # graphs are for whole rounds
             logits = self._logits(torch.cat((token[:, None], drafts), dim=1), compiled)
+            target = None
             if self.laws is None or noise is None:
                 tokens, accepted = greedy_round(drafts, counted, logits)
             else:
@@ -172,12 +171,13 @@ class _Run:
                 accepted, following = self.how.acceptance.verify(drafts, source, target, scores, counted, noise)
                 tokens = torch.cat((drafts, following[:, None]), dim=1)
                 tokens = tokens.scatter(1, accepted[:, None], following[:, None])
+            self._keep_laws(proposal, target, logits)
         return self._finish(logits, tokens, accepted, counted)
 
     def _finish(
         self,
         logits: Float[Tensor, "B C V"],
-        tokens: Int[Tensor, "B C"],
+        tokens: Int[Tensor, "B N"],
         accepted: Int[Tensor, " B"],
         counted: Int[Tensor, " B"],
         path: Int[Tensor, "B P"] | None = None,
@@ -196,9 +196,10 @@ class _Run:
         fits = min(self.room(index) for index in range(len(self.trunk_state.lengths))) > wanted
         return self.compiled if fits else None
 
-    def _drafts_in_graph(self, depths: DepthChooser) -> bool:
-        """Say whether drafts are the heads' likeliest tokens, whatever they are."""
-        return self.how.tree is None and isinstance(self.how.drafter, HeadsDrafter) and not depths.watches
+    def _is_one_graph(self, num_drafts: int, depths: DepthChooser) -> bool:
+        """Say whether nothing but the likeliest tokens is asked for, of the model and of the heads."""
+        from_heads = self.how.tree is None and isinstance(self.how.drafter, HeadsDrafter) and not depths.watches
+        return self.laws is None and not self.how.keep_laws and (num_drafts == 0 or from_heads)
 
     def _logits(self, chunk: Int[Tensor, "B C"], compiled: CompiledModel | None) -> Float[Tensor, "B C V"]:
         if compiled is not None:
@@ -244,9 +245,21 @@ class _Run:
         counts = torch.tensor(limits, device=self.device)
         if drafter is None or most == 0:
             return Proposal(token.new_zeros(len(limits), 0), None, counts)
-        choice = DraftChoice(counts, self.laws, self.how.acceptance, noise, self.history, depths)
+        choice = DraftChoice(
+            counts, self.laws, self.how.acceptance, noise, self.history, depths, keep_laws=self.how.keep_laws
+        )
         from_heads = heads_draft(self.model.heads, self.heads_state, token, self.embed, self.unembedding.logits)
         return drafter.propose(token, choice, most, from_heads=from_heads, text=self.text)
+
+    def _keep_laws(self, proposal: Proposal, target: Tensor | None, logits: Float[Tensor, "B C V"]) -> None:
+        """Keep what the round was decided by, if anybody wants it."""
+        if not self.how.keep_laws:
+            return
+        source = proposal.source
+        if source is None:  # no drafts, or drafts from the text
+            source = F.one_hot(proposal.tokens, logits.shape[2]).double()
+        target = logits.double().softmax(dim=-1) if target is None else target
+        self.kept_laws = RoundLaws(proposal.tokens, source, target)
 
     def room(self, index: int) -> int:
         """Return how many more tokens a row can read.

@@ -26,11 +26,12 @@ class SpeculativeDecoder(Decoder):
         policy: How many tokens to draft in a round; always ``num_drafts`` if ``None``.
         drafter: Where drafts come from; the model's heads if ``None``.
         tree: Draft a tree of this shape with the heads, instead of a chain; its depth is then the number of drafts.
+        keep_laws: Let each :class:`~mtp_modules.decoders.Round` tell the laws of its drafts and of the model.
 
     Raises:
         ValueError: If ``num_drafts`` is below 1, or above what can be drafted; if a tree goes with another acceptance
-            than :class:`~mtp_modules.decoders.ExactMatch`, with a drafter, or with ``num_drafts``; when decoding, if
-            the trunk cannot read trees.
+            than :class:`~mtp_modules.decoders.ExactMatch`, with a drafter, with ``num_drafts`` or with ``keep_laws``;
+            when decoding, if the trunk cannot read trees.
 
     Example:
         >>> from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
@@ -53,6 +54,7 @@ class SpeculativeDecoder(Decoder):
         policy: DraftPolicy | None = None,
         drafter: Drafter | None = None,
         tree: DraftTree | None = None,
+        keep_laws: bool = False,
     ) -> None:
         if num_drafts is not None:
             at_least(self, "num_drafts", num_drafts, 1)
@@ -60,7 +62,7 @@ class SpeculativeDecoder(Decoder):
         self.acceptance = ExactMatch() if acceptance is None else acceptance
         self.policy = FixedDepth() if policy is None else policy
         self.drafter = HeadsDrafter() if drafter is None else drafter
-        self.tree = tree
+        self.tree, self.keep_laws = tree, keep_laws
         if tree is not None:
             if not isinstance(self.acceptance, ExactMatch):
                 refuse(
@@ -71,6 +73,8 @@ class SpeculativeDecoder(Decoder):
             for name, value in (("num_drafts", num_drafts), ("drafter", drafter)):
                 if value is not None:
                     refuse(self, f"{name} does not go with a tree, which says how the heads draft; leave it out.")
+            if keep_laws:
+                refuse(self, "keep_laws tells the laws of a chain of drafts, not of a tree; leave one of the two out.")
 
     def stream(
         self,
@@ -103,4 +107,5 @@ class SpeculativeDecoder(Decoder):
             if not model.trunk.supports_trees:
                 refuse(self, f"{type(model.trunk).__name__} cannot read a tree of drafts; leave tree out.")
         request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)
-        return rounds(model, request, Speculation(self.drafter, self.acceptance, self.policy, most, self.tree))
+        how = Speculation(self.drafter, self.acceptance, self.policy, most, self.tree, self.keep_laws)
+        return rounds(model, request, how)

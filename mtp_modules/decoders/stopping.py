@@ -82,3 +82,21 @@ class StopMatcher:
         self._recent = [*self._recent[-self._most :], token]
         text = self.rule.tokenizer.decode(self._recent)
         return any(string in text for string in self.rule.strings)
+
+
+def cut(tokens: list[int], budget: int, matcher: StopMatcher) -> tuple[list[int], str | None]:
+    """Cut at the budget, and after the first token within it that ends the row.
+
+    Args:
+        tokens: New tokens of a row.
+        budget: Most of them that the row may emit.
+        matcher: Of the row.
+
+    Returns:
+        What is left, and why the row ends there, ``"stop"`` or ``"length"``; ``None`` if it goes on.
+    """
+    tokens = tokens[:budget]
+    for index, token in enumerate(tokens):
+        if matcher.ends(token):
+            return tokens[: index + 1], "stop"
+    return tokens, "length" if len(tokens) == budget else None

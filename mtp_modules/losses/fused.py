@@ -12,7 +12,8 @@ from torch import distributed as dist
 
 from mtp_modules.core.objective import CrossEntropyTerms, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.losses.plan import Group, first_taught, spans
+from mtp_modules.losses.likeliest import likeliest
+from mtp_modules.losses.plan import Group, check_teacher, first_taught, spans
 from mtp_modules.losses.vocabulary_parallel import VocabularyShard, held_part, score_shard, vocabulary_shard
 
 
@@ -49,6 +50,7 @@ class _Rules(NamedTuple):
     label_smoothing: float
     z_loss: float
     shard: VocabularyShard | None
+    temperature: float
 
 
 def fused_terms(
@@ -67,7 +69,7 @@ def fused_terms(
     Args:
         states: What the heads made.
         groups: Which examples share an output matrix.
-        law: Turns the teacher's states into logits.
+        law: Turns the teacher's states into logits, where it has no matrix of its own.
         rows: How many examples' logits are held at once; a whole group's if ``None``.
         targets: Token to predict; negative where there is none.
         example_weights: Factor of each example in the loss.
@@ -81,15 +83,17 @@ def fused_terms(
         return _Place(_index(distinct, matrix.weight), None if matrix.bias is None else _index(distinct, matrix.bias))
 
     chunks = tuple((*span, place(group.matrix)) for group in groups for span in spans(group, rows))
+    check_teacher(teacher, law)
     rules = _Rules(
         chunks=chunks,
         rows=max([0, *(stop - start for start, stop, _ in chunks)]),
-        law=None if teacher is None else place(law),
+        law=None if teacher is None else place(teacher.matrix or law),
         first_taught=first_taught(states, teacher),
         wanted=tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (states, *distinct)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         shard=vocabulary_shard(distinct),
+        temperature=1.0 if teacher is None else teacher.temperature,
     )
     held = (held_part(tensor) for tensor in distinct)
     taught = (None, None) if teacher is None else (teacher.states, teacher.share)
@@ -272,53 +276,41 @@ def score(
             logits, targets, weights, taught, rules.shard, label_smoothing=epsilon, z_loss=zeta, gradient=wanted
         )
     counts, targets = targets >= 0, targets.clamp(min=0)[:, None]
-    own, (top, predicted) = logits.gather(1, targets), _likeliest(logits)
+    own, (top, predicted) = logits.gather(1, targets), likeliest(logits)
     rank = (logits > own).sum(dim=1, dtype=torch.int32).long()
     even = logits.mean(dim=1, keepdim=True) if epsilon else None
-    law = share = imitated = None
+    tau = rules.temperature
+    law = share = imitated = soft = soft_total = None
     if taught is not None:
         law, share = taught[0], taught[1][:, None]
-        law.sub_(law.amax(dim=1, keepdim=True)).exp_()
+        law.sub_(law.amax(dim=1, keepdim=True)).div_(tau).exp_()
         law.div_(law.sum(dim=1, keepdim=True))
         imitated = (law * logits).sum(dim=1, keepdim=True)
+        if tau != 1.0:  # otherwise both laws of the student are one
+            soft = logits.sub(top).div_(tau).exp_()
+            soft_total = soft.sum(dim=1, keepdim=True)
     total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
     normaliser = total.log() + top
     nll = normaliser - own
     example_loss = nll if even is None else torch.lerp(nll, normaliser - even, epsilon)
     if imitated is not None and share is not None:
-        example_loss = torch.lerp(example_loss, normaliser - imitated, share)
+        imitation = normaliser - imitated
+        if soft_total is not None:
+            imitation = tau * (tau * soft_total.log() + top - imitated)
+        example_loss = torch.lerp(example_loss, imitation, share)
     if zeta:
         example_loss = example_loss + zeta * normaliser.square()
     loss = torch.where(counts, example_loss[:, 0] * weights, 0.0).sum()
     if any(rules.wanted):
         weights = torch.where(counts, weights, 0.0)[:, None]
-        logits.mul_(weights * (1 + 2 * zeta * normaliser) / total if zeta else weights / total)
-        observed = weights
+        observed = weights if share is None else weights * (1 - share)
+        plain = weights if soft is None else observed
+        logits.mul_((plain + 2 * zeta * weights * normaliser) / total if zeta else plain / total)
         if law is not None and share is not None:
-            logits.addcmul_(law, weights * share, value=-1)
-            observed = weights * (1 - share)
+            logits.addcmul_(law, weights * share, value=-tau)
+            if soft is not None and soft_total is not None:
+                logits.addcmul_(soft, weights * share / soft_total, value=tau)
         if epsilon:
             logits.sub_(observed * (epsilon / logits.shape[1]))
         logits.scatter_add_(1, targets, -observed * (1 - epsilon))
     return CrossEntropyTerms(loss, torch.where(counts, nll[:, 0], 0.0), rank, predicted)
-
-
-_BLOCK = 128
-
-
-def _likeliest(logits: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N 1"], Int[Tensor, " N"]]:
-    """Return the largest logit and its token, the first one if there are several.
-
-    The largest of a block is found many times faster than its place, so look for the place in the best block only.
-    """
-    vocab_size = logits.shape[1]
-    if vocab_size < 8 * _BLOCK or logits.device.type != "cpu":
-        predicted = logits.argmax(dim=1)
-        return logits.gather(1, predicted[:, None]), predicted
-    whole = vocab_size // _BLOCK * _BLOCK
-    blocks = logits[:, :whole].view(len(logits), -1, _BLOCK).amax(dim=2)
-    last = logits[:, -_BLOCK:].amax(dim=1, keepdim=True)  # may overlap the block before
-    start = torch.cat((blocks, last), dim=1).argmax(dim=1).mul_(_BLOCK).clamp_(max=vocab_size - _BLOCK)[:, None]
-    block = logits.gather(1, start + torch.arange(_BLOCK, device=logits.device))
-    place = block.argmax(dim=1, keepdim=True)
-    return block.gather(1, place), (start + place)[:, 0]

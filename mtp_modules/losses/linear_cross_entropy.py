@@ -1,6 +1,7 @@
 """Backends of the one operation that MTP training spends its memory on: output matrix + cross-entropy."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -21,14 +22,15 @@ class NaiveLinearCrossEntropy(LinearCrossEntropy):
     Memory grows with ``N * V``. Fine for bytes; use another backend for a real vocabulary.
 
     With logits :math:`z`, law :math:`p = \mathrm{softmax}(z)`, target :math:`y`, label smoothing :math:`\epsilon`,
-    z-loss :math:`\zeta` (Chowdhery et al. 2022, arXiv 2204.02311, section 5) and a teacher's law :math:`q` with share
-    :math:`s`, the loss of an example is
+    z-loss :math:`\zeta` (Chowdhery et al. 2022, arXiv 2204.02311, section 5) and a teacher's logits :math:`u`, of share
+    :math:`s` and temperature :math:`\tau`, the loss of an example is
 
     .. math:: (1 - s) \Bigl[-(1 - \epsilon) \log p_y - \frac{\epsilon}{V} \sum_v \log p_v\Bigr]
-              - s \sum_v q_v \log p_v + \zeta \Bigl(\log \sum_v e^{z_v}\Bigr)^2
+              - s \, \tau^2 \sum_v q_v \log p^\tau_v + \zeta \Bigl(\log \sum_v e^{z_v}\Bigr)^2
 
-    Smoothing belongs to the observed token; the teacher's law is soft as it is. The z-loss counts whole whatever the
-    teacher's share.
+    where :math:`q = \mathrm{softmax}(u / \tau)` and :math:`p^\tau = \mathrm{softmax}(z / \tau)`, and :math:`\tau^2`
+    keeps the gradient's size (Hinton et al. 2015, arXiv 1503.02531, section 2). Smoothing belongs to the observed
+    token; the teacher's law is soft as it is. The z-loss counts whole whatever the teacher's share.
     """
 
     def __call__(
@@ -274,9 +276,11 @@ def _plainly(
     if label_smoothing:
         example_loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     if teacher is not None:
+        temperature = teacher.temperature
         with torch.no_grad():
-            law = _wide(F.linear(teacher.states.to(low), *_cast(law_matrix, low))).softmax(dim=-1)
-        imitation = F.cross_entropy(logits, law, reduction="none")
+            law_logits = _wide(F.linear(teacher.states.to(low), *_cast(teacher.matrix or law_matrix, low)))
+            law = (law_logits / temperature).softmax(dim=-1)
+        imitation = temperature**2 * F.cross_entropy(logits / temperature, law, reduction="none")
         example_loss = torch.lerp(example_loss, imitation, teacher.share.to(nll.dtype))
     if z_loss:
         example_loss = example_loss + z_loss * logits.logsumexp(dim=1).square()
@@ -303,7 +307,7 @@ def _rows_of(teacher: Teacher | None, states: Tensor, start: int, stop: int) -> 
     if teacher is None or start < first:
         return None
     rows = slice(start - first, stop - first)
-    return Teacher(teacher.states[rows], teacher.share[rows])
+    return replace(teacher, states=teacher.states[rows], share=teacher.share[rows])
 
 
 def _joined(parts: Sequence[CrossEntropyTerms], targets: Tensor, example_weights: Tensor) -> CrossEntropyTerms:

@@ -9,7 +9,7 @@ from torch import nn
 from mtp_modules.core.checks import at_least, fraction, refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads
-from mtp_modules.core.objective import HorizonWeights, LinearCrossEntropy, Teacher
+from mtp_modules.core.objective import HorizonWeights, LinearCrossEntropy, NextTokenLaw, Teacher
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.core.targets import (
@@ -111,8 +111,10 @@ class MultiTokenLoss(Component, nn.Module):
         *,
         document_ids: Int[Tensor, "B L"] | None = None,
         loss_mask: Bool[Tensor, "B L"] | None = None,
+        inputs: Int[Tensor, "B L"] | None = None,
         counts: Int[Tensor, " H"] | None = None,
         weights: Sequence[float] | None = None,
+        teacher: NextTokenLaw | None = None,
     ) -> LossTerms:
         """Run the model on a batch and score every horizon.
 
@@ -121,16 +123,23 @@ class MultiTokenLoss(Component, nn.Module):
             tokens: Token ids, ``L = T + max(horizons)``.
             document_ids: Which document every token belongs to.
             loss_mask: False at tokens that must not be learned.
+            inputs: What the model reads, where that is not ``tokens``: noise, or blanks. Targets are ``tokens``.
             counts: How many valid targets each horizon has in everything that one optimizer step sees: all ranks, all
                 accumulated batches. The losses of those add up to the loss of the step. Only this batch if ``None``.
             weights: One weight a horizon; those of the start of a run if ``None``.
+            teacher: What another model says of the next token; imitated by every horizon for the token that it
+                predicts, where the other model has read up to there.
+
+        Raises:
+            ValueError: If there is a teacher, and ``distillation`` makes horizon 1 another.
         """
         horizons = model.heads.horizons
         length = num_positions(tokens, horizons)
         targets, valid = future_targets(tokens, horizons, document_ids, loss_mask)
         targets = targets.masked_fill(~valid, -1)
         positions = self._positions(tokens, length)
-        states = model(tokens, document_ids=document_ids, positions=positions, detach=self.detach)
+        read = tokens if inputs is None else inputs
+        states = model(read, document_ids=document_ids, positions=positions, detach=self.detach)
 
         if positions is None:
             every = torch.arange(length, device=tokens.device).expand(tokens.shape[0], -1)
@@ -151,7 +160,7 @@ class MultiTokenLoss(Component, nn.Module):
             _head_by_head(targets[:, :, 0], far_targets),
             _head_by_head(near, far),
             self.backend,
-            self._teacher(states[0], every, far, horizons),
+            self._teacher(states[0], teacher, every, horizons),
             sizes=[state.shape[0] * state.shape[1] for state in states],
             detach_far="unembedding" in self.detach,
             label_smoothing=self.label_smoothing,
@@ -188,18 +197,28 @@ class MultiTokenLoss(Component, nn.Module):
     def _teacher(
         self,
         first: Float[Tensor, "B T D"],
+        other: NextTokenLaw | None,
         positions: Int[Tensor, "B P"],
-        far: Float[Tensor, "B P K"],
         horizons: tuple[int, ...],
     ) -> Teacher | None:
-        """Horizon 1's state for the token that each far horizon predicts, where the trunk has read that far."""
-        if self.distillation == 0.0 or len(horizons) == 1:
+        """The next-token state for the token that each horizon predicts, where the trunk has read that far.
+
+        Horizon 1 teaches the others, or another model teaches all.
+        """
+        if other is not None and self.distillation > 0.0:
+            refuse(self, f"distillation is {self.distillation}, but there is a teacher already; set it to 0.")
+        if other is None and (self.distillation == 0.0 or len(horizons) == 1):
             return None
-        length = first.shape[1]
+        near = first.detach() if other is None else other.states
+        length = near.shape[1]
         same = positions_of_horizon_one(positions, horizons[1:]).permute(2, 0, 1).contiguous()
-        share = self.distillation * (same < length).flatten().to(far.dtype)
-        rows = torch.arange(first.shape[0], device=first.device)[:, None]
-        return Teacher(first.detach()[rows, same.clamp(max=length - 1)].flatten(0, 2), share)
+        known = (same < length).flatten().to(_real(first.dtype))
+        rows = torch.arange(near.shape[0], device=near.device)[:, None]
+        far = near[rows, same.clamp(max=length - 1)].flatten(0, 2)
+        if other is None:
+            return Teacher(far, self.distillation * known)
+        share = other.share * torch.cat((known.new_ones(near.shape[0] * length), known))
+        return Teacher(torch.cat((near.flatten(0, 1), far)), share, other.matrix, other.temperature)
 
 
 def _head_by_head(near: Shaped[Tensor, "B T"], far: Shaped[Tensor, "B P K"]) -> Shaped[Tensor, " N"]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mtp_modules.core.checks import refuse
+from mtp_modules.core.checks import is_distributed, refuse
 from mtp_modules.core.objective import OutputMatrix, Teacher
 from mtp_modules.core.shapes import Tensor
 
@@ -76,6 +76,24 @@ def first_taught(states: Tensor, teacher: Teacher | None) -> int:
         teacher: Of the last ``M`` examples.
     """
     return len(states) - (0 if teacher is None else len(teacher.states))
+
+
+def check_teacher(teacher: Teacher | None, matrix: OutputMatrix) -> None:
+    """Refuse a teacher whose logits cannot be made beside the student's.
+
+    Args:
+        teacher: If there is one.
+        matrix: Horizon 1's.
+
+    Raises:
+        ValueError: If the student's output matrices are sharded, and the teacher is another model.
+    """
+    if teacher is not None and is_distributed(matrix.weight) and (teacher.matrix or teacher.temperature != 1.0):
+        refuse(
+            "LinearCrossEntropy",
+            "output matrices are sharded over the vocabulary, where no other model can be a teacher; "
+            "train without tensor parallelism, or leave the teacher out.",
+        )
 
 
 def spans(group: Group, rows: int | None) -> list[tuple[int, int]]:

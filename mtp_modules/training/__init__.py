@@ -3,7 +3,7 @@
 from mtp_modules.training.blocks import checkpoint_blocks, compile_blocks, prepare_blocks
 from mtp_modules.training.callbacks import GracefulStop, HeadsProgressBar, HeadsTable, PredictionWriter
 from mtp_modules.training.checkpointing import find_checkpoint, load_model
-from mtp_modules.training.flops import flops_per_token, training_flops
+from mtp_modules.training.flops import flops_per_token, step_flops, training_flops
 from mtp_modules.training.module import MTPModule
 from mtp_modules.training.monitoring import (
     GradientConflict,
@@ -21,6 +21,7 @@ from mtp_modules.training.strategies import (
     check_trainer,
     fill_data_parallel_size,
 )
+from mtp_modules.training.teacher import TeacherModel
 from mtp_modules.training.tensor_parallel import (
     check_same_tokens,
     clip_gradients,
@@ -39,6 +40,7 @@ __all__ = [
     "MuonWithAdamW",
     "PredictionWriter",
     "Sharding",
+    "TeacherModel",
     "TokenThroughput",
     "WarmupDecay",
     "check_compilation",
@@ -61,6 +63,7 @@ __all__ = [
     "prepare_blocks",
     "shard_model",
     "share_random_state",
+    "step_flops",
     "tensor_parallelize",
     "training_flops",
 ]

@@ -1,5 +1,7 @@
 """How many floating-point operations training takes, counted from the components' own formulas."""
 
+from typing import Any
+
 from mtp_modules.core.checks import at_least, fraction
 from mtp_modules.core.targets import num_sampled
 from mtp_modules.model import MTPModel
@@ -50,3 +52,16 @@ def flops_per_token(model: MTPModel, *, length: int, share_of_positions: float =
         ValueError: If the length is below 1 or the share lies outside (0, 1].
     """
     return training_flops(model, batch_size=1, length=length, share_of_positions=share_of_positions) / length
+
+
+def step_flops(module: Any, *, batch_size: int, length: int) -> int:
+    """Return :func:`training_flops` of a step of a module, and those of its teacher's forward pass.
+
+    Args:
+        module: An :class:`~mtp_modules.training.MTPModule`.
+        batch_size: Number ``B`` of rows.
+        length: Number ``T`` of positions that the trunk reads of each.
+    """
+    sizes = {"batch_size": batch_size, "length": length, "share_of_positions": module.loss.share_of_positions}
+    taught = 0 if module.teacher is None else module.teacher.flops(num_horizons=len(module.horizons), **sizes)
+    return training_flops(module.model, **sizes) + int(taught)

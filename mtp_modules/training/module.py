@@ -15,33 +15,35 @@ from mtp_modules.core.component import describe
 from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
+from mtp_modules.core.targets import num_positions
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import FORMAT, MTPModel, check_format
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, check_weights, in_model_order
+from mtp_modules.training.freezing import freeze_parts
 from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.optimizers import muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize
 from mtp_modules.training.schedules import LearningRateSchedule
 from mtp_modules.training.strategies import check_compilation, check_gradients, check_trainer
+from mtp_modules.training.teacher import TeacherModel
 from mtp_modules.training.tensor_parallel import check_same_tokens, clip_gradients, parallelize, share_random_state
 
 TOP_K = (1, 5)
-FREEZABLE = ("trunk", "heads", "unembedding")
 
 
 class MTPModule(LightningModule):
     """Train a multi-token model: what ``python -m mtp_modules fit`` runs.
 
-    Batches are dictionaries with ``tokens (B, T + max(horizons))`` and optionally ``document_ids`` and ``loss_mask`` of
-    the same shape. Logged, each as ``train/``, ``val/`` and ``test/``, are per head ``loss/head_h`` (unweighted, nats),
-    ``perplexity/head_h``, ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``; in training also
-    ``loss``, gradient norms before clipping, and what :class:`~mtp_modules.training.monitoring.TokenThroughput` says.
-    The page "What is logged" has every key. Checkpoints describe the model and the tokenizer, so that they can be
-    decoded without the configuration.
+    Batches are dictionaries with ``tokens (B, T + max(horizons))`` and optionally ``document_ids``, ``loss_mask`` and
+    ``inputs`` (read in the place of ``tokens``) of the same shape. Logged, each as ``train/``, ``val/`` and ``test/``,
+    are per head ``loss/head_h`` (unweighted, nats), ``perplexity/head_h``, ``accuracy/head_h`` and
+    ``top5_accuracy/head_h``, and ``accepted_length``; in training also ``loss``, gradient norms before clipping, and
+    what :class:`~mtp_modules.training.monitoring.TokenThroughput` says. The page "What is logged" has every key.
+    Checkpoints describe model and tokenizer, so that they can be decoded without the configuration.
 
     Each horizon's loss is divided by the number of its valid targets in everything that one optimizer step sees: all
     ranks, and all batches that the trainer accumulates. So a step is the same however it is split.
@@ -50,6 +52,7 @@ class MTPModule(LightningModule):
         trunk: Turns tokens into hidden states.
         heads: Turn a hidden state into one state a horizon.
         loss: What to minimise.
+        teacher: A trained model to imitate in training; none if ``None``.
         optimizer: Made from parameter groups, of which the one with ``use_muon`` true holds the matrices.
         lr_schedule: Factor on every learning rate; constant if ``None``.
         tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
@@ -82,6 +85,7 @@ class MTPModule(LightningModule):
         activation_checkpointing: str | None = None,
         compile_blocks: bool = False,
         sharding: Sharding | None = None,
+        teacher: TeacherModel | None = None,
     ) -> None:
         super().__init__()
         self.model = MTPModel(
@@ -91,8 +95,10 @@ class MTPModule(LightningModule):
             own_unembeddings=own_unembeddings,
             output_bias=output_bias,
         )
-        self._freeze(freeze)
-        self.loss = loss
+        self.frozen = freeze_parts(self, self.model, freeze)
+        self.loss, self.teacher = loss, teacher
+        if teacher is not None:
+            teacher.check(self.model, loss)
         self.loss.weights(len(self.model.horizons))  # weights that do not fit the heads are refused before any work
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
@@ -104,22 +110,6 @@ class MTPModule(LightningModule):
         self._step_counts: StepCounts | None = None
         self._run_length: int | None = None
         self._gradients_checked = False
-
-    def _freeze(self, parts: Sequence[str]) -> None:
-        for part in parts:
-            if part not in FREEZABLE:
-                refuse(self, f"freeze may hold {', '.join(FREEZABLE)}, got {part!r}.")
-        if "unembedding" in parts and "trunk" not in parts and self.model.unembedding.tied:
-            refuse(
-                self,
-                "freeze holds unembedding, which is the trunk's embedding; freeze the trunk too, or set "
-                "tie_embeddings to false.",
-            )
-        for part in parts:
-            getattr(self.model, part).requires_grad_(False)
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            refuse(self, f"freeze holds {', '.join(parts)}, which leaves nothing to train; leave one out.")
-        self.frozen = tuple(parts)
 
     @property
     def horizons(self) -> tuple[int, ...]:
@@ -166,17 +156,22 @@ class MTPModule(LightningModule):
         """Score a batch.
 
         Args:
-            batch: ``tokens``, and optionally ``document_ids`` and ``loss_mask``.
+            batch: ``tokens``, and optionally ``document_ids``, ``loss_mask`` and ``inputs``.
             counts: Valid targets a horizon in all that the optimizer step sees; only this batch if ``None``.
             weights: One weight a horizon; those of the start of a run if ``None``.
         """
+        tokens, document_ids, law = batch["tokens"], batch.get("document_ids"), None
+        if self.teacher is not None and self.training:
+            law = self.teacher(tokens, length=num_positions(tokens, self.horizons), document_ids=document_ids)
         terms: LossTerms = self.loss(
             self.model,
-            batch["tokens"],
-            document_ids=batch.get("document_ids"),
+            tokens,
+            document_ids=document_ids,
             loss_mask=batch.get("loss_mask"),
+            inputs=batch.get("inputs"),
             counts=counts,
             weights=weights,
+            teacher=law,
         )
         return terms
 
@@ -230,6 +225,8 @@ class MTPModule(LightningModule):
         self._step_counts = self._run_length = None
         self._gradients_checked = False
         self.horizon_weights()
+        if self.teacher is not None:
+            self.teacher.prepare(self.device, self._tokenizer())
 
     def on_train_start(self) -> None:
         """Quieten a frozen trunk, and in a resumed run restore the random numbers."""
@@ -270,7 +267,8 @@ class MTPModule(LightningModule):
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the likeliest token of every horizon at every position, ``(B, T, H)``, beside the batch's own."""
-        states = self.model(batch["tokens"], document_ids=batch.get("document_ids"))
+        read = batch.get("inputs", batch["tokens"])
+        states = self.model(read, document_ids=batch.get("document_ids"))
         logits = self.model.unembedding.logits
         predicted = [logits(state, index).argmax(dim=-1) for index, state in enumerate(states)]
         return {"tokens": batch["tokens"], "predicted": torch.stack(predicted, dim=-1)}
@@ -308,18 +306,19 @@ class MTPModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint describe itself."""
-        datamodule = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
-        tokenizer = getattr(datamodule, "tokenizer", None)
-        checkpoint[CHECKPOINT_KEY] = {
-            "format": FORMAT,
-            "model": describe(self.model),
-            "tokenizer": describe(tokenizer) if isinstance(tokenizer, Tokenizer) else None,
-        }
+        tokenizer = self._tokenizer()
+        told = None if tokenizer is None else describe(tokenizer)
+        checkpoint[CHECKPOINT_KEY] = {"format": FORMAT, "model": describe(self.model), "tokenizer": told}
         if self.device_mesh is None and "optimizer_states" in checkpoint:
             pairs = zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True)
             checkpoint["optimizer_states"] = [in_model_order(state, optimizer, self) for state, optimizer in pairs]
         if self._trainer is not None and self.trainer.world_size == 1:
             checkpoint[CHECKPOINT_KEY]["random_state"] = _generator(self.device).get_state()
+
+    def _tokenizer(self) -> Tokenizer | None:
+        datamodule = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        tokenizer = getattr(datamodule, "tokenizer", None)
+        return tokenizer if isinstance(tokenizer, Tokenizer) else None
 
 
 def _generator(device: torch.device) -> torch.Generator:

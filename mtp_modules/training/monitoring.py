@@ -15,7 +15,7 @@ from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.shapes import Float, Tensor
 from mtp_modules.core.targets import count_targets
 from mtp_modules.model import MTPModel
-from mtp_modules.training.flops import training_flops
+from mtp_modules.training.flops import step_flops
 from mtp_modules.training.normalisation import data_parallel
 
 
@@ -251,8 +251,7 @@ class TokenThroughput(Callback):
 
     def _count(self, module: Any, batch: dict[str, Tensor]) -> None:
         rows, length = batch["tokens"].shape[0], batch["tokens"].shape[1] - module.lookahead
-        share = module.loss.share_of_positions
-        flops = training_flops(module.model, batch_size=rows, length=length, share_of_positions=share)
+        flops = step_flops(module, batch_size=rows, length=length)
         self._batches += 1
         self._samples += rows * self._replicas
         self._tokens += rows * length * self._replicas

@@ -9,7 +9,7 @@ PACKAGE = "mtp_modules"
 ROOT = Path(__file__).parents[2]
 
 PARTS = ("layers", "trunks", "heads", "losses", "decoders", "metrics", "data", "model", "training")
-SHELL = ("commands", "cli")
+SHELL = ("configuration", "studies", "reports", "commands", "cli")
 
 # Each unit (subpackage, or module of the top level): the units, and the packages, that it may import besides itself.
 UNITS: dict[str, set[str]] = {
@@ -23,8 +23,11 @@ UNITS: dict[str, set[str]] = {
     "data": {"core"},
     "model": {"core"},
     "training": {"core", "layers", "trunks", "heads", "losses", "metrics", "data", "model"},
-    "commands": {"core", *PARTS},
-    "cli": {"core", *PARTS, "commands", "__init__"},
+    "configuration": {"core", *PARTS},
+    "studies": {"core", *PARTS, "configuration", "__init__"},
+    "reports": {"core", *PARTS, "configuration", "studies"},
+    "commands": {"core", *PARTS, "configuration", "studies", "reports"},
+    "cli": {"core", *PARTS, "configuration", "commands", "__init__"},
     "__main__": {"cli"},
     "__init__": {"core", "layers", "trunks", "heads", "losses", "decoders", "metrics", "model"},
 }
@@ -39,6 +42,9 @@ PACKAGES: dict[str, set[str]] = {
     "data": {"torch", "numpy", "lightning"},
     "model": {"torch", "safetensors"},
     "training": {"torch", "numpy", "lightning", "torchmetrics", "safetensors", "rich"},
+    "configuration": {"torch", "lightning", "jsonargparse"},
+    "studies": {"torch", "lightning", "jsonargparse", "rich", "yaml"},
+    "reports": {"torch", "numpy", "lightning", "rich", "matplotlib", "yaml"},
     "commands": {"torch", "numpy", "lightning", "jsonargparse", "rich"},
     "cli": {"torch", "lightning", "jsonargparse"},
     "__main__": set(),

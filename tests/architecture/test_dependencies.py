@@ -63,10 +63,18 @@ def test_the_check_lets_a_permitted_import_pass(path: str, source: str) -> None:
     assert violations(source, Path(path)) == []
 
 
+DISTRIBUTIONS = {"yaml": "pyyaml"}
+
+
 def test_whatever_is_imported_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in project["dependencies"]}
-    assert set().union(*PACKAGES.values()) <= declared
+    extra = project["optional-dependencies"]["studies"]
+    declared = {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in [*project["dependencies"], *extra]}
+    assert {DISTRIBUTIONS.get(name, name) for name in set().union(*PACKAGES.values())} <= declared
+
+
+def test_only_reports_need_the_extra() -> None:
+    assert {unit for unit, packages in PACKAGES.items() if "matplotlib" in packages} == {"reports"}
 
 
 def test_the_package_is_usable_without_lightning() -> None:

@@ -253,7 +253,7 @@ MUTANTS = (
     ),
     Mutant(
         "stop-only-at-the-end-of-a-block",
-        "decoders/loop.py",
+        "decoders/stopping.py",
         "    for index, token in enumerate(tokens):\n        if matcher.ends(token):",
         "    for index, token in [(len(tokens) - 1, tokens[-1])]:\n        if matcher.ends(token):",
         "a stop inside a block is ignored",
@@ -262,7 +262,7 @@ MUTANTS = (
     ),
     Mutant(
         "length-hides-a-stop",
-        "decoders/loop.py",
+        "decoders/stopping.py",
         "    tokens = tokens[:budget]\n",
         '    if len(tokens) >= budget:\n        return tokens[:budget], "length"\n',
         "the length cap hides an earlier stop",
@@ -271,7 +271,7 @@ MUTANTS = (
     ),
     Mutant(
         "tokens-behind-a-stop",
-        "decoders/loop.py",
+        "decoders/stopping.py",
         'return tokens[: index + 1], "stop"',
         'return tokens, "stop"',
         "tokens behind the stop come out",

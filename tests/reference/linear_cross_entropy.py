@@ -39,8 +39,11 @@ def linear_cross_entropy(
         example = -(1 - label_smoothing) * log_law[target] - label_smoothing * log_law.mean()
         if teacher is not None and index >= untaught:
             with torch.no_grad():
-                law = logits_of(teacher.states[index - untaught], matrices[0]).softmax(dim=0)
+                told = logits_of(teacher.states[index - untaught], teacher.matrix or matrices[0])
+                law = (told / teacher.temperature).softmax(dim=0)
+            soft = logits / teacher.temperature
+            imitation = -(law * (soft - soft.exp().sum().log())).sum()
             share = teacher.share[index - untaught]
-            example = (1 - share) * example - share * (law * log_law).sum()
+            example = (1 - share) * example + share * teacher.temperature**2 * imitation
         loss = loss + example_weights[index] * (example + z_loss * logits.exp().sum().log() ** 2)
     return loss, nll, rank, predicted

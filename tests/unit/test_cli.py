@@ -19,7 +19,7 @@ from tests.command_line import ROOT, refusal, run
 from tests.unit.training.running import data, module, trainer
 
 NOTEBOOK, QUICKSTART = ROOT / "configs" / "notebook.yaml", ROOT / "configs" / "quickstart.yaml"
-COMMANDS = "fit, validate, test, predict, generate"
+COMMANDS = "fit, validate, test, predict, generate, study, diagnose, report"
 
 
 def fit(config: Path, *arguments: str | Path) -> str:
@@ -167,7 +167,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     ),
     "data": (
         *("data/class_path", "Progressions"),
-        "data: unknown class 'Progressions'." + own("ProgressionDataModule, TextDataModule"),
+        "data: unknown class 'Progressions'." + own("ProgressionDataModule, TaskDataModule, TextDataModule"),
     ),
     "argument of heads": (
         *("model/heads/init_args/num_horizon", 3),
@@ -185,7 +185,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "argument of data": (
         *("data/init_args/lenght", 20),
         "data: ProgressionDataModule has no argument 'lenght'. Known: batch_size, lookahead, vocab_size, length, "
-        "steps, num_train, num_val, num_test, seed, num_workers.",
+        "steps, num_train, num_val, num_test, augmentation, held_out_share, max_lookahead, seed, num_workers.",
     ),
     "argument of the schedule": (
         *("model/lr_schedule/init_args/warmup", 20),
@@ -194,7 +194,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "argument of the model": (
         *("model/tie_embedding", True),
         "model has no argument 'tie_embedding'. Known: trunk, heads, loss, optimizer, lr_schedule, tie_embeddings, "
-        "own_unembeddings, output_bias, freeze, activation_checkpointing, compile_blocks, sharding.",
+        "own_unembeddings, output_bias, freeze, activation_checkpointing, compile_blocks, sharding, teacher.",
     ),
     "section": (
         *("modle", 3),

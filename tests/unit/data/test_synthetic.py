@@ -1,6 +1,7 @@
 """Progressions follow the law that the ceiling is computed from."""
 
 import math
+import re
 from collections import defaultdict
 from fractions import Fraction
 
@@ -118,3 +119,58 @@ def test_senseless_arguments_are_refused(kwargs: dict[str, object], message: str
 def test_a_horizon_beyond_the_lookahead_has_no_ceiling() -> None:
     with pytest.raises(ValueError, match=r"horizons must lie in 1..lookahead \(3\), got \[4\]"):
         ProgressionDataModule(batch_size=4, lookahead=3).ceiling([4])
+
+
+@given(st.integers(0, 99), st.floats(0.1, 0.8), st.integers(1, 3), st.integers(0, 2))
+def test_training_never_sees_a_progression_that_is_held_out(seed: int, share: float, lookahead: int, more: int) -> None:
+    data = ProgressionDataModule(
+        batch_size=4,
+        lookahead=lookahead,
+        max_lookahead=lookahead + more,
+        length=5,
+        vocab_size=40,
+        steps=[1, 2, 3],
+        num_train=200,
+        num_val=100,
+        num_test=100,
+        held_out_share=share,
+        seed=seed,
+    )
+    seen = {
+        split: {tuple(row[:2].tolist()) for row in data.rows(split).batch(data.rows(split).fixed_ids())["tokens"]}
+        for split in ("train", "val", "test")
+    }
+    assert not seen["train"] & (seen["val"] | seen["test"])
+    assert data.ceiling([1]).accuracy[0] > 0.8
+
+
+def test_fewer_horizons_read_the_same_progressions_if_they_leave_room() -> None:
+    rows = []
+    for lookahead in (1, 4):
+        data = ProgressionDataModule(batch_size=4, lookahead=lookahead, max_lookahead=4, held_out_share=0.3)
+        rows.append(data.rows("train").tokens)
+    assert rows[0].shape[1] == rows[1].shape[1] - 3
+    assert (rows[0] == rows[1][:, :-3]).all()
+
+
+def test_the_ceiling_of_held_out_rows_equals_enumeration() -> None:
+    data = ProgressionDataModule(batch_size=4, lookahead=2, length=4, vocab_size=30, steps=[1, 2], held_out_share=0.5)
+    laws: dict[int, list[float]] = defaultdict(list)
+    for own in (sides[1] for sides in data._starts):
+        for start in own.tolist():
+            laws[start].append(0.5 / len(own))
+    first = sum(max(those) for those in laws.values())
+    assert data.ceiling([1, 2]).accuracy == pytest.approx([(3 + first) / 4] * 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"held_out_share": 1.5}, "held_out_share must lie in [0, 1], got 1.5"),
+        ({"held_out_share": 0.95}, "held_out_share 0.95 of the 4 starts of step 2 leaves none to train on"),
+        ({"max_lookahead": 2}, "max_lookahead must be at least 4, got 2"),
+    ],
+)
+def test_what_held_out_data_refuses(arguments: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        ProgressionDataModule(batch_size=4, lookahead=4, **arguments)

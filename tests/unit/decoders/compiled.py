@@ -33,10 +33,11 @@ PROMPTS = [[[1, 2, 3, 1, 2]], [[1, 2, 3, 4, 5], [6]]]
 def main(backend: str) -> None:
     """Compare tokens and counts, count graphs, and see that they follow weights that change."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     for trunk, heads in (
         ("transformer_previous", "recurrent"),
         ("transformer_grouped", "parallel"),
-        ("transformer", "residual"),
+        ("transformer", "sequential"),
     ):
         model = make_model(trunk, heads, 3).eval()
         graphs: list[int] = []
@@ -59,11 +60,9 @@ def main(backend: str) -> None:
         with torch.no_grad():
             model.unembedding.weight.add_(torch.randn_like(model.unembedding.weight))
         for decoder, law in CASES[:4]:
-            for prompts in PROMPTS:
-                asked = {"max_new_tokens": 11, "sampling": law, "seed": 6}
-                assert (
-                    decoder.generate(fast, prompts, **asked).tokens == decoder.generate(model, prompts, **asked).tokens
-                )
+            asked = {"max_new_tokens": 11, "sampling": law, "seed": 6}
+            wanted = decoder.generate(model, PROMPTS[0], **asked)
+            assert decoder.generate(fast, PROMPTS[0], **asked).tokens == wanted.tokens
         assert len(graphs) == made, "a text of another length was compiled anew"
     print("equal")
 

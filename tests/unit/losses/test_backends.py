@@ -71,6 +71,7 @@ def make_example(
     *,
     bias: bool = True,
     taught: bool = False,
+    outside: bool = False,
     vocab_size: int = VOCAB,
     **options: float,
 ) -> Example:
@@ -80,6 +81,12 @@ def make_example(
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     rows, far = sum(sizes), sum(sizes[1:])
+    teacher = None
+    if outside:  # another model, of another width, which teaches every horizon
+        matrix = OutputMatrix(draw(vocab_size, WIDTH - 2), draw(vocab_size) if bias else None)
+        teacher = Teacher(draw(rows, WIDTH - 2), draw(rows).sigmoid(), matrix, temperature=1.7)
+    elif taught:
+        teacher = Teacher(draw(far, WIDTH), draw(far).sigmoid() * (draw(far) > 0))
     return Example(
         states=draw(rows, WIDTH),
         weights=[draw(vocab_size, WIDTH) for _ in sizes],
@@ -88,7 +95,7 @@ def make_example(
         sizes=list(sizes),
         targets=torch.randint(-1, vocab_size, (rows,), generator=generator),
         example_weights=draw(rows).abs() * (draw(rows) > -0.5),
-        teacher=Teacher(draw(far, WIDTH), draw(far).sigmoid() * (draw(far) > 0)) if taught else None,
+        teacher=teacher,
         options=options,
     )
 
@@ -115,16 +122,23 @@ def assert_equal_to_the_loop(backend: LinearCrossEntropy, example: Example) -> N
     layout=st.sampled_from(LAYOUTS),
     chunk=st.sampled_from([None, 1, 4, 7]),
     bias=st.booleans(),
-    taught=st.booleans(),
+    teacher=st.sampled_from([{}, {"taught": True}, {"outside": True}]),
     label_smoothing=st.sampled_from([0.0, 0.1, 1.0]),
     z_loss=st.sampled_from([0.0, 0.3]),
 )
 def test_a_backend_equals_the_loop_over_examples(
-    name: str, seed: int, sizes: tuple, layout: str, chunk: int | None, bias: bool, taught: bool, **options: float
+    name: str,
+    seed: int,
+    sizes: tuple,
+    layout: str,
+    chunk: int | None,
+    bias: bool,
+    teacher: dict[str, bool],
+    **options: float,
 ) -> None:
     if name in PLAIN_ONLY:
-        taught, options = False, {}
-    example = make_example(seed, sizes, layout, bias=bias, taught=taught, **options)
+        teacher, options = {}, {}
+    example = make_example(seed, sizes, layout, bias=bias, **teacher, **options)
     assert_equal_to_the_loop(BACKENDS[name](chunk), example)
 
 

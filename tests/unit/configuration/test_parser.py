@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtp_modules.commands.parser import sentence
+from mtp_modules.configuration.parser import sentence
 
 NESTED = """Parser key "model.loss":
   Problem with given class_path 'mtp_modules.MultiTokenLoss':

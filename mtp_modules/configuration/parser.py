@@ -14,10 +14,12 @@ from torch.optim import Optimizer
 from mtp_modules.core.checks import InputError
 from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
 from mtp_modules.core.objective import HorizonWeights, LinearCrossEntropy
+from mtp_modules.data import Augmentation, Task
 from mtp_modules.losses import MultiTokenLoss
 from mtp_modules.training.module import MTPModule
 from mtp_modules.training.parallel import Sharding
 from mtp_modules.training.schedules import LearningRateSchedule
+from mtp_modules.training.teacher import TeacherModel
 
 _ROLES: dict[str, type] = {
     "trunk": Trunk,
@@ -28,6 +30,9 @@ _ROLES: dict[str, type] = {
     "tokenizer": Tokenizer,
     "lr_schedule": LearningRateSchedule,
     "sharding": Sharding,
+    "teacher": TeacherModel,
+    "task": Task,
+    "augmentation": Augmentation,
     "optimizer": Optimizer,
     "data": LightningDataModule,
 }

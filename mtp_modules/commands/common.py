@@ -1,0 +1,64 @@
+"""What commands that decode have in common."""
+
+from pathlib import Path
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.model import MTPModel
+from mtp_modules.training.checkpointing import load_model
+
+
+def load_on(ckpt_path: str, device: str) -> tuple[MTPModel, Tokenizer | None]:
+    """Load a model and its tokenizer onto a device.
+
+    Args:
+        ckpt_path: A checkpoint file, the folder of a run, or a folder that save_pretrained wrote.
+        device: Where to, such as cpu or cuda.
+
+    Raises:
+        ValueError: If there is no such checkpoint or device.
+    """
+    model, tokenizer = load_model(ckpt_path)
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch was built without it, or there is none
+        refuse("device", f"cannot use {device!r} here ({str(error).splitlines()[0]}); try cpu.")
+    return model, tokenizer
+
+
+def encode(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
+    """Return the token ids of a prompt.
+
+    Args:
+        prompt: Text; numbers separated by spaces if the model has no tokenizer.
+        tokenizer: Of the model.
+
+    Raises:
+        ValueError: If there is no tokenizer and the prompt is no list of numbers.
+    """
+    if tokenizer is not None:
+        return tokenizer.encode(prompt)
+    try:
+        return [int(word) for word in prompt.split()]
+    except ValueError:
+        refuse(
+            "prompt", f"this model has no tokenizer, so the prompt must be numbers with spaces between, got {prompt!r}."
+        )
+
+
+def writable(argument: str, path: str | None) -> None:
+    """Refuse a file that cannot be written, before any work is done.
+
+    Args:
+        argument: What names it.
+        path: The file; ``None`` is none.
+
+    Raises:
+        ValueError: If it is a folder, or lies in none.
+    """
+    if path is None:
+        return
+    if Path(path).is_dir():
+        refuse(argument, f"{path} is a folder; give the name of a file in it.")
+    if not Path(path).parent.is_dir():
+        refuse(argument, f"there is no folder {Path(path).parent} for {Path(path).name}; make it, or write elsewhere.")

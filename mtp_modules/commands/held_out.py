@@ -1,0 +1,194 @@
+"""Held-out text for a checkpoint: of its own run, of another configuration, or of files."""
+
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import get_loader
+from lightning.pytorch import LightningDataModule
+
+from mtp_modules.configuration import SentenceParser
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.core.shapes import Tensor
+from mtp_modules.data import TextDataModule
+from mtp_modules.data.loaders import EvalLoader
+from mtp_modules.model import MTPModel
+from mtp_modules.training.checkpointing import find_checkpoint
+
+_WINDOW, _BATCH_SIZE = 256, 8
+_SPLITS = {"val": "validate", "test": "test", "all": "fit"}
+_KEYS = ("tokens", "document_ids", "loss_mask")
+
+
+def data_for(
+    model: MTPModel,
+    tokenizer: Tokenizer | None,
+    ckpt_path: str,
+    *,
+    data: str | None,
+    sources: list[str] | None,
+    split: str,
+) -> LightningDataModule:
+    """Make the data module that a user means.
+
+    Args:
+        model: What it feeds; tells how far rows look ahead.
+        tokenizer: Of the checkpoint.
+        ckpt_path: Where the model comes from; its run may have left its configuration there.
+        data: A configuration with a ``data`` section, as ``fit`` takes it.
+        sources: Files, folders or patterns instead.
+        split: ``val`` or ``test``; ``all`` takes every file of the sources.
+
+    Raises:
+        ValueError: If both or none are given where one is needed, there is no such split, or what is given makes no
+            data module.
+    """
+    if split not in _SPLITS:
+        refuse("diagnose", f"split must be val or test, the sides that a model has not seen, or all, got {split!r}.")
+    if split == "all" and sources is None:
+        refuse("diagnose", "split=all reads every file of sources; give sources that the model has not seen.")
+    if data is not None and sources is not None:
+        refuse("diagnose", "data and sources both say what to read; give one of them.")
+    if sources is not None:
+        if tokenizer is None:
+            refuse("sources", "this model has no tokenizer to read text with; give data, a configuration, instead.")
+        make = partial(
+            TextDataModule,
+            sources=sources,
+            window=_WINDOW if model.trunk.max_positions is None else min(_WINDOW, model.trunk.max_positions),
+            lookahead=model.lookahead,
+            batch_size=_BATCH_SIZE,
+            tokenizer=tokenizer,
+        )
+        return make(val_share=0.0, test_share=0.0) if split == "all" else make()
+    if data is not None:
+        return _from_configuration(Path(data), model)
+    found = find_checkpoint(ckpt_path)
+    run = found if found.is_dir() else found.parent
+    for folder in (run, run.parent) if run.name == "checkpoints" else (run,):
+        if (folder / "config.yaml").is_file():
+            return _from_configuration(folder / "config.yaml", model)
+    refuse(
+        "diagnose",
+        f'{ckpt_path} has no config.yaml that names its data; give sources, such as "[stdlib]", or data, a '
+        "configuration as fit takes it.",
+    )
+
+
+def _from_configuration(path: Path, model: MTPModel) -> LightningDataModule:
+    if not path.is_file():
+        refuse("data", f"{path} does not exist; give a configuration with a data section, as fit takes it.")
+    try:
+        configuration = get_loader("yaml")(path.read_text(encoding="utf-8"))
+    except Exception:  # what is no YAML makes a parser fail in any way
+        configuration = None
+    section = configuration.get("data") if isinstance(configuration, dict) else None
+    if isinstance(section, str):
+        section = {"class_path": section}
+    if not isinstance(section, dict) or "class_path" not in section:
+        refuse("data", f"{path} has no data section with a class_path; give a configuration as fit takes it.")
+    arguments = dict(section.get("init_args") or {})
+    known = _arguments_of(str(section["class_path"]))
+    sizes = {"lookahead": model.lookahead, "vocab_size": model.trunk.vocab_size}
+    arguments |= {name: size for name, size in sizes.items() if name in known}
+    parser = SentenceParser(prog="diagnose")
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    parsed = parser.parse_object({"data": {"class_path": section["class_path"], "init_args": arguments}})
+    made: LightningDataModule = parser.instantiate(parsed).data
+    return made
+
+
+def _arguments_of(class_path: str) -> set[str]:
+    """Return the arguments of a data module's constructor; none if there is no such class, which the parser tells."""
+    waiting: list[type] = [LightningDataModule]
+    module, _, name = class_path.rpartition(".")
+    if module:
+        try:
+            __import__(module)
+        except ImportError:
+            return set()
+    while waiting:
+        cls = waiting.pop()
+        if cls.__name__ == name and module in ("", cls.__module__, cls.__module__.rpartition(".")[0]):
+            return set(inspect.signature(cls).parameters)
+        waiting.extend(cls.__subclasses__())
+    return set()
+
+
+def held_out_batches(data: LightningDataModule, split: str, rows: int) -> list[dict[str, Tensor]]:
+    """Return batches of a held-out side, evenly spread over it.
+
+    Args:
+        data: Where from.
+        split: ``val`` or ``test``; ``all`` for a :class:`~mtp_modules.data.TextDataModule` without sides.
+        rows: How many rows, about; a batch is taken whole.
+
+    Raises:
+        ValueError: If the side is empty, or its batches are no tokens.
+    """
+    at_least("diagnose", "rows", rows, 1)
+    data.prepare_data()
+    data.setup(_SPLITS[split])
+    loaders: Any
+    if split == "all":
+        assert isinstance(data, TextDataModule)
+        windows = data.rows("train")
+        assert windows is not None
+        loaders = EvalLoader(rows=windows, batch_size=data.batch_size, limit=rows, rank=0, world_size=1, num_workers=0)
+    else:
+        loaders = data.val_dataloader() if split == "val" else data.test_dataloader()
+    batches = []
+    for loader in loaders if isinstance(loaders, Sequence) else [loaders]:
+        batches += _spread(loader, rows)
+    if not batches:
+        refuse("diagnose", f"the {split} side of {type(data).__name__} is empty; take the other split, or other data.")
+    for batch in batches:
+        if not isinstance(batch, dict) or not isinstance(batch.get("tokens"), torch.Tensor):
+            refuse("diagnose", f"{type(data).__name__} must give batches with tokens, as fit takes them.")
+    return [{name: batch[name] for name in _KEYS if name in batch} for batch in batches]
+
+
+def _spread(loader: Any, rows: int) -> list[Any]:
+    """Return as many whole batches as hold the rows."""
+    size = len(loader) if hasattr(loader, "__len__") else None
+    taken: list[Any] = []
+    every, got = 1, 0
+    for index, batch in enumerate(loader):
+        width = len(batch["tokens"]) if isinstance(batch, dict) and "tokens" in batch else 1
+        if index == 0 and size is not None:
+            every = max(1, size // max(1, -(-rows // width)))
+        if index % every == 0:
+            taken.append(batch)
+            got += width
+        if got >= rows:
+            break
+    return taken
+
+
+def prompts_of(batches: Sequence[dict[str, Tensor]], count: int, length: int) -> list[list[int]]:
+    """Return the beginnings of rows, evenly spread, each in one document.
+
+    Args:
+        batches: Held-out text.
+        count: How many at most.
+        length: Tokens of each at most; half a row if that is less.
+
+    Raises:
+        ValueError: If a number is below 1, or every row begins in two documents.
+    """
+    at_least("diagnose", "prompts", count, 1)
+    at_least("diagnose", "prompt_length", length, 1)
+    length = min(length, max(1, batches[0]["tokens"].shape[1] // 2))
+    found = []
+    for batch in batches:
+        documents = batch.get("document_ids", torch.zeros_like(batch["tokens"]))[:, :length]
+        whole = (documents == documents[:, :1]).all(dim=1)
+        found += batch["tokens"][whole, :length].tolist()
+    if not found:
+        refuse("diagnose", f"no row begins with {length} tokens of one document; ask for a shorter prompt_length.")
+    step = len(found) / min(count, len(found))
+    return [found[int(index * step)] for index in range(min(count, len(found)))]

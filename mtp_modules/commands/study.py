@@ -1,0 +1,84 @@
+"""``python -m mtp_modules study``: run a study, and draw what it found."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.studies import Study, StudyStoppedError, load_study, read_outcome, run_study, shipped
+
+
+def study(
+    name: str | None = None,
+    seeds: int | None = None,
+    budget: float | None = None,
+    output: str = "runs/studies",
+    workers: int | None = None,
+    report_only: bool = False,
+) -> None:
+    """Answer a question about multi-token prediction by training, with figures, tables and a report.
+
+    Results of single runs are kept. An interrupted study goes on where it stopped, when it is started again in the same
+    way.
+
+    Args:
+        name: Of a study that comes with the package, or the path of a YAML file; lists the studies if null.
+        seeds: Runs of each arm; as many as the study says if null.
+        budget: Minutes for everything; all runs are shortened alike to fit. As the study says if null.
+        output: Folder for results; the study gets one of its name inside.
+        workers: Runs at a time; one a GPU, or one a core where there is none, if null.
+        report_only: Draw again what is there, without training.
+    """
+    if name is None:
+        _list()
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        refuse("study", "figures need matplotlib; install it with: pip install 'mtp_modules[studies]'.")
+    from mtp_modules.reports.requests import check_keys, check_requests
+    from mtp_modules.reports.study_page import write_report
+
+    asked = load_study(name)
+    check_requests(asked)
+    folder = Path(output) / asked.name
+    failed: dict[str, str] = {}
+    if not report_only:
+        try:
+            _, failed = run_study(
+                asked,
+                folder=folder,
+                seeds=seeds,
+                minutes=budget,
+                workers=workers,
+                check=lambda keys: check_keys(asked, keys),
+            )
+        except StudyStoppedError as stopped:
+            print("Stopped. Finished runs are kept; the same command goes on.", file=sys.stderr)
+            sys.exit(128 + stopped.received)
+    outcome = read_outcome(asked, folder, say=print)
+    page = write_report(outcome, folder, _command(asked, name, outcome.about))
+    print((folder / "verdict.md").read_text(encoding="utf-8"), end="")
+    print(f"Report: {page}")
+    if failed:
+        label, why = next(iter(failed.items()))
+        refuse("study", f"{len(failed)} of the runs failed and are missing; the first, {label}: {why.splitlines()[-1]}")
+
+
+def _list() -> None:
+    table = Table(title="Studies: python -m mtp_modules study NAME")
+    for column in ("name", "question", "runs", "budget"):
+        table.add_column(column)
+    for name in shipped():
+        found = load_study(name)
+        runs = (len(found.cells()) + len(found.helper_cells())) * found.seeds
+        limit = "none" if found.minutes is None else f"{found.minutes:g} min"
+        table.add_row(name, found.question, str(runs), limit)
+    Console().print(table)
+
+
+def _command(asked: Study, name: str, about: dict[str, object]) -> str:
+    """Return what makes the same results again."""
+    budget = "" if about["minutes"] in (None, asked.minutes) else f" --budget {about['minutes']:g}"
+    return f"python -m mtp_modules study {name} --seeds {about['seeds']}{budget}"

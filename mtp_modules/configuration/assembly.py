@@ -1,0 +1,97 @@
+"""From a configuration to a module and its data: which sizes are filled in, and what is refused."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import LightningDataModule
+
+# Imported so that their classes are known by short name in YAML.
+import mtp_modules.data
+import mtp_modules.heads
+import mtp_modules.losses
+import mtp_modules.trunks  # noqa: F401
+from mtp_modules.configuration.parser import LightningSentenceParser
+from mtp_modules.core.checks import refuse
+from mtp_modules.training import MTPModule
+
+LINKS = (
+    ("model.trunk.d_model", "model.heads.init_args.d_model"),
+    ("model.trunk.embedding_width", "model.heads.init_args.embedding_width"),
+    ("model.vocab_size", "data.init_args.vocab_size"),
+    ("model.lookahead", "data.init_args.lookahead"),
+)
+"""A size is written once: where it is known, and where it is needed too."""
+
+
+def link_sizes(parser: ArgumentParser) -> None:
+    """Let a parser fill in every size that another component already says.
+
+    Args:
+        parser: With ``model`` and ``data``.
+    """
+    for source, target in LINKS:
+        parser.link_arguments(source, target, apply_on="instantiate")
+
+
+def check_sizes(config: Namespace, instantiated: Namespace) -> None:
+    """Refuse a configuration that says two things at once, or does not go together.
+
+    Args:
+        config: As it was parsed.
+        instantiated: The same with objects in the place of classes and arguments.
+
+    Raises:
+        ValueError: If a size that is filled in was given with another value, or the data has token ids that the trunk
+            cannot embed.
+    """
+    for source, target in LINKS:
+        given = config.get(target)
+        filled = _attribute(instantiated, source)
+        if given not in (None, filled, _default(config, target)) and filled is not None:
+            refuse(target, f"is {given} here, but {source} is {filled}; leave it out, it is filled in.")
+    tokens = getattr(instantiated["data"], "vocab_size", None)
+    rows = instantiated["model"].model.trunk.vocab_size
+    if tokens is not None and tokens > rows:
+        refuse(
+            "model.trunk.vocab_size",
+            f"is {rows}, but the data has {tokens} token ids; make it at least {tokens}.",
+        )
+
+
+def assemble(model: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[MTPModule, LightningDataModule]:
+    """Make what ``fit`` would make of the sections ``model`` and ``data`` of its YAML.
+
+    Args:
+        model: Arguments of :class:`~mtp_modules.training.MTPModule`; components by class path and arguments.
+        data: Class path and arguments of the data module.
+
+    Raises:
+        ValueError: If a class or an argument is unknown, of the wrong type or refused, or sizes do not go together.
+    """
+    parser = LightningSentenceParser()
+    parser.add_lightning_class_args(MTPModule, "model")
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+    link_sizes(parser)
+    config = parser.parse_object({"model": dict(model), "data": dict(data)})
+    instantiated = parser.instantiate(config)
+    check_sizes(config, instantiated)
+    return instantiated["model"], instantiated["data"]
+
+
+def _default(config: Namespace, target: str) -> Any:
+    """Return what a class takes for an argument if it is not told: that is nobody's contradiction."""
+    owner, _, argument = target.partition(".init_args.")
+    module, _, name = config[owner].class_path.rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    return parameters[argument].default if argument in parameters else None
+
+
+def _attribute(config: Namespace, path: str) -> Any:
+    """Follow a link's source into the instantiated components."""
+    value: Any = config
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Namespace) else getattr(value, part, None)
+    return value

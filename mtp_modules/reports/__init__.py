@@ -1,0 +1,6 @@
+"""Reports: what a trained model does, measured, and shown as tables and pages."""
+
+from mtp_modules.reports.diagnosis import Depth, Diagnosis, NumberOfDrafts, diagnose
+from mtp_modules.reports.draft_walk import DraftedText, draft_along
+
+__all__ = ["Depth", "Diagnosis", "DraftedText", "NumberOfDrafts", "diagnose", "draft_along"]

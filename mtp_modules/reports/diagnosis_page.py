@@ -1,0 +1,107 @@
+"""A diagnosis as one HTML page: the verdict, charts and tables, in one file."""
+
+from html import escape
+
+from mtp_modules.reports.charts import bars, lines, reliability
+from mtp_modules.reports.diagnosis import Diagnosis
+from mtp_modules.reports.diagnosis_tables import Figures, tables
+from mtp_modules.reports.page import html_table, page
+from mtp_modules.reports.verdict import verdict
+
+_STYLE = """
+.card li { margin: .35rem 0; }
+.card ul { margin: .25rem 0; padding-left: 1.2rem; }
+.card li:first-child { font-weight: 600; }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .9rem; }
+.key span { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
+.pair { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: center; }
+.pair figure { flex: 0 1 31rem; }
+.pair th, .pair td { padding-left: .55rem; padding-right: .55rem; }
+.pair tr > :first-child { padding-left: 0; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 0 3rem; }
+.squares { display: flex; flex-wrap: wrap; gap: .75rem; }
+"""
+
+
+def diagnosis_page(found: Diagnosis, origin: str = "") -> str:
+    """Return the page. It has no script and loads nothing.
+
+    Args:
+        found: What was measured.
+        origin: On what, and where: a line of plain text.
+    """
+    sentences = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in verdict(found))
+    numbers, drafts, heads, *others = tables(found)
+    parts = [
+        "<header>\n<h1>Why are drafts accepted, or not?</h1>\n"
+        f'<p class="soft">{escape(found.model)}<br>{escape(origin)}</p>\n</header>\n'
+        f'<section class="card" aria-label="Verdict">\n<ul>\n{sentences}</ul>\n</section>\n',
+        _section(numbers, _speed_chart(found)),
+        _section(drafts, _depth_chart(found)),
+        _calibration(found),
+        _section(heads, _head_chart(found)),
+    ]
+    parts.append(f'<div class="grid">\n{"".join(_section(figures, "") for figures in others)}</div>')
+    return page("Why are drafts accepted, or not?", "\n".join(parts), _STYLE)
+
+
+def _section(figures: Figures, chart: str) -> str:
+    drawn = f"<figure>{chart}</figure>\n" if chart else ""
+    return (
+        f'<section>\n<h2>{escape(figures.title)}</h2>\n<p class="soft">{escape(figures.note)}</p>\n'
+        f'<div class="pair">{drawn}{html_table(figures.columns, figures.rows)}</div>\n</section>'
+    )
+
+
+def _speed_chart(found: Diagnosis) -> str:
+    return lines(
+        "Speed-up over plain decoding by number of drafts",
+        "drafts a round",
+        [str(number.num_drafts) for number in found.numbers],
+        {
+            "forecast for held-out text": [number.forecast for number in found.numbers],
+            "measured on the model's own text": [number.measured for number in found.numbers],
+        },
+        marked=found.numbers.index(found.forecast_best),
+    )
+
+
+def _depth_chart(found: Diagnosis) -> str:
+    return bars(
+        "Share of drafts accepted by depth",
+        "draft",
+        [str(depth.depth) for depth in found.depths],
+        {
+            "accepted, of those that were reached": [depth.conditional for depth in found.depths],
+            "all drafts up to here accepted": [depth.accepted / max(found.rounds, 1) for depth in found.depths],
+        },
+        percent=True,
+    )
+
+
+def _head_chart(found: Diagnosis) -> str:
+    return bars(
+        "Accuracy of every head",
+        "head",
+        [str(score.horizon) for score in found.accuracies],
+        {
+            "right (top 1)": [score.top1 for score in found.accuracies],
+            "among the first five": [score.top5 for score in found.accuracies],
+            "commonest token": [score.commonest for score in found.accuracies],
+        },
+        percent=True,
+    )
+
+
+def _calibration(found: Diagnosis) -> str:
+    squares = "\n".join(
+        reliability(f"draft {depth.depth}", [(one.confidence, one.accepted, one.count) for one in depth.bins])
+        for depth in found.depths
+    )
+    return (
+        "<section>\n<h2>Calibration</h2>\n"
+        '<p class="soft">Probability of a draft by its own law (across) against the share of such drafts that greedy '
+        "decoding accepted (up). On the dashed line they are equal; a dot above it was accepted more often than its "
+        "probability says. Areas are numbers of drafts.</p>\n"
+        f'<figure class="squares">\n{squares}\n</figure>\n</section>'
+    )

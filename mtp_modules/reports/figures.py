@@ -1,0 +1,308 @@
+"""Kinds of figures that a study can ask for by name. Each takes the outcome and its own arguments."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.reports.look import is_share, key_label, new_figure, series_style
+from mtp_modules.studies import Estimate, Outcome
+
+LEGEND_BESIDE = 4
+"""Legends with more entries stand beside the axes."""
+
+
+def curves(
+    outcome: Outcome,
+    *,
+    y: str = "loss/head_1",
+    x: str = "examples",
+    title: str = "Learning curves",
+    arms: Sequence[str] | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+    y_label: str | None = None,
+) -> Figure:
+    """Draw a figure against steps, examples, tokens, FLOPs or seconds of training, with 95% bands over seeds.
+
+    Args:
+        outcome: Of the study; at the last value of its sweep.
+        y: Key of what is drawn.
+        x: ``steps``, ``examples``, ``tokens``, ``flops`` or ``seconds``.
+        title: Above it.
+        arms: Which; all if ``None``.
+        log_x: Draw x on a logarithmic scale.
+        log_y: The same of y.
+        y_label: What to call y; what its key means if ``None``.
+    """
+    figure, (axes,) = new_figure(title=title)
+    for index, arm in _chosen(outcome, arms):
+        points = outcome.curve(arm, outcome.last_value, x, y)
+        _series(axes, [point[0] for point in points], [point[1] for point in points], arm, index)
+    return _finished(figure, axes, x=key_label(x), y=y, y_label=y_label, log_x=log_x, log_y=log_y)
+
+
+def sweep(
+    outcome: Outcome,
+    *,
+    y: str = "loss/head_1",
+    x: str | None = None,
+    title: str = "Sample efficiency",
+    arms: Sequence[str] | None = None,
+    log_x: bool = True,
+    log_y: bool = False,
+    y_label: str | None = None,
+) -> Figure:
+    """Draw a final figure against the values of the sweep, or against what the runs took there.
+
+    Args:
+        outcome: Of a study with a sweep.
+        y: Key of what is drawn.
+        x: Key of what it is drawn against, such as ``tokens`` or ``flops``; the value of the sweep if ``None``.
+        title: Above it.
+        arms: Which; all if ``None``.
+        log_x: Draw x on a logarithmic scale.
+        log_y: The same of y.
+        y_label: What to call y; what its key means if ``None``.
+
+    Raises:
+        ValueError: If the study has no sweep.
+    """
+    if outcome.study.sweep is None:
+        refuse("figure 'sweep'", f"study {outcome.study.name!r} has no sweep; take 'curves', or give it one.")
+    figure, (axes,) = new_figure(title=title)
+    for index, arm in _chosen(outcome, arms):
+        across, found = [], []
+        for value in outcome.study.sweep.values:
+            estimate = outcome.final(arm, value, y)
+            place = outcome.final(arm, value, x) if x else None
+            if estimate is not None and (x is None or place is not None):
+                across.append(float(value) if place is None else place.mean)
+                found.append(estimate)
+        _series(axes, across, found, arm, index)
+    label = key_label(x) if x else outcome.study.sweep.label
+    _finished(figure, axes, x=label, y=y, y_label=y_label, log_x=log_x, log_y=log_y)
+    if x is None and log_x:
+        values = outcome.study.sweep.values
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.xaxis.set_minor_locator(NullLocator())
+    return figure
+
+
+def bars(
+    outcome: Outcome,
+    *,
+    metric: str = "accuracy",
+    title: str = "Accuracy of every horizon",
+    arms: Sequence[str] | None = None,
+    zoom: bool = False,
+) -> Figure:
+    """Draw a metric of every horizon as groups of bars, one a horizon, with 95% intervals over seeds.
+
+    Args:
+        outcome: Of the study; at the last value of its sweep.
+        metric: ``accuracy``, ``loss``, ``bits``, ``perplexity`` or ``top5_accuracy``.
+        title: Above it.
+        arms: Which; all if ``None``.
+        zoom: Let the scale begin where the bars differ, which it then says.
+    """
+    chosen = _chosen(outcome, arms)
+    most = max(_num_horizons(outcome, arm) for _, arm in chosen)
+    figure, (axes,) = new_figure(title=title, width=max(6.4, 1.0 + 0.22 * most * len(chosen)))
+    width, lows = 0.8 / len(chosen), []
+    for place, (index, arm) in enumerate(chosen):
+        for horizon in range(1, _num_horizons(outcome, arm) + 1):
+            found = outcome.final(arm, outcome.last_value, f"{metric}/head_{horizon}")
+            assert found is not None
+            lows.append(found.low)
+            axes.bar(
+                horizon + (place - (len(chosen) - 1) / 2) * width,
+                found.mean,
+                width=0.92 * width,
+                yerr=found.half or None,
+                color=series_style(index)[0],
+                error_kw={"linewidth": 0.9, "capsize": 2},
+                label=arm if horizon == 1 else None,
+            )
+    axes.set_xticks(range(1, most + 1))
+    axes.grid(visible=False, axis="x")
+    key = f"{metric}/head_1"
+    _finished(figure, axes, x="horizon (tokens ahead)", y=key, y_label=key_label(key).replace(" of horizon 1", ""))
+    if zoom:
+        low = max(0.0, min(lows) - 0.15 * (axes.get_ylim()[1] - min(lows)))
+        axes.set_ylim(low, min(axes.get_ylim()[1], 1.0) if is_share(key) else None)
+        axes.set_ylabel(f"{axes.get_ylabel()} (scale does not begin at 0)")
+    elif is_share(key):
+        axes.set_ylim(0, 1)
+    return figure
+
+
+def heat_map(
+    outcome: Outcome, *, title: str = "Accuracy by position and horizon", arms: Sequence[str] | None = None
+) -> Figure:
+    """Draw the accuracy at every position of a row and every horizon, the mean over seeds; one panel an arm.
+
+    Args:
+        outcome: Of the study; at the last value of its sweep.
+        title: Above it.
+        arms: Which; all with more than one horizon if ``None``.
+    """
+    chosen = [arm for _, arm in _chosen(outcome, arms) if arms is not None or _num_horizons(outcome, arm) > 1]
+    if not chosen:
+        refuse("figure 'heat_map'", "no arm has more than one horizon; name arms.")
+    figure, panels = new_figure(title=title, width=max(6.4, 2.6 * len(chosen)), columns=len(chosen))
+    image = None
+    for axes, arm in zip(panels, chosen, strict=True):
+        tables = [result["positions"] for result in outcome.of(arm, outcome.last_value)]
+        mean = np.mean([np.array(table, dtype=float) for table in tables], axis=0)
+        image = axes.imshow(mean.T, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower", interpolation="none")
+        axes.set_title(f"{arm}, {len(tables)} seeds")
+        axes.set_xlabel("position")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_yticks(range(mean.shape[1]), [str(h + 1) for h in range(mean.shape[1])])
+        axes.grid(visible=False)
+        if mean.size <= 120:
+            for (t, h), share in np.ndenumerate(mean):
+                axes.text(t, h, f"{100 * share:.0f}", ha="center", va="center", fontsize=6, color=_ink(share))
+    panels[0].set_ylabel("horizon")
+    assert image is not None
+    figure.colorbar(image, ax=panels, format=PercentFormatter(1.0, decimals=0), label="accuracy")
+    return figure
+
+
+def distance(
+    outcome: Outcome,
+    *,
+    title: str = "Accuracy against distance",
+    arms: Sequence[str] | None = None,
+    log_error: bool = False,
+) -> Figure:
+    """Draw how often the token ``d`` ahead is right: as its head says at once, and as it is written token by token.
+
+    Solid lines are the heads, dashed lines what greedy decoding writes after a held-out prompt, reading its own tokens.
+
+    Args:
+        outcome: Of a study with ``decode``; at the last value of its sweep.
+        title: Above it.
+        arms: Which; all if ``None``.
+        log_error: Draw the share that is wrong, on a logarithmic scale.
+    """
+    figure, (axes,) = new_figure(title=title)
+    for index, arm in _chosen(outcome, arms):
+        for prefix, line, word in (("accuracy/head_", "-", "head"), ("written/distance_", "--", "written")):
+            far: list[float] = []
+            found: list[Estimate] = []
+            while estimate := outcome.final(arm, outcome.last_value, f"{prefix}{len(far) + 1}"):
+                far.append(float(len(far) + 1))
+                found.append(_error(estimate) if log_error else estimate)
+            _series(axes, far, found, f"{arm}, {word}", index, linestyle=line)
+    words = f"{'wrong' if log_error else 'right'} tokens"
+    _finished(figure, axes, x="distance (tokens ahead)", y="accuracy/head_1", y_label=words, log_y=log_error)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def other_data(
+    outcome: Outcome,
+    *,
+    y: str = "answer/exact",
+    x: str = "test",
+    title: str = "Other data",
+    arms: Sequence[str] | None = None,
+    trained: int | None = None,
+) -> Figure:
+    """Draw a figure of every test, in the order of the study, with 95% bands over seeds.
+
+    Args:
+        outcome: Of a study with ``tests``; at the last value of its sweep.
+        y: Key of what is drawn.
+        x: What the tests' names stand for.
+        title: Above it.
+        arms: Which; all if ``None``.
+        trained: How many of the tests, from the first, are like the training data; a line stands behind the last.
+
+    Raises:
+        ValueError: If the study has no tests.
+    """
+    names = list(outcome.study.cells()[0].tests)
+    if not names:
+        refuse("figure 'tests'", f"study {outcome.study.name!r} has no tests; take 'curves', or give it some.")
+    figure, (axes,) = new_figure(title=title)
+    for index, arm in _chosen(outcome, arms):
+        found = [outcome.final(arm, outcome.last_value, f"{name}: {y}") for name in names]
+        known = [(float(place), estimate) for place, estimate in enumerate(found) if estimate is not None]
+        _series(axes, [place for place, _ in known], [estimate for _, estimate in known], arm, index)
+    if trained is not None:
+        axes.axvline(trained - 0.5, color="0.5", linewidth=0.8, linestyle=":")
+    axes.set_xticks(range(len(names)), names)
+    return _finished(figure, axes, x=x, y=y)
+
+
+KINDS: dict[str, Callable[..., Figure]] = {
+    "curves": curves,
+    "sweep": sweep,
+    "bars": bars,
+    "heat_map": heat_map,
+    "distance": distance,
+    "tests": other_data,
+}
+
+
+def _chosen(outcome: Outcome, arms: Sequence[str] | None) -> list[tuple[int, str]]:
+    """Return the arms to draw, each with its place among all, which gives its colour."""
+    return [(index, arm) for index, arm in enumerate(outcome.arms) if arms is None or arm in arms]
+
+
+def _num_horizons(outcome: Outcome, arm: str) -> int:
+    results = outcome.of(arm, outcome.last_value)
+    return sum(key.startswith("loss/head_") for key in results[0]["final"]) if results else 0
+
+
+def _series(
+    axes: Axes, x: Sequence[float], found: Sequence[Estimate], label: str, index: int, linestyle: str | None = None
+) -> None:
+    colour, marker, line = series_style(index)
+    means = [estimate.mean for estimate in found]
+    axes.plot(x, means, label=label, color=colour, marker=marker, linestyle=linestyle or line)
+    if any(estimate.half for estimate in found):
+        lows, highs = [estimate.low for estimate in found], [estimate.high for estimate in found]
+        axes.fill_between(x, lows, highs, color=colour, alpha=0.15, linewidth=0)
+
+
+def _finished(
+    figure: Figure, axes: Axes, *, x: str, y: str, y_label: str | None = None, log_x: bool = False, log_y: bool = False
+) -> Figure:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y_label or key_label(y))
+    if log_x:
+        axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
+    if is_share(y):
+        axes.yaxis.set_major_formatter(FuncFormatter(_percent) if log_y else PercentFormatter(1.0))
+        if not log_y:
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, -0.02), min(high, 1.02))
+    handles, _ = axes.get_legend_handles_labels()
+    if len(handles) > LEGEND_BESIDE:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.set_figwidth(figure.get_figwidth() + 1.8)
+    elif len(handles) > 1:
+        axes.legend()
+    return figure
+
+
+def _percent(value: float, _: object) -> str:
+    return f"{100 * value:g}%"
+
+
+def _error(found: Estimate) -> Estimate:
+    return Estimate(max(1 - found.mean, 1e-4), found.half, found.n)
+
+
+def _ink(share: float) -> str:
+    return "white" if math.isnan(share) or share < 0.6 else "black"

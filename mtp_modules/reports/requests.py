@@ -1,0 +1,113 @@
+"""What a study's YAML asks to be drawn: checked before any work, then drawn."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from matplotlib.figure import Figure
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.reports import figures, tables, verdicts
+from mtp_modules.reports.look import our_look
+from mtp_modules.reports.tables import Table
+from mtp_modules.studies import Outcome, Study
+
+_T = TypeVar("_T")
+
+ALWAYS = ("steps", "examples", "tokens", "flops", "seconds", "computing", "parameters", "tokens_per_second")
+"""Figures that every run has besides those of its evaluation."""
+SPEED = ("decode/tokens_per_forward", "decode/tokens_per_second", "decode/speedup")
+
+
+def check_requests(study: Study) -> None:
+    """Refuse figures, tables and verdicts that cannot be drawn.
+
+    Args:
+        study: As it was read.
+
+    Raises:
+        ValueError: If a kind or an argument is unknown or missing, or an arm is.
+    """
+    arms = study.arm_names
+    groups: tuple[tuple[str, list[dict[str, Any]], Mapping[str, Callable[..., Any]]], ...] = (
+        ("figure", study.figures, figures.KINDS),
+        ("table", study.tables, tables.KINDS),
+        ("verdict", study.verdicts, verdicts.KINDS),
+    )
+    for word, asked, kinds in groups:
+        for request in asked:
+            kind = str(request.get("kind"))
+            if kind not in kinds:
+                refuse(study.name, f"there is no {word} of kind {kind!r}. Known: {', '.join(kinds)}.")
+            known = [name for name in inspect.signature(kinds[kind]).parameters if name != "outcome"]
+            for name in request.keys() - {"kind", *known}:
+                refuse(study.name, f"{word} {kind!r} has no argument {name!r}. Known: {', '.join(known)}.")
+            for name, parameter in inspect.signature(kinds[kind]).parameters.items():
+                if parameter.default is inspect.Parameter.empty and name not in {"outcome", *request}:
+                    refuse(study.name, f"{word} {kind!r} needs the argument {name!r}.")
+            for arm in [*request.get("arms", ()), *([request["arm"]] if "arm" in request else ())]:
+                if arm not in arms:
+                    refuse(study.name, f"{word} {kind!r} names arm {arm!r}. Known: {', '.join(arms)}.")
+
+
+def check_keys(study: Study, keys: set[str]) -> None:
+    """Refuse keys of figures that no run of the study will give.
+
+    Args:
+        study: As it was read.
+        keys: Of the evaluations of its arms.
+
+    Raises:
+        ValueError: If a figure, table or verdict needs another.
+    """
+    known = keys | set(ALWAYS)
+    known |= {f"{test}: {key}" for test in study.cells()[0].tests for key in keys}
+    if study.decode is not None:
+        known |= {f"written/distance_{index + 1}" for index in range(study.decode.distances)}
+        known |= set(SPEED) if study.decode.new_tokens else set()
+    for request in [*study.figures, *study.tables, *study.verdicts]:
+        names = ("key", "y") if request["kind"] == "tests" else ("key", "y", "x")
+        asked = [request[name] for name in names if request.get(name) is not None]
+        for key in [*asked, *request.get("columns", ())]:
+            if key not in known and key != "value":
+                shown = ", ".join(sorted(re.sub(r"_\d+$", "_1", name) for name in known))
+                refuse(study.name, f"{request['kind']!r} needs {key!r}, which no run gives. Known: {shown}.")
+
+
+def drawn_figures(outcome: Outcome) -> list[tuple[str, Figure]]:
+    """Return every figure with a name for its file.
+
+    Args:
+        outcome: Of the study.
+    """
+    found = []
+    for index, request in enumerate(outcome.study.figures):
+        name = f"{index + 1}-{request['kind']}"
+        with our_look():
+            found.append((name, _made(figures.KINDS, request, outcome)))
+    return found
+
+
+def made_tables(outcome: Outcome) -> list[tuple[str, Table]]:
+    """Return every table with a name for its files.
+
+    Args:
+        outcome: Of the study.
+    """
+    requests = outcome.study.tables
+    return [(f"{i + 1}-{asked['kind']}", _made(tables.KINDS, asked, outcome)) for i, asked in enumerate(requests)]
+
+
+def said_verdicts(outcome: Outcome) -> list[str]:
+    """Return every verdict.
+
+    Args:
+        outcome: Of the study.
+    """
+    return [_made(verdicts.KINDS, request, outcome) for request in outcome.study.verdicts]
+
+
+def _made(kinds: Mapping[str, Callable[..., _T]], request: dict[str, Any], outcome: Outcome) -> _T:
+    arguments = {name: value for name, value in request.items() if name != "kind"}
+    return kinds[request["kind"]](outcome, **arguments)

@@ -1,0 +1,106 @@
+"""Sentences that answer a study's question, computed from its numbers."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from mtp_modules.reports.look import key_label
+from mtp_modules.reports.needed import higher_is_better, needed
+from mtp_modules.reports.tables import number, show
+from mtp_modules.studies import Estimate, Outcome, estimate
+
+
+def difference(
+    outcome: Outcome, *, key: str = "loss/head_1", arms: Sequence[str] | None = None, worth: float = 0.0
+) -> str:
+    """Say which arms are better and which are worse than the first one, in a figure at the end.
+
+    An arm differs if the 95% interval of the difference, paired by seed, does not hold 0.
+
+    Args:
+        outcome: Of the study; at the last value of its sweep.
+        key: Of the figure.
+        arms: Which to compare with the first; all others if ``None``.
+        worth: Differences up to this size are called equal, however sure they are.
+    """
+    first, value = outcome.arms[0], outcome.last_value
+    base = outcome.final(first, value, key)
+    names = [arm for arm in (outcome.arms[1:] if arms is None else arms) if arm in outcome.arms]
+    found = {arm: _difference(outcome, first, arm, key) for arm in names}
+    sorted_into: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    for arm, estimated in found.items():
+        if estimated is None:
+            continue
+        sorted_into[_judged(estimated, higher_is_better(key), worth)].append(f"{arm} ({_signed(estimated, key)})")
+    place = "" if outcome.study.sweep is None else f" (at {outcome.study.sweep.label} {value:g})"
+    start = f"{key_label(key).capitalize()}{place}: {first} has {show(base, key)}."
+    words = {
+        "better": "Better than it: {}.",
+        "worse": "Worse than it: {}.",
+        "not told apart": "Not to be told apart from it: {}.",
+    }
+    parts = [words[kind].format("; ".join(arms)) for kind, arms in sorted_into.items() if arms]
+    return " ".join([start, *parts])
+
+
+def data_needed(
+    outcome: Outcome,
+    *,
+    arm: str,
+    key: str = "loss/head_1",
+    x: str = "tokens",
+    target: float | None = None,
+    claimed: float | None = None,
+) -> str:
+    """Say how much of the data (or of something else) an arm needs for what the first arm reaches.
+
+    Args:
+        outcome: Of a study with a sweep.
+        arm: Its name.
+        key: Of the figure that must be reached.
+        x: Key of what is needed; ``value`` for the value of the sweep.
+        target: The level; see :func:`~mtp_modules.reports.needed.needed`.
+        claimed: What somebody says the ratio is.
+    """
+    ratio = needed(outcome, arm, key=key, x=x, target=target)
+    sweep = outcome.study.sweep
+    what = sweep.label if x == "value" and sweep is not None else key_label(x)
+    level = "the same level" if target is None else f"{number(target, key)}"
+    sentence = (
+        f"To reach {level} in {key_label(key)}, {arm} needs {ratio.words} times the {what} that {outcome.arms[0]} needs"
+    )
+    if claimed is None:
+        return f"{sentence} (n = {ratio.n})."
+    if ratio.ratio is not None:
+        low, high = math.exp(ratio.ratio.low), math.exp(ratio.ratio.high)
+    else:
+        low, high = ratio.low, ratio.high
+    if high < 1 and low <= claimed:
+        judged = "the claim holds"
+    elif high < 1:
+        judged = "the claim is right that it needs less, and says too much"
+    elif low > 1:
+        judged = "the claim does not hold here: it needs more"
+    else:
+        judged = "the claim does not hold here" if low > claimed else "these seeds cannot tell"
+    return f"{sentence} (n = {ratio.n}). The claim is {claimed:.2g}: {judged}."
+
+
+KINDS: dict[str, Callable[..., str]] = {"difference": difference, "data_needed": data_needed}
+
+
+def _difference(outcome: Outcome, first: str, arm: str, key: str) -> Estimate | None:
+    theirs, mine = (outcome.by_seed(name, outcome.last_value, key) for name in (first, arm))
+    seeds = sorted(theirs.keys() & mine.keys())
+    return estimate([mine[seed] - theirs[seed] for seed in seeds]) if seeds else None
+
+
+def _judged(found: Estimate, higher: bool, worth: float) -> str:
+    if found.half is None or found.low <= 0 <= found.high or abs(found.mean) <= worth:
+        return "not told apart"
+    return "better" if (found.mean > 0) == higher else "worse"
+
+
+def _signed(found: Estimate, key: str) -> str:
+    sign = "+" if found.mean >= 0 else "-"
+    mean = f"{sign}{number(abs(found.mean), key, precise_to=found.half)}"
+    return mean if found.half is None else f"{mean} ± {number(found.half, key, precise_to=found.half)}"

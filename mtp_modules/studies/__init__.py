@@ -1,0 +1,27 @@
+"""Studies: questions to multi-token prediction, answered by runs that a command repeats."""
+
+from mtp_modules.studies.outcome import Outcome, read_outcome
+from mtp_modules.studies.plan import Cost, Run, makespan, plan_runs, plan_within
+from mtp_modules.studies.runner import Plan, StudyStoppedError, run_study
+from mtp_modules.studies.spec import Decode, Study, Sweep, load_study, shipped
+from mtp_modules.studies.statistics import Estimate, estimate
+
+__all__ = [
+    "Cost",
+    "Decode",
+    "Estimate",
+    "Outcome",
+    "Plan",
+    "Run",
+    "Study",
+    "StudyStoppedError",
+    "Sweep",
+    "estimate",
+    "load_study",
+    "makespan",
+    "plan_runs",
+    "plan_within",
+    "read_outcome",
+    "run_study",
+    "shipped",
+]

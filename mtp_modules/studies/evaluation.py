@@ -1,0 +1,154 @@
+"""What a trained model is asked."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.decoders import AutoregressiveDecoder, SpeculativeDecoder
+from mtp_modules.metrics import AnswerAccuracy, PerHeadMetrics, PositionAccuracy
+from mtp_modules.model import MTPModel
+from mtp_modules.training import MTPModule
+
+ANSWER_MASK = "answer_mask"
+"""Where a batch says which targets of horizon 1 are part of an answer, ``(B, T)``."""
+
+
+class Evaluation(NamedTuple):
+    """Figures of held-out data.
+
+    Attributes:
+        figures: What :class:`~mtp_modules.metrics.PerHeadMetrics` and :class:`~mtp_modules.metrics.AnswerAccuracy`
+            give, and ``bits/head_h``, the loss in bits.
+        positions: Accuracy, one list of ``H`` shares a position; ``None`` where nothing was counted.
+    """
+
+    figures: dict[str, float]
+    positions: list[list[float | None]]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode for a while, and every part back into its own.
+
+    Args:
+        module: With its parts.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def evaluate(module: MTPModule, batches: Iterable[dict[str, Tensor]]) -> Evaluation:
+    """Score held-out batches, wherever the module is.
+
+    Args:
+        module: Model and loss.
+        batches: With ``tokens``, and optionally ``document_ids``, ``loss_mask`` and ``answer_mask``.
+
+    Raises:
+        ValueError: If there are no batches.
+    """
+    horizons = len(module.horizons)
+    heads = PerHeadMetrics(num_horizons=horizons).to(module.device)
+    answers = AnswerAccuracy().to(module.device)
+    positions: PositionAccuracy | None = None
+    with evaluating(module):
+        for batch in batches:
+            batch = {key: value.to(module.device) for key, value in batch.items()}
+            terms = module(batch)
+            heads.update(terms)
+            if positions is None:
+                length = terms.valid.shape[1]
+                positions = PositionAccuracy(num_positions=length, num_horizons=horizons).to(module.device)
+            positions.update(terms)
+            if ANSWER_MASK in batch:
+                answers.update(terms, batch[ANSWER_MASK])
+    if positions is None:
+        refuse("study", "the data has no validation batches; give it a validation side.")
+    figures = {key: float(value) for key, value in heads.compute().items()}
+    figures |= {f"bits/head_{h}": figures[f"loss/head_{h}"] / math.log(2) for h in range(1, horizons + 1)}
+    if answers.update_called:
+        figures |= {key: float(value) for key, value in answers.compute().items()}
+    table = [[None if math.isnan(share) else share for share in row] for row in positions.compute()]
+    return Evaluation(figures, table)
+
+
+def held_out_texts(batches: Iterable[dict[str, Tensor]], *, count: int, length: int) -> list[list[int]]:
+    """Return the beginnings of held-out rows that lie in one document.
+
+    Args:
+        batches: With ``tokens``.
+        count: How many at most.
+        length: Tokens of each.
+
+    Raises:
+        ValueError: If no row is so long.
+    """
+    found: list[list[int]] = []
+    for batch in batches:
+        tokens, documents = batch["tokens"], batch.get("document_ids")
+        whole = torch.ones(len(tokens), dtype=torch.bool)
+        if documents is not None:
+            whole = (documents[:, :length] == documents[:, :1]).all(dim=1)
+        if tokens.shape[1] >= length:
+            found += tokens[whole, :length].tolist()
+        if len(found) >= count:
+            break
+    if not found:
+        refuse("study", f"decode needs held-out rows of at least {length} tokens in one document, and there are none.")
+    return found[:count]
+
+
+def decoded(model: MTPModel, batches: Iterable[dict[str, Tensor]], options: dict[str, Any]) -> dict[str, float]:
+    """Continue held-out rows greedily, and compare with the truth; measure speed where that is asked for.
+
+    ``written/distance_d`` is how often the ``d``-th token that the model writes, reading its own tokens, is the true
+    one. ``decode/tokens_per_forward``, ``decode/tokens_per_second`` and ``decode/speedup`` are those of
+    self-speculative decoding of one row after the other, and the speed over plain decoding on the same machine.
+
+    Args:
+        model: In evaluation mode.
+        batches: Held-out.
+        options: Attributes of :class:`~mtp_modules.studies.spec.Decode`.
+    """
+    prompt, far = int(options["prompt_length"]), int(options["distances"])
+    texts = held_out_texts(batches, count=int(options["prompts"]), length=prompt + far)
+    prompts = [text[:prompt] for text in texts]
+    plain = AutoregressiveDecoder()
+    found: dict[str, float] = {}
+    if far:
+        written = plain.generate(model, prompts, max_new_tokens=far).tokens
+        right = torch.tensor([row[-far:] for row in written]) == torch.tensor([text[prompt:] for text in texts])
+        shares = right.double().mean(dim=0).tolist()
+        found |= {f"written/distance_{index + 1}": share for index, share in enumerate(shares)}
+    if options["new_tokens"]:
+        found |= _speed(model, prompts, int(options["new_tokens"]))
+    return found
+
+
+def _speed(model: MTPModel, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
+    """Decode each prompt plainly and speculatively, in turn."""
+    plain, drafting = AutoregressiveDecoder(), SpeculativeDecoder()
+    decoders = (plain, drafting if len(model.horizons) > 1 else plain)
+    tokens, forwards, seconds = [0, 0], [0, 0], [0.0, 0.0]
+    for text in prompts:
+        for index, decoder in enumerate(decoders):
+            stats = decoder.generate(model, [text], max_new_tokens=new_tokens).stats
+            tokens[index] += stats.tokens
+            forwards[index] += stats.forwards
+            seconds[index] += stats.seconds
+    return {
+        "decode/tokens_per_forward": tokens[1] / forwards[1],
+        "decode/tokens_per_second": tokens[1] / seconds[1],
+        "decode/speedup": (tokens[1] / seconds[1]) / (tokens[0] / seconds[0]),
+    }

@@ -1,0 +1,85 @@
+"""Results on disk: one JSON file a run, written whole or not at all, and refused if it was changed or is outdated."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+class UnusableResultError(Exception):
+    """A file that holds no valid result; the text says why."""
+
+
+def content_hash(content: Any) -> str:
+    """Return a short hash of plain values.
+
+    Args:
+        content: Anything that JSON can hold.
+    """
+    text = json.dumps(content, sort_keys=True, allow_nan=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def file_name(label: str) -> str:
+    """Return a name for the file of a run, readable and different for different labels.
+
+    Args:
+        label: Of the run.
+    """
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-.").lower()[:80]
+    return f"{readable}-{content_hash(label)[:6]}.json"
+
+
+def write_result(path: Path, content: dict[str, Any], *, made_for: str) -> None:
+    """Write a result, so that a reader sees all of it or nothing.
+
+    Args:
+        path: Where to.
+        content: Plain values, all numbers finite.
+        made_for: Hash of what it is the result of.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    envelope = {"format": FORMAT, "made_for": made_for, "digest": content_hash(content), "content": content}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(envelope, file, allow_nan=False, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_result(path: Path, *, made_for: str | None) -> dict[str, Any] | None:
+    """Return a result, or ``None`` if there is no file.
+
+    Args:
+        path: Where it is.
+        made_for: Hash of what it must be the result of; anything if ``None``.
+
+    Raises:
+        UnusableResultError: If the file is damaged, or the result of something else.
+    """
+    try:
+        envelope = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UnusableResultError("damaged: it is not JSON") from error
+    if not isinstance(envelope, dict) or not envelope.keys() >= {"format", "made_for", "digest", "content"}:
+        raise UnusableResultError("damaged: parts are missing")
+    if envelope["format"] != FORMAT:
+        raise UnusableResultError(f"outdated: of format {envelope['format']}, this version writes {FORMAT}")
+    content: dict[str, Any] = envelope["content"]
+    if content_hash(content) != envelope["digest"]:
+        raise UnusableResultError("damaged: its content does not match its checksum")
+    if made_for is not None and envelope["made_for"] != made_for:
+        raise UnusableResultError("outdated: the study, its length or the package has changed since")
+    return content

@@ -1,0 +1,113 @@
+"""A trained model that another one imitates."""
+
+import torch
+
+from mtp_modules.core.checks import fraction, refuse
+from mtp_modules.core.component import Component, describe
+from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.core.objective import NextTokenLaw
+from mtp_modules.core.shapes import Int, Tensor
+from mtp_modules.core.targets import num_sampled
+from mtp_modules.losses.multi_token import MultiTokenLoss
+from mtp_modules.model import MTPModel
+from mtp_modules.training.checkpointing import load_model
+
+
+class TeacherModel(Component):
+    r"""A trained model whose next-token law a student imitates beside the tokens themselves.
+
+    Hinton et al. 2015 (arXiv 1503.02531): with the student's law :math:`p`, the teacher's :math:`q` and a temperature
+    :math:`\tau` that softens both, a token :math:`y` costs
+
+    .. math:: (1 - s) \, (-\log p_y) - s \, \tau^2 \sum_v q^\tau_v \log p^\tau_v
+
+    All horizons of the student are taught, each for the token that it predicts, as far as the teacher has read. The
+    teacher reads the true tokens, is never trained, and is no part of the student's checkpoints.
+
+    Args:
+        ckpt_path: Its checkpoint, the folder of its run, or what ``save_pretrained`` wrote.
+        share: How much of the loss is imitation, :math:`s`.
+        temperature: :math:`\tau`.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or a number lies outside its range.
+    """
+
+    def __init__(self, *, ckpt_path: str, share: float = 0.5, temperature: float = 1.0) -> None:
+        fraction(self, "share", share)
+        if not temperature > 0:
+            refuse(self, f"temperature must be above 0, got {temperature}; 1 leaves both laws as they are.")
+        self.share, self.temperature = share, temperature
+        self.model, self.tokenizer = load_model(ckpt_path)
+        self.model.requires_grad_(False)
+
+    def check(self, student: MTPModel, loss: MultiTokenLoss) -> None:
+        """Refuse a student that cannot learn from it.
+
+        Args:
+            student: Trunk, heads and unembedding.
+            loss: What it minimises.
+
+        Raises:
+            ValueError: If the vocabularies differ, or the loss has horizon 1 as a teacher already.
+        """
+        has, needs = self.model.trunk.vocab_size, student.trunk.vocab_size
+        if has != needs:
+            refuse(
+                self,
+                f"the teacher's vocab_size is {has}, the model's is {needs}; a law over other tokens cannot be "
+                "imitated, so train a teacher with the model's vocabulary.",
+            )
+        if loss.distillation > 0.0:
+            refuse(
+                self,
+                f"loss.distillation is {loss.distillation}, which makes horizon 1 a teacher, and there can be only "
+                "one; set it to 0, or leave teacher out.",
+            )
+
+    def prepare(self, device: torch.device, tokenizer: Tokenizer | None) -> None:
+        """Move to where training is, and refuse data of another tokenizer.
+
+        Args:
+            device: Of the student.
+            tokenizer: Of the data, if it has one.
+
+        Raises:
+            ValueError: If the teacher was trained with another one.
+        """
+        if tokenizer is not None and self.tokenizer is not None and describe(tokenizer) != describe(self.tokenizer):
+            refuse(self, "the teacher was trained with another tokenizer than the data has; train one on this data.")
+        self.model.to(device)
+
+    @torch.no_grad()
+    def __call__(
+        self, tokens: Int[Tensor, "B L"], *, length: int, document_ids: Int[Tensor, "B L"] | None = None
+    ) -> NextTokenLaw:
+        """Read a batch.
+
+        Args:
+            tokens: Token ids.
+            length: How many positions ``T`` of them the student reads.
+            document_ids: Which document every token belongs to.
+        """
+        read = None if document_ids is None else document_ids[:, :length]
+        hidden = self.model.trunk(tokens[:, :length], document_ids=read).hidden
+        # Horizons beyond the first say nothing here: one position is the least that they can be asked for.
+        start = tokens.new_zeros((len(tokens), 1))
+        between = hidden.new_zeros((len(tokens), 1, self.model.lookahead - 1, self.model.trunk.embedding_width))
+        first, *_ = self.model.heads(hidden, future=between, positions=start, document_ids=read)
+        return NextTokenLaw(first, self.model.unembedding.matrix(0), self.share, self.temperature)
+
+    def flops(self, *, batch_size: int, length: int, num_horizons: int, share_of_positions: float = 1.0) -> int:
+        """Return the floating-point operations that it adds to a step of the student's training.
+
+        Args:
+            batch_size: Number ``B`` of rows.
+            length: Number ``T`` of positions that the student reads of each.
+            num_horizons: Of the student, for the logits are made once for each.
+            share_of_positions: Where the student's horizons beyond the first are trained.
+        """
+        model = self.model
+        scored = length + (num_horizons - 1) * num_sampled(length, share_of_positions)
+        unembedding = 2 * model.trunk.d_model * model.trunk.vocab_size * scored
+        return batch_size * (model.trunk.flops(length) + model.heads.flops(length, 1) + unembedding)

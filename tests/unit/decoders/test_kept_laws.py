@@ -1,0 +1,117 @@
+"""The laws that rounds tell: the very ones of the run, and none unless asked for."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
+from mtp_modules.decoders import (
+    Acceptance,
+    LookupOrHeads,
+    PromptLookup,
+    RejectionSampling,
+    RoundLaws,
+    SamplingLaw,
+    StaticTree,
+)
+from tests.helpers import VOCAB, assert_same, make_model
+
+PROMPTS = [[1, 2, 3, 4], [5, 6]]
+
+
+class Spy(Acceptance):
+    """Rejection sampling that remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.inner, self.seen = RejectionSampling(), []
+
+    def choose(self, *arguments: Any) -> Tensor:
+        return self.inner.choose(*arguments)
+
+    def verify(self, drafts: Tensor, source: Tensor, target: Tensor, *arguments: Any) -> Any:
+        self.seen.append((drafts, source, target))
+        return self.inner.verify(drafts, source, target, *arguments)
+
+
+def law_after(model: MTPModel, text: list[int]) -> Tensor:
+    """Read a text afresh, and return the law of horizon 1."""
+    tokens = torch.tensor([text + [0] * model.lookahead])
+    with torch.no_grad():
+        return model.unembedding.logits(model(tokens)[0][0, -1]).softmax(dim=-1)
+
+
+@pytest.mark.parametrize("heads", ["linear", "parallel", "recurrent"])
+def test_drawn_runs_tell_what_was_drawn_from_and_verified_by(heads: str) -> None:
+    model, spy = make_model("transformer", heads, 4), Spy()
+    law = SamplingLaw(temperature=0.8, top_k=6)
+    stream = SpeculativeDecoder(acceptance=spy, keep_laws=True).stream(model, PROMPTS, max_new_tokens=12, sampling=law)
+    first, *rounds = stream
+    assert first.laws is not None
+    assert first.laws.draft_laws.shape == (2, 0, VOCAB)
+    assert len(rounds) == len(spy.seen) > 1
+    for done, (drafts, source, target) in zip(rounds, spy.seen, strict=True):
+        assert isinstance(done.laws, RoundLaws)
+        for kept, given in zip(
+            (done.laws.drafts, done.laws.draft_laws, done.laws.laws), (drafts, source, target), strict=True
+        ):
+            assert torch.equal(kept, given)
+
+
+@pytest.mark.parametrize("heads", ["linear", "parallel", "recurrent"])
+def test_greedy_runs_tell_the_laws_that_the_choices_are_the_likeliest_of(heads: str) -> None:
+    model = make_model("gru", heads, 4)
+    text = list(PROMPTS[0])
+    for done in SpeculativeDecoder(keep_laws=True).stream(model, [text], max_new_tokens=12):
+        assert done.laws is not None
+        (tokens,), (accepted,) = done.tokens, done.accepted
+        drafts, laws = done.laws.drafts[0], done.laws.laws[0]
+        assert torch.equal(done.laws.draft_laws[0].argmax(dim=-1), drafts)
+        assert laws[:accepted].argmax(dim=-1).tolist() == drafts[:accepted].tolist()
+        for depth in range(len(laws)):
+            assert_same(laws[depth], law_after(model, text + drafts[:depth].tolist()))
+        text += tokens
+        assert laws[accepted].argmax().item() == tokens[accepted]
+
+
+def test_plain_decoding_tells_its_laws() -> None:
+    model, text = make_model("lstm", "linear", 1), [3, 1]
+    law = SamplingLaw(temperature=0.5)
+    for done in AutoregressiveDecoder(keep_laws=True).stream(model, [text], max_new_tokens=5, sampling=law, seed=2):
+        assert done.laws is not None
+        assert done.laws.drafts.shape == (1, 0)
+        assert_same(done.laws.laws[0, 0], law_after(model, text).pow(2) / law_after(model, text).pow(2).sum())
+        text = text + done.tokens[0]
+
+
+@pytest.mark.parametrize(
+    "drafter", [PromptLookup(num_drafts=3), LookupOrHeads(longest=2, shortest=1)], ids=["text", "both"]
+)
+def test_what_was_looked_up_has_a_point_mass(drafter: Any) -> None:
+    model = make_model("transformer", "linear", 4)
+    rounds = list(
+        SpeculativeDecoder(drafter=drafter, keep_laws=True).stream(model, [[1, 2, 3, 1, 2, 3, 1]], max_new_tokens=9)
+    )
+    chances = [done.laws.draft_laws.gather(2, done.laws.drafts[:, :, None]) for done in rounds if done.laws is not None]
+    assert len(chances) == len(rounds)
+    assert any(bool((chance == 1).all()) for chance in chances[1:])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nothing_is_kept_unless_asked_for_and_keeping_changes_nothing(temperature: float) -> None:
+    model, law = make_model("transformer", "recurrent", 4), SamplingLaw(temperature=temperature)
+    runs = [
+        list(SpeculativeDecoder(keep_laws=keep).stream(model, PROMPTS, max_new_tokens=15, sampling=law, seed=5))
+        for keep in (False, True)
+    ]
+    assert all(done.laws is None for done in runs[0])
+    assert [(d.rows, d.tokens, d.accepted, d.drafted) for d in runs[0]] == [
+        (d.rows, d.tokens, d.accepted, d.drafted) for d in runs[1]
+    ]
+    assert [len(done.laws.drafts) for done in runs[1] if done.laws] == [len(done.rows) for done in runs[1]]
+
+
+def test_a_tree_keeps_no_laws() -> None:
+    with pytest.raises(ValueError, match="keep_laws tells the laws of a chain of drafts, not of a tree"):
+        SpeculativeDecoder(tree=StaticTree(widths=[2, 1]), keep_laws=True)

@@ -1,0 +1,100 @@
+"""What a recording says of each token: the laws of the run itself, and what was thrown away."""
+
+import pytest
+
+from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
+from mtp_modules.data.tokenizers import ByteTokenizer
+from mtp_modules.decoders import RejectionSampling, Round, SamplingLaw, StopRule
+from mtp_modules.reports.recording import Alternative, Recording, RejectedDraft, record
+from mtp_modules.reports.token_text import shown_token, shown_tokens
+from tests.drafting import ScriptedHeads, clock
+from tests.helpers import VOCAB, make_model
+
+PROMPT = [1, 2, 3]
+
+
+def recorded(model: MTPModel, temperature: float) -> tuple[Recording, list[Round]]:
+    decoder = SpeculativeDecoder(acceptance=RejectionSampling(), keep_laws=True)
+    law = SamplingLaw(temperature=temperature)
+    rounds = list(decoder.stream(model, [PROMPT], max_new_tokens=25, sampling=law, seed=4))
+    return record(PROMPT, rounds, alternatives=3), rounds
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_draft_of_the_run_is_in_the_recording(temperature: float) -> None:
+    run, rounds = recorded(make_model("transformer", "recurrent", 4), temperature)
+    assert [token.token for token in run.tokens] == [token for done in rounds for token in done.tokens[0]]
+    assert [token.depth for token in run.tokens] == [depth for done in rounds for depth in done.depths[0]]
+    assert sum(token.depth > 0 for token in run.tokens) == sum(run.stats.accepted) > 0
+    rejected = [draft for token in run.tokens for draft in token.rejected]
+    assert len(rejected) == sum(run.stats.drafted) - sum(run.stats.accepted) > 0
+    place = 0
+    for done in rounds:
+        assert done.laws is not None
+        drafts, laws, draft_laws = done.laws.drafts[0].tolist(), done.laws.laws[0], done.laws.draft_laws[0]
+        for index, token in enumerate(done.tokens[0]):
+            found = run.tokens[place]
+            assert found.p == laws[index, token].item()
+            assert found.q == (draft_laws[index, token].item() if index < done.drafted[0] else None)
+            best = laws[index].argsort(descending=True)[:3].tolist()
+            assert found.model == [Alternative(other, laws[index, other].item()) for other in best]
+            assert len(found.draft) == (3 if index < done.drafted[0] else 0)
+            place += 1
+        assert run.tokens[place - 1].rejected == [
+            RejectedDraft(token, depth + 1, laws[depth, token].item(), draft_laws[depth, token].item())
+            for depth, token in list(enumerate(drafts[: done.drafted[0]]))[done.accepted[0] :]
+        ]
+
+
+def test_drafts_behind_a_stop_are_no_rejected_ones() -> None:
+    rounds = SpeculativeDecoder(keep_laws=True).stream(clock(5), [[0]], max_new_tokens=20, stop=StopRule(tokens=[4]))
+    run = record([0], rounds)
+    assert [(token.token, token.depth, token.rejected) for token in run.tokens] == [
+        *((1, 0, []), (2, 1, []), (3, 2, []), (4, 3, []))
+    ]
+
+
+def test_scripted_drafts_have_their_probability() -> None:
+    model = clock(3)
+    script = lambda row, length, count: [(length + 1) % VOCAB, length % VOCAB]  # noqa: E731 - right, then wrong
+    model.heads = ScriptedHeads(heads=model.heads, script=script, probability=0.7)
+    run = record([0], SpeculativeDecoder(keep_laws=True).stream(model, [[0]], max_new_tokens=9))
+    assert [token.depth for token in run.tokens] == [0, 1, 0, 1, 0, 1, 0, 1, 0]
+    own, draft = run.tokens[2], run.tokens[1]
+    assert draft.q == pytest.approx(0.7)
+    assert own.q == pytest.approx(0.03)
+    (rejected,) = own.rejected
+    assert (rejected.depth, rejected.q) == (2, pytest.approx(0.7))
+    assert own.draft[0] == Alternative(rejected.token, rejected.q)
+
+
+def test_plain_decoding_has_no_drafts() -> None:
+    run = record([1], AutoregressiveDecoder(keep_laws=True).stream(make_model(), [[1]], max_new_tokens=4))
+    assert [(token.depth, token.q, token.draft, token.rejected) for token in run.tokens] == [(0, None, [], [])] * 4
+
+
+def test_rounds_without_laws_are_refused() -> None:
+    with pytest.raises(ValueError, match="record: the rounds tell no laws; make the decoder with keep_laws=True"):
+        record([1], SpeculativeDecoder().stream(make_model(), [[1]], max_new_tokens=4))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (b"a b", "a| |b"),
+        ("\u20ac1".encode(), "E2|82|\u20ac|1"),
+        (b"\xc3a", "C3|a"),
+        (b"a\xff\xfeb", "a|FF|FE|b"),
+        (b"\xf0\x9f\x98a\xc3\xa9", "F0|9F|98|a|C3|\xe9"),
+        (b"x\n\ty\x00", "x|\u21b5\n|\u21e5\t|y|00"),
+        (b"\xe2\x82", "E2|82"),
+    ],
+)
+def test_bytes_are_shown_as_text_where_they_are_text(text: bytes, shown: str) -> None:
+    assert "|".join(one.text for one in shown_tokens(list(text), ByteTokenizer())) == shown
+
+
+def test_names_of_single_tokens() -> None:
+    names = [shown_token(token, ByteTokenizer()) for token in (97, 32, 10, 9, 0, 195)]
+    assert names == ["a", "\u2423", "\u21b5", "\u21e5", "byte 00", "byte C3"]
+    assert shown_token(17, None) == "17"
