@@ -41,8 +41,8 @@ class SequentialHeads(Heads):
         embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
         shared: Use the same module, norm included, for all horizons.
         shared_norm: Use the same norm behind all modules, as Qwen3-Next does; DeepSeek-V3 has one a module.
-        chain_norm: Give the next module the state behind that norm (Qwen3-Next), not the one before it, as the paper has
-            it. Readers of DeepSeek-V3's own checkpoints disagree about it.
+        chain_norm: Give the next module the state behind that norm (Qwen3-Next), not the one before it, as in the
+            paper. Readers of DeepSeek-V3's own checkpoints disagree about it.
         embedding_first: Whether matrix ``M`` has the embedding's columns first (DeepSeek-V3, GLM, Qwen3-Next), or the
             state's (MiMo).
         rope_base: Base of the rotary positions.
