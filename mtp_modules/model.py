@@ -113,7 +113,8 @@ class MTPModel(Component, nn.Module):
             hidden = self.trunk(tokens[:, :length], document_ids=read).hidden
         future = None
         if self.heads.reads_future:
-            future = self.trunk.embedding(tokens_between(tokens, self.horizons, positions))
+            wanted = None if self.heads.reads_every_token else positions
+            future = self.trunk.embedding(tokens_between(tokens, self.horizons, wanted))
             future = future.detach() if "embedding" in detach else future
         states: tuple[Tensor, ...] = self.heads(
             hidden,

@@ -55,9 +55,9 @@ class ScriptedHeads(Heads):
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> ScriptedState:
         return ScriptedState(self.heads.new_state(batch_size, capacity, for_drafts=for_drafts))
 
-    def extend(self, hidden: Tensor, state: DecodingState) -> Tensor:
+    def extend(self, hidden: Tensor, state: DecodingState, **chunk: object) -> Tensor:
         assert isinstance(state, ScriptedState)
-        return self.heads.extend(hidden, state.inner)
+        return self.heads.extend(hidden, state.inner, **chunk)
 
     def draft_states(self, *args: object, **kwargs: object) -> Tensor:
         raise AssertionError("drafts come from the script")

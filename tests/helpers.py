@@ -7,8 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtp_modules import LinearHeads, MTPModel, ParallelHeads, RecurrentHeads, RecurrentTrunk, TransformerTrunk
-from mtp_modules.core import Heads, Trunk
+from mtp_modules import (
+    LinearHeads,
+    MTPModel,
+    ParallelHeads,
+    RecurrentHeads,
+    RecurrentTrunk,
+    ResidualHeads,
+    SequentialHeads,
+    TransformerTrunk,
+)
+from mtp_modules.core import DecodingState, Heads, Trunk
 
 VOCAB = 11
 WIDTH = 8
@@ -41,12 +50,30 @@ TRUNKS: dict[str, Callable[[], Trunk]] = {
     "lstm": lambda: _recurrent("lstm"),
 }
 
+
+def _sequential(num_horizons: int, **options: bool) -> Heads:
+    return SequentialHeads(
+        d_model=WIDTH,
+        num_horizons=num_horizons,
+        num_heads=4,
+        num_kv_heads=2,
+        ffn_width=12,
+        max_positions=MAX_POSITIONS,
+        **options,
+    )
+
+
 HEADS: dict[str, Callable[[int], Heads]] = {
     "linear": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons),
     "parallel": lambda num_horizons: ParallelHeads(
         d_model=WIDTH, num_horizons=num_horizons, num_heads=2, num_kv_heads=1, ffn_width=12, max_positions=MAX_POSITIONS
     ),
     "recurrent": lambda num_horizons: RecurrentHeads(d_model=WIDTH, num_horizons=num_horizons, width=6),
+    "residual": lambda num_horizons: ResidualHeads(d_model=WIDTH, num_horizons=num_horizons, num_layers=2),
+    "sequential": _sequential,
+    "sequential_shared": lambda num_horizons: _sequential(
+        num_horizons, shared=True, chain_norm=True, embedding_first=False
+    ),
 }
 
 TRUNKS_WITH_HEADS = [pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in TRUNKS for heads in HEADS]
@@ -110,6 +137,13 @@ def make_model(
         )
     randomise(model, seed)
     return model
+
+
+def extend(model: MTPModel, tokens: Tensor, state: DecodingState, heads_state: DecodingState) -> tuple[Tensor, Tensor]:
+    """Append a chunk to the states of trunk and heads; return the hidden states and those of horizon 1."""
+    embed = model.trunk.embedding
+    hidden = model.trunk(tokens, state=state).hidden
+    return hidden, model.heads.extend(hidden, heads_state, tokens=tokens, embed=embed)
 
 
 def random_tokens(rows: int, length: int, *, seed: int = 0) -> Tensor:

@@ -125,10 +125,13 @@ class Heads(Component, nn.Module, ABC):
         horizons: Offsets of the heads, ascending from 1.
         reads_future: Whether horizon ``h`` also sees the tokens at ``t + 1 .. t + h - 1`` (when
             decoding: the drafts so far).
+        reads_every_token: Whether they do so at every position, wherever states are wanted, as heads do that attend to
+            what they said before: ``future`` has all ``T`` positions then, and decoding passes the tokens of chunks.
     """
 
     d_model: int
     reads_future: bool = False
+    reads_every_token: bool = False
 
     @property
     @abstractmethod
@@ -156,7 +159,8 @@ class Heads(Component, nn.Module, ABC):
             hidden: What the trunk says of every position.
             far_hidden: The same, for horizons beyond the first, where they must give the trunk no gradient; ``hidden``
                 if ``None``.
-            future: Embeddings of the tokens between, ``K = max(horizons) - 1``; needed if ``reads_future``.
+            future: Embeddings of the tokens between, ``K = max(horizons) - 1``; needed if ``reads_future``. At all
+                positions, ``(B, T, K, E)``, if ``reads_every_token``.
             positions: Where horizons beyond the first are wanted; everywhere if ``None`` (then ``P = T``).
             document_ids: Which document every position belongs to.
 
@@ -174,12 +178,21 @@ class Heads(Component, nn.Module, ABC):
             for_drafts: False if only horizon 1 will be used, which spares the other heads their memory.
         """
 
-    def read(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+    def read(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
         """Append a chunk that ``state.begin`` has announced: ``extend``, less what is done on the host.
 
         Args:
             hidden: The trunk's output for the chunk.
             state: Told of it.
+            tokens: The chunk; needed if ``reads_every_token``, unless the state is for no drafts.
+            embed: Embeds token ids; needed with them.
 
         Raises:
             ValueError: If these heads do not have it.
@@ -187,12 +200,21 @@ class Heads(Component, nn.Module, ABC):
         refuse(self, "cannot be compiled for decoding, for they have no read(hidden, state); use the model itself.")
 
     @abstractmethod
-    def extend(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+    def extend(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
         """Append a chunk of the trunk's hidden states and return the states of horizon 1, which verification needs.
 
         Args:
             hidden: The trunk's output for the chunk.
             state: Of these heads; ``commit`` it together with the trunk's.
+            tokens: The chunk; needed if ``reads_every_token``, unless the state is for no drafts.
+            embed: Embeds token ids; needed with them.
         """
 
     @abstractmethod

@@ -166,7 +166,8 @@ class BeamTensors:
             chunk[index, : len(row)] = torch.as_tensor(row)
         chunk = chunk.to(self.device)
         hidden = self.model.trunk(chunk, state=self.trunk_state).hidden
-        return self.model.heads.extend(hidden, self.heads_state), chunk
+        embed = self.model.trunk.embedding
+        return self.model.heads.extend(hidden, self.heads_state, tokens=chunk, embed=embed), chunk
 
     def _log_law(self, logits: Float[Tensor, "B C V"], prompts: list[int]) -> Float[Tensor, "B C V"]:
         scores = logits.double() if self.laws is None else self.laws.select(prompts).scores(logits)

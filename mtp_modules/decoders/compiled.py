@@ -125,7 +125,8 @@ class CompiledModel:
                 torch._dynamo.maybe_mark_dynamic(tensor, axis)
 
     def _reading(self, chunk: Tensor, trunk_state: DecodingState, heads_state: DecodingState) -> Tensor:
-        hidden = self.heads.read(self.trunk.read(chunk, trunk_state), heads_state)
+        hidden = self.trunk.read(chunk, trunk_state)
+        hidden = self.heads.read(hidden, heads_state, tokens=chunk, embed=self.trunk.embedding)
         return self.unembedding.logits(hidden)
 
     def _greedy(

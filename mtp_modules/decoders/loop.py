@@ -321,7 +321,7 @@ class _Run:
 
     def _extend(self, chunk: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         hidden = self.model.trunk(chunk, state=self.trunk_state).hidden
-        return self.model.heads.extend(hidden, self.heads_state)
+        return self.model.heads.extend(hidden, self.heads_state, tokens=chunk, embed=self.embed)
 
     def _commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
         self.trunk_state.commit(keep, path)

@@ -3,5 +3,7 @@
 from mtp_modules.heads.linear import LinearHeads
 from mtp_modules.heads.parallel import ParallelHeads
 from mtp_modules.heads.recurrent import RecurrentHeads
+from mtp_modules.heads.residual import ResidualHeads
+from mtp_modules.heads.sequential import SequentialHeads
 
-__all__ = ["LinearHeads", "ParallelHeads", "RecurrentHeads"]
+__all__ = ["LinearHeads", "ParallelHeads", "RecurrentHeads", "ResidualHeads", "SequentialHeads"]

@@ -178,7 +178,14 @@ class ParallelHeads(Heads):
         )
         return ParallelState(keys_values, LastHiddenState(batch_size, capacity))
 
-    def extend(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+    def extend(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
         """Append a chunk to every head, and return the states of horizon 1.
 
         Heads beyond the first keep keys and values of the whole chunk, but are read out only where they draft.
@@ -188,7 +195,14 @@ class ParallelHeads(Heads):
         own.begin(hidden.shape[1])
         return self.read(hidden, own)
 
-    def read(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+    def read(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
         """Append a chunk that the state was told of, and return the states of horizon 1."""
         keys_values = self._own(state).keys_values
         table = self.rotary(keys_values.positions, hidden.shape[1], hidden)

@@ -125,12 +125,26 @@ class RecurrentHeads(Heads):
         """Make an empty state."""
         return LastHiddenState(batch_size, capacity)
 
-    def extend(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+    def extend(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
         """Append a chunk and return the states of horizon 1."""
         last_hidden_state(self, state).begin(hidden.shape[1])
         return self.read(hidden, state)
 
-    def read(self, hidden: Float[Tensor, "B T D"], state: DecodingState) -> Float[Tensor, "B T D"]:
+    def read(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
         """Append a chunk that the state was told of, and return the states of horizon 1."""
         last_hidden_state(self, state).append(hidden)
         return hidden

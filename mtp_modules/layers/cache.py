@@ -298,6 +298,11 @@ class LastHiddenState(ChunkedState):
         self._last = self.last[rows]
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing was committed yet."""
+        return self._last is None
+
+    @property
     def last(self) -> Float[Tensor, "B D"]:
         """The hidden state at each row's last committed token."""
         if self._last is None:

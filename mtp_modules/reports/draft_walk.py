@@ -58,7 +58,8 @@ class _Walk:
 
     def read(self, chunk: Int[Tensor, "B C"], keep: int) -> Float[Tensor, "B C D"]:
         hidden = self.model.trunk(chunk, state=self.trunk_state).hidden
-        states = self.model.heads.extend(hidden, self.heads_state)
+        embed = self.model.trunk.embedding
+        states = self.model.heads.extend(hidden, self.heads_state, tokens=chunk, embed=embed)
         for state in (self.trunk_state, self.heads_state):
             state.commit([keep] * self.rows)
         return states

@@ -26,6 +26,8 @@ PUBLIC = {
     "PerHeadMetrics",
     "RecurrentHeads",
     "RecurrentTrunk",
+    "ResidualHeads",
+    "SequentialHeads",
     "SpeculativeDecoder",
     "Tokenizer",
     "TransformerTrunk",

@@ -17,6 +17,14 @@ def test_the_example_trains_and_decodes(capsys: pytest.CaptureFixture[str]) -> N
     assert printed.count("[") >= 3
 
 
+def test_the_examples_on_the_page_about_heads_build_models() -> None:
+    page = (ROOT / "docs/heads.md").read_text(encoding="utf-8")
+    code = "".join(re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S))
+    names: dict[str, MTPModel] = {}
+    exec(compile(code, "heads.md", "exec"), names)
+    assert [len(names[name](torch.zeros(1, 9, dtype=torch.long))) for name in ("medusa", "model")] == [5, 3]
+
+
 def test_the_examples_on_the_page_about_decoding_decode(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

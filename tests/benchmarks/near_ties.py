@@ -27,7 +27,8 @@ def read(model: MTPModel, texts: Tensor, prompt_length: int, chunk: int) -> Tens
     states = model.trunk.new_state(len(texts), texts.shape[1]), model.heads.new_state(len(texts), texts.shape[1])
     found = []
     for part in (texts[:, :prompt_length], *texts[:, prompt_length:].split(chunk, dim=1)):
-        hidden = model.heads.extend(model.trunk(part, state=states[0]).hidden, states[1])
+        hidden = model.trunk(part, state=states[0]).hidden
+        hidden = model.heads.extend(hidden, states[1], tokens=part, embed=model.trunk.embedding)
         found.append(model.unembedding.logits(hidden))
         for state in states:
             state.commit([part.shape[1]] * len(texts))

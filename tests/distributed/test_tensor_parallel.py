@@ -24,6 +24,7 @@ CASES = {
     "previous tokens": Case(trunk="transformer_previous"),
     "linear heads": Case(heads="linear"),
     "recurrent heads": Case(heads="recurrent", tied=False),
+    "sequential heads": Case(heads="sequential", documents=True, share_of_positions=0.5),
     "recurrent trunk": Case(trunk="gru", heads="recurrent"),
 }
 

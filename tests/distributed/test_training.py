@@ -22,6 +22,8 @@ RUNS = [
     Run(activation_checkpointing="selective", heads="recurrent"),
     Run(reshard_after_forward=False, tied=False, own_unembeddings=True),
     Run(freeze=("trunk",), heads="recurrent"),
+    Run(strategy="ddp", heads="sequential_shared"),
+    Run(heads="sequential_shared", activation_checkpointing="full"),
 ]
 RANDOM = [Run(strategy=strategy, share_of_positions=0.5) for strategy in ("ddp", "fsdp2")]
 

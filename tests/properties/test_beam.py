@@ -19,7 +19,7 @@ from mtp_modules.decoders import (
     StopRule,
 )
 from tests.beams import DECODERS, assert_same_beams, bigrams, noise
-from tests.helpers import TRUNKS, TRUNKS_WITH_HEADS, VOCAB, assert_same, make_model, random_tokens
+from tests.helpers import TRUNKS, TRUNKS_WITH_HEADS, VOCAB, assert_same, extend, make_model, random_tokens
 from tests.reference.beam import beam_search, law
 
 TOKENS = st.integers(0, VOCAB - 1)
@@ -186,7 +186,7 @@ def test_forked_rows_equal_rows_that_read_the_same(trunk: str, heads: str, rows:
     model = make_model(trunk, heads, 3).eval()
     prompt, keep = random_tokens(3, 4), [4, 1, 3]
     states = model.trunk.new_state(3, 12), model.heads.new_state(3, 12)
-    model.heads.extend(model.trunk(prompt, state=states[0]).hidden, states[1])
+    extend(model, prompt, *states)
     for state in states:
         state.commit(keep)
         state.select(rows)
@@ -194,7 +194,7 @@ def test_forked_rows_equal_rows_that_read_the_same(trunk: str, heads: str, rows:
     for seed, kept in ((1, [2 - index % 2 for index in range(len(rows))]), (2, [2] * len(rows))):
         chunk = random_tokens(len(rows), 2, seed=seed)
         assert states[0].lengths == states[1].lengths == [len(text) for text in texts]
-        first = model.heads.extend(model.trunk(chunk, state=states[0]).hidden, states[1])
+        _, first = extend(model, chunk, *states)
         for index, text in enumerate(texts):
             whole = [*text, *chunk[index].tolist()]
             assert_same(first[index], model(torch.tensor([[*whole, 0, 0, 0]]))[0][0, len(text) :])

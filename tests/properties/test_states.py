@@ -10,7 +10,17 @@ from torch import Tensor
 
 from mtp_modules import MTPModel, Trunk
 from mtp_modules.core import DecodingState
-from tests.helpers import HEADS, TRUNKS, TRUNKS_WITH_HEADS, VOCAB, assert_same, make_model, make_trunk, random_tokens
+from tests.helpers import (
+    HEADS,
+    TRUNKS,
+    TRUNKS_WITH_HEADS,
+    VOCAB,
+    assert_same,
+    extend,
+    make_model,
+    make_trunk,
+    random_tokens,
+)
 
 CAPACITY = 40
 
@@ -75,7 +85,7 @@ def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObj
         length = data.draw(st.integers(1, 4), label="chunk")
         chunk = random_tokens(rows, length, seed=data.draw(st.integers(0, 99), label="seed"))
         hidden = check_chunk(model.trunk, state, kept, chunk)
-        first = model.heads.extend(hidden, heads_state)
+        first = model.heads.extend(hidden, heads_state, tokens=chunk, embed=model.trunk.embedding)
         for b, row in enumerate(kept):
             whole = torch.cat((torch.tensor(row, dtype=torch.long), chunk[b], chunk.new_zeros(model.lookahead)))
             assert_same(first[b], model(whole[None])[0][0, len(row) :])
@@ -96,9 +106,10 @@ def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObj
 @pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
 def test_a_state_without_drafts_gives_the_same_horizon_1(trunk: str, heads: str) -> None:
     model = make_model(trunk, heads, 3).eval()
-    hidden = model.trunk(random_tokens(2, 5)).hidden
+    tokens = random_tokens(2, 5)
+    hidden, embed = model.trunk(tokens).hidden, model.trunk.embedding
     states = [model.heads.new_state(2, CAPACITY, for_drafts=for_drafts) for for_drafts in (True, False)]
-    first = [model.heads.extend(hidden, state) for state in states]
+    first = [model.heads.extend(hidden, state, tokens=tokens, embed=embed) for state in states]
     assert_same(first[0], first[1])
 
 
@@ -169,7 +180,7 @@ def test_a_tree_is_read_as_each_of_its_paths_would_be(trunk: str, heads: str, da
     state, heads_state = model.trunk.new_state(rows, CAPACITY), model.heads.new_state(rows, CAPACITY)
 
     def read(chunk: Tensor) -> Tensor:
-        return model.heads.extend(model.trunk(chunk, state=state).hidden, heads_state)
+        return extend(model, chunk, state, heads_state)[1]
 
     keep = [data.draw(st.integers(1, 3), label="read") for _ in range(rows)]
     read(prompt)

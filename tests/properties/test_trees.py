@@ -10,7 +10,7 @@ from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.decoders import DraftTree, DynamicTree, SamplingLaw, StaticTree
 from mtp_modules.decoders.tree import Grower, Guess, Tree, counts_along, walk
-from tests.helpers import HEADS, make_model, random_tokens
+from tests.helpers import HEADS, extend, make_model, random_tokens
 
 DEPTH = 3
 
@@ -21,7 +21,7 @@ def read_and_grow(model: MTPModel, shape: DraftTree, seed: int) -> tuple[list[li
     states = model.trunk.new_state(rows, 30), model.heads.new_state(rows, 30)
 
     def read(tokens: Tensor) -> None:
-        model.heads.extend(model.trunk(tokens, state=states[0]).hidden, states[1])
+        extend(model, tokens, *states)
 
     prompt, chunk = random_tokens(rows, 3, seed=seed), random_tokens(rows, 5, seed=seed + 1)
     read(prompt)

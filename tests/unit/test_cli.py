@@ -154,7 +154,8 @@ WEIGHTS = (
 UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "heads": (
         *("model/heads/class_path", "LinearHead"),
-        "model.heads: unknown class 'LinearHead'." + own("LinearHeads, ParallelHeads, RecurrentHeads"),
+        "model.heads: unknown class 'LinearHead'."
+        + own("LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads"),
     ),
     "trunk": (
         *("model/trunk/class_path", "Transformer"),

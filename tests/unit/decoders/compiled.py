@@ -34,7 +34,11 @@ def main(backend: str) -> None:
     """Compare tokens and counts, count graphs, and see that they follow weights that change."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for trunk, heads in (("transformer_previous", "recurrent"), ("transformer_grouped", "parallel")):
+    for trunk, heads in (
+        ("transformer_previous", "recurrent"),
+        ("transformer_grouped", "parallel"),
+        ("transformer", "sequential"),
+    ):
         model = make_model(trunk, heads, 3).eval()
         graphs: list[int] = []
 

@@ -9,7 +9,7 @@ import torch
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
 from mtp_modules.decoders import Decoder, DecodingStats, Round, StopRule
 from tests.drafting import clock
-from tests.helpers import TRUNKS, TRUNKS_WITH_HEADS, assert_same, make_model, make_trunk, random_tokens
+from tests.helpers import TRUNKS, TRUNKS_WITH_HEADS, assert_same, extend, make_model, make_trunk, random_tokens
 
 DECODERS = [pytest.param(AutoregressiveDecoder(), id="plain"), pytest.param(SpeculativeDecoder(), id="speculative")]
 
@@ -111,7 +111,7 @@ def test_selected_rows_equal_a_batch_of_those_rows(trunk: str, heads: str, rows:
 
     def read(chosen: list[int]) -> tuple[Any, Any]:
         states = model.trunk.new_state(len(chosen), 9), model.heads.new_state(len(chosen), 9)
-        model.heads.extend(model.trunk(chunk[chosen], state=states[0]).hidden, states[1])
+        extend(model, chunk[chosen], *states)
         for state in states:
             state.commit([keep[row] for row in chosen])
         return states
@@ -129,8 +129,7 @@ def test_selected_rows_equal_a_batch_of_those_rows(trunk: str, heads: str, rows:
             embed=model.trunk.embedding,
             unembed=model.unembedding.logits,
         )
-        hidden = model.trunk(after[rows], state=states[0]).hidden
-        results.append((draft.logits, hidden, model.heads.extend(hidden, states[1])))
+        results.append((draft.logits, *extend(model, after[rows], *states)))
     assert_same(results[0], results[1])
 
 

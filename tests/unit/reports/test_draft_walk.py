@@ -9,7 +9,7 @@ from torch import Tensor
 from mtp_modules import MTPModel, SpeculativeDecoder
 from mtp_modules.reports import draft_along
 from tests.drafting import ScriptedHeads, copying_script
-from tests.helpers import VOCAB, assert_same, make_model, random_tokens
+from tests.helpers import VOCAB, assert_same, extend, make_model, random_tokens
 
 MODELS = [("transformer", "linear"), ("transformer_previous", "parallel"), ("gru", "recurrent"), ("lstm", "linear")]
 
@@ -82,7 +82,7 @@ def own_law(model: MTPModel, text: list[int]) -> Tensor:
 def draft_laws(model: MTPModel, text: list[int], forced: list[int]) -> Tensor:
     """Return the heads' laws after a text whose last token is emitted but not read, with given drafts."""
     state, own = model.trunk.new_state(1, 40), model.heads.new_state(1, 40)
-    model.heads.extend(model.trunk(torch.tensor([text[:-1]]), state=state).hidden, own)
+    extend(model, torch.tensor([text[:-1]]), state, own)
     own.commit([len(text) - 1])
     draft = model.heads.draft(
         torch.tensor(text[-1:]),
@@ -95,7 +95,7 @@ def draft_laws(model: MTPModel, text: list[int], forced: list[int]) -> Tensor:
     return draft.logits[0].softmax(dim=-1)
 
 
-@pytest.mark.parametrize(("trunk", "heads"), [("transformer", "linear"), ("gru", "recurrent")])
+@pytest.mark.parametrize(("trunk", "heads"), [("transformer", "linear"), ("gru", "recurrent"), ("gru", "sequential")])
 def test_the_chance_to_reach_a_depth_is_that_of_all_chains_enumerated(trunk: str, heads: str) -> None:
     model, text = make_model(trunk, heads, 3), [4, 2]
     with torch.no_grad():

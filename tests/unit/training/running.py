@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from mtp_modules import GeometricWeights, LinearHeads, MultiTokenLoss, RecurrentHeads, RecurrentTrunk
+from mtp_modules import GeometricWeights, LinearHeads, MultiTokenLoss, RecurrentHeads, RecurrentTrunk, ResidualHeads
 from mtp_modules.core import Heads
 from mtp_modules.data import ProgressionDataModule
 from mtp_modules.training import MTPModule, WarmupDecay
@@ -17,6 +17,7 @@ VOCAB = 24
 HEADS: dict[str, Callable[[], Heads]] = {
     "linear": lambda: LinearHeads(d_model=16, num_horizons=3),
     "recurrent": lambda: RecurrentHeads(d_model=16, num_horizons=3),
+    "residual": lambda: ResidualHeads(d_model=16, num_horizons=3),
 }
 
 

@@ -7,7 +7,14 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtp_modules import MTPModel, MultiTokenLoss, NaiveLinearCrossEntropy, ParallelHeads, RecurrentTrunk
+from mtp_modules import (
+    MTPModel,
+    MultiTokenLoss,
+    NaiveLinearCrossEntropy,
+    ParallelHeads,
+    RecurrentTrunk,
+    SequentialHeads,
+)
 from mtp_modules.core.targets import num_sampled
 from mtp_modules.training import flops_per_token, training_flops
 from tests.helpers import TRUNKS_WITH_HEADS, VOCAB, WIDTH, make_model, random_tokens
@@ -28,15 +35,17 @@ def counted(model: MTPModel, loss: MultiTokenLoss) -> tuple[int, int]:
 def wasted(model: MTPModel, share: float) -> int:
     """Return what is multiplied forward without need.
 
-    Parallel heads that are read out at some positions only still project all three of queries, keys and values, both
-    everywhere and there: queries everywhere, and keys and values there, are thrown away.
+    Layers that are read out at some positions only still project all three of queries, keys and values, both
+    everywhere and there: queries everywhere, and keys and values there, are thrown away. Of sequential heads, that is
+    the last.
     """
-    if not isinstance(model.heads, ParallelHeads) or share == 1.0:
+    if share == 1.0 or not isinstance(model.heads, ParallelHeads | SequentialHeads):
         return 0
-    qkv = model.heads.layers[0].attention.qkv
+    parallel = isinstance(model.heads, ParallelHeads)
+    qkv = (model.heads.layers[0] if parallel else model.heads.steps[0].layer).attention.qkv
     keys_and_values = qkv.out_features - WIDTH
     unused = WIDTH * LENGTH + keys_and_values * num_sampled(LENGTH, share)
-    return ROWS * (HORIZONS - 1) * 2 * WIDTH * unused
+    return ROWS * (HORIZONS - 1 if parallel else 1) * 2 * WIDTH * unused
 
 
 def empty_memories(model: MTPModel) -> int:
@@ -57,7 +66,7 @@ def test_the_formula_is_what_runs(trunk: str, heads: str, share: float) -> None:
     assert step == expected + 3 * wasted(model, share) - empty_memories(model)
 
 
-@pytest.mark.parametrize("heads", ["linear", "parallel", "recurrent"])
+@pytest.mark.parametrize("heads", ["linear", "parallel", "recurrent", "residual", "sequential"])
 def test_one_horizon_costs_no_more_than_it_must(heads: str) -> None:
     model = make_model("transformer", heads, 1)
     _, step = counted(model, MultiTokenLoss(backend=NaiveLinearCrossEntropy()))

@@ -1,0 +1,140 @@
+"""Medusa's heads: a few residual blocks a horizon, which start as the identity."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from mtp_modules.core.checks import at_least
+from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import at_positions
+from mtp_modules.heads.common import last_hidden_state
+from mtp_modules.layers.cache import LastHiddenState
+
+
+class ResidualBlock(nn.Module):
+    """Add ``silu(W x + b)`` to ``x``; the identity until it is trained.
+
+    Args:
+        d_model: Width ``D``.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(d_model, d_model)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set matrix and bias to 0; the slope of ``silu`` there is 1/2, so both learn from the first step on."""
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        """Transform ``(..., D)``."""
+        return x + F.silu(self.linear(x))
+
+
+class ResidualHeads(Heads):
+    r"""Predict each further horizon with residual blocks of its own on the trunk's hidden state.
+
+    Horizon 1 is the trunk's hidden state itself, so the next-token model is the plain one. Each block computes
+
+    .. math:: x + \mathrm{silu}(W x + b)
+
+    with :math:`W = 0` and :math:`b = 0` at the start, when every horizon says what horizon 1 does. Cai et al. 2024
+    (Medusa, arXiv 2401.10774), section 2.1; the output matrices of their own that the paper gives its heads are
+    ``MTPModel(own_unembeddings=True)``.
+
+    Args:
+        d_model: Width ``D`` of the trunk's hidden state.
+        num_horizons: How many future tokens ``H`` each position predicts.
+        num_layers: Blocks of each horizon beyond the first.
+
+    Shape:
+        hidden ``(B, T, D)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
+
+    Raises:
+        ValueError: If a size is below 1.
+
+    Example:
+        >>> import torch
+        >>> heads, hidden = ResidualHeads(d_model=8, num_horizons=3), torch.randn(1, 5, 8)
+        >>> [torch.equal(state, hidden) for state in heads(hidden)]
+        [True, True, True]
+    """
+
+    def __init__(self, *, d_model: int, num_horizons: int, num_layers: int = 1) -> None:
+        super().__init__()
+        at_least(self, "d_model", d_model, 1)
+        at_least(self, "num_horizons", num_horizons, 1)
+        at_least(self, "num_layers", num_layers, 1)
+        self.d_model, self.num_layers = d_model, num_layers
+        stacks = (nn.Sequential(*(ResidualBlock(d_model) for _ in range(num_layers))) for _ in range(num_horizons - 1))
+        self.stacks = cast("Sequence[nn.Sequential]", nn.ModuleList(stacks))
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """1 .. H."""
+        return tuple(range(1, len(self.stacks) + 2))
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        far_hidden: Float[Tensor, "B T D"] | None = None,
+        future: Float[Tensor, "B P K E"] | None = None,
+        positions: Int[Tensor, "B P"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B _ D"], ...]:
+        """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
+        far = hidden if far_hidden is None else far_hidden
+        picked = far if positions is None else at_positions(far, positions)
+        return (hidden, *(stack(picked) for stack in self.stacks))
+
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the operations of the blocks' square maps; horizon 1 costs none."""
+        return 2 * self.d_model**2 * self.num_layers * len(self.stacks) * num_far
+
+    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
+        """Make an empty state."""
+        return LastHiddenState(batch_size, capacity)
+
+    def extend(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Append a chunk and return the states of horizon 1."""
+        last_hidden_state(self, state).begin(hidden.shape[1])
+        return self.read(hidden, state)
+
+    def read(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Append a chunk that the state was told of, and return the states of horizon 1."""
+        last_hidden_state(self, state).append(hidden)
+        return hidden
+
+    def draft_states(
+        self,
+        tokens: Int[Tensor, "B N"],
+        state: DecodingState,
+        *,
+        depth: int,
+        before: Float[Tensor, "B M D"] | None,
+        parents: Int[Tensor, "B N"],
+        embed: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "B _ D"]:
+        """Return the next horizon's blocks of the last hidden state, whatever the tokens."""
+        states: Tensor = self.stacks[depth](last_hidden_state(self, state).last[:, None])
+        return states

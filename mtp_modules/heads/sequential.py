@@ -1,0 +1,306 @@
+"""DeepSeek-V3's heads: modules one after the other, each of which reads one token more."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import at_positions, same_document_keys
+from mtp_modules.heads.sequential_module import SequentialModule
+from mtp_modules.heads.sequential_state import SequentialState, Walk
+from mtp_modules.layers.cache import KeyValueState, LastHiddenState
+from mtp_modules.layers.transformer import RMSNorm, RotaryPositions
+
+
+class SequentialHeads(Heads):
+    r"""Let a module a horizon read one token more, keeping the whole chain of causes at every depth.
+
+    Horizon 1 is the trunk's hidden state :math:`h^0_t` itself. Module :math:`k` reads the token :math:`k` ahead,
+
+    .. math:: h^k_{1:T} = \mathrm{Layer}_k(M_k [\mathrm{norm}(e(x_{t+k})); \mathrm{norm}(h^{k-1}_t)])_{t=1:T}
+
+    and :math:`\mathrm{norm}(h^k_t)` is the state of horizon :math:`k + 1`. Training uses the true tokens,
+    decoding those drafted before. DeepSeek-AI 2024 (arXiv 2412.19437), section 2.2. With ``shared`` one
+    module is applied again and again (FastMTP, Cai et al. 2025, arXiv 2509.18362), and drafting can go on beyond the
+    horizons.
+
+    Modules attend to what they said of every position before, so where training wants some positions only, all modules
+    but the last still compute all of them.
+
+    Args:
+        d_model: Width ``D`` of the trunk's hidden state.
+        num_horizons: How many future tokens ``H`` each position predicts.
+        num_heads: Query heads of a layer.
+        num_kv_heads: Key-value heads; as many as query heads if ``None``.
+        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model``, up to a multiple of 64, if ``None``.
+        max_positions: Longest sequence.
+        embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
+        shared: Use the same module, norm included, for all horizons.
+        shared_norm: Use the same norm behind all modules, as Qwen3-Next does; DeepSeek-V3 has one a module.
+        chain_norm: Give the next module the state behind that norm (Qwen3-Next), not the one before it, as in the
+            paper. Readers of DeepSeek-V3's own checkpoints disagree about it.
+        embedding_first: Whether matrix ``M`` has the embedding's columns first (DeepSeek-V3, GLM, Qwen3-Next), or the
+            state's (MiMo).
+        rope_base: Base of the rotary positions.
+
+    Shape:
+        hidden ``(B, T, D)``, future ``(B, T, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
+
+    Raises:
+        ValueError: If a size is below 1 or does not divide, ``future`` is missing or not there for every position, or a
+            sequence is longer than ``max_positions``.
+
+    Example:
+        >>> heads = SequentialHeads(d_model=32, num_horizons=3, num_heads=4, max_positions=64)
+        >>> states = heads(torch.zeros(1, 5, 32), future=torch.zeros(1, 5, 2, 32))
+        >>> len(states), states[2].shape
+        (3, torch.Size([1, 5, 32]))
+    """
+
+    reads_future = True
+    reads_every_token = True
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_horizons: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        ffn_width: int | None = None,
+        max_positions: int = 2048,
+        embedding_width: int | None = None,
+        shared: bool = False,
+        shared_norm: bool = False,
+        chain_norm: bool = False,
+        embedding_first: bool = True,
+        rope_base: float = 10000.0,
+    ) -> None:
+        super().__init__()
+        self.embedding_width = d_model if embedding_width is None else embedding_width
+        for name, value in (
+            ("d_model", d_model),
+            ("num_horizons", num_horizons),
+            ("num_heads", num_heads),
+            ("max_positions", max_positions),
+            ("embedding_width", self.embedding_width),
+        ):
+            at_least(self, name, value, 1)
+        self.d_model, self.num_horizons, self.max_positions = d_model, num_horizons, max_positions
+        self.shared, self.chain_norm = shared, chain_norm
+        # Drafts that the last position leads to lie in slots behind it.
+        self.rotary = RotaryPositions(d_model // num_heads, max_positions + num_horizons, base=rope_base)
+        count = min(1, num_horizons - 1) if shared else num_horizons - 1
+        modules = (
+            SequentialModule(
+                d_model,
+                embedding_width=self.embedding_width,
+                embedding_first=embedding_first,
+                num_heads=num_heads,
+                num_kv_heads=num_kv_heads,
+                ffn_width=ffn_width,
+            )
+            for _ in range(count)
+        )
+        self.steps = cast("Sequence[SequentialModule]", nn.ModuleList(modules))
+        self.norms = nn.ModuleList(RMSNorm(d_model) for _ in range(min(1, count) if shared_norm else count))
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """1 .. H."""
+        return tuple(range(1, self.num_horizons + 1))
+
+    @property
+    def max_drafts(self) -> int | None:
+        """One a module; any number if it is shared, for then it can be repeated."""
+        return None if self.shared and self.num_horizons > 1 else self.num_horizons - 1
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The modules."""
+        return tuple(self.steps)
+
+    def _step(self, index: int) -> SequentialModule:
+        return self.steps[min(index, len(self.steps) - 1)]
+
+    def _out(self, index: int, chain: Float[Tensor, "*N D"]) -> tuple[Float[Tensor, "*N D"], Float[Tensor, "*N D"]]:
+        """Return the horizon's state and what the next module is given."""
+        state: Tensor = self.norms[min(index, len(self.norms) - 1)](chain)
+        return state, state if self.chain_norm else chain
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        far_hidden: Float[Tensor, "B T D"] | None = None,
+        future: Float[Tensor, "B _ K E"] | None = None,
+        positions: Int[Tensor, "B P"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B _ D"], ...]:
+        """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
+        length = hidden.shape[1]
+        self._check_length(length)
+        if self.num_horizons == 1:
+            return (hidden,)
+        if future is None:
+            refuse(self, "future is missing; pass the embeddings of the tokens between (MTPModel does).")
+        if future.shape[1] != length:
+            refuse(
+                self,
+                f"future holds the tokens ahead of {future.shape[1]} positions, but the modules attend to all of them; "
+                f"pass it for all {length}, whatever positions are wanted.",
+            )
+        chain = hidden if far_hidden is None else far_hidden
+        table = self.rotary(None, length, hidden)
+        seen = None if document_ids is None else same_document_keys(document_ids)
+        mask = None if seen is None else seen[:, None]
+        states = [hidden]
+        for index, tokens in enumerate(future.unbind(dim=2)):
+            step = self._step(index)
+            if positions is not None and index == self.num_horizons - 2:
+                chain = step(chain, tokens, table, *self._picked(positions, seen, hidden))
+                states.append(self._out(index, chain)[0])
+                break
+            state, chain = self._out(index, step(chain, tokens, table, mask))
+            states.append(state if positions is None else at_positions(state, positions))
+        return tuple(states)
+
+    def _picked(
+        self, positions: Int[Tensor, "B P"], seen: Tensor | None, like: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Return what positions may look at, the positions and their rotations."""
+        if seen is None:
+            rows = torch.arange(like.shape[1], device=like.device) <= positions[:, :, None]
+        else:
+            rows = at_positions(seen, positions)
+        return rows[:, None], positions, self.rotary(positions, positions.shape[1], like)
+
+    def _check_length(self, length: int) -> None:
+        if length > self.max_positions:
+            refuse(
+                self,
+                f"a sequence of {length} tokens is longer than max_positions={self.max_positions}; "
+                "shorten it or build the heads with more positions.",
+            )
+
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the operations of the modules, of which only the last leaves positions out; horizon 1 costs none."""
+        count, total = self.num_horizons - 1, 0
+        for index in range(count):
+            step = self._step(index)
+            queries = num_far if index == count - 1 else length
+            total += 2 * step.merge.weight.numel() * length + step.layer.flops(queries, length)
+        return total
+
+    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> DecodingState:
+        """Make an empty state."""
+        hidden = LastHiddenState(batch_size, capacity)
+        if not for_drafts or self.num_horizons == 1:
+            return hidden
+        attention = self.steps[0].layer.attention
+        keys_values = KeyValueState(
+            batch_size,
+            capacity,
+            num_layers=self.num_horizons - 1,
+            num_kv_heads=attention.held_kv_heads,
+            head_dim=attention.head_dim,
+            like=self.steps[0].state_norm.weight,
+        )
+        return SequentialState(keys_values, hidden)
+
+    def extend(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Append a chunk to every module, and return the states of horizon 1."""
+        self._own(state)
+        if isinstance(state, SequentialState):
+            self._check_length(state.keys_values.reach(hidden.shape[1]))
+        state.begin(hidden.shape[1])
+        return self.read(hidden, state, tokens=tokens, embed=embed)
+
+    def read(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Append a chunk that the state was told of, and return the states of horizon 1."""
+        own = self._own(state)
+        if isinstance(own, LastHiddenState):
+            own.append(hidden)
+            return hidden
+        if tokens is None or embed is None:
+            refuse(self, "tokens and embed are missing; pass the chunk's tokens and the trunk's embedding.")
+        embedded = embed(tokens)
+        table = self.rotary(own.keys_values.positions, hidden.shape[1], hidden)
+        passed = [hidden]
+        for index in range(own.num_modules):
+            step = self._step(index)
+            attention = step.layer.attention
+            x = step.join(own.before_each(index, passed[-1]), embedded)
+            queries, keys, values = attention.project(step.layer.attention_norm(x), table)
+            keys, values, mask = own.append(index, keys, values, attention.groups)
+            if index < own.num_modules - 1:  # nobody asks what the last module says of these
+                x = x + attention.attend(queries, keys, values, mask)
+                passed.append(self._out(index, x + step.layer.ffn(step.layer.ffn_norm(x)))[1])
+        own.hidden.append(torch.cat(passed, dim=-1))
+        own.walk = None
+        return hidden
+
+    def draft_states(
+        self,
+        tokens: Int[Tensor, "B N"],
+        state: DecodingState,
+        *,
+        depth: int,
+        before: Float[Tensor, "B M D"] | None,
+        parents: Int[Tensor, "B N"],
+        embed: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "B _ D"]:
+        """Run the next module over the token emitted last and all drafts up to each of ``tokens``.
+
+        Its keys for the last committed positions hang on tokens that are only now known or guessed. Beyond ``H``, the
+        last module is given what it said itself.
+        """
+        own = self._own(state)
+        if not isinstance(own, SequentialState):
+            refuse(self, "the state was made with for_drafts=False; make one for drafts.")
+        index, (batch, num) = min(depth, own.num_modules - 1), tokens.shape
+        step, embedded = self._step(index), embed(tokens)[:, :, None]
+        first = own.last(index, self.d_model)[:, None, None]
+        if depth == 0:
+            inputs, behind = first, embedded
+        else:
+            assert own.walk is not None
+            walk = own.walk.of(parents)
+            behind = torch.cat((walk.tokens, embedded), dim=2)
+            if depth == index:
+                inputs = torch.cat((first.expand(-1, num, -1, -1), walk.outputs), dim=2)
+            else:
+                inputs = torch.cat((walk.inputs, walk.outputs[:, :, -1:]), dim=2)
+        layer, attention = step.layer, step.layer.attention
+        x = step.join(inputs, behind).flatten(1, 2)
+        table = self.rotary(own.positions_of_drafts(depth + 1, num), x.shape[1], x)
+        queries, keys, values = attention.project(layer.attention_norm(x), table)
+        keys, values, mask = own.behind(index, keys, values, num)
+        x = x + attention.attend(queries, keys, values, attention.folded(mask))
+        x = (x + layer.ffn(layer.ffn_norm(x))).view(batch, num, depth + 1, -1)
+        state_of_each, passed = self._out(index, x)
+        own.walk = Walk(inputs, behind, passed)
+        return state_of_each[:, :, -1]
+
+    def _own(self, state: DecodingState) -> SequentialState | LastHiddenState:
+        if not isinstance(state, SequentialState | LastHiddenState):
+            refuse(self, f"state must come from these heads' new_state, got {type(state).__name__}.")
+        return state

@@ -1,0 +1,77 @@
+"""One module of sequential heads."""
+
+import torch
+from torch import nn
+
+from mtp_modules.core.shapes import Float, Int, Shaped, Tensor
+from mtp_modules.core.targets import at_positions
+from mtp_modules.layers.transformer import RMSNorm, TransformerLayer
+
+
+class SequentialModule(nn.Module):
+    """Join a state with the embedding of a token ahead, and read the sequence of both with a transformer layer.
+
+    Args:
+        d_model: Width ``D`` of a state.
+        embedding_width: Width ``E`` of an embedding.
+        embedding_first: Whether the joining matrix has the embedding's columns before the state's.
+        num_heads: Query heads.
+        num_kv_heads: Key-value heads; as many as query heads if ``None``.
+        ffn_width: Inner width of the feed-forward layer.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        embedding_width: int,
+        embedding_first: bool,
+        num_heads: int,
+        num_kv_heads: int | None,
+        ffn_width: int | None,
+    ) -> None:
+        super().__init__()
+        self.embedding_first = embedding_first
+        self.state_norm, self.token_norm = RMSNorm(d_model), RMSNorm(embedding_width)
+        self.merge = nn.Linear(d_model + embedding_width, d_model, bias=False)
+        self.layer = TransformerLayer(d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, ffn_width=ffn_width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the joining matrix with variance 1/fan-in; the other parts reset themselves."""
+        nn.init.normal_(self.merge.weight, std=self.merge.in_features**-0.5)
+
+    def join(self, states: Float[Tensor, "*N D"], tokens: Float[Tensor, "*N E"]) -> Float[Tensor, "*N D"]:
+        """Return the layer's input.
+
+        Args:
+            states: What the chain says up to here.
+            tokens: Embedding of the token ahead of each.
+        """
+        state, token = self.state_norm(states), self.token_norm(tokens)
+        joined: Tensor = self.merge(torch.cat((token, state) if self.embedding_first else (state, token), dim=-1))
+        return joined
+
+    def forward(
+        self,
+        states: Float[Tensor, "B T D"],
+        tokens: Float[Tensor, "B T E"],
+        table: tuple[Tensor, Tensor],
+        mask: Shaped[Tensor, "#B 1 _ T"] | None = None,
+        positions: Int[Tensor, "B P"] | None = None,
+        picked_table: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "B _ D"]:
+        """Read whole sequences; see :meth:`TransformerLayer.forward`.
+
+        Args:
+            states: What the chain says up to here.
+            tokens: Embedding of the token ahead of each.
+            table: Rotations of the positions.
+            mask: True where a query may look; ``None`` for plainly causal.
+            positions: Where the output is wanted; everywhere if ``None``.
+            picked_table: Their rotations.
+        """
+        x = self.join(states, tokens)
+        picked = None if positions is None else at_positions(x, positions)
+        read: Tensor = self.layer(x, table, mask, picked, picked_table)
+        return read

@@ -1,0 +1,203 @@
+"""What sequential heads remember while decoding.
+
+The module for horizon ``k + 1`` reads, at position ``t``, the token at ``t + k``. Here its keys and values stand in the
+*slot* of that token, ``t + k``, so that those of all modules are appended, kept and taken back together with the
+tokens, in chains and trees alike. Rotations only know differences of positions, so slots may stand for positions. The
+first ``k`` slots of a text belong to no position of that module; nothing that has a position ever looks at them.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from mtp_modules.core.interfaces import DecodingState
+from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
+from mtp_modules.core.targets import at_positions
+from mtp_modules.layers.cache import KeyValueState, LastHiddenState
+
+
+class Walk(NamedTuple):
+    """What the modules have computed of drafts, from the slot of the token emitted last on; never kept.
+
+    Attributes:
+        inputs: ``(B, N, S, D)``, the states that the last module was given.
+        tokens: ``(B, N, S, E)``, embeddings of the token emitted last and of the drafts.
+        outputs: ``(B, N, S, D)``, the states that it passes on.
+    """
+
+    inputs: Float[Tensor, "B N S D"]
+    tokens: Float[Tensor, "B N S E"]
+    outputs: Float[Tensor, "B N S D"]
+
+    def of(self, parents: Int[Tensor, "B N"]) -> "Walk":
+        """Return what lies behind each of several drafts.
+
+        Args:
+            parents: Which of the drafts before each one follows.
+        """
+        if self.inputs.shape[1] == parents.shape[1] == 1:
+            return self
+        return Walk(*(at_positions(part, parents) for part in self))
+
+
+class SequentialState(DecodingState):
+    """Keys and values of every module, and what each module is given next, at each row's last token.
+
+    Drafts write nothing here. A chunk that is read gives every module as many exact keys as it has tokens, whoever
+    drafted them.
+
+    Args:
+        keys_values: One layer a module.
+        hidden: The trunk's state at the last token, and behind it those that all modules but the last pass on.
+    """
+
+    def __init__(self, keys_values: KeyValueState, hidden: LastHiddenState) -> None:
+        self.keys_values = keys_values
+        self.hidden = hidden
+        self.lengths = keys_values.lengths
+        self.walk: Walk | None = None
+        self._early: list[Bool[Tensor, "B 1 C S"] | None] = []
+        self._all_begun: bool | None = None
+
+    @property
+    def num_modules(self) -> int:
+        """How many modules there are."""
+        return self.keys_values.num_layers
+
+    def begin(self, chunk: int) -> None:
+        """Announce a chunk, and find which slots at the start of the texts the modules must not look at."""
+        self.keys_values.begin(chunk)
+        self.hidden.begin(chunk)
+        self._early = [self._early_mask(module + 1, chunk) for module in range(self.num_modules)]
+
+    def _early_mask(self, first: int, chunk: int) -> Bool[Tensor, "B 1 C S"] | None:
+        """Return what a module may look at whose positions begin in slot ``first``; ``None`` where all rows have it.
+
+        A slot before the first sees itself, so that its numbers, which nobody uses, are numbers.
+        """
+        if min(self.lengths) >= first:
+            return None
+        positions = self.keys_values.positions.expand(len(self.lengths), -1)
+        starts = torch.tensor(self.lengths, device=positions.device)[:, None]
+        slots = starts + torch.arange(chunk, device=positions.device)
+        every = torch.arange(max(self.lengths) + chunk, device=positions.device)
+        places = every.repeat(len(self.lengths), 1).scatter(1, slots, positions)
+        allowed = (places >= first)[:, None] | (every == slots[:, :, None])
+        seen = self.keys_values.mask
+        return allowed[:, None] if seen is None else allowed[:, None] & seen
+
+    @property
+    def growing(self) -> list[tuple[Tensor, int]]:
+        """What keys and values say, and the masks at the start of a text."""
+        return [*self.keys_values.growing, *((mask, 3) for mask in self._early if mask is not None)]
+
+    def settle(self) -> None:
+        """Find, once a round, what drafts look back at."""
+        if self._all_begun is None:
+            self.keys_values.settle()
+            self._all_begun = min(self.lengths) >= self.num_modules
+
+    def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
+        """Announce that the next chunk is a tree."""
+        self.keys_values.expect_tree(parents, depth)
+        self.hidden.expect_tree(parents, depth)
+
+    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
+        """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
+        self.keys_values.commit(keep, path)
+        self.hidden.commit(keep, path)
+        self._changed()
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with some of the rows only."""
+        self.keys_values.select(rows)
+        self.hidden.select(rows)
+        self._changed()
+
+    def _changed(self) -> None:
+        self.lengths = self.keys_values.lengths
+        self.walk, self._all_begun = None, None
+
+    def last(self, module: int, width: int) -> Float[Tensor, "B D"]:
+        """Return what a module is given in the slot behind the last committed token.
+
+        Args:
+            module: Its index.
+            width: Width ``D`` of a state.
+        """
+        return self.hidden.last[:, module * width : (module + 1) * width]
+
+    def before_each(self, module: int, states: Float[Tensor, "B C D"]) -> Float[Tensor, "B C D"]:
+        """Return what a module is given in each slot of a chunk: the state before, or the parent's in a tree.
+
+        Args:
+            module: Its index.
+            states: What the module before it, or the trunk, says of the chunk.
+        """
+        width = states.shape[2]
+        last = torch.zeros_like(states[:, 0]) if self.hidden.empty else self.last(module, width)
+        if self.keys_values.parents is None:
+            return torch.cat((last[:, None], states[:, :-1]), dim=1)
+        return at_positions(torch.cat((last[:, None], states), dim=1), self.keys_values.parents + 1)
+
+    def append(
+        self, module: int, keys: Float[Tensor, "B h C d"], values: Float[Tensor, "B h C d"], groups: int
+    ) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"], Shaped[Tensor, "#B 1 _ S"] | None]:
+        """Write a module's keys and values of the chunk; return those that its queries may need, and a folded mask.
+
+        Args:
+            module: Its index.
+            keys: Of the chunk.
+            values: Of the chunk.
+            groups: Queries that share a key-value head, one behind the other.
+        """
+        keys, values = self.keys_values.append(module, keys, values)
+        early = self._early[module]
+        if early is not None:
+            return keys, values, early.repeat(1, 1, groups, 1)
+        first, mask = module + 1, self.keys_values.folded_mask(groups)
+        return keys[:, :, first:], values[:, :, first:], None if mask is None else mask[..., first:]
+
+    def positions_of_drafts(self, count: int, num_drafts: int) -> Int[Tensor, "B C"]:
+        """Return the slots from the token emitted last on, once for each of several drafts.
+
+        Args:
+            count: How many slots.
+            num_drafts: How many drafts ``N``.
+        """
+        _, _, positions, _ = self.keys_values.last(0)
+        return (positions + torch.arange(1, count + 1, device=positions.device)).repeat(1, num_drafts)
+
+    def behind(
+        self, module: int, keys: Float[Tensor, "B h C d"], values: Float[Tensor, "B h C d"], num_drafts: int
+    ) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"], Bool[Tensor, "#B 1 C S"] | None]:
+        """Return the committed keys and values of a module with those of drafts behind them, and a mask.
+
+        Each draft sees the committed slots and its own.
+
+        Args:
+            module: Its index.
+            keys: Of the slots from the token emitted last on, draft by draft.
+            values: The same.
+            num_drafts: How many drafts ``N``.
+        """
+        self.settle()
+        kept_keys, kept_values, positions, kept_mask = self.keys_values.last(module)
+        first = module + 1 if self._all_begun else 0
+        kept_keys, kept_values = kept_keys[:, :, first:], kept_values[:, :, first:]
+        every = torch.cat((kept_keys, keys), dim=2), torch.cat((kept_values, values), dim=2)
+        count, device = keys.shape[2] // num_drafts, keys.device
+        if self._all_begun and kept_mask is None and num_drafts == count == 1:
+            return *every, None
+        rows, own = (1 if kept_mask is None and self._all_begun else keys.shape[0]), torch.eye(count, device=device) > 0
+        kept = torch.ones(rows, 1, kept_keys.shape[2], dtype=torch.bool, device=device)
+        kept = kept if kept_mask is None else kept & kept_mask[:, 0, :, first:]
+        drafted = torch.ones(count, count, dtype=torch.bool, device=device).tril().expand(rows, -1, -1)
+        if not self._all_begun:
+            kept = kept & (torch.arange(kept.shape[2], device=device) > module)
+            begun = positions + torch.arange(1, count + 1, device=device) > module
+            drafted = drafted & (begun[:, None] | own)
+        apart = torch.eye(num_drafts, device=device) > 0
+        drafted = (drafted[:, None, :, None] & apart[:, None, :, None]).flatten(3).flatten(1, 2)
+        kept = kept.expand(-1, drafted.shape[1], -1)
+        return *every, torch.cat((kept, drafted), dim=2)[:, None]
