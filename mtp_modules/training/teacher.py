@@ -94,7 +94,8 @@ class TeacherModel(Component):
         hidden = self.model.trunk(tokens[:, :length], document_ids=read).hidden
         # Horizons beyond the first say nothing here: one position is the least that they can be asked for.
         start = tokens.new_zeros((len(tokens), 1))
-        between = hidden.new_zeros((len(tokens), 1, self.model.lookahead - 1, self.model.trunk.embedding_width))
+        places = length if self.model.heads.reads_every_token else 1
+        between = hidden.new_zeros((len(tokens), places, self.model.lookahead - 1, self.model.trunk.embedding_width))
         first, *_ = self.model.heads(hidden, future=between, positions=start, document_ids=read)
         return NextTokenLaw(first, self.model.unembedding.matrix(0), self.share, self.temperature)
 
