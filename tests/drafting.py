@@ -49,6 +49,9 @@ class ScriptedHeads(Heads):
     def forward(self, hidden: Tensor, **kwargs: Tensor | None) -> tuple[Tensor, ...]:
         return self.heads(hidden, **kwargs)
 
+    def first(self, hidden: Tensor, **kwargs: Tensor | None) -> Tensor:
+        return self.heads.first(hidden, **kwargs)
+
     def flops(self, length: int, num_far: int) -> int:
         return self.heads.flops(length, num_far)
 

@@ -55,6 +55,26 @@ def fraction(owner: object, argument: str, value: float, *, zero: bool = True) -
         refuse(owner, f"{argument} must lie in {'[' if zero else '('}0, 1], got {value}.")
 
 
+def within_positions(owner: object, length: int, max_positions: int | None, part: str) -> None:
+    """Refuse a sequence that is longer than positions go; ``None`` is no limit.
+
+    Args:
+        owner: Who refuses.
+        length: Of the sequence.
+        max_positions: Longest one.
+        part: What to build with more positions, ``"trunk"`` or ``"heads"``.
+
+    Raises:
+        ValueError: If it is too long.
+    """
+    if max_positions is not None and length > max_positions:
+        refuse(
+            owner,
+            f"a sequence of {length} tokens is longer than max_positions={max_positions}; "
+            f"shorten it or build the {part} with more positions.",
+        )
+
+
 def divides(owner: object, part: str, part_value: int, whole: str, whole_value: int) -> None:
     """Refuse sizes that do not divide.
 

@@ -23,6 +23,7 @@ from mtp_modules.core.component import Component
 from mtp_modules.core.drafts import Draft, DraftChoice, LikeliestToken
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.state import DecodingState as DecodingState
+from mtp_modules.core.tokenizer import Tokenizer as Tokenizer
 
 
 class TrunkOutput(NamedTuple):
@@ -169,6 +170,17 @@ class Heads(Component, nn.Module, ABC):
         """
 
     @abstractmethod
+    def first(
+        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return the states of horizon 1 alone, those that ``forward`` returns first.
+
+        Args:
+            hidden: What the trunk says of every position.
+            document_ids: Which document every position belongs to.
+        """
+
+    @abstractmethod
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> DecodingState:
         """Make an empty state for decoding; see :meth:`Trunk.new_state`.
 
@@ -188,6 +200,8 @@ class Heads(Component, nn.Module, ABC):
     ) -> Float[Tensor, "B T D"]:
         """Append a chunk that ``state.begin`` has announced: ``extend``, less what is done on the host.
 
+        In tensor operations only, so that it can be compiled. Heads that cannot do so implement ``extend`` itself.
+
         Args:
             hidden: The trunk's output for the chunk.
             state: Told of it.
@@ -199,7 +213,6 @@ class Heads(Component, nn.Module, ABC):
         """
         refuse(self, "cannot be compiled for decoding, for they have no read(hidden, state); use the model itself.")
 
-    @abstractmethod
     def extend(
         self,
         hidden: Float[Tensor, "B T D"],
@@ -216,6 +229,8 @@ class Heads(Component, nn.Module, ABC):
             tokens: The chunk; needed if ``reads_every_token``, unless the state is for no drafts.
             embed: Embeds token ids; needed with them.
         """
+        state.begin(hidden.shape[1])
+        return self.read(hidden, state, tokens=tokens, embed=embed)
 
     @abstractmethod
     def draft_states(
@@ -298,31 +313,12 @@ class Heads(Component, nn.Module, ABC):
 
     @abstractmethod
     def flops(self, length: int, num_far: int) -> int:
-        """Return the same as :meth:`Trunk.flops`, with horizons beyond the first at ``num_far`` positions only."""
+        """Return the same as :meth:`Trunk.flops`, with horizons beyond the first at ``num_far`` positions only.
+
+        If ``num_far`` is 0, it is that of :meth:`first`.
+        """
 
     @property
     def max_drafts(self) -> int | None:
         """How many tokens these heads can draft: one a horizon beyond the first. ``None`` if they can go on and on."""
         return len(self.horizons) - 1
-
-
-class Tokenizer(Component, ABC):
-    """Turns text into token ids and back."""
-
-    @property
-    @abstractmethod
-    def vocab_size(self) -> int:
-        """Number ``V`` of token ids."""
-
-    @property
-    @abstractmethod
-    def end_token(self) -> int | None:
-        """The id that ends a document, or ``None``."""
-
-    @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text."""
-
-    @abstractmethod
-    def decode(self, tokens: list[int]) -> str:
-        """Return the text of token ids; bytes that are no text become the replacement character."""

@@ -68,6 +68,12 @@ class LinearHeads(Heads):
         picked = far if positions is None else at_positions(far, positions)
         return (self.maps[0](hidden), *(linear(picked) for linear in self.maps[1:]))
 
+    def first(
+        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return horizon 1's map of every position."""
+        return self.maps[0](hidden)
+
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of one square map a horizon."""
         return 2 * self.d_model**2 * (length + (len(self.maps) - 1) * num_far)
@@ -75,18 +81,6 @@ class LinearHeads(Heads):
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
         return LastHiddenState(batch_size, capacity)
-
-    def extend(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk and return the states of horizon 1."""
-        last_hidden_state(self, state).begin(hidden.shape[1])
-        return self.read(hidden, state)
 
     def read(
         self,

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
@@ -133,7 +133,7 @@ class ParallelHeads(Heads):
     ) -> tuple[Float[Tensor, "B _ D"], ...]:
         """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
         length = hidden.shape[1]
-        self._check_length(length)
+        within_positions(self, length, self.max_positions, "heads")
         table = self.rotary(None, length, hidden)
         seen = None if document_ids is None else same_document_keys(document_ids)
         mask = None if seen is None else seen[:, None]
@@ -152,18 +152,18 @@ class ParallelHeads(Heads):
             *(self.norm(layer(far, table, rows, picked, picked_table)) for layer in self.layers[1:]),
         )
 
-    def _check_length(self, length: int) -> None:
-        if length > self.max_positions:
-            refuse(
-                self,
-                f"a sequence of {length} tokens is longer than max_positions={self.max_positions}; "
-                "shorten it or build the heads with more positions.",
-            )
+    def first(
+        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return horizon 1's layer of every position."""
+        within_positions(self, hidden.shape[1], self.max_positions, "heads")
+        mask = None if document_ids is None else same_document_keys(document_ids)[:, None]
+        return self.norm(self.layers[0](hidden, self.rotary(None, hidden.shape[1], hidden), mask))
 
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of one layer a horizon; all of them take keys and values from every position."""
         near, *far = self.layers
-        return near.flops(length, length) + sum(layer.flops(num_far, length) for layer in far)
+        return near.flops(length, length) + sum(layer.flops(num_far, length) for layer in far if num_far)
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> ParallelState:
         """Make an empty state."""
@@ -190,10 +190,8 @@ class ParallelHeads(Heads):
 
         Heads beyond the first keep keys and values of the whole chunk, but are read out only where they draft.
         """
-        own = self._own(state)
-        self._check_length(own.keys_values.reach(hidden.shape[1]))
-        own.begin(hidden.shape[1])
-        return self.read(hidden, own)
+        within_positions(self, self._own(state).keys_values.reach(hidden.shape[1]), self.max_positions, "heads")
+        return super().extend(hidden, state)
 
     def read(
         self,

@@ -114,6 +114,12 @@ class RecurrentHeads(Heads):
             states.append(walked)
         return tuple(states)
 
+    def first(
+        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return ``hidden`` itself."""
+        return hidden
+
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of one step a horizon beyond the first; horizon 1 costs none."""
         if self.num_horizons == 1:
@@ -124,18 +130,6 @@ class RecurrentHeads(Heads):
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
         return LastHiddenState(batch_size, capacity)
-
-    def extend(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk and return the states of horizon 1."""
-        last_hidden_state(self, state).begin(hidden.shape[1])
-        return self.read(hidden, state)
 
     def read(
         self,

@@ -93,6 +93,12 @@ class ResidualHeads(Heads):
         picked = far if positions is None else at_positions(far, positions)
         return (hidden, *(stack(picked) for stack in self.stacks))
 
+    def first(
+        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return ``hidden`` itself."""
+        return hidden
+
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of the blocks' square maps; horizon 1 costs none."""
         return 2 * self.d_model**2 * self.num_layers * len(self.stacks) * num_far
@@ -100,18 +106,6 @@ class ResidualHeads(Heads):
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
         return LastHiddenState(batch_size, capacity)
-
-    def extend(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk and return the states of horizon 1."""
-        last_hidden_state(self, state).begin(hidden.shape[1])
-        return self.read(hidden, state)
 
     def read(
         self,

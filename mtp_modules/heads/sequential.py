@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
@@ -143,7 +143,7 @@ class SequentialHeads(Heads):
     ) -> tuple[Float[Tensor, "B _ D"], ...]:
         """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
         length = hidden.shape[1]
-        self._check_length(length)
+        within_positions(self, length, self.max_positions, "heads")
         if self.num_horizons == 1:
             return (hidden,)
         if future is None:
@@ -179,17 +179,15 @@ class SequentialHeads(Heads):
             rows = at_positions(seen, positions)
         return rows[:, None], positions, self.rotary(positions, positions.shape[1], like)
 
-    def _check_length(self, length: int) -> None:
-        if length > self.max_positions:
-            refuse(
-                self,
-                f"a sequence of {length} tokens is longer than max_positions={self.max_positions}; "
-                "shorten it or build the heads with more positions.",
-            )
+    def first(
+        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return ``hidden`` itself."""
+        return hidden
 
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of the modules, of which only the last leaves positions out; horizon 1 costs none."""
-        count, total = self.num_horizons - 1, 0
+        count, total = self.num_horizons - 1 if num_far else 0, 0
         for index in range(count):
             step = self._step(index)
             queries = num_far if index == count - 1 else length
@@ -221,11 +219,10 @@ class SequentialHeads(Heads):
         embed: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Append a chunk to every module, and return the states of horizon 1."""
-        self._own(state)
-        if isinstance(state, SequentialState):
-            self._check_length(state.keys_values.reach(hidden.shape[1]))
-        state.begin(hidden.shape[1])
-        return self.read(hidden, state, tokens=tokens, embed=embed)
+        own = self._own(state)
+        if isinstance(own, SequentialState):
+            within_positions(self, own.keys_values.reach(hidden.shape[1]), self.max_positions, "heads")
+        return super().extend(hidden, own, tokens=tokens, embed=embed)
 
     def read(
         self,

@@ -92,11 +92,7 @@ class TeacherModel(Component):
         """
         read = None if document_ids is None else document_ids[:, :length]
         hidden = self.model.trunk(tokens[:, :length], document_ids=read).hidden
-        # Horizons beyond the first say nothing here: one position is the least that they can be asked for.
-        start = tokens.new_zeros((len(tokens), 1))
-        places = length if self.model.heads.reads_every_token else 1
-        between = hidden.new_zeros((len(tokens), places, self.model.lookahead - 1, self.model.trunk.embedding_width))
-        first, *_ = self.model.heads(hidden, future=between, positions=start, document_ids=read)
+        first = self.model.heads.first(hidden, document_ids=read)
         return NextTokenLaw(first, self.model.unembedding.matrix(0), self.share, self.temperature)
 
     def flops(self, *, batch_size: int, length: int, num_horizons: int, share_of_positions: float = 1.0) -> int:
@@ -111,4 +107,4 @@ class TeacherModel(Component):
         model = self.model
         scored = length + (num_horizons - 1) * num_sampled(length, share_of_positions)
         unembedding = 2 * model.trunk.d_model * model.trunk.vocab_size * scored
-        return batch_size * (model.trunk.flops(length) + model.heads.flops(length, 1) + unembedding)
+        return batch_size * (model.trunk.flops(length) + model.heads.flops(length, 0) + unembedding)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import document_runs
@@ -116,8 +116,7 @@ class RecurrentTrunk(Trunk):
         """Read tokens; see :class:`~mtp_modules.core.interfaces.Trunk`."""
         if state is not None:
             return TrunkOutput(self._extend(tokens, document_ids, state))
-        if self.max_positions is not None:
-            self._check_length(tokens.shape[1])
+        within_positions(self, tokens.shape[1], self.max_positions, "trunk")
         if document_ids is not None:
             return TrunkOutput(self._by_document(tokens, document_ids))
         x = self.embedding(tokens)
@@ -149,7 +148,7 @@ class RecurrentTrunk(Trunk):
             refuse(self, "document_ids do not go with a state; decode one document a row.")
         if not isinstance(state, RecurrentState):
             refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
-        self._check_length(max(state.lengths) + tokens.shape[1])
+        within_positions(self, max(state.lengths) + tokens.shape[1], self.max_positions, "trunk")
         state.begin(tokens.shape[1])
         x = self.embedding(tokens)
         state.pending = []
@@ -161,14 +160,6 @@ class RecurrentTrunk(Trunk):
                 x, _ = layer(x, memory[0][None].contiguous())
                 state.pending.append((x,))
         return x
-
-    def _check_length(self, length: int) -> None:
-        if self.max_positions is not None and length > self.max_positions:
-            refuse(
-                self,
-                f"a sequence of {length} tokens is longer than max_positions={self.max_positions}; "
-                "shorten it or build the trunk with more positions.",
-            )
 
     def new_state(self, batch_size: int, capacity: int) -> RecurrentState:
         """Make an empty state; see :class:`~mtp_modules.core.interfaces.Trunk`."""

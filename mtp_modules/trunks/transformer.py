@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import same_document_keys, tokens_before
@@ -120,7 +120,7 @@ class TransformerTrunk(Trunk):
         if state is not None:
             return TrunkOutput(self._extend(tokens, document_ids, state))
         length = tokens.shape[1]
-        self._check_length(length)
+        within_positions(self, length, self.max_positions, "trunk")
         mask = None if document_ids is None else same_document_keys(document_ids)[:, None]
         before = None
         if self.previous is not None:
@@ -138,7 +138,7 @@ class TransformerTrunk(Trunk):
             refuse(self, "document_ids do not go with a state; decode one document a row.")
         if not isinstance(state, KeyValueState):
             refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
-        self._check_length(state.reach(tokens.shape[1]))
+        within_positions(self, state.reach(tokens.shape[1]), self.max_positions, "trunk")
         state.begin(tokens.shape[1])
         return self.read(tokens, state)
 
@@ -150,14 +150,6 @@ class TransformerTrunk(Trunk):
         for index, layer in enumerate(self.layers):
             x = layer.extend(x, table, state, index)
         return self.norm(x)
-
-    def _check_length(self, length: int) -> None:
-        if length > self.max_positions:
-            refuse(
-                self,
-                f"a sequence of {length} tokens is longer than max_positions={self.max_positions}; "
-                "shorten it or build the trunk with more positions.",
-            )
 
     def new_state(self, batch_size: int, capacity: int) -> KeyValueState:
         """Make an empty state; see :class:`~mtp_modules.core.interfaces.Trunk`."""

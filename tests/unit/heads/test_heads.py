@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from mtp_modules import LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads
 from mtp_modules.core import Heads
@@ -24,6 +26,17 @@ REPEATED = ("recurrent", "sequential_shared")
 
 def random_hidden(rows: int, length: int) -> Tensor:
     return torch.randn(rows, length, WIDTH, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("documents", [False, True])
+def test_horizon_one_alone_is_what_forward_returns_first(name: str, documents: bool) -> None:
+    heads, hidden, future = make_heads(name, 3), random_hidden(2, 6), torch.randn(2, 6, 2, WIDTH).double()
+    ids = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1]]) if documents else None
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        first = heads.first(hidden, document_ids=ids)
+    assert_same(first, heads(hidden, future=future, document_ids=ids)[0])
+    assert counter.get_total_flops() == 2 * heads.flops(6, 0)
 
 
 def test_linear_heads_are_matrices() -> None:
