@@ -89,7 +89,7 @@ class _Run:
         longest = max(len(prompt) for prompt in prompts)
         capacity = longest + max(request.budgets) + how.most
         if self.limit is not None:
-            capacity = min(capacity, self.limit)
+            capacity = min(capacity, self.limit + how.most)
         if how.tree is not None:
             capacity += how.tree.nodes - how.tree.depth  # a tree has more tokens than positions
         laws = RowLaws(request.laws, vocab_size, self.device)
@@ -150,7 +150,7 @@ class _Run:
         noise = None if self.laws is None else self._noise(unread=1)
         if self.how.tree is not None and max(limits) >= self.how.tree.depth:
             return self._tree_round(self.how.tree, token, limits, noise)
-        compiled = self._compiled(wanted)
+        compiled = self._compiled()
         # A graph is made for one number of drafts: a row that can use fewer gets as many, of which fewer count.
         most = max(limits) if compiled is None or self.how.tree is not None else wanted
         if compiled is not None and self._is_one_graph(most, depths):
@@ -189,12 +189,11 @@ class _Run:
         self._commit([count + 1 for count in kept], path)
         return [row[: count + 1] for row, count in zip(on_host, kept, strict=True)], kept, limits
 
-    def _compiled(self, wanted: int) -> CompiledModel | None:
-        """Return the graphs of a round with so many drafts, where there are any for it."""
+    def _compiled(self) -> CompiledModel | None:
+        """Return the graphs, where there are any for so many rows."""
         if self.compiled is None or len(self.trunk_state.lengths) not in self.compiled.batch_sizes:
             return None
-        fits = min(self.room(index) for index in range(len(self.trunk_state.lengths))) > wanted
-        return self.compiled if fits else None
+        return self.compiled
 
     def _is_one_graph(self, num_drafts: int, depths: DepthChooser) -> bool:
         """Say whether nothing but the likeliest tokens is asked for, of the model and of the heads."""
@@ -223,7 +222,7 @@ class _Run:
         tree = shape.grow(grower)
         for state in (self.trunk_state, self.heads_state):
             state.expect_tree(tree.parents, shape.depth)
-        logits = self._logits(tree.tokens, self._compiled(shape.depth))
+        logits = self._logits(tree.tokens, self._compiled())
         if self.laws is None or noise is None:
             own = logits.argmax(dim=-1)
         else:
@@ -276,8 +275,7 @@ class _Run:
             wanted: What the policy asks for.
             budgets: Most tokens that each row may still emit.
         """
-        room = min(self.room(index) for index in range(len(budgets)))  # all rows read chunks of one length
-        return [max(0, min(wanted, budget - 1, room - 1)) for budget in budgets]
+        return [max(0, min(wanted, budget - 1, self.room(index) - 1)) for index, budget in enumerate(budgets)]
 
     @torch.inference_mode()
     def select(self, rows: list[int]) -> None:

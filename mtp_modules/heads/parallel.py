@@ -175,23 +175,9 @@ class ParallelHeads(Heads):
             num_kv_heads=attention.held_kv_heads,
             head_dim=attention.head_dim,
             like=self.norm.weight,
+            max_positions=self.max_positions,
         )
         return ParallelState(keys_values, LastHiddenState(batch_size, capacity))
-
-    def extend(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk to every head, and return the states of horizon 1.
-
-        Heads beyond the first keep keys and values of the whole chunk, but are read out only where they draft.
-        """
-        within_positions(self, self._own(state).keys_values.reach(hidden.shape[1]), self.max_positions, "heads")
-        return super().extend(hidden, state)
 
     def read(
         self,
@@ -201,7 +187,10 @@ class ParallelHeads(Heads):
         tokens: Int[Tensor, "B T"] | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1."""
+        """Append a chunk that the state was told of, and return the states of horizon 1.
+
+        Heads beyond the first keep keys and values of the whole chunk, but are read out only where they draft.
+        """
         keys_values = self._own(state).keys_values
         table = self.rotary(keys_values.positions, hidden.shape[1], hidden)
         first = self.norm(self.layers[0].extend(hidden, table, keys_values, 0))

@@ -207,22 +207,9 @@ class SequentialHeads(Heads):
             num_kv_heads=attention.held_kv_heads,
             head_dim=attention.head_dim,
             like=self.steps[0].state_norm.weight,
+            max_positions=self.max_positions,
         )
         return SequentialState(keys_values, hidden)
-
-    def extend(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk to every module, and return the states of horizon 1."""
-        own = self._own(state)
-        if isinstance(own, SequentialState):
-            within_positions(self, own.keys_values.reach(hidden.shape[1]), self.max_positions, "heads")
-        return super().extend(hidden, own, tokens=tokens, embed=embed)
 
     def read(
         self,

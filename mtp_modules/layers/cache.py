@@ -14,11 +14,13 @@ class ChunkedState(DecodingState):
     Args:
         batch_size: Number ``B`` of rows.
         capacity: Most tokens a row can hold, the chunk included.
+        max_positions: Most tokens that a row can keep; ``None`` for no limit. A chunk may reach beyond, so that rows
+            near the end can be read with others, but what lies there cannot be kept.
     """
 
-    def __init__(self, batch_size: int, capacity: int) -> None:
+    def __init__(self, batch_size: int, capacity: int, *, max_positions: int | None = None) -> None:
         self.lengths = [0] * batch_size
-        self.capacity = capacity
+        self.capacity, self.max_positions = capacity, max_positions
         self.chunk = 0
         self.parents: Int[Tensor, "B C"] | None = None
         self.depth = 0
@@ -30,7 +32,7 @@ class ChunkedState(DecodingState):
             chunk: Number of its tokens.
 
         Raises:
-            ValueError: If the last chunk was not committed, or the state would overflow.
+            ValueError: If the last chunk was not committed, the state would overflow, or a row is full.
         """
         if self.chunk:
             refuse(self, "the last chunk was not committed; call commit(keep) before the next forward pass.")
@@ -40,15 +42,16 @@ class ChunkedState(DecodingState):
                 f"capacity is {self.capacity} tokens a row, a chunk of {chunk} after {max(self.lengths)} needs "
                 f"{max(self.lengths) + chunk}; ask new_state for more.",
             )
+        self._within(max(self.lengths) + 1)
         self.chunk = chunk
 
-    def reach(self, chunk: int) -> int:
-        """Return how many positions the longest row has once a chunk is read.
-
-        Args:
-            chunk: Number of its tokens.
-        """
-        return max(self.lengths) + (chunk if self.parents is None else self.depth + 1)
+    def _within(self, length: int) -> None:
+        if self.max_positions is not None and length > self.max_positions:
+            refuse(
+                self,
+                f"a row of {length} tokens is longer than max_positions={self.max_positions}; "
+                "keep fewer tokens, or build trunk and heads with more positions.",
+            )
 
     def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
         """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
@@ -58,7 +61,9 @@ class ChunkedState(DecodingState):
             refuse(self, f"keep must hold {len(self.lengths)} numbers from 0 to {self.chunk}, got {keep}.")
         if (self.parents is None) != (path is None):
             refuse(self, "a path goes with a chunk that is a tree, and only with that; give commit(keep, path).")
-        self.lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]
+        lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]
+        self._within(max(lengths))
+        self.lengths = lengths
         self.chunk, self.parents = 0, None
 
     def select(self, rows: list[int]) -> None:
@@ -81,6 +86,7 @@ class KeyValueState(ChunkedState):
         num_kv_heads: Key-value heads of a layer.
         head_dim: Width of one head.
         like: A tensor whose dtype and device the keys and values take.
+        max_positions: Most tokens that a row can keep; positions of a chunk beyond are pinned to the last.
         num_previous: How many tokens before each position the trunk wants to see again.
         nothing: What it sees where there is none.
     """
@@ -94,10 +100,11 @@ class KeyValueState(ChunkedState):
         num_kv_heads: int,
         head_dim: int,
         like: Tensor,
+        max_positions: int | None = None,
         num_previous: int = 0,
         nothing: int = 0,
     ) -> None:
-        super().__init__(batch_size, capacity)
+        super().__init__(batch_size, capacity, max_positions=max_positions)
         self.num_layers = num_layers
         # One slot is never used: what a chunk sees is then never a whole tensor, which compiled code would take for
         # another kind.
@@ -135,7 +142,9 @@ class KeyValueState(ChunkedState):
         elif chunk == 1 and not self._ragged:
             self.mask = None
         else:
-            self.mask = torch.arange(end, device=device) <= self.positions[:, None, :, None]
+            self.mask = torch.arange(end, device=device) <= self._slots[:, None, :, None]
+        if self.max_positions is not None:
+            self.positions = self.positions.clamp(max=self.max_positions - 1)
 
     @property
     def growing(self) -> list[tuple[Tensor, int]]:

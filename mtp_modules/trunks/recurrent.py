@@ -19,10 +19,13 @@ class RecurrentState(ChunkedState):
         batch_size: Number ``B`` of rows.
         capacity: Most tokens a row can hold.
         memory: One empty memory a layer: tensors ``(B, D)``, two of them for an LSTM.
+        max_positions: Most tokens that a row can keep; ``None`` for no limit.
     """
 
-    def __init__(self, batch_size: int, capacity: int, memory: list[tuple[Tensor, ...]]) -> None:
-        super().__init__(batch_size, capacity)
+    def __init__(
+        self, batch_size: int, capacity: int, memory: list[tuple[Tensor, ...]], *, max_positions: int | None = None
+    ) -> None:
+        super().__init__(batch_size, capacity, max_positions=max_positions)
         self.memory = memory
         self.pending: list[tuple[Tensor, ...]] = []
 
@@ -148,7 +151,6 @@ class RecurrentTrunk(Trunk):
             refuse(self, "document_ids do not go with a state; decode one document a row.")
         if not isinstance(state, RecurrentState):
             refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
-        within_positions(self, max(state.lengths) + tokens.shape[1], self.max_positions, "trunk")
         state.begin(tokens.shape[1])
         x = self.embedding(tokens)
         state.pending = []
@@ -165,7 +167,9 @@ class RecurrentTrunk(Trunk):
         """Make an empty state; see :class:`~mtp_modules.core.interfaces.Trunk`."""
         parts = 2 if self.cell == "lstm" else 1
         zeros = self.embedding.weight.new_zeros(batch_size, self.d_model)
-        return RecurrentState(batch_size, capacity, [(zeros,) * parts for _ in self.layers])
+        return RecurrentState(
+            batch_size, capacity, [(zeros,) * parts for _ in self.layers], max_positions=self.max_positions
+        )
 
     def flops(self, length: int) -> int:
         """Return the operations of the layers: at every step, each matrix times its input or the memory before."""

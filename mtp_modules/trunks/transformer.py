@@ -138,7 +138,6 @@ class TransformerTrunk(Trunk):
             refuse(self, "document_ids do not go with a state; decode one document a row.")
         if not isinstance(state, KeyValueState):
             refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
-        within_positions(self, state.reach(tokens.shape[1]), self.max_positions, "trunk")
         state.begin(tokens.shape[1])
         return self.read(tokens, state)
 
@@ -161,6 +160,7 @@ class TransformerTrunk(Trunk):
             num_kv_heads=attention.held_kv_heads,
             head_dim=attention.head_dim,
             like=self.embedding.weight,
+            max_positions=self.max_positions,
             num_previous=self.num_previous,
             nothing=self.vocab_size,
         )

@@ -12,8 +12,8 @@ MUTANTS = (
     Mutant(
         "positions-after-rollback",
         "layers/cache.py",
-        "        self.lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]\n",
-        "        self.lengths = [length + self.chunk for length, kept in zip(self.lengths, keep, strict=True)]\n",
+        "        lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]\n",
+        "        lengths = [length + self.chunk for length, kept in zip(self.lengths, keep, strict=True)]\n",
         "after a rollback the next tokens have the positions of rejected ones",
         "transformers#30042",
         (KEEPS + "[transformer]",),
@@ -30,7 +30,7 @@ MUTANTS = (
     Mutant(
         "rejected-keys-attended",
         "layers/cache.py",
-        "            self.mask = torch.arange(end, device=device) <= self.positions[:, None, :, None]\n",
+        "            self.mask = torch.arange(end, device=device) <= self._slots[:, None, :, None]\n",
         "            self.mask = (self.positions[:, None, :, None] + 0 * torch.arange(end)) >= 0\n",
         "rejected keys, or empty ones, are attended to",
         "mlx-vlm#1962",
@@ -39,8 +39,8 @@ MUTANTS = (
     Mutant(
         "one-rollback-for-all-rows",
         "layers/cache.py",
-        "        self.lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]\n",
-        "        self.lengths = [length + min(keep) for length, kept in zip(self.lengths, keep, strict=True)]\n",
+        "        lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]\n",
+        "        lengths = [length + min(keep) for length, kept in zip(self.lengths, keep, strict=True)]\n",
         "rows that accept unequally are all cut to the shortest",
         "mlx-vlm#1155, vllm#26498",
         (KEEPS + "[transformer]",),

@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtp_modules import AutoregressiveDecoder, LinearHeads, MTPModel, RecurrentHeads, RecurrentTrunk, SpeculativeDecoder
+from mtp_modules import (
+    AutoregressiveDecoder,
+    LinearHeads,
+    MTPModel,
+    RecurrentHeads,
+    RecurrentTrunk,
+    SpeculativeDecoder,
+    TransformerTrunk,
+)
 from mtp_modules.decoders import (
     Acceptance,
     BlockVerification,
@@ -142,14 +150,27 @@ def test_exact_match_gives_the_sample_of_plain_decoding(trunk: str, heads: str, 
 @settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_a_row_does_not_depend_on_its_neighbours(acceptance: str, data: st.DataObject) -> None:
-    model = make_model("transformer_grouped", data.draw(st.sampled_from(["linear", "recurrent"])), 4).eval()
+    model = make_model("transformer_grouped", data.draw(st.sampled_from(["linear", "recurrent", "parallel"])), 4).eval()
     prompts = data.draw(PROMPTS, label="prompts")
+    model.trunk.max_positions = max(map(len, prompts)) + data.draw(st.integers(0, 12), label="room")
     options = options_for(data, len(prompts))
     decoder = SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]())
     together = generate(decoder, model, prompts, **options)
     for row, prompt in enumerate(prompts):
         own = {name: values[row] for name, values in options.items()}
         assert generate(decoder, model, [prompt], **own) == [together[row]]
+
+
+@pytest.mark.parametrize("acceptance", ["rejection", "block"])
+def test_a_row_does_not_depend_on_a_neighbour_at_the_end_of_the_context(acceptance: str) -> None:
+    model = make_model("transformer_grouped", "recurrent", 4).eval()
+    model.trunk.max_positions = 14
+    decoder, law = SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]()), SamplingLaw(temperature=1.5)
+    prompts = [[1, 2], [3] * 11]
+    for seed in range(20):
+        options = {"max_new_tokens": 9, "sampling": law}
+        together = generate(decoder, model, prompts, seed=seed, **options)
+        assert together[:1] == generate(decoder, model, prompts[:1], seed=seed, **options)
 
 
 def test_another_seed_is_another_sample_and_the_same_seed_the_same() -> None:
@@ -176,13 +197,15 @@ SETTINGS: dict[str, SamplingLaw] = {
 }
 
 
-def tiny(heads: str = "linear") -> MTPModel:
+def tiny(heads: str = "linear", trunk: str = "gru") -> MTPModel:
     with float64():
         made = {
+            "gru": lambda: RecurrentTrunk(vocab_size=SIX, d_model=4),
+            "transformer": lambda: TransformerTrunk(vocab_size=SIX, d_model=4, num_layers=1, num_heads=1, ffn_width=4),
             "linear": lambda: LinearHeads(d_model=4, num_horizons=4),
             "recurrent": lambda: RecurrentHeads(d_model=4, num_horizons=4),
         }
-        model = MTPModel(trunk=RecurrentTrunk(vocab_size=SIX, d_model=4), heads=made[heads]())
+        model = MTPModel(trunk=made[trunk](), heads=made[heads]())
     randomise(model, seed=3)
     return model.eval()
 
@@ -203,8 +226,10 @@ def sequence_law(model: MTPModel, prompt: list[int], settings_: SamplingLaw, len
     return found
 
 
-def check_sequence_law(decoder: SpeculativeDecoder, heads: str, settings_: SamplingLaw, length: int, n: int) -> None:
-    model, prompt = tiny(heads), [1, 4]
+def check_sequence_law(
+    decoder: SpeculativeDecoder, heads: str, settings_: SamplingLaw, length: int, n: int, trunk: str = "gru"
+) -> None:
+    model, prompt = tiny(heads, trunk), [1, 4]
     wanted = sequence_law(model, prompt, settings_, length)
     counted: Counter[tuple[int, ...]] = Counter()
     for start in range(0, n, 1000):
@@ -232,6 +257,20 @@ def test_all_continuations_follow_the_law(name: str, heads: str, acceptance: str
         acceptance=ACCEPTANCES[acceptance](), drafter=DRAFTERS[drafter](), policy=POLICIES[policy]()
     )
     check_sequence_law(decoder, heads, SETTINGS[name], 4, 50_000)
+
+
+TREES: dict[str, Callable[[], DraftTree]] = {
+    "static": lambda: StaticTree(widths=[3, 2, 1]),
+    "dynamic": lambda: DynamicTree(depth=3, width=3, nodes=7),
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("heads", ["linear", "recurrent"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_all_continuations_of_trees_follow_the_law(name: str, heads: str, tree: str) -> None:
+    check_sequence_law(SpeculativeDecoder(tree=TREES[tree]()), heads, SETTINGS[name], 4, 50_000, trunk="transformer")
 
 
 @given(seed=st.integers(0, 10_000), zeros=st.booleans())

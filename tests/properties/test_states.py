@@ -139,6 +139,38 @@ def test_a_state_refuses_to_overflow(trunk: str) -> None:
     model(random_tokens(1, 1), state=state)
 
 
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+def test_a_chunk_may_reach_beyond_the_last_position_but_not_stay_there(trunk: str, heads: str) -> None:
+    model, tokens = make_model(trunk, heads, 3).eval(), random_tokens(2, 9)
+    model.trunk.max_positions = model.heads.max_positions = 6
+
+    def read(rows: Tensor, *, keep: list[int], states: list[DecodingState]) -> Tensor:
+        hidden = model.trunk(rows, state=states[0]).hidden
+        first = model.heads.extend(hidden, states[1], tokens=rows, embed=model.trunk.embedding)
+        for state in states:
+            state.commit(keep)
+        return first
+
+    def new() -> list[DecodingState]:
+        return [model.trunk.new_state(2, 12), model.heads.new_state(2, 12)]
+
+    states, near_the_end = new(), new()
+    read(tokens[:, :5], keep=[5, 2], states=states)
+    read(tokens[:, :5], keep=[5, 2], states=near_the_end)
+    within, beyond = (
+        read(tokens[:, 5:6], keep=[1, 1], states=states),
+        read(tokens[:, 5:], keep=[1, 1], states=near_the_end),
+    )
+    assert_same(beyond[:, :1], within)
+    sentence = r"State: a row of 7 tokens is longer than max_positions=6; keep fewer tokens, or build trunk and heads"
+    with pytest.raises(ValueError, match=sentence):
+        model.trunk(tokens[:, :1], state=near_the_end[0])
+    long = new()[0]
+    model.trunk(tokens[:, :7], state=long)
+    with pytest.raises(ValueError, match=sentence):
+        long.commit([7, 2])
+
+
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_there_must_be_a_chunk_to_commit(trunk: str) -> None:
     with pytest.raises(

@@ -222,8 +222,6 @@ def test_heads_with_layers_read_at_most_max_positions(kind: type) -> None:
     )
     with pytest.raises(ValueError, match=sentence):
         heads(torch.zeros(1, 7, 8), future=torch.zeros(1, 7, 1, 3))
-    with pytest.raises(ValueError, match=sentence):
-        heads.extend(torch.zeros(1, 7, 8), heads.new_state(1, 20))
 
 
 def test_one_recurrent_horizon_is_the_plain_next_token_model() -> None:

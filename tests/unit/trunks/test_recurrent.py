@@ -58,8 +58,6 @@ def test_a_sequence_may_not_be_longer_than_max_positions() -> None:
     sentence = "RecurrentTrunk: a sequence of 7 tokens is longer than max_positions=6; shorten it or build the trunk"
     with pytest.raises(ValueError, match=f"^{sentence}"):
         trunk(random_tokens(1, 7))
-    with pytest.raises(ValueError, match=f"^{sentence}"):
-        trunk(random_tokens(1, 7), state=trunk.new_state(1, 20))
 
 
 def test_what_does_not_go_with_a_state() -> None:

@@ -120,11 +120,16 @@ def test_a_sequence_may_not_be_longer_than_max_positions() -> None:
     sentence = "TransformerTrunk: a sequence of 7 tokens is longer than max_positions=6; shorten it or build the trunk"
     with pytest.raises(ValueError, match=f"^{sentence}"):
         trunk(random_tokens(1, 7))
+
+
+def test_a_chunk_may_reach_beyond_the_last_position() -> None:
+    trunk, tokens = TransformerTrunk(**SIZES).eval(), random_tokens(1, 9)
     state = trunk.new_state(1, 20)
-    trunk(random_tokens(1, 4), state=state)
+    trunk(tokens[:, :4], state=state)
     state.commit([4])
-    with pytest.raises(ValueError, match=f"^{sentence}"):
-        trunk(random_tokens(1, 3), state=state)
+    found = trunk(tokens[:, 4:], state=state).hidden
+    state.commit([2])
+    torch.testing.assert_close(found[:, :2], trunk(tokens[:, :6]).hidden[:, 4:])
 
 
 def test_what_does_not_go_with_a_state() -> None:
