@@ -5,8 +5,8 @@ from html import escape
 from mtp_modules.reports.charts import bars, lines, reliability
 from mtp_modules.reports.diagnosis import Diagnosis
 from mtp_modules.reports.diagnosis_tables import Figures, tables
+from mtp_modules.reports.diagnosis_verdict import verdict
 from mtp_modules.reports.page import html_table, page
-from mtp_modules.reports.verdict import verdict
 
 _STYLE = """
 .card li { margin: .35rem 0; }

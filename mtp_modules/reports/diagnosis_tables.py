@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mtp_modules.reports.diagnosis import Diagnosis
+from mtp_modules.reports.diagnosis_verdict import verdict
 from mtp_modules.reports.draft_groups import Group
-from mtp_modules.reports.verdict import verdict
 
 
 @dataclass(frozen=True)

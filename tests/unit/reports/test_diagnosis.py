@@ -11,8 +11,8 @@ from mtp_modules import MTPModel, SpeculativeDecoder
 from mtp_modules.data.tokenizers import ByteTokenizer
 from mtp_modules.reports import Diagnosis, DraftedText, diagnose, draft_along
 from mtp_modules.reports.diagnosis import depths_of
+from mtp_modules.reports.diagnosis_verdict import verdict
 from mtp_modules.reports.draft_groups import Group, by_column, by_kind, by_place, by_token
-from mtp_modules.reports.verdict import verdict
 from tests.drafting import ScriptedHeads, clock
 from tests.helpers import VOCAB, make_model, random_tokens
 

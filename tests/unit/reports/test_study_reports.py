@@ -17,9 +17,9 @@ from mtp_modules.reports import figures
 from mtp_modules.reports.look import key_label, series_style
 from mtp_modules.reports.needed import needed, reached_at
 from mtp_modules.reports.study_page import write_report
+from mtp_modules.reports.study_verdicts import data_needed, difference
 from mtp_modules.reports.tables import Table, across, number, results
 from mtp_modules.reports.tables import data_needed as needed_table
-from mtp_modules.reports.verdicts import data_needed, difference
 from mtp_modules.studies import Outcome
 from tests.unit.studies.tiny import outcome
 
