@@ -16,11 +16,13 @@ from matplotlib.image import imread
 from mtp_modules.reports import figures
 from mtp_modules.reports.look import key_label, series_style
 from mtp_modules.reports.needed import needed, reached_at
+from mtp_modules.reports.page import STYLE
 from mtp_modules.reports.study_page import write_report
 from mtp_modules.reports.study_verdicts import data_needed, difference
 from mtp_modules.reports.tables import Table, across, number, results
 from mtp_modules.reports.tables import data_needed as needed_table
 from mtp_modules.studies import Outcome
+from tests.pages import Outline
 from tests.unit.studies.tiny import outcome
 
 SWEEP: dict[str, Any] = {"key": "data.init_args.num_train", "label": "rows", "values": [10, 100, 1000]}
@@ -268,7 +270,10 @@ def test_the_report_is_one_page_that_needs_nothing(tmp_path: Path) -> None:
     asked.missing.append("N = 2, seed 3")
     page = write_report(asked, tmp_path, "python -m mtp_modules study tiny --seeds 2")
     text = page.read_text(encoding="utf-8")
-    assert not re.search(r"https?:|<script|<link|@import|url\(", text)
+    assert not re.search(r"https?:|<script|@import|url\(|<link(?! rel=\"icon\" href=\"data:,\")", text)
+    outline = Outline(text)
+    assert outline.tags.count("h1") == outline.tags.count("style") == 1
+    assert STYLE in text  # the look of all pages
     assert text.count("data:image/svg+xml;base64,") == len(asked.study.figures)
     for part in ("Are two heads &lt; better", "They are &amp; &lt;b&gt;always&lt;/b&gt;.", "N &lt; 1", "--seeds 2"):
         assert part in text
