@@ -8,8 +8,8 @@ import torch
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.decoders import measure_speeds
 from mtp_modules.model import MTPModel
-from mtp_modules.reports.decoding_speed import measure_speeds
 from mtp_modules.reports.draft_groups import Group, by_column, by_kind, by_place, by_token
 from mtp_modules.reports.draft_walk import DraftedText, draft_along
 from mtp_modules.reports.head_health import (
@@ -204,7 +204,7 @@ def diagnose(
     tell("comparing gradients")
     cosines = gradient_cosines(model, batches[0])
     tell("decoding prompts")
-    speeds = measure_speeds(model, prompts, num_drafts=num_drafts, new_tokens=new_tokens)
+    speeds = measure_speeds(model, prompts, num_drafts=range(num_drafts + 1), new_tokens=new_tokens)
     depths = depths_of(walked)
     plain = speeds[0].round_seconds
     numbers = []

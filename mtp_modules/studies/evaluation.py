@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.decoders import AutoregressiveDecoder, SpeculativeDecoder
+from mtp_modules.decoders import AutoregressiveDecoder, measure_speeds
 from mtp_modules.metrics import AnswerAccuracy, PerHeadMetrics, PositionAccuracy
 from mtp_modules.model import MTPModel
 from mtp_modules.training import MTPModule
@@ -114,7 +114,8 @@ def decoded(model: MTPModel, batches: Iterable[dict[str, Tensor]], options: dict
 
     ``written/distance_d`` is how often the ``d``-th token that the model writes, reading its own tokens, is the true
     one. ``decode/tokens_per_forward``, ``decode/tokens_per_second`` and ``decode/speedup`` are those of
-    self-speculative decoding of one row after the other, and the speed over plain decoding on the same machine.
+    self-speculative decoding of one row after the other, without the reading of prompts, and the speed over plain
+    decoding on the same machine: see :func:`~mtp_modules.decoders.measure_speeds`.
 
     Args:
         model: In evaluation mode.
@@ -137,18 +138,12 @@ def decoded(model: MTPModel, batches: Iterable[dict[str, Tensor]], options: dict
 
 
 def _speed(model: MTPModel, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
-    """Decode each prompt plainly and speculatively, in turn."""
-    plain, drafting = AutoregressiveDecoder(), SpeculativeDecoder()
-    decoders = (plain, drafting if len(model.horizons) > 1 else plain)
-    tokens, forwards, seconds = [0, 0], [0, 0], [0.0, 0.0]
-    for text in prompts:
-        for index, decoder in enumerate(decoders):
-            stats = decoder.generate(model, [text], max_new_tokens=new_tokens).stats
-            tokens[index] += stats.tokens
-            forwards[index] += stats.forwards
-            seconds[index] += stats.seconds
+    """Return what the heads bring with all the drafts that they are trained for; nothing with one horizon."""
+    usual = len(model.horizons) - 1
+    numbers = [0, usual] if usual else [0]
+    speed = measure_speeds(model, prompts, num_drafts=numbers, new_tokens=new_tokens)[-1]
     return {
-        "decode/tokens_per_forward": tokens[1] / forwards[1],
-        "decode/tokens_per_second": tokens[1] / seconds[1],
-        "decode/speedup": (tokens[1] / seconds[1]) / (tokens[0] / seconds[0]),
+        "decode/tokens_per_forward": speed.stats.tokens_per_forward,
+        "decode/tokens_per_second": speed.stats.tokens / speed.stats.seconds,
+        "decode/speedup": speed.speed_up,
     }
