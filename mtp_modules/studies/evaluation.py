@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.data.prompts import row_beginnings
 from mtp_modules.decoders import AutoregressiveDecoder, measure_speeds
 from mtp_modules.metrics import AnswerAccuracy, PerHeadMetrics, PositionAccuracy
 from mtp_modules.model import MTPModel
@@ -83,32 +85,6 @@ def evaluate(module: MTPModule, batches: Iterable[dict[str, Tensor]]) -> Evaluat
     return Evaluation(figures, table)
 
 
-def held_out_texts(batches: Iterable[dict[str, Tensor]], *, count: int, length: int) -> list[list[int]]:
-    """Return the beginnings of held-out rows that lie in one document.
-
-    Args:
-        batches: With ``tokens``.
-        count: How many at most.
-        length: Tokens of each.
-
-    Raises:
-        ValueError: If no row is so long.
-    """
-    found: list[list[int]] = []
-    for batch in batches:
-        tokens, documents = batch["tokens"], batch.get("document_ids")
-        whole = torch.ones(len(tokens), dtype=torch.bool)
-        if documents is not None:
-            whole = (documents[:, :length] == documents[:, :1]).all(dim=1)
-        if tokens.shape[1] >= length:
-            found += tokens[whole, :length].tolist()
-        if len(found) >= count:
-            break
-    if not found:
-        refuse("study", f"decode needs held-out rows of at least {length} tokens in one document, and there are none.")
-    return found[:count]
-
-
 def decoded(model: MTPModel, batches: Iterable[dict[str, Tensor]], options: dict[str, Any]) -> dict[str, float]:
     """Continue held-out rows greedily, and compare with the truth; measure speed where that is asked for.
 
@@ -121,9 +97,18 @@ def decoded(model: MTPModel, batches: Iterable[dict[str, Tensor]], options: dict
         model: In evaluation mode.
         batches: Held-out.
         options: Attributes of :class:`~mtp_modules.studies.spec.Decode`.
+
+    Raises:
+        ValueError: If no row begins with so many tokens of one document.
     """
     prompt, far = int(options["prompt_length"]), int(options["distances"])
-    texts = held_out_texts(batches, count=int(options["prompts"]), length=prompt + far)
+    texts = list(islice(row_beginnings(batches, length=prompt + far), int(options["prompts"])))
+    if not texts:
+        refuse(
+            "study",
+            f"decode needs held-out rows that begin with {prompt + far} tokens of one document, and there are none; "
+            "lower prompt_length or distances.",
+        )
     prompts = [text[:prompt] for text in texts]
     plain = AutoregressiveDecoder()
     found: dict[str, float] = {}
