@@ -44,7 +44,7 @@ _UNKNOWN_OPTION = re.compile(
 _UNKNOWN_OPTION_FIRST = re.compile(r"Option '([\w.]+)' is not accepted.*?class_path='([\w.]+)'", re.DOTALL)
 _UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'|unrecognized arguments: (?:-*)([\w.]+)")
 _WRONG_TYPE = re.compile(r"Expected a <class '(\w+)'>(?:\.? Got value: (.*))?")
-_REQUIRED = re.compile(r"class_path '([\w.]+)': the following arguments are required: (\w+(?:, \w+)*)")
+_REQUIRED = re.compile(r"class_path '([\w.]+)':\s+the following arguments are required: (\w+(?:, \w+)*)")
 _GIVEN = re.compile(r"Given value: (.*)")
 _SECTIONS: dict[str, Callable[..., Any]] = {"model": MTPModule.__init__, "trainer": Trainer.__init__}
 
