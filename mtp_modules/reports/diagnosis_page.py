@@ -73,6 +73,7 @@ def _depth_chart(found: Diagnosis) -> str:
         [str(depth.depth) for depth in found.depths],
         {
             "accepted, of those that were reached": [depth.conditional for depth in found.depths],
+            "the same at temperature 1 (1 - TV)": [depth.overlap for depth in found.depths],
             "all drafts up to here accepted": [depth.accepted / max(found.rounds, 1) for depth in found.depths],
         },
         percent=True,
@@ -102,6 +103,7 @@ def _calibration(found: Diagnosis) -> str:
         "<section>\n<h2>Calibration</h2>\n"
         '<p class="soft">Probability of a draft by its own law (across) against the share of such drafts that greedy '
         "decoding accepted (up). On the dashed line they are equal; a dot above it was accepted more often than its "
-        "probability says. Areas are numbers of drafts.</p>\n"
+        "probability says. Areas are numbers of drafts. At temperature 1 acceptance does not hang on a draft's "
+        "probability but on how far its law lies from the model's: 1 - TV, in the table above.</p>\n"
         f'<figure class="squares">\n{squares}\n</figure>\n</section>'
     )

@@ -33,7 +33,8 @@ def drafted(accepted: list[int], confidence: list[list[float]], num_drafts: int)
         own=torch.zeros(count, num_drafts, dtype=torch.long),
         confidence=torch.tensor(confidence, dtype=torch.float64),
         accepted=torch.tensor(accepted),
-        reach=torch.rand(count, num_drafts, dtype=torch.float64),
+        before=torch.rand(count, num_drafts, dtype=torch.float64),
+        overlap=torch.rand(count, num_drafts, dtype=torch.float64),
     )
 
 
@@ -62,6 +63,10 @@ def test_figures_by_depth_are_those_of_a_loop(rounds: list[tuple[int, list[float
             assert found.bins[place].count == len(inside)
             error += abs(sum(held - chance for held, chance in inside))
         assert found.calibration_error == pytest.approx(error / max(len(reached), 1), abs=1e-9)
+        pairs = list(zip(walked.before[:, index].tolist(), walked.overlap[:, index].tolist(), strict=True))
+        held = sum(weight * share for weight, share in pairs)
+        assert found.drawn == pytest.approx(held / len(pairs))
+        assert found.overlap == pytest.approx(held / sum(weight for weight, _ in pairs))
         chain *= found.conditional
         expected += chain
     assert expected == pytest.approx(1 + sum(accepted for accepted, _ in rounds) / len(rounds))
@@ -196,7 +201,8 @@ def test_groups_count_what_was_reached_by_what_the_model_chose() -> None:
         own=torch.tensor([list(b"ab"), list(b" 1"), list(b"=z")]),
         confidence=torch.ones(3, 2, dtype=torch.float64),
         accepted=torch.tensor([2, 1, 0]),
-        reach=torch.ones(3, 2, dtype=torch.float64),
+        before=torch.ones(3, 2, dtype=torch.float64),
+        overlap=torch.ones(3, 2, dtype=torch.float64),
     )
     tokenizer = ByteTokenizer()
     assert by_kind(walked, tokenizer) == [
