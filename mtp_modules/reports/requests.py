@@ -49,7 +49,7 @@ def check_requests(study: Study) -> None:
             if request.get("value") is not None and request["value"] not in study.sweep_values:
                 given = ", ".join(f"{value}" for value in study.sweep_values if value is not None) or "none"
                 refuse(study.name, f"{word} {kind!r} has no value {request['value']!r}. Values of the sweep: {given}.")
-            for arm in [*request.get("arms", ()), *([request["arm"]] if "arm" in request else ())]:
+            for arm in [*request.get("arms", ()), *(request[name] for name in ("arm", "to") if name in request)]:
                 if arm not in arms:
                     refuse(study.name, f"{word} {kind!r} names arm {arm!r}. Known: {', '.join(arms)}.")
 

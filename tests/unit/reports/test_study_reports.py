@@ -187,6 +187,10 @@ def test_a_sure_difference_is_told_from_noise() -> None:
     )
     assert "Better than it: two (+1.00 ± 0.25)." in difference(two_arms("accepted_length"), key="accepted_length")
     assert "Not to be told apart from it: two" in difference(two_arms(), worth=1.5)
+    assert difference(two_arms(), to="two", arms=["one"]) == (
+        "Loss of horizon 1, nats: two has 4.0 ± 2.6. Better than it: one (-1.00 ± 0.25)."
+    )
+    assert "three" in difference(two_arms(), to="two")
 
 
 def test_differences_of_shares_are_points() -> None:
