@@ -147,7 +147,7 @@ def data_needed(
         outcome: Of a study with a sweep.
         key: Of the figure that must reach the level.
         x: Key of what is needed, such as ``tokens`` or ``flops``; ``value`` for the value of the sweep.
-        target: The level; what the first arm has reached in the end if ``None``.
+        target: The level; see :func:`~mtp_modules.reports.needed.needed`.
         title: Above it.
     """
     rows: list[list[Entry]] = [
