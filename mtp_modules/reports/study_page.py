@@ -15,11 +15,13 @@ from mtp_modules.studies import Outcome
 
 _STYLE = """
 blockquote { margin: .25rem 0 1rem; padding: 0 1rem; border-left: 4px solid var(--line); }
-.missing { border-left: 4px solid var(--second); margin-top: 1rem; }
+.card { margin: 1rem 0; }
+.card h2 { margin-top: 0; }
 .card p:last-child { margin-bottom: 0; }
+.missing { border-left: 4px solid var(--second); }
 img { max-width: 100%; background: white; border-radius: .6rem; }
 th { white-space: normal; vertical-align: bottom; }
-pre { overflow-x: auto; font: .82rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+pre { overflow-x: auto; background: var(--card); padding: .8rem; font: .82rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 @media print { pre { white-space: pre-wrap; } }
 """
 _RUN_COLUMNS = ("parameters", "steps", "tokens", "flops", "computing", "tokens_per_second")
