@@ -21,7 +21,8 @@ blockquote { margin: .25rem 0 1rem; padding: 0 1rem; border-left: 4px solid var(
 .missing { border-left: 4px solid var(--second); }
 img { max-width: 100%; background: white; border-radius: .6rem; }
 th { white-space: normal; vertical-align: bottom; }
-pre { overflow-x: auto; background: var(--card); padding: .8rem; font: .82rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+pre { overflow-x: auto; background: var(--card); padding: .8rem;
+  font: .82rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 @media print { pre { white-space: pre-wrap; } }
 """
 _RUN_COLUMNS = ("parameters", "steps", "tokens", "flops", "computing", "tokens_per_second")
