@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-_VOID = {"meta", "link", "br", "input"}
+_VOID = {"meta", "link", "br", "input", "img"}
 
 
 class Outline(HTMLParser):

@@ -12,7 +12,7 @@ from mtp_modules.commands.held_out import data_for, held_out_batches, prompts_of
 from mtp_modules.reports import diagnose as measure
 from mtp_modules.reports.diagnosis_page import diagnosis_page
 from mtp_modules.reports.diagnosis_tables import show
-from mtp_modules.reports.verdict import verdict
+from mtp_modules.reports.diagnosis_verdict import verdict
 
 
 def diagnose(

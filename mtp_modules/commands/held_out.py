@@ -1,6 +1,5 @@
 """Held-out text for a checkpoint: of its own run, of another configuration, or of files."""
 
-import inspect
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,13 @@ import torch
 from jsonargparse import get_loader
 from lightning.pytorch import LightningDataModule
 
-from mtp_modules.configuration import SentenceParser
+from mtp_modules.configuration import assemble_data
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.data import TextDataModule
 from mtp_modules.data.loaders import EvalLoader
+from mtp_modules.data.prompts import row_beginnings
 from mtp_modules.model import MTPModel
 from mtp_modules.training.checkpointing import find_checkpoint
 
@@ -91,32 +91,7 @@ def _from_configuration(path: Path, model: MTPModel) -> LightningDataModule:
         section = {"class_path": section}
     if not isinstance(section, dict) or "class_path" not in section:
         refuse("data", f"{path} has no data section with a class_path; give a configuration as fit takes it.")
-    arguments = dict(section.get("init_args") or {})
-    known = _arguments_of(str(section["class_path"]))
-    sizes = {"lookahead": model.lookahead, "vocab_size": model.trunk.vocab_size}
-    arguments |= {name: size for name, size in sizes.items() if name in known}
-    parser = SentenceParser(prog="diagnose")
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    parsed = parser.parse_object({"data": {"class_path": section["class_path"], "init_args": arguments}})
-    made: LightningDataModule = parser.instantiate(parsed).data
-    return made
-
-
-def _arguments_of(class_path: str) -> set[str]:
-    """Return the arguments of a data module's constructor; none if there is no such class, which the parser tells."""
-    waiting: list[type] = [LightningDataModule]
-    module, _, name = class_path.rpartition(".")
-    if module:
-        try:
-            __import__(module)
-        except ImportError:
-            return set()
-    while waiting:
-        cls = waiting.pop()
-        if cls.__name__ == name and module in ("", cls.__module__, cls.__module__.rpartition(".")[0]):
-            return set(inspect.signature(cls).parameters)
-        waiting.extend(cls.__subclasses__())
-    return set()
+    return assemble_data(section, lookahead=model.lookahead, vocab_size=model.trunk.vocab_size)
 
 
 def held_out_batches(data: LightningDataModule, split: str, rows: int) -> list[dict[str, Tensor]]:
@@ -183,11 +158,7 @@ def prompts_of(batches: Sequence[dict[str, Tensor]], count: int, length: int) ->
     at_least("diagnose", "prompts", count, 1)
     at_least("diagnose", "prompt_length", length, 1)
     length = min(length, max(1, batches[0]["tokens"].shape[1] // 2))
-    found = []
-    for batch in batches:
-        documents = batch.get("document_ids", torch.zeros_like(batch["tokens"]))[:, :length]
-        whole = (documents == documents[:, :1]).all(dim=1)
-        found += batch["tokens"][whole, :length].tolist()
+    found = list(row_beginnings(batches, length=length))
     if not found:
         refuse("diagnose", f"no row begins with {length} tokens of one document; ask for a shorter prompt_length.")
     step = len(found) / min(count, len(found))

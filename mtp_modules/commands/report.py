@@ -50,6 +50,8 @@ def report(
     at_least("report", "alternatives", alternatives, 1)
     writable("output", output)
     model, tokenizer = load_on(ckpt_path, device)
+    if len(model.horizons) == 1 and num_drafts is not None:
+        refuse("num_drafts", f"{type(model.heads).__name__} with one horizon drafts nothing; leave num_drafts out.")
     tokens = encode(prompt, tokenizer)
     end = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
     rule = StopRule(tokens=end, strings=stop or (), tokenizer=tokenizer)

@@ -1,6 +1,7 @@
 """``python -m mtp_modules study``: run a study, and draw what it found."""
 
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 
@@ -81,4 +82,4 @@ def _list() -> None:
 def _command(asked: Study, name: str, about: dict[str, object]) -> str:
     """Return what makes the same results again."""
     budget = "" if about["minutes"] in (None, asked.minutes) else f" --budget {about['minutes']:g}"
-    return f"python -m mtp_modules study {name} --seeds {about['seeds']}{budget}"
+    return f"python -m mtp_modules study {shlex.quote(name)} --seeds {about['seeds']}{budget}"

@@ -1,6 +1,6 @@
 """YAML to components: parsers whose errors are one sentence, and sizes that are written once."""
 
-from mtp_modules.configuration.assembly import assemble, check_sizes, link_sizes
+from mtp_modules.configuration.assembly import assemble, assemble_data, check_sizes, link_sizes
 from mtp_modules.configuration.parser import LightningSentenceParser, SentenceParser
 
-__all__ = ["LightningSentenceParser", "SentenceParser", "assemble", "check_sizes", "link_sizes"]
+__all__ = ["LightningSentenceParser", "SentenceParser", "assemble", "assemble_data", "check_sizes", "link_sizes"]

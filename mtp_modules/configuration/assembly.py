@@ -13,7 +13,7 @@ import mtp_modules.data
 import mtp_modules.heads
 import mtp_modules.losses
 import mtp_modules.trunks  # noqa: F401
-from mtp_modules.configuration.parser import LightningSentenceParser
+from mtp_modules.configuration.parser import LightningSentenceParser, SentenceParser
 from mtp_modules.core.checks import refuse
 from mtp_modules.training import MTPModule
 
@@ -48,17 +48,8 @@ def check_sizes(config: Namespace, instantiated: Namespace) -> None:
             cannot embed.
     """
     for source, target in LINKS:
-        given = config.get(target)
-        filled = _attribute(instantiated, source)
-        if given not in (None, filled, _default(config, target)) and filled is not None:
-            refuse(target, f"is {given} here, but {source} is {filled}; leave it out, it is filled in.")
-    tokens = getattr(instantiated["data"], "vocab_size", None)
-    rows = instantiated["model"].model.trunk.vocab_size
-    if tokens is not None and tokens > rows:
-        refuse(
-            "model.trunk.vocab_size",
-            f"is {rows}, but the data has {tokens} token ids; make it at least {tokens}.",
-        )
+        _agree(config, target, config.get(target), source, _attribute(instantiated, source))
+    _check_embedded(instantiated["data"], instantiated["model"].vocab_size)
 
 
 def assemble(model: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[MTPModule, LightningDataModule]:
@@ -73,12 +64,58 @@ def assemble(model: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[MTPModu
     """
     parser = LightningSentenceParser()
     parser.add_lightning_class_args(MTPModule, "model")
-    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-    link_sizes(parser)
-    config = parser.parse_object({"model": dict(model), "data": dict(data)})
+    links = [(source, target) for source, target in LINKS if target.startswith("model.")]
+    for source, target in links:
+        parser.link_arguments(source, target, apply_on="instantiate")
+    config = parser.parse_object({"model": dict(model)})
     instantiated = parser.instantiate(config)
-    check_sizes(config, instantiated)
-    return instantiated["model"], instantiated["data"]
+    for source, target in links:
+        _agree(config, target, config.get(target), source, _attribute(instantiated, source))
+    module: MTPModule = instantiated["model"]
+    return module, assemble_data(data, lookahead=module.lookahead, vocab_size=module.vocab_size)
+
+
+def assemble_data(data: Mapping[str, Any], *, lookahead: int, vocab_size: int) -> LightningDataModule:
+    """Make the data module that ``fit`` would make of the section ``data`` of its YAML, for a model that is there.
+
+    Args:
+        data: Class path and arguments of the data module.
+        lookahead: The model's largest horizon.
+        vocab_size: How many token ids its trunk embeds.
+
+    Raises:
+        ValueError: If the class or an argument is unknown, of the wrong type or refused, or sizes do not go together.
+    """
+    sizes = {"vocab_size": vocab_size, "lookahead": lookahead}
+    parser = SentenceParser()
+    for name in sizes:
+        parser.add_argument(f"--model.{name}", type=int)
+    parser.add_argument("--data", type=LightningDataModule, required=True)  # not optional: errors are about the class
+    links = [(source, target) for source, target in LINKS if target.startswith("data.")]
+    for source, target in links:
+        parser.link_arguments(source, target, apply_on="parse")
+    config = parser.parse_object({"model": sizes, "data": dict(data)})
+    given = dict(data.get("init_args") or {})  # what the links have not filled in
+    for source, target in links:
+        _agree(config, target, given.get(target.rpartition(".")[2]), source, config[source])
+    made: LightningDataModule = parser.instantiate(config)["data"]
+    _check_embedded(made, vocab_size)
+    return made
+
+
+def _agree(config: Namespace, target: str, given: Any, source: str, filled: Any) -> None:
+    """Refuse a size that is filled in if it was given with another value."""
+    if given not in (None, filled, _default(config, target)) and filled is not None:
+        refuse(target, f"is {given} here, but {source} is {filled}; leave it out, it is filled in.")
+
+
+def _check_embedded(data: LightningDataModule, vocab_size: int) -> None:
+    tokens = getattr(data, "vocab_size", None)
+    if tokens is not None and tokens > vocab_size:
+        refuse(
+            "model.trunk.vocab_size",
+            f"is {vocab_size}, but the data has {tokens} token ids; make it at least {tokens}.",
+        )
 
 
 def _default(config: Namespace, target: str) -> Any:

@@ -44,6 +44,7 @@ _UNKNOWN_OPTION = re.compile(
 _UNKNOWN_OPTION_FIRST = re.compile(r"Option '([\w.]+)' is not accepted.*?class_path='([\w.]+)'", re.DOTALL)
 _UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'|unrecognized arguments: (?:-*)([\w.]+)")
 _WRONG_TYPE = re.compile(r"Expected a <class '(\w+)'>(?:\.? Got value: (.*))?")
+_REQUIRED = re.compile(r"class_path '([\w.]+)':\s+the following arguments are required: (\w+(?:, \w+)*)")
 _GIVEN = re.compile(r"Given value: (.*)")
 _SECTIONS: dict[str, Callable[..., Any]] = {"model": MTPModule.__init__, "trainer": Trainer.__init__}
 
@@ -63,6 +64,8 @@ def sentence(message: str, known: Sequence[str]) -> str:
         return _unknown_option(key, found[1], found[2])
     if found := _UNKNOWN_OPTION_FIRST.search(message):
         return _unknown_option(key, found[2], found[1])
+    if found := _REQUIRED.search(message):
+        return f"{key}: {found[1].rpartition('.')[2]} needs {found[2]}; give it in init_args."
     if found := _UNKNOWN_CLASS.search(message):
         role = key.rpartition(".")[2]
         known = f" Known: {', '.join(_known(_ROLES[role]))}." if role in _ROLES else ""

@@ -1,8 +1,10 @@
-"""Prompts out of a token stream, for benchmarks of generation."""
+"""Prompts out of a token stream, or out of held-out batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.data.corpus import TokenStream
@@ -46,6 +48,20 @@ def pick_prompts(
             "ask for fewer or shorter ones.",
         )
     return [stream.tokens[start : start + length].tolist() for start in picked[:count]]
+
+
+def row_beginnings(batches: Iterable[Mapping[str, Tensor]], *, length: int) -> Iterator[list[int]]:
+    """Yield the first tokens of every row that has so many of one document there.
+
+    Args:
+        batches: With ``tokens (B, T)``, and optionally ``document_ids (B, T)``; read as far as rows are asked for.
+        length: Tokens of each.
+    """
+    for batch in batches:
+        tokens = batch["tokens"][:, :length]
+        documents = batch.get("document_ids", torch.zeros_like(tokens))[:, :length]
+        if tokens.shape[1] == length:
+            yield from tokens[(documents == documents[:, :1]).all(dim=1)].tolist()
 
 
 def _document_places(stream: TokenStream, length: int, special: Sequence[int]) -> list[IntArray]:

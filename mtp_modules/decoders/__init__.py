@@ -10,6 +10,7 @@ from mtp_modules.decoders.generation import Decoder, DecodingStats, Generation, 
 from mtp_modules.decoders.lookup import LookupOrHeads, PromptLookup
 from mtp_modules.decoders.sampling import SamplingLaw
 from mtp_modules.decoders.speculative import SpeculativeDecoder
+from mtp_modules.decoders.speed import DecodingSpeed, measure_speeds
 from mtp_modules.decoders.stopping import StopRule
 from mtp_modules.decoders.tree import DraftTree, DynamicTree, StaticTree
 from mtp_modules.decoders.verification import (
@@ -33,6 +34,7 @@ __all__ = [
     "ConfidentDepth",
     "CostAwareDepth",
     "Decoder",
+    "DecodingSpeed",
     "DecodingStats",
     "DraftPolicy",
     "DraftTree",
@@ -56,4 +58,5 @@ __all__ = [
     "TopKAcceptance",
     "TypicalAcceptance",
     "compile_for_decoding",
+    "measure_speeds",
 ]

@@ -73,11 +73,6 @@ class CompiledModel:
         self._read = torch.compile(self._reading, **compiler)
         self._round = torch.compile(self._greedy, **compiler)
 
-    @property
-    def horizons(self) -> tuple[int, ...]:
-        """Those of the heads."""
-        return self.heads.horizons
-
     def read(
         self, chunk: Int[Tensor, "B C"], trunk_state: DecodingState, heads_state: DecodingState
     ) -> Float[Tensor, "B C V"]:

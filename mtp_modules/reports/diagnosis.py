@@ -8,8 +8,8 @@ import torch
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.decoders import measure_speeds
 from mtp_modules.model import MTPModel
-from mtp_modules.reports.decoding_speed import measure_speeds
 from mtp_modules.reports.draft_groups import Group, by_column, by_kind, by_place, by_token
 from mtp_modules.reports.draft_walk import DraftedText, draft_along
 from mtp_modules.reports.head_health import (
@@ -52,7 +52,9 @@ class Depth:
         calibration_error: Expected calibration error: mean distance between confidence and acceptance over the bins,
             weighted by their counts (Guo et al. 2017, arXiv 1706.04599).
         bins: By confidence, from unlikely to likely.
-        drawn: Chance that all drafts up to here hold, drawn at temperature 1 and verified by rejection sampling.
+        overlap: What ``conditional`` is at temperature 1: chance that a draft holds, drawn from its law and verified by
+            rejection sampling, where all before it did. The mean of 1 - TV(p, q) between the laws of model and draft.
+        drawn: Chance that all drafts up to here hold at temperature 1.
     """
 
     depth: int
@@ -61,6 +63,7 @@ class Depth:
     confidence: float
     calibration_error: float
     bins: list[Bin]
+    overlap: float
     drawn: float
 
     @property
@@ -204,7 +207,7 @@ def diagnose(
     tell("comparing gradients")
     cosines = gradient_cosines(model, batches[0])
     tell("decoding prompts")
-    speeds = measure_speeds(model, prompts, num_drafts=num_drafts, new_tokens=new_tokens)
+    speeds = measure_speeds(model, prompts, num_drafts=range(num_drafts + 1), new_tokens=new_tokens)
     depths = depths_of(walked)
     plain = speeds[0].round_seconds
     numbers = []
@@ -279,6 +282,7 @@ def depths_of(walked: DraftedText) -> list[Depth]:
         holds = walked.accepted[reached] > index
         confidence = walked.confidence[reached, index]
         bins = calibration_bins(confidence, holds)
+        weights = walked.before[:, index]
         error = sum(one.count * abs(one.accepted - one.confidence) for one in bins) / max(len(holds), 1)
         found.append(
             Depth(
@@ -288,6 +292,7 @@ def depths_of(walked: DraftedText) -> list[Depth]:
                 confidence=confidence.mean().item() if len(holds) else 0.0,
                 calibration_error=error,
                 bins=bins,
+                overlap=(walked.reach[:, index].sum() / weights.sum().clamp(min=1e-300)).item(),
                 drawn=walked.reach[:, index].mean().item(),
             )
         )

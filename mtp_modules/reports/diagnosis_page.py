@@ -5,8 +5,8 @@ from html import escape
 from mtp_modules.reports.charts import bars, lines, reliability
 from mtp_modules.reports.diagnosis import Diagnosis
 from mtp_modules.reports.diagnosis_tables import Figures, tables
+from mtp_modules.reports.diagnosis_verdict import verdict
 from mtp_modules.reports.page import html_table, page
-from mtp_modules.reports.verdict import verdict
 
 _STYLE = """
 .card li { margin: .35rem 0; }
@@ -73,6 +73,7 @@ def _depth_chart(found: Diagnosis) -> str:
         [str(depth.depth) for depth in found.depths],
         {
             "accepted, of those that were reached": [depth.conditional for depth in found.depths],
+            "the same at temperature 1 (1 - TV)": [depth.overlap for depth in found.depths],
             "all drafts up to here accepted": [depth.accepted / max(found.rounds, 1) for depth in found.depths],
         },
         percent=True,
@@ -102,6 +103,7 @@ def _calibration(found: Diagnosis) -> str:
         "<section>\n<h2>Calibration</h2>\n"
         '<p class="soft">Probability of a draft by its own law (across) against the share of such drafts that greedy '
         "decoding accepted (up). On the dashed line they are equal; a dot above it was accepted more often than its "
-        "probability says. Areas are numbers of drafts.</p>\n"
+        "probability says. Areas are numbers of drafts. At temperature 1 acceptance does not hang on a draft's "
+        "probability but on how far its law lies from the model's: 1 - TV, in the table above.</p>\n"
         f'<figure class="squares">\n{squares}\n</figure>\n</section>'
     )

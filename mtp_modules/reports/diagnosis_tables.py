@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mtp_modules.reports.diagnosis import Diagnosis
+from mtp_modules.reports.diagnosis_verdict import verdict
 from mtp_modules.reports.draft_groups import Group
-from mtp_modules.reports.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,10 @@ def _drafts(found: Diagnosis) -> Figures:
     return Figures(
         "Drafts by depth",
         f"{found.rounds:,} greedy rounds on held-out text. A draft is reached if all before it were accepted; so far: "
-        "all drafts up to here were; drawn: the same at temperature 1 by rejection sampling. Prob.: mean probability "
-        "of the drafts by their own law; ECE: expected calibration error, how far that is from being accepted.",
-        ["draft", "head", "reached", "accepted", "so far", "drawn", "prob.", "ECE"],
+        "all drafts up to here were. 1 - TV and drawn so far: accepted and so far at temperature 1 by rejection "
+        "sampling, from the laws of model and draft. Prob.: mean probability of the greedy drafts by their own law; "
+        "ECE: expected calibration error, how far that is from being accepted.",
+        ["draft", "head", "reached", "accepted", "so far", "1 - TV", "drawn so far", "prob.", "ECE"],
         [
             [
                 str(depth.depth),
@@ -86,6 +87,7 @@ def _drafts(found: Diagnosis) -> Figures:
                 f"{depth.reached:,}",
                 f"{depth.conditional:.1%}",
                 f"{depth.accepted / max(found.rounds, 1):.1%}",
+                f"{depth.overlap:.1%}",
                 f"{depth.drawn:.1%}",
                 f"{depth.confidence:.1%}" if depth.reached else "-",
                 f"{depth.calibration_error:.3f}" if depth.reached else "-",

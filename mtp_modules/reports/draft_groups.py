@@ -9,6 +9,7 @@ import torch
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Int, Tensor
 from mtp_modules.reports.draft_walk import DraftedText
+from mtp_modules.reports.token_text import shown_token
 
 _KINDS = ("letters", "digits", "whitespace", "punctuation", "other")
 _COLUMNS = (0, 1, 4, 8, 16, 32, 64)
@@ -87,23 +88,6 @@ def by_kind(walked: DraftedText, tokenizer: Tokenizer | None) -> list[Group]:
     return [found[name] for name in _KINDS if name in found]
 
 
-def token_name(token: int, tokenizer: Tokenizer | None) -> str:
-    r"""Return how to name a token by itself: its text in quotes, or its id where that is no text.
-
-    Args:
-        token: Its id.
-        tokenizer: Of the model.
-
-    Example:
-        >>> from mtp_modules.data.tokenizers import ByteTokenizer
-        >>> [token_name(token, ByteTokenizer()) for token in (97, 10, 195)]
-        ["'a'", "'\\n'", '195']
-    """
-    text = "" if tokenizer is None else tokenizer.decode([token])
-    shown = text.isspace() or (bool(text) and text.isprintable() and "\ufffd" not in text)
-    return repr(text) if shown else str(token)
-
-
 def by_token(walked: DraftedText, tokenizer: Tokenizer | None) -> list[Group]:
     """Return the tokens in whose place most drafts were rejected, and all drafts there.
 
@@ -114,7 +98,7 @@ def by_token(walked: DraftedText, tokenizer: Tokenizer | None) -> list[Group]:
     tokens, accepted = _reached(walked)
     found = _grouped(map(str, tokens), accepted)
     worst = sorted(found.values(), key=lambda group: group.accepted - group.count)[:_MOST_TOKENS]
-    return [Group(token_name(int(group.name), tokenizer), group.count, group.accepted) for group in worst]
+    return [Group(shown_token(int(group.name), tokenizer), group.count, group.accepted) for group in worst]
 
 
 def by_place(walked: DraftedText) -> list[Group]:

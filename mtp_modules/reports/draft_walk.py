@@ -23,8 +23,10 @@ class DraftedText:
         own: ``(N, K)``, what the model itself would have chosen in their place, given the drafts before.
         confidence: ``(N, K)``, the probability of each draft by its own law at temperature 1, float64.
         accepted: ``(N,)``, how many of the drafts greedy decoding accepts.
-        reach: ``(N, K)``, the chance that drafts up to each depth hold if they are drawn at temperature 1 and verified
-            by rejection sampling: an unbiased estimate from one drawn chain, float64.
+        before: ``(N, K)``, the chance that all drafts before each depth hold if they are drawn at temperature 1 and
+            verified by rejection sampling: an unbiased estimate from one drawn chain, float64.
+        overlap: ``(N, K)``, the chance that the draft at each depth then holds too, 1 - TV(p, q) between the model's
+            law and the draft's after that chain, float64.
     """
 
     rows: Int[Tensor, " N"]
@@ -33,7 +35,13 @@ class DraftedText:
     own: Int[Tensor, "N K"]
     confidence: Float[Tensor, "N K"]
     accepted: Int[Tensor, " N"]
-    reach: Float[Tensor, "N K"]
+    before: Float[Tensor, "N K"]
+    overlap: Float[Tensor, "N K"]
+
+    @property
+    def reach(self) -> Float[Tensor, "N K"]:
+        """The chance that all drafts up to each depth hold, drawn at temperature 1."""
+        return self.before * self.overlap
 
 
 class _Drawn:
@@ -130,21 +138,22 @@ def draft_along(
         own = logits.argmax(dim=-1)
         confidence = _of(draft.logits.double().softmax(dim=-1), draft.tokens)
         accepted = accept_greedy(draft.tokens, own)
-        reach = chances(*walk.round(token, drawn))
+        before, overlap = chances(*walk.round(token, drawn))
         counts = document_ids[:, place] == document_ids[:, 0]
         at = (torch.arange(rows, device=device), torch.full_like(token, place))
-        found.append(tuple(x[counts].cpu() for x in (*at, draft.tokens, own, confidence, accepted, reach)))
+        found.append(tuple(x[counts].cpu() for x in (*at, draft.tokens, own, confidence, accepted, before, overlap)))
         step = min(every, last - place)
         if step:
             walk.read(tokens[:, place : place + step], keep=step)
     return DraftedText(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def chances(draft: Draft, logits: Float[Tensor, "B K V"]) -> Float[Tensor, "B K"]:
-    r"""Return the chance that drafts up to each depth hold, given a drawn chain, by rejection sampling.
+def chances(draft: Draft, logits: Float[Tensor, "B K V"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
+    r"""Return the chance that drafts before each depth hold, given a drawn chain, and that the one there does.
 
-    Drafts up to depth :math:`d - 1` hold with probability :math:`\prod \min(1, p/q)`, and then a draft from :math:`q`
-    holds with :math:`\sum_x \min(p(x), q(x))` (Leviathan et al. 2023, arXiv 2211.17192, section 3.2).
+    By rejection sampling, drafts up to depth :math:`d - 1` hold with probability :math:`\prod \min(1, p/q)`, and then a
+    draft from :math:`q` with :math:`\sum_x \min(p(x), q(x)) = 1 - TV(p, q)` (Leviathan et al. 2023, arXiv 2211.17192,
+    section 3.2).
 
     Args:
         draft: Drawn at temperature 1.
@@ -154,7 +163,7 @@ def chances(draft: Draft, logits: Float[Tensor, "B K V"]) -> Float[Tensor, "B K"
     holds = torch.minimum(source, target).sum(dim=-1)
     ratio = (_of(target, draft.tokens) / _of(source, draft.tokens)).clamp(max=1)
     before = torch.cat((torch.ones_like(ratio[:, :1]), ratio[:, :-1]), dim=1).cumprod(dim=1)
-    return before * holds
+    return before, holds
 
 
 def _of(law: Float[Tensor, "B K V"], tokens: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:

@@ -173,7 +173,7 @@ def heat_map(
         tables = [result["positions"] for result in outcome.of(arm, at)]
         mean = np.mean([np.array(table, dtype=float) for table in tables], axis=0)
         image = axes.imshow(mean.T, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower", interpolation="none")
-        axes.set_title(f"{arm}, {len(tables)} seeds")
+        axes.set_title(f"{arm}, {len(tables)} seed{'' if len(tables) == 1 else 's'}")
         axes.set_ylabel("horizon")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_yticks(range(mean.shape[1]), [str(h + 1) for h in range(mean.shape[1])])

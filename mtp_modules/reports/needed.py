@@ -35,8 +35,8 @@ class Needed:
             )
             return f"{math.exp(self.ratio.mean):.2f}{ends}"
         if math.isinf(self.high):
-            return f"more than {self.low:.2g}"
-        return f"less than {self.high:.2g}" if self.low == 0.0 else f"between {self.low:.2g} and {self.high:.2g}"
+            return f"more than {self.low:.3g}" if self.low else "an unknown number of"
+        return f"less than {self.high:.3g}" if self.low == 0.0 else f"between {self.low:.3g} and {self.high:.3g}"
 
 
 def higher_is_better(key: str) -> bool:

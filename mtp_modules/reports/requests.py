@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from matplotlib.figure import Figure
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.reports import figures, tables, verdicts
+from mtp_modules.reports import figures, study_verdicts, tables
 from mtp_modules.reports.look import our_look
 from mtp_modules.reports.tables import Table
 from mtp_modules.studies import Outcome, Study
@@ -33,7 +33,7 @@ def check_requests(study: Study) -> None:
     groups: tuple[tuple[str, list[dict[str, Any]], Mapping[str, Callable[..., Any]]], ...] = (
         ("figure", study.figures, figures.KINDS),
         ("table", study.tables, tables.KINDS),
-        ("verdict", study.verdicts, verdicts.KINDS),
+        ("verdict", study.verdicts, study_verdicts.KINDS),
     )
     for word, asked, kinds in groups:
         for request in asked:
@@ -49,7 +49,7 @@ def check_requests(study: Study) -> None:
             if request.get("value") is not None and request["value"] not in study.sweep_values:
                 given = ", ".join(f"{value}" for value in study.sweep_values if value is not None) or "none"
                 refuse(study.name, f"{word} {kind!r} has no value {request['value']!r}. Values of the sweep: {given}.")
-            for arm in [*request.get("arms", ()), *([request["arm"]] if "arm" in request else ())]:
+            for arm in [*request.get("arms", ()), *(request[name] for name in ("arm", "to") if name in request)]:
                 if arm not in arms:
                     refuse(study.name, f"{word} {kind!r} names arm {arm!r}. Known: {', '.join(arms)}.")
 
@@ -108,7 +108,7 @@ def said_verdicts(outcome: Outcome) -> list[str]:
     Args:
         outcome: Of the study.
     """
-    return [_made(verdicts.KINDS, request, outcome) for request in outcome.study.verdicts]
+    return [_made(study_verdicts.KINDS, request, outcome) for request in outcome.study.verdicts]
 
 
 def _made(kinds: Mapping[str, Callable[..., _T]], request: dict[str, Any], outcome: Outcome) -> _T:

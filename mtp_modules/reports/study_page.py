@@ -8,24 +8,22 @@ from pathlib import Path
 import yaml
 
 from mtp_modules.reports.look import save, sentence_start
+from mtp_modules.reports.page import page
 from mtp_modules.reports.requests import drawn_figures, made_tables, said_verdicts
 from mtp_modules.reports.tables import Table, results
 from mtp_modules.studies import Outcome
 
 _STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
-blockquote { margin: 1rem 0; padding: 0 1rem; border-left: 4px solid #8888; }
-.verdict { background: #0072b21a; border-left: 4px solid #0072b2; padding: .2rem 1rem; }
-.missing { background: #d55e001a; border-left: 4px solid #d55e00; padding: .2rem 1rem; }
-figure { margin: 1rem 0; } figure img { max-width: 100%; background: white; border-radius: 4px; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #8884; text-align: right; white-space: nowrap; }
-th { white-space: normal; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
-pre { overflow-x: auto; background: #8881; padding: .8rem; font-size: .8rem; }
-@media print { details { display: block; } body { max-width: none; } }
+blockquote { margin: .25rem 0 1rem; padding: 0 1rem; border-left: 4px solid var(--line); }
+.card { margin: 1rem 0; }
+.card h2 { margin-top: 0; }
+.card p:last-child { margin-bottom: 0; }
+.missing { border-left: 4px solid var(--second); }
+img { max-width: 100%; background: white; border-radius: .6rem; }
+th { white-space: normal; vertical-align: bottom; }
+pre { overflow-x: auto; background: var(--card); padding: .8rem;
+  font: .82rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+@media print { pre { white-space: pre-wrap; } }
 """
 _RUN_COLUMNS = ("parameters", "steps", "tokens", "flops", "computing", "tokens_per_second")
 
@@ -52,38 +50,35 @@ def write_report(outcome: Outcome, folder: Path, command: str) -> Path:
             path = folder / "tables" / f"{name}{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        parts.append(f"<h2>{html.escape(sentence_start(table.title))}</h2>\n<div class=wide>{table.html()}</div>")
+        parts.append(f"<h2>{html.escape(sentence_start(table.title))}</h2>\n{table.html()}")
     verdicts = said_verdicts(outcome)
     (folder / "verdict.md").write_text("".join(f"- {sentence}\n" for sentence in verdicts), encoding="utf-8")
-    page = folder / "report.html"
-    page.write_text(_page(outcome, verdicts, parts, command), encoding="utf-8")
-    return page
+    path = folder / "report.html"
+    path.write_text(_report(outcome, verdicts, parts, command), encoding="utf-8")
+    return path
 
 
-def _page(outcome: Outcome, verdicts: list[str], parts: list[str], command: str) -> str:
+def _report(outcome: Outcome, verdicts: list[str], parts: list[str], command: str) -> str:
     study = outcome.study
-    said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in verdicts)
+    said = "".join(f"<p>{html.escape(sentence)}</p>\n" for sentence in verdicts)
     missing = ""
     if outcome.missing:
-        missing = f"<div class=missing><p>No result of: {html.escape('; '.join(outcome.missing))}.</p></div>"
-    body = "\n".join(parts)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(study.name)}: {html.escape(study.question)}</title><style>{_STYLE}</style></head><body>
-<h1>{html.escape(study.question)}</h1>
-<p>The claim:</p><blockquote><p>{html.escape(study.claim)}</p></blockquote>
-<h2>Verdict</h2>
-<div class=verdict>{said}</div>
-{missing}
-<p>{html.escape(_protocol(outcome))}</p>
-{body}
-<h2>How it was made</h2>
-<p>To make it again:</p><pre>{html.escape(command)}</pre>
-{_machines(outcome)}
-<details><summary>The study</summary><pre>{html.escape(_yaml(asdict(study)))}</pre></details>
-{_settings(outcome)}
-</body></html>
-"""
+        missing = f'<div class="card missing"><p>No result of: {html.escape("; ".join(outcome.missing))}.</p></div>\n'
+    body = "\n".join(
+        [
+            f"<h1>{html.escape(study.question)}</h1>",
+            f"<p>The claim:</p>\n<blockquote><p>{html.escape(study.claim)}</p></blockquote>",
+            f'<section class="card" aria-label="Verdict">\n<h2>Verdict</h2>\n{said}</section>\n{missing}',
+            f'<p class="soft">{html.escape(_protocol(outcome))}</p>',
+            *parts,
+            "<h2>How it was made</h2>",
+            f"<p>To make it again:</p>\n<pre>{html.escape(command)}</pre>",
+            _machines(outcome),
+            _folded("The study", asdict(study)),
+            *_settings(outcome),
+        ]
+    )
+    return page(f"{study.name}: {study.question}", body, _STYLE)
 
 
 def _protocol(outcome: Outcome) -> str:
@@ -117,16 +112,12 @@ def _machines(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _settings(outcome: Outcome) -> str:
-    found = []
-    for arm in outcome.arms:
-        result = outcome.of(arm, outcome.last_value)[:1]
-        for first in result:
-            text = html.escape(_yaml(first["settings"]))
-            title = f"Settings of {html.escape(arm)}, first seed"
-            found.append(f"<details><summary>{title}</summary><pre>{text}</pre></details>")
-    return "\n".join(found)
+def _settings(outcome: Outcome) -> list[str]:
+    first = [(arm, result) for arm in outcome.arms for result in outcome.of(arm, outcome.last_value)[:1]]
+    return [_folded(f"Settings of {arm}, first seed", result["settings"]) for arm, result in first]
 
 
-def _yaml(content: object) -> str:
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+def _folded(title: str, content: object) -> str:
+    """Return plain values as YAML that a click unfolds."""
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>"

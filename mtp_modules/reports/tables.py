@@ -1,7 +1,6 @@
 """Kinds of tables that a study can ask for by name, and how tables are written."""
 
 import csv
-import html
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from mtp_modules.core.checks import refuse
 from mtp_modules.reports.look import is_share, key_label
 from mtp_modules.reports.needed import needed
+from mtp_modules.reports.page import html_table
 from mtp_modules.studies import Estimate, Outcome
 
 Entry = str | Estimate | None
@@ -56,11 +56,7 @@ class Table:
 
     def html(self) -> str:
         """Return it as HTML."""
-        head = "".join(f"<th>{html.escape(column.title)}</th>" for column in self.columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(entry)}</td>" for entry in row) + "</tr>\n" for row in self.text()
-        )
-        return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
+        return html_table([column.title for column in self.columns], self.text())
 
     def csv(self) -> str:
         """Return it as CSV: plain numbers, and for each estimate the ends of its interval and the number of seeds."""
@@ -151,7 +147,7 @@ def data_needed(
         outcome: Of a study with a sweep.
         key: Of the figure that must reach the level.
         x: Key of what is needed, such as ``tokens`` or ``flops``; ``value`` for the value of the sweep.
-        target: The level; what the first arm has reached in the end if ``None``.
+        target: The level; see :func:`~mtp_modules.reports.needed.needed`.
         title: Above it.
     """
     rows: list[list[Entry]] = [

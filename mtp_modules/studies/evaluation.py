@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.decoders import AutoregressiveDecoder, SpeculativeDecoder
+from mtp_modules.data.prompts import row_beginnings
+from mtp_modules.decoders import AutoregressiveDecoder, measure_speeds
 from mtp_modules.metrics import AnswerAccuracy, PerHeadMetrics, PositionAccuracy
 from mtp_modules.model import MTPModel
 from mtp_modules.training import MTPModule
@@ -83,46 +85,30 @@ def evaluate(module: MTPModule, batches: Iterable[dict[str, Tensor]]) -> Evaluat
     return Evaluation(figures, table)
 
 
-def held_out_texts(batches: Iterable[dict[str, Tensor]], *, count: int, length: int) -> list[list[int]]:
-    """Return the beginnings of held-out rows that lie in one document.
-
-    Args:
-        batches: With ``tokens``.
-        count: How many at most.
-        length: Tokens of each.
-
-    Raises:
-        ValueError: If no row is so long.
-    """
-    found: list[list[int]] = []
-    for batch in batches:
-        tokens, documents = batch["tokens"], batch.get("document_ids")
-        whole = torch.ones(len(tokens), dtype=torch.bool)
-        if documents is not None:
-            whole = (documents[:, :length] == documents[:, :1]).all(dim=1)
-        if tokens.shape[1] >= length:
-            found += tokens[whole, :length].tolist()
-        if len(found) >= count:
-            break
-    if not found:
-        refuse("study", f"decode needs held-out rows of at least {length} tokens in one document, and there are none.")
-    return found[:count]
-
-
 def decoded(model: MTPModel, batches: Iterable[dict[str, Tensor]], options: dict[str, Any]) -> dict[str, float]:
     """Continue held-out rows greedily, and compare with the truth; measure speed where that is asked for.
 
     ``written/distance_d`` is how often the ``d``-th token that the model writes, reading its own tokens, is the true
     one. ``decode/tokens_per_forward``, ``decode/tokens_per_second`` and ``decode/speedup`` are those of
-    self-speculative decoding of one row after the other, and the speed over plain decoding on the same machine.
+    self-speculative decoding of one row after the other, without the reading of prompts, and the speed over plain
+    decoding on the same machine: see :func:`~mtp_modules.decoders.measure_speeds`.
 
     Args:
         model: In evaluation mode.
         batches: Held-out.
         options: Attributes of :class:`~mtp_modules.studies.spec.Decode`.
+
+    Raises:
+        ValueError: If no row begins with so many tokens of one document.
     """
     prompt, far = int(options["prompt_length"]), int(options["distances"])
-    texts = held_out_texts(batches, count=int(options["prompts"]), length=prompt + far)
+    texts = list(islice(row_beginnings(batches, length=prompt + far), int(options["prompts"])))
+    if not texts:
+        refuse(
+            "study",
+            f"decode needs held-out rows that begin with {prompt + far} tokens of one document, and there are none; "
+            "lower prompt_length or distances.",
+        )
     prompts = [text[:prompt] for text in texts]
     plain = AutoregressiveDecoder()
     found: dict[str, float] = {}
@@ -137,18 +123,12 @@ def decoded(model: MTPModel, batches: Iterable[dict[str, Tensor]], options: dict
 
 
 def _speed(model: MTPModel, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
-    """Decode each prompt plainly and speculatively, in turn."""
-    plain, drafting = AutoregressiveDecoder(), SpeculativeDecoder()
-    decoders = (plain, drafting if len(model.horizons) > 1 else plain)
-    tokens, forwards, seconds = [0, 0], [0, 0], [0.0, 0.0]
-    for text in prompts:
-        for index, decoder in enumerate(decoders):
-            stats = decoder.generate(model, [text], max_new_tokens=new_tokens).stats
-            tokens[index] += stats.tokens
-            forwards[index] += stats.forwards
-            seconds[index] += stats.seconds
+    """Return what the heads bring with all the drafts that they are trained for; nothing with one horizon."""
+    usual = len(model.horizons) - 1
+    numbers = [0, usual] if usual else [0]
+    speed = measure_speeds(model, prompts, num_drafts=numbers, new_tokens=new_tokens)[-1]
     return {
-        "decode/tokens_per_forward": tokens[1] / forwards[1],
-        "decode/tokens_per_second": tokens[1] / seconds[1],
-        "decode/speedup": (tokens[1] / seconds[1]) / (tokens[0] / seconds[0]),
+        "decode/tokens_per_forward": speed.stats.tokens_per_forward,
+        "decode/tokens_per_second": speed.stats.tokens / speed.stats.seconds,
+        "decode/speedup": speed.speed_up,
     }

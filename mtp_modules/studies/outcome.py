@@ -21,7 +21,7 @@ class Outcome:
         study: What was asked.
         results: Contents of the result files, in order of arm, value and seed.
         missing: Labels of runs without a result.
-        about: ``seeds``, ``minutes``, ``scale`` and ``command`` of the study.
+        about: ``seeds``, ``minutes``, ``scale`` and ``workers`` that it was run with.
     """
 
     study: Study

@@ -204,7 +204,7 @@ def plan_within(
         refuse(
             "study",
             f"a budget of {minutes:g} minutes is too small for one step of each of the {len(runs)} runs of "
-            f"{study.name!r} with {workers} workers; {enough:g} minutes would do, or fewer --seeds.",
+            f"{study.name!r}, {workers} at a time; {enough:g} minutes would do, or fewer --seeds.",
         )
     low, high = smallest, 1.0
     for _ in range(30):

@@ -226,7 +226,7 @@ class MTPModule(LightningModule):
         self._gradients_checked = False
         self.horizon_weights()
         if self.teacher is not None:
-            self.teacher.prepare(self.device, self._tokenizer())
+            self.teacher.prepare(self.device, self._tokenizer(), self.device_mesh)
 
     def on_train_start(self) -> None:
         """Quieten a frozen trunk, and in a resumed run restore the random numbers."""

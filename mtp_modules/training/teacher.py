@@ -1,6 +1,7 @@
 """A trained model that another one imitates."""
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from mtp_modules.core.checks import fraction, refuse
 from mtp_modules.core.component import Component, describe
@@ -65,16 +66,25 @@ class TeacherModel(Component):
                 "one; set it to 0, or leave teacher out.",
             )
 
-    def prepare(self, device: torch.device, tokenizer: Tokenizer | None) -> None:
-        """Move to where training is, and refuse data of another tokenizer.
+    def prepare(self, device: torch.device, tokenizer: Tokenizer | None, mesh: DeviceMesh | None) -> None:
+        """Move to where training is, and refuse a run that it cannot teach.
 
         Args:
             device: Of the student.
             tokenizer: Of the data, if it has one.
+            mesh: Of the processes, if the strategy shards the student.
 
         Raises:
-            ValueError: If the teacher was trained with another one.
+            ValueError: If the teacher was trained with another tokenizer, or the student is shared out by tensor
+                parallelism.
         """
+        size = 1 if mesh is None else mesh["tensor_parallel"].size()
+        if size > 1:
+            refuse(
+                self,
+                f"tensor_parallel_size is {size}, but the teacher's output matrix is whole and cannot be compared with "
+                "a shared one; set tensor_parallel_size to 1, or leave teacher out.",
+            )
         if tokenizer is not None and self.tokenizer is not None and describe(tokenizer) != describe(self.tokenizer):
             refuse(self, "the teacher was trained with another tokenizer than the data has; train one on this data.")
         self.model.to(device)

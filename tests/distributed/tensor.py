@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from mtp_modules.core.component import build, describe
 from mtp_modules.losses import NaiveLinearCrossEntropy, RecomputeLinearCrossEntropy, TorchLinearCrossEntropy
 from mtp_modules.training import (
     MTPModule,
+    TeacherModel,
     WarmupDecay,
     check_same_tokens,
     clip_gradients,
@@ -274,6 +276,11 @@ def refusals() -> dict[str, str]:
     compiled = module(replace(RUN, activation_checkpointing="full"), Case())
     compiled.compile_blocks = True
     note("compiling", lambda: trainer(RUN, 1, 2, Path()).fit(compiled, runs.data(RUN, 1)))
+    taught = module(replace(RUN, distillation=0.0), Case())
+    with TemporaryDirectory() as folder:
+        taught.model.save_pretrained(folder)
+        taught.teacher = TeacherModel(ckpt_path=folder)
+    note("teacher", lambda: trainer(RUN, 1, 2, Path()).fit(taught, runs.data(RUN, 1)))
     note("limit", lambda: clip_gradients([], -1.0))
     return said
 

@@ -210,5 +210,9 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
                 "activation_checkpointing: full does not go with compile_blocks under tensor parallelism: torch's "
                 "compiler fails in the first step; take selective, or leave compile_blocks out."
             ),
+            "teacher": (
+                "TeacherModel: tensor_parallel_size is 2, but the teacher's output matrix is whole and cannot be "
+                "compared with a shared one; set tensor_parallel_size to 1, or leave teacher out."
+            ),
             "limit": "clip_gradients: limit must be at least 0, got -1.0.",
         }

@@ -180,7 +180,7 @@ def test_what_is_refused(done: Path, arguments: list[str], sentence: str, monkey
 def test_a_budget_too_small_is_refused_with_one_that_would_do(done: Path) -> None:
     sentence = refusal("study", done / "tiny.yaml", "--output", done / "out", "--budget", "0.001", "--workers", "1")
     assert re.fullmatch(
-        r"study: a budget of 0.001 minutes is too small for one step of each of the 4 runs of 'tiny' with 1 workers; "
+        r"study: a budget of 0.001 minutes is too small for one step of each of the 4 runs of 'tiny', 1 at a time; "
         r"[\d.]+ minutes would do, or fewer --seeds\.",
         sentence,
     )

@@ -1,10 +1,14 @@
 """What all tasks share: disjoint sides, rows that follow from seed and number, masks, refusals."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import Callback, Trainer
 
 from mtp_modules.core import build, describe
 from mtp_modules.core.targets import future_targets
@@ -20,6 +24,8 @@ from mtp_modules.data import (
     WordTokenizer,
 )
 from mtp_modules.data.tasks import HELD_OUT, side_of
+from tests.helpers import assert_same
+from tests.unit.training.running import module, trainer
 
 TASKS = {
     "polynomials": lambda: PolynomialTask(max_operations=3, num_pauses=2),
@@ -184,3 +190,45 @@ def test_dropout_and_blanks_go_together() -> None:
     batch = next(iter(module.train_dataloader()))
     assert batch["inputs"].shape == batch["tokens"].shape
     assert not batch["inputs"].equal(torch.where(batch["loss_mask"], module.task.blank, batch["tokens"]))
+
+
+class StopIn(Callback):
+    """Fail in the step after a checkpoint, as a machine does."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step + 1:
+            raise ConnectionAbortedError
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
+@pytest.mark.parametrize("teacherless", [False, True])
+def test_a_run_that_is_cut_off_within_an_epoch_ends_as_one_that_is_not(tmp_path: Path, teacherless: bool) -> None:
+    """With blanks and dropped tokens, and far horizons at positions that are drawn."""
+
+    def ends(*callbacks: Callback, start: Path | None = None, **options: Any) -> dict[str, torch.Tensor]:
+        rows = TaskDataModule(
+            **{"batch_size": 4, "lookahead": 3, "num_train": 24, "teacherless": teacherless, "seed": 5}
+            | {"task": StarGraphTask(num_arms=2, path_length=2, num_nodes=20)}
+            | {"augmentation": TokenDropout(share=0.4)}
+            | options
+        )
+        made = module(share_of_positions=0.5)
+        # Three epochs of six steps, each validated.
+        run = trainer(tmp_path, *callbacks, max_epochs=3, limit_val_batches=2)
+        run.fit(made, rows, ckpt_path=start, weights_only=True)
+        moments = [value.flatten() for kept in run.optimizers[0].state.values() for value in kept.values()]
+        return {**made.state_dict(), "moments": torch.cat(moments)}
+
+    path = tmp_path / "cut.ckpt"
+    with pytest.raises(ConnectionAbortedError):
+        ends(StopIn(path, 9))
+    whole = ends()
+    assert_same(ends(start=path), whole, tolerance=0)
+    assert not ends(augmentation=None)["moments"].equal(whole["moments"]), "dropped tokens must matter"

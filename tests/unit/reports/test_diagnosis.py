@@ -11,8 +11,8 @@ from mtp_modules import MTPModel, SpeculativeDecoder
 from mtp_modules.data.tokenizers import ByteTokenizer
 from mtp_modules.reports import Diagnosis, DraftedText, diagnose, draft_along
 from mtp_modules.reports.diagnosis import depths_of
+from mtp_modules.reports.diagnosis_verdict import verdict
 from mtp_modules.reports.draft_groups import Group, by_column, by_kind, by_place, by_token
-from mtp_modules.reports.verdict import verdict
 from tests.drafting import ScriptedHeads, clock
 from tests.helpers import VOCAB, make_model, random_tokens
 
@@ -33,7 +33,8 @@ def drafted(accepted: list[int], confidence: list[list[float]], num_drafts: int)
         own=torch.zeros(count, num_drafts, dtype=torch.long),
         confidence=torch.tensor(confidence, dtype=torch.float64),
         accepted=torch.tensor(accepted),
-        reach=torch.rand(count, num_drafts, dtype=torch.float64),
+        before=torch.rand(count, num_drafts, dtype=torch.float64),
+        overlap=torch.rand(count, num_drafts, dtype=torch.float64),
     )
 
 
@@ -62,6 +63,10 @@ def test_figures_by_depth_are_those_of_a_loop(rounds: list[tuple[int, list[float
             assert found.bins[place].count == len(inside)
             error += abs(sum(held - chance for held, chance in inside))
         assert found.calibration_error == pytest.approx(error / max(len(reached), 1), abs=1e-9)
+        pairs = list(zip(walked.before[:, index].tolist(), walked.overlap[:, index].tolist(), strict=True))
+        held = sum(weight * share for weight, share in pairs)
+        assert found.drawn == pytest.approx(held / len(pairs))
+        assert found.overlap == pytest.approx(held / sum(weight for weight, _ in pairs))
         chain *= found.conditional
         expected += chain
     assert expected == pytest.approx(1 + sum(accepted for accepted, _ in rounds) / len(rounds))
@@ -196,7 +201,8 @@ def test_groups_count_what_was_reached_by_what_the_model_chose() -> None:
         own=torch.tensor([list(b"ab"), list(b" 1"), list(b"=z")]),
         confidence=torch.ones(3, 2, dtype=torch.float64),
         accepted=torch.tensor([2, 1, 0]),
-        reach=torch.ones(3, 2, dtype=torch.float64),
+        before=torch.ones(3, 2, dtype=torch.float64),
+        overlap=torch.ones(3, 2, dtype=torch.float64),
     )
     tokenizer = ByteTokenizer()
     assert by_kind(walked, tokenizer) == [
@@ -205,7 +211,7 @@ def test_groups_count_what_was_reached_by_what_the_model_chose() -> None:
         Group("whitespace", 1, 1),
         Group("punctuation", 1, 0),
     ]
-    assert by_token(walked, tokenizer)[:2] == [Group("'1'", 1, 0), Group("'='", 1, 0)]
+    assert by_token(walked, tokenizer)[:2] == [Group("1", 1, 0), Group("=", 1, 0)]
     assert {group.name for group in by_token(walked, None)} == {"97", "98", "32", "49", "61"}
     assert by_kind(walked, None) == by_column(walked, text, None) == []
     assert by_column(walked, text, tokenizer) == [Group("0", 1, 2), Group("1 to 3", 2, 1)]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtp_modules import MTPModel, SpeculativeDecoder
 from mtp_modules.reports import draft_along
+from mtp_modules.reports.diagnosis import depths_of
 from tests.drafting import ScriptedHeads, copying_script
 from tests.helpers import VOCAB, assert_same, extend, make_model, random_tokens
 
@@ -111,11 +112,19 @@ def test_the_chance_to_reach_a_depth_is_that_of_all_chains_enumerated(trunk: str
     )
     exact = torch.stack((first.sum(), first @ second))
     copies = 4000
-    reach = draft_along(model, torch.tensor([text] * copies), num_drafts=2, seed=1).reach
+    found = draft_along(model, torch.tensor([text] * copies), num_drafts=2, seed=1)
+    reach, distance = found.reach, 0.5 * (first_q - first_p).abs().sum()
     assert_same(reach[:, 0], exact[0].expand(copies))  # nothing is drawn for the first depth
+    assert_same(found.overlap[:, 0], (1 - distance).expand(copies))
+    assert found.before[:, 0].eq(1).all()
     error = reach[:, 1].std() / copies**0.5
     assert error > 1e-4
     assert abs(reach[:, 1].mean() - exact[1]) < 5 * error
+    # Of the chains that reach the second depth, rejection sampling keeps first @ second / first of the drafts there.
+    conditional = (exact[1] / exact[0]).item()
+    residual = reach[:, 1] - conditional * found.before[:, 1]
+    assert abs(depths_of(found)[1].overlap - conditional) < 5 * (residual.std() / copies**0.5 / exact[0]).item()
+    assert abs(conditional - found.overlap[:, 1].mean()) > 1e-4  # not the plain mean: likelier chains count more
 
 
 def test_every_so_many_tokens_are_some_of_all() -> None:

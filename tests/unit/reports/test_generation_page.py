@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtp_modules import MTPModel, RecurrentHeads, SpeculativeDecoder, TransformerTrunk
+from mtp_modules import LinearHeads, MTPModel, RecurrentHeads, RecurrentTrunk, SpeculativeDecoder, TransformerTrunk
 from mtp_modules.commands.report import report
 from mtp_modules.data.tokenizers import ByteTokenizer
 from mtp_modules.decoders import StopRule
@@ -193,4 +193,12 @@ def test_what_report_refuses(folder: Path) -> None:
     )
     assert refusal("report", *model, "--generation", "--prompt=") == (
         "generate: prompt 0 is empty; give at least one token."
+    )
+
+
+def test_drafts_of_a_model_that_drafts_nothing_are_refused(tmp_path: Path) -> None:
+    single = MTPModel(trunk=RecurrentTrunk(vocab_size=9, d_model=4), heads=LinearHeads(d_model=4, num_horizons=1))
+    single.save_pretrained(tmp_path)
+    assert refusal("report", "--generation", "--ckpt_path", tmp_path, "--prompt=1", "--num_drafts=3") == (
+        "num_drafts: LinearHeads with one horizon drafts nothing; leave num_drafts out."
     )

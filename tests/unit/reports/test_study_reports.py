@@ -16,11 +16,13 @@ from matplotlib.image import imread
 from mtp_modules.reports import figures
 from mtp_modules.reports.look import key_label, series_style
 from mtp_modules.reports.needed import needed, reached_at
+from mtp_modules.reports.page import STYLE
 from mtp_modules.reports.study_page import write_report
+from mtp_modules.reports.study_verdicts import data_needed, difference
 from mtp_modules.reports.tables import Table, across, number, results
 from mtp_modules.reports.tables import data_needed as needed_table
-from mtp_modules.reports.verdicts import data_needed, difference
 from mtp_modules.studies import Outcome
+from tests.pages import Outline
 from tests.unit.studies.tiny import outcome
 
 SWEEP: dict[str, Any] = {"key": "data.init_args.num_train", "label": "rows", "values": [10, 100, 1000]}
@@ -185,6 +187,10 @@ def test_a_sure_difference_is_told_from_noise() -> None:
     )
     assert "Better than it: two (+1.00 ± 0.25)." in difference(two_arms("accepted_length"), key="accepted_length")
     assert "Not to be told apart from it: two" in difference(two_arms(), worth=1.5)
+    assert difference(two_arms(), to="two", arms=["one"]) == (
+        "Loss of horizon 1, nats: two has 4.0 ± 2.6. Better than it: one (-1.00 ± 0.25)."
+    )
+    assert "three" in difference(two_arms(), to="two")
 
 
 def test_differences_of_shares_are_points() -> None:
@@ -202,7 +208,7 @@ def test_data_needed_for_the_same_loss() -> None:
     ten, half = (needed(found, arm, key="loss/head_1", x="tokens", target=None) for arm in ("two", "three"))
     assert (ten.words, half.words) == ("10.00 [10.00, 10.00]", "0.50 [0.50, 0.50]")
     assert needed(found, "two", key="loss/head_1", x="value", target=3.5).words == "10.00 [10.00, 10.00]"
-    assert needed(found, "two", key="loss/head_1", x="tokens", target=1.9).words == "more than 0"
+    assert needed(found, "two", key="loss/head_1", x="tokens", target=1.9).words == "an unknown number of"
     assert needed_table(found).text() == [["two", "10.00 [10.00, 10.00]"], ["three", "0.50 [0.50, 0.50]"]]
 
 
@@ -212,7 +218,7 @@ def test_a_bound_is_told_as_one() -> None:
     bad = [[{"loss/head_1": 9.0 - x / 10, "tokens": 10.0**x}] for x in (1, 2, 3)]
     assert needed(
         outcome({"g": good, "b": bad}, sweep=SWEEP), "b", key="loss/head_1", x="tokens", target=None
-    ).words == ("more than 1e+02")
+    ).words == ("more than 100")
     assert needed(
         outcome({"b": bad, "g": good}, sweep=SWEEP), "g", key="loss/head_1", x="tokens", target=None
     ).words == ("less than 0.01")
@@ -268,7 +274,10 @@ def test_the_report_is_one_page_that_needs_nothing(tmp_path: Path) -> None:
     asked.missing.append("N = 2, seed 3")
     page = write_report(asked, tmp_path, "python -m mtp_modules study tiny --seeds 2")
     text = page.read_text(encoding="utf-8")
-    assert not re.search(r"https?:|<script|<link|@import|url\(", text)
+    assert not re.search(r"https?:|<script|@import|url\(|<link(?! rel=\"icon\" href=\"data:,\")", text)
+    outline = Outline(text)
+    assert outline.tags.count("h1") == outline.tags.count("style") == 1
+    assert STYLE in text  # the look of all pages
     assert text.count("data:image/svg+xml;base64,") == len(asked.study.figures)
     for part in ("Are two heads &lt; better", "They are &amp; &lt;b&gt;always&lt;/b&gt;.", "N &lt; 1", "--seeds 2"):
         assert part in text

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
-from mtp_modules.studies.evaluation import decoded, evaluate, evaluating, held_out_texts
+from mtp_modules.data.prompts import row_beginnings
+from mtp_modules.studies.evaluation import decoded, evaluate, evaluating
 from tests.reference.decoding import decode
 from tests.unit.training.running import data, module, trainer
 
@@ -82,6 +83,9 @@ def test_prompts_lie_in_one_document() -> None:
     tokens = torch.arange(12).view(3, 4)
     documents = torch.tensor([[0, 0, 0, 1], [0, 0, 1, 1], [2, 2, 2, 2]])
     batch = {"tokens": tokens, "document_ids": documents}
-    assert held_out_texts([batch], count=9, length=3) == [[0, 1, 2], [8, 9, 10]]
-    with pytest.raises(ValueError, match="decode needs held-out rows of at least 5 tokens in one document"):
-        held_out_texts([batch], count=9, length=5)
+    assert list(row_beginnings([batch], length=3)) == [[0, 1, 2], [8, 9, 10]]
+    assert list(row_beginnings([{"tokens": tokens[:, :2]}, {"tokens": tokens}], length=3)) == tokens[:, :3].tolist()
+    options = {"prompts": 9, "prompt_length": 2, "distances": 3, "new_tokens": 0}
+    model = MTPModel(trunk=RecurrentTrunk(vocab_size=12, d_model=4), heads=LinearHeads(d_model=4, num_horizons=2))
+    with pytest.raises(ValueError, match="decode needs held-out rows that begin with 5 tokens of one document, and"):
+        decoded(model, [batch], options)

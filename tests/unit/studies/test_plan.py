@@ -127,7 +127,7 @@ def test_a_budget_that_is_large_enough_changes_nothing() -> None:
 
 def test_a_budget_too_small_is_refused_with_one_that_would_do() -> None:
     sentence = (
-        "study: a budget of 0.01 minutes is too small for one step of each of the 6 runs of 'tiny' with 2 workers; "
+        "study: a budget of 0.01 minutes is too small for one step of each of the 6 runs of 'tiny', 2 at a time; "
         "0.1 minutes would do, or fewer --seeds."
     )
     with pytest.raises(ValueError, match=re.escape(sentence)):

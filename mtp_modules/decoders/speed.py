@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.decoders import AutoregressiveDecoder, Decoder, DecodingStats, Round, SpeculativeDecoder
+from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
 from mtp_modules.decoders.draft_policy import now
-from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.generation import DecodableModel, DecodingStats, Round
+from mtp_modules.decoders.speculative import SpeculativeDecoder
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class DecodingSpeed:
 
 
 def measure_speeds(
-    model: DecodableModel, prompts: Sequence[Sequence[int]], *, num_drafts: int, new_tokens: int
+    model: DecodableModel, prompts: Sequence[Sequence[int]], *, num_drafts: Sequence[int], new_tokens: int
 ) -> list[DecodingSpeed]:
-    """Decode with 0 to ``num_drafts`` drafts a round, all side by side.
+    """Decode greedily with each of some numbers of drafts a round, all side by side.
 
     Every number of drafts takes a round in turn, so that whatever else happens on the machine falls on all alike.
     Reading the prompt, which all have in common, is left out.
@@ -38,15 +39,24 @@ def measure_speeds(
     Args:
         model: Trunk, heads and unembedding.
         prompts: Token ids; the first is also decoded once before, to warm up.
-        num_drafts: Most drafts.
+        num_drafts: Numbers of drafts, first of all 0, plain decoding, which the others are compared with.
         new_tokens: How many tokens follow each prompt's first new one.
 
+    Returns:
+        One speed a number, in the order of ``num_drafts``.
+
     Raises:
-        ValueError: If ``new_tokens`` is below 1, or the decoders refuse the prompts or the number of drafts.
+        ValueError: If ``new_tokens`` is below 1, there is no prompt, ``num_drafts`` does not begin with 0, or the
+            decoders refuse the prompts or a number of drafts.
     """
     at_least("measure_speeds", "new_tokens", new_tokens, 1)
-    decoders: list[Decoder] = [AutoregressiveDecoder()]
-    decoders += [SpeculativeDecoder(num_drafts=count) for count in range(1, num_drafts + 1)]
+    at_least("measure_speeds", "number of prompts", len(prompts), 1)
+    if list(num_drafts[:1]) != [0]:
+        refuse(
+            "measure_speeds",
+            f"num_drafts must begin with 0, plain decoding, for others are compared with it; got {list(num_drafts)}.",
+        )
+    decoders = [AutoregressiveDecoder(), *(SpeculativeDecoder(num_drafts=count) for count in num_drafts[1:])]
     total = [DecodingStats() for _ in decoders]
     full_rounds: list[list[float]] = [[] for _ in decoders]
     pace: list[list[float]] = [[] for _ in decoders]
@@ -61,22 +71,22 @@ def measure_speeds(
             )
         if turn == 0:
             continue
-        for count, rounds in enumerate(timed):
+        for index, (count, rounds) in enumerate(zip(num_drafts, timed, strict=True)):
             seconds = sum(duration for _, duration in rounds)
-            pace[count].append(seconds / sum(len(done.tokens[0]) for done, _ in rounds))
+            pace[index].append(seconds / sum(len(done.tokens[0]) for done, _ in rounds))
             full = [duration for done, duration in rounds if done.drafted[0] == count]
-            full_rounds[count] += full or [duration for _, duration in rounds]
-            total[count].seconds += seconds
+            full_rounds[index] += full or [duration for _, duration in rounds]
+            total[index].seconds += seconds
             for done, _ in rounds:
-                total[count].count(done)
+                total[index].count(done)
     return [
         DecodingSpeed(
             num_drafts=count,
-            round_seconds=statistics.median(full_rounds[count]),
-            speed_up=statistics.median(plain / own for plain, own in zip(pace[0], pace[count], strict=True)),
-            stats=total[count],
+            round_seconds=statistics.median(full_rounds[index]),
+            speed_up=statistics.median(plain / own for plain, own in zip(pace[0], pace[index], strict=True)),
+            stats=total[index],
         )
-        for count in range(len(decoders))
+        for index, count in enumerate(num_drafts)
     ]
 
 

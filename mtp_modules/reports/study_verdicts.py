@@ -14,31 +14,33 @@ def difference(
     *,
     key: str = "loss/head_1",
     arms: Sequence[str] | None = None,
+    to: str | None = None,
     value: float | None = None,
     worth: float = 0.0,
 ) -> str:
-    """Say which arms are better and which are worse than the first one, in a figure at the end.
+    """Say which arms are better and which are worse than another one, in a figure at the end.
 
     An arm differs if the 95% interval of the difference, paired by seed, does not hold 0.
 
     Args:
         outcome: Of the study.
         key: Of the figure.
-        arms: Which to compare with the first; all others if ``None``.
+        arms: Which to compare; all others if ``None``.
+        to: The arm that they are compared with; the first if ``None``.
         value: At which value of the sweep; the last if ``None``.
         worth: Differences up to this size are called equal, however sure they are.
     """
-    first, value = outcome.arms[0], outcome.last_value if value is None else value
-    base = outcome.final(first, value, key)
-    names = [arm for arm in (outcome.arms[1:] if arms is None else arms) if arm in outcome.arms]
-    found = {arm: _difference(outcome, first, arm, value, key) for arm in names}
+    to, value = outcome.arms[0] if to is None else to, outcome.last_value if value is None else value
+    base = outcome.final(to, value, key)
+    names = [arm for arm in (outcome.arms if arms is None else arms) if arm in outcome.arms and arm != to]
+    found = {arm: _difference(outcome, to, arm, value, key) for arm in names}
     sorted_into: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
     for arm, estimated in found.items():
         if estimated is None:
             continue
         sorted_into[_judged(estimated, higher_is_better(key), worth)].append(f"{arm} ({_signed(estimated, key)})")
     place = "" if outcome.study.sweep is None else f" (at {outcome.study.sweep.label} {value:g})"
-    start = f"{sentence_start(key_label(key))}{place}: {first} has {show(base, key)}."
+    start = f"{sentence_start(key_label(key))}{place}: {to} has {show(base, key)}."
     words = {
         "better": "Better than it: {}.",
         "worse": "Worse than it: {}.",
@@ -96,8 +98,8 @@ def data_needed(
 KINDS: dict[str, Callable[..., str]] = {"difference": difference, "data_needed": data_needed}
 
 
-def _difference(outcome: Outcome, first: str, arm: str, value: float | None, key: str) -> Estimate | None:
-    theirs, mine = (outcome.by_seed(name, value, key) for name in (first, arm))
+def _difference(outcome: Outcome, to: str, arm: str, value: float | None, key: str) -> Estimate | None:
+    theirs, mine = (outcome.by_seed(name, value, key) for name in (to, arm))
     seeds = sorted(theirs.keys() & mine.keys())
     return estimate([mine[seed] - theirs[seed] for seed in seeds]) if seeds else None
 
