@@ -26,8 +26,9 @@ from mtp_modules import (
 from mtp_modules.core import DecodingState
 from mtp_modules.decoders import DynamicTree, SamplingLaw
 from mtp_modules.training import materialize
+from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.trunks import HuggingFaceTrunk
-from tests.helpers import HEADS, VOCAB, WIDTH, assert_same, float64, random_tokens, randomise
+from tests.helpers import HEADS, VOCAB, WIDTH, assert_same, float64, gradients, random_tokens, randomise
 from tests.huggingface import CONFIGS, REPLAYED, make_trunk, save_model
 
 CLOSE = 2e-5
@@ -226,6 +227,16 @@ def test_a_training_step_reaches_every_parameter(name: str) -> None:
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert without == []
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_layers_can_be_recomputed(name: str) -> None:
+    model, tokens = make_model(name, "linear"), random_tokens(2, 9)
+    found = []
+    for mode in (None, "full"):
+        prepare_blocks(model, activation_checkpointing=mode)
+        found.append(gradients(model, MultiTokenLoss()(model, tokens).loss))
+    assert_same(found[1], found[0])
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gemma3"])
