@@ -95,6 +95,7 @@ class MTPModule(LightningModule):
             own_unembeddings=own_unembeddings,
             output_bias=output_bias,
         )
+        trunk.trained_output = None  # the unembedding has it now; sharding would leave a copy of it here
         self.frozen = freeze_parts(self, self.model, freeze)
         self.loss, self.teacher = loss, teacher
         if teacher is not None:
