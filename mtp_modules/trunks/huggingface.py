@@ -154,11 +154,9 @@ class HuggingFaceTrunk(Trunk):
         if document_ids is not None:
             refuse(self, "document_ids do not go with a state; decode one document a row.")
         if isinstance(state, ReplayState) and not self.keeps_keys:
-            within_positions(self, max(state.lengths) + tokens.shape[1], self.max_positions, "trunk")
             return read_again(self._read, tokens, state)
         if not (isinstance(state, KeyValueState) and hasattr(state, "cache") and self.keeps_keys):
             refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
-        within_positions(self, state.reach(tokens.shape[1]), self.max_positions, "trunk")
         state.begin(tokens.shape[1])
         positions = state.positions.expand(len(tokens), -1)
         with state.reading():  # type: ignore[attr-defined]  # its class is imported with transformers
@@ -176,10 +174,12 @@ class HuggingFaceTrunk(Trunk):
         """Make an empty state; see :class:`~mtp_modules.core.interfaces.Trunk`."""
         weight = self.embedding.weight
         if self.num_caches is None:
-            return ReplayState(batch_size, capacity, weight.device)
+            return ReplayState(batch_size, capacity, weight.device, max_positions=self.max_positions)
         from mtp_modules.trunks.huggingface_cache import HuggingFaceState
 
-        return HuggingFaceState(batch_size, capacity, num_caches=self.num_caches, like=weight)
+        return HuggingFaceState(
+            batch_size, capacity, num_caches=self.num_caches, like=weight, max_positions=self.max_positions
+        )
 
     def flops(self, length: int) -> int:
         """Return the operations of the layers: matrices, those experts that a token goes to, and attention."""

@@ -69,10 +69,15 @@ class HuggingFaceState(KeyValueState):
         capacity: Most tokens a row can hold, the chunk included.
         num_caches: How many layers keep keys and values.
         like: A tensor on the device of the trunk.
+        max_positions: Most tokens that a row can keep.
     """
 
-    def __init__(self, batch_size: int, capacity: int, *, num_caches: int, like: Tensor) -> None:
-        super().__init__(batch_size, capacity, num_layers=0, num_kv_heads=1, head_dim=1, like=like)
+    def __init__(
+        self, batch_size: int, capacity: int, *, num_caches: int, like: Tensor, max_positions: int | None
+    ) -> None:
+        super().__init__(
+            batch_size, capacity, num_layers=0, num_kv_heads=1, head_dim=1, like=like, max_positions=max_positions
+        )
         self.slot_layers = [SlotLayer(self) for _ in range(num_caches)]
         self.cache = Cache(layers=list(self.slot_layers))
 

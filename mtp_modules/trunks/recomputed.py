@@ -19,10 +19,13 @@ class ReplayState(ChunkedState):
         batch_size: Number ``B`` of rows.
         capacity: Most tokens a row can hold, the chunk included.
         device: Where the tokens live.
+        max_positions: Most tokens that a row can keep; ``None`` for no limit.
     """
 
-    def __init__(self, batch_size: int, capacity: int, device: torch.device) -> None:
-        super().__init__(batch_size, capacity)
+    def __init__(
+        self, batch_size: int, capacity: int, device: torch.device, *, max_positions: int | None = None
+    ) -> None:
+        super().__init__(batch_size, capacity, max_positions=max_positions)
         self.tokens = torch.zeros(batch_size, capacity, dtype=torch.long, device=device)
 
     def append(self, tokens: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
@@ -54,7 +57,10 @@ def read_again(read: Callable[[Tensor], TrunkOutput], tokens: Int[Tensor, "B T"]
         state: Of the tokens before.
     """
     slots = state.append(tokens)
-    whole = read(state.tokens[:, : max(state.lengths) + tokens.shape[1]])
+    end = max(state.lengths) + tokens.shape[1]
+    if state.max_positions is not None and end > state.max_positions:  # what lies beyond is never kept
+        end, slots = state.max_positions, slots.clamp(max=state.max_positions - 1)
+    whole = read(state.tokens[:, :end])
     rows = torch.arange(len(slots), device=slots.device)[:, None]
     return TrunkOutput(whole.hidden[rows, slots], tuple(feature[rows, slots] for feature in whole.features))
 
@@ -108,7 +114,6 @@ class RecomputedTrunk(Trunk):
                 refuse(self, "document_ids do not go with a state; decode one document a row.")
             if not isinstance(state, ReplayState):
                 refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
-            within_positions(self, max(state.lengths) + tokens.shape[1], self.max_positions, "trunk")
             return read_again(self._read, tokens, state)
         within_positions(self, tokens.shape[1], self.max_positions, "trunk")
         return self._read(tokens) if document_ids is None else read_apart(self._read, tokens, document_ids)
@@ -118,7 +123,8 @@ class RecomputedTrunk(Trunk):
 
     def new_state(self, batch_size: int, capacity: int) -> ReplayState:
         """Make an empty state; see :class:`~mtp_modules.core.interfaces.Trunk`."""
-        return ReplayState(batch_size, capacity, next(self.parameters()).device)
+        device = next(self.parameters()).device
+        return ReplayState(batch_size, capacity, device, max_positions=self.max_positions)
 
     def flops(self, length: int) -> int:
         """Return two for each parameter of a matrix and each token: what layers that multiply once a token take.

@@ -346,6 +346,20 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
         HuggingFaceTrunk(pretrained=str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gemma3"])
+def test_a_chunk_may_reach_beyond_the_last_position_but_not_stay_there(name: str) -> None:
+    trunk, tokens = make_trunk(name, max_positions=8), random_tokens(2, 12)
+    state = trunk.new_state(2, 14)
+    trunk(tokens[:, :7], state=state)
+    state.commit([7, 4])
+    found = trunk(tokens[:, 7:], state=state).hidden
+    assert_same(found[0, :1], trunk(tokens[:1, :8]).hidden[0, 7:], CLOSE)
+    wanted = trunk(torch.cat((tokens[1:, :4], tokens[1:, 7:11]), dim=1)).hidden
+    assert_same(found[1, :4], wanted[0, 4:], CLOSE)
+    with pytest.raises(ValueError, match=r"State: a row of 9 tokens is longer than max_positions=8; keep fewer tokens"):
+        state.commit([2, 4])
+
+
 def test_what_does_not_go_with_a_state() -> None:
     trunk, tokens = make_trunk("llama"), random_tokens(1, 3)
     with pytest.raises(ValueError, match=r"^HuggingFaceTrunk: document_ids do not go with a state; decode one"):
