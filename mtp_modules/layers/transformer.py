@@ -105,9 +105,14 @@ class Attention(nn.Module):
         d_model: Width ``D``.
         num_heads: Query heads.
         num_kv_heads: Key-value heads, a divisor of ``num_heads``.
+        qk_norm: Normalise every query and key before it is rotated, with one gain a channel for all queries and one for
+            all keys, as Qwen3 does (Henry et al. 2020, arXiv 2010.04245).
+        norm_eps: Of those norms.
     """
 
-    def __init__(self, d_model: int, *, num_heads: int, num_kv_heads: int) -> None:
+    def __init__(
+        self, d_model: int, *, num_heads: int, num_kv_heads: int, qk_norm: bool = False, norm_eps: float = 1e-6
+    ) -> None:
         super().__init__()
         divides("Attention", "num_heads", num_heads, "d_model", d_model)
         divides("Attention", "num_kv_heads", num_kv_heads, "num_heads", num_heads)
@@ -117,6 +122,8 @@ class Attention(nn.Module):
         self.grouped = num_heads != num_kv_heads  # decided here, where compilation of unlike layers finds a plain bool
         self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
+        self.query_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
+        self.key_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
 
     def project(
         self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor]
@@ -130,7 +137,11 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.groups + 2, self.head_dim)
         # narrow and select: in a decoding step of a small model, the time that slices take is felt
-        rotated = RotaryPositions.rotate(qkv.narrow(3, 0, self.groups + 1), table).permute(0, 2, 3, 1, 4)
+        turned = qkv.narrow(3, 0, self.groups + 1)
+        if self.query_norm is not None and self.key_norm is not None:
+            parts = self.query_norm(turned.narrow(3, 0, self.groups)), self.key_norm(turned.narrow(3, self.groups, 1))
+            turned = torch.cat(parts, dim=3)
+        rotated = RotaryPositions.rotate(turned, table).permute(0, 2, 3, 1, 4)
         values = qkv.select(3, self.groups + 1).transpose(1, 2)
         return rotated.narrow(2, 0, self.groups), rotated.select(2, self.groups), values
 
@@ -235,6 +246,8 @@ class TransformerLayer(nn.Module):
         ffn_width: Inner width of the feed-forward layer; 8/3 of ``d_model`` rounded up to a multiple of 64 if ``None``.
         depth: Number of layers of the stack it belongs to; the layers that write to the residual start smaller by
             ``1/sqrt(2 depth)``.
+        qk_norm: Normalise queries and keys; see :class:`Attention`.
+        norm_eps: Added to the mean square in every norm.
     """
 
     def __init__(
@@ -245,15 +258,19 @@ class TransformerLayer(nn.Module):
         num_kv_heads: int | None = None,
         ffn_width: int | None = None,
         depth: int = 1,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         for name, value in (("num_heads", num_heads), ("num_kv_heads", num_kv_heads), ("ffn_width", ffn_width)):
             if value is not None:
                 at_least("TransformerLayer", name, value, 1)
         self.depth = depth
-        self.attention_norm = RMSNorm(d_model)
-        self.attention = Attention(d_model, num_heads=num_heads, num_kv_heads=num_kv_heads or num_heads)
-        self.ffn_norm = RMSNorm(d_model)
+        self.attention_norm = RMSNorm(d_model, eps=norm_eps)
+        self.attention = Attention(
+            d_model, num_heads=num_heads, num_kv_heads=num_kv_heads or num_heads, qk_norm=qk_norm, norm_eps=norm_eps
+        )
+        self.ffn_norm = RMSNorm(d_model, eps=norm_eps)
         self.ffn = SwiGLU(d_model, hidden=ffn_width or 64 * -(-8 * d_model // (3 * 64)))
         self.reset_parameters()
 
