@@ -217,10 +217,19 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, *, hidden: int) -> None:
         super().__init__()
-        self.num_blocks = math.gcd(hidden, 8)
+        self.num_blocks = self.blocks_of(hidden)
         self.block = hidden // self.num_blocks
         self.gate_up = nn.Linear(d_model, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, d_model, bias=False)
+
+    @staticmethod
+    def blocks_of(hidden: int) -> int:
+        """Return ``n``.
+
+        Args:
+            hidden: Inner width.
+        """
+        return math.gcd(hidden, 8)
 
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         """Transform ``(..., D)``."""

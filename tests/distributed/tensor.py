@@ -243,7 +243,9 @@ def refusals() -> dict[str, str]:
         except ValueError as error:
             said[name] = str(error)
 
-    def build_and_share(*, vocab_size: int = 11, num_kv_heads: int = 2, ffn_width: int = 12) -> None:
+    def build_and_share(
+        *, vocab_size: int = 11, num_kv_heads: int = 2, ffn_width: int = 12, qk_norm: bool = False
+    ) -> None:
         trunk = TransformerTrunk(
             vocab_size=vocab_size,
             d_model=8,
@@ -251,6 +253,7 @@ def refusals() -> dict[str, str]:
             num_heads=4,
             num_kv_heads=num_kv_heads,
             ffn_width=ffn_width,
+            qk_norm=qk_norm,
         )
         tensor_parallelize(MTPModel(trunk=trunk, heads=LinearHeads(d_model=8, num_horizons=2)), mesh=mesh)
 
