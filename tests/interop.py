@@ -1,8 +1,10 @@
 """Tiny models for the formats of other programs."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mtp_modules import MTPModel, ParallelHeads, ResidualHeads, SequentialHeads, TransformerTrunk
@@ -55,6 +57,11 @@ def all_logits(model: MTPModel, tokens: Tensor) -> list[Tensor]:
     """Return the logits of every horizon."""
     with torch.no_grad():
         return [model.unembedding.logits(state, index) for index, state in enumerate(model(tokens))]
+
+
+def stored(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file, which may then be overwritten."""
+    return {name: value.clone() for name, value in load_file(path).items()}
 
 
 def some_tokens(rows: int = 2, length: int = 12, seed: int = 0) -> Tensor:

@@ -41,7 +41,7 @@ PACKAGES: dict[str, set[str]] = {
     "decoders": {"torch"},
     "metrics": {"torch", "torchmetrics"},
     "data": {"torch", "numpy", "lightning"},
-    "model": {"torch", "safetensors"},
+    "model": {"torch", "safetensors", "huggingface_hub"},
     "training": {"torch", "numpy", "lightning", "torchmetrics", "safetensors", "rich"},
     "interop": {"torch", "safetensors"},
     "configuration": {"torch", "lightning", "jsonargparse"},

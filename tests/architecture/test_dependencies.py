@@ -68,13 +68,17 @@ DISTRIBUTIONS = {"yaml": "pyyaml"}
 
 def test_whatever_is_imported_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extra = project["optional-dependencies"]["studies"]
+    extra = [*project["optional-dependencies"]["studies"], *project["optional-dependencies"]["hub"]]
     declared = {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in [*project["dependencies"], *extra]}
     assert {DISTRIBUTIONS.get(name, name) for name in set().union(*PACKAGES.values())} <= declared
 
 
 def test_only_reports_need_the_extra() -> None:
     assert {unit for unit, packages in PACKAGES.items() if "matplotlib" in packages} == {"reports"}
+
+
+def test_only_pushing_needs_the_hub() -> None:
+    assert {unit for unit, packages in PACKAGES.items() if "huggingface_hub" in packages} == {"model"}
 
 
 def test_the_package_is_usable_without_lightning() -> None:
