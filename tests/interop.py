@@ -26,9 +26,11 @@ def make(heads: torch.nn.Module, *, trunk: dict[str, Any] | None = None, seed: i
     return model.eval()
 
 
-def glm(num_horizons: int = 3, *, tied: bool = False, trunk: dict[str, Any] | None = None, **options: Any) -> MTPModel:
+def glm(
+    num_horizons: int = 3, *, tied: bool = False, trunk: dict[str, Any] | None = None, seed: int = 0, **options: Any
+) -> MTPModel:
     heads = SequentialHeads(num_horizons=num_horizons, **{**SIZES, "chain_norm": True, **options})
-    return make(heads, trunk=trunk, tie_embeddings=tied)
+    return make(heads, trunk=trunk, seed=seed, tie_embeddings=tied)
 
 
 def qwen(num_horizons: int = 2, **options: Any) -> MTPModel:

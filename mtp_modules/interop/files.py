@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Tensor
@@ -186,9 +186,7 @@ def add_tensors(owner: str, folder: Path, tensors: Mapping[str, Tensor]) -> None
     kept = {name: shard for name, shard in places.items() if shard not in ours}
     if clash := sorted(kept.keys() & tensors.keys()):
         refuse(owner, f"{folder} has {clash[0]} already, from elsewhere; export to a copy of the model without heads.")
-    digest = hashlib.sha256(save({name: value.detach().contiguous() for name, value in tensors.items()})).hexdigest()
-    shard = f"model-mtp-{digest[:12]}.safetensors"
-    write_tensors(folder / shard, tensors)
+    shard = _write_shard(folder, tensors)
     if single.is_file():
         _link(single, folder / "model-trunk.safetensors")
     content.setdefault("metadata", {}).pop("total_size", None)
@@ -198,6 +196,19 @@ def add_tensors(owner: str, folder: Path, tensors: Mapping[str, Tensor]) -> None
     single.unlink(missing_ok=True)
     for old in ours - {shard}:
         (folder / old).unlink(missing_ok=True)
+
+
+def _write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write tensors into a file that has its name from their bytes, so that no index names another's; return the name.
+
+    What a run left that died on the way is written over.
+    """
+    beside = folder / ".model-mtp.safetensors"
+    write_tensors(beside, tensors)
+    with beside.open("rb") as file:
+        shard = f"model-mtp-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}.safetensors"
+    os.replace(beside, folder / shard)
+    return shard
 
 
 def _data_bytes(path: Path) -> int:
