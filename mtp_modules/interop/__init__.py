@@ -1,7 +1,7 @@
 """Formats of other programs, one file each: export to them, import from them."""
 
 from mtp_modules.interop.conventions import Conventions
-from mtp_modules.interop.exchange import FORMATS, OWN, export_model, import_model
+from mtp_modules.interop.exchange import export_model, import_model
 from mtp_modules.interop.format import Format
 from mtp_modules.interop.founding_paper import FoundingPaper
 from mtp_modules.interop.glm import GLM
@@ -14,9 +14,7 @@ from mtp_modules.interop.tensors import check_trained
 from mtp_modules.interop.trunks import NamedTrunk
 
 __all__ = [
-    "FORMATS",
     "GLM",
-    "OWN",
     "Conventions",
     "Format",
     "FoundingPaper",

@@ -8,7 +8,8 @@ from torch import nn
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Float, Tensor
 from mtp_modules.interop.tensors import Tensors
-from mtp_modules.layers.transformer import Attention, RMSNorm, SwiGLU, TransformerLayer
+from mtp_modules.layers.feed_forward import SwiGLU
+from mtp_modules.layers.transformer import Attention, RMSNorm, TransformerLayer
 
 
 class Experts(NamedTuple):
@@ -112,7 +113,7 @@ def split_gate_up(ffn: SwiGLU) -> tuple[Tensor, Tensor]:
 
 
 def join_gate_up(gate: Float[Tensor, "F D"], up: Float[Tensor, "F D"]) -> Float[Tensor, "G D"]:
-    """Return the fused matrix of gates and what they open; see :class:`~mtp_modules.layers.transformer.SwiGLU`.
+    """Return the fused matrix of gates and what they open; see :class:`~mtp_modules.layers.feed_forward.SwiGLU`.
 
     Args:
         gate: Of the gates.

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from mtp_modules import MTPModel
-from mtp_modules.interop import FORMATS, OWN, export_model, import_model
+from mtp_modules.interop import export_model, import_model
+from mtp_modules.interop.exchange import FORMATS, OWN
 from tests import interop
 from tests.interop import D, F, L, V, all_logits, some_tokens
 
