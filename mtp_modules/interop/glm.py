@@ -19,7 +19,15 @@ from mtp_modules.interop.sequential import (
     write_modules,
 )
 from mtp_modules.interop.tensors import Tensors
-from mtp_modules.interop.trunks import field, read_sizes, read_trunk, transformer_trunk, trunk_config, write_trunk
+from mtp_modules.interop.trunks import (
+    Sizes,
+    field,
+    read_sizes,
+    read_trunk,
+    transformer_trunk,
+    trunk_config,
+    write_trunk,
+)
 from mtp_modules.model import MTPModel
 
 _TRUNK = LayerStyle()
@@ -70,7 +78,7 @@ class GLM(Format):
     def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the modules, each with a copy of the embedding and of the output matrix, which some readers want."""
         heads = sequential_heads(self.name, model)
-        sizes = read_sizes(self.name, config, qk_norm=field(self.name, config, "use_qk_norm", False))
+        sizes = _sizes(config)
         check_sizes(self.name, model, heads, sizes, any_ffn=True)
         experts = _experts(config)
         width = shape_of(heads.steps[0].layer).ffn_width
@@ -89,7 +97,7 @@ class GLM(Format):
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
         """Make a model of a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
-        sizes = read_sizes(self.name, config, qk_norm=field(self.name, config, "use_qk_norm", False))
+        sizes = _sizes(config)
         count = field(self.name, config, "num_nextn_predict_layers")
         names, experts = _names(sizes.num_layers), _experts(config)
         shape = sizes.layer._replace(ffn_width=experts.width * experts.shared)
@@ -116,6 +124,10 @@ class GLM(Format):
 def _embedding(model: MTPModel) -> Tensor:
     weight: Tensor = model.trunk.embedding.weight  # type: ignore[assignment]
     return weight
+
+
+def _sizes(config: Mapping[str, Any]) -> Sizes:
+    return read_sizes(GLM.name, config, qk_norm=field(GLM.name, config, "use_qk_norm", False), turned=0.5)
 
 
 def _experts(config: Mapping[str, Any]) -> Experts:

@@ -65,13 +65,13 @@ class Qwen(Format):
     def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the module."""
         heads = sequential_heads(self.name, model, most_modules=1)
-        check_sizes(self.name, model, heads, read_sizes(self.name, _of_heads(config), qk_norm=True))
+        check_sizes(self.name, model, heads, read_sizes(self.name, _of_heads(config), qk_norm=True, turned=0.25))
         return write_modules(self.name, heads, lambda _: _NAMES, _STYLE), {"mtp_num_hidden_layers": 1}
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
         """Make a model of a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
         own = wanted.trunk is None
-        sizes = read_sizes(self.name, config if own else _of_heads(config), qk_norm=True)
+        sizes = read_sizes(self.name, config if own else _of_heads(config), qk_norm=True, turned=0.25)
         count = field(self.name, config, "mtp_num_hidden_layers", 1)
         heads = build_heads(
             self.name, sizes, sizes.layer, wanted.conventions, count=count, num_horizons=wanted.num_horizons

@@ -66,20 +66,21 @@ def field(owner: str, config: Mapping[str, Any], name: str, default: Any = _MISS
     return default if value is None else value
 
 
-def read_sizes(owner: str, config: Mapping[str, Any], *, qk_norm: bool) -> Sizes:
+def read_sizes(owner: str, config: Mapping[str, Any], *, qk_norm: bool, turned: float = 1.0) -> Sizes:
     """Read the sizes of a model of transformers, and refuse what our layers cannot be.
 
     Args:
         owner: Name of the format.
         config: What ``config.json`` holds.
         qk_norm: Whether its layers normalise queries and keys.
+        turned: Which part of the channels is rotated where the configuration does not say it.
 
     Raises:
         ValueError: If a size is missing, or says something that our layers do not have.
     """
     width, heads = field(owner, config, "hidden_size"), field(owner, config, "num_attention_heads")
     rope = field(owner, config, "rope_parameters", None) or field(owner, config, "rope_scaling", None) or {}
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", turned))
     types = set(field(owner, config, "layer_types", ["full_attention"]))
     for name, value, ours in (
         ("head_dim", field(owner, config, "head_dim", width // heads), width // heads),

@@ -333,6 +333,18 @@ IMPORTS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
         {},
         r"^glm: config\.json says partial_rotary_factor=0\.5, our layers have 1\.0; this model cannot be read\.$",
     ),
+    "GLM's own part of the channels": (
+        "glm",
+        lambda folder: edited(folder, rope_parameters={"rope_theta": 1e4}, partial_rotary_factor=None),
+        {},
+        r"^glm: config\.json says partial_rotary_factor=0\.5, our layers have 1\.0; this model cannot be read\.$",
+    ),
+    "Qwen's own part of the channels": (
+        "qwen",
+        lambda folder: edited(folder, rope_parameters={"rope_theta": 1e4}, partial_rotary_factor=None),
+        {},
+        r"^qwen: config\.json says partial_rotary_factor=0\.25, our layers have 1\.0; this model cannot be read\.$",
+    ),
     "no size": (
         "glm",
         lambda folder: edited(folder, hidden_size=None),
@@ -370,7 +382,13 @@ IMPORTS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
         r"^medusa_vllm: LinearHeads of the model given as trunk have a module of their own for horizon 1, which",
     ),
 }
-MODELS = {"glm": interop.glm, "mimo": interop.mimo, "speculators": interop.qwen, "medusa_vllm": interop.medusa}
+MODELS = {
+    "glm": interop.glm,
+    "qwen": interop.qwen,
+    "mimo": interop.mimo,
+    "speculators": interop.qwen,
+    "medusa_vllm": interop.medusa,
+}
 
 
 @pytest.mark.parametrize("case", IMPORTS)
