@@ -52,7 +52,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Static types of the package."""
-    install(session, "lint", "studies")
+    install(session, "lint", "studies", "hub")
     session.run("mypy", *session.posargs)
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
 from mtp_modules.commands.diagnose import diagnose
+from mtp_modules.commands.exchange import export, import_
 from mtp_modules.commands.generate import generate
 from mtp_modules.commands.report import report
 from mtp_modules.commands.study import study
@@ -38,6 +39,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "study": study,
     "diagnose": diagnose,
     "report": report,
+    "export": export,
+    "import": import_,
 }
 
 

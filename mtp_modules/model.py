@@ -1,8 +1,10 @@
 """The composite: trunk, heads and unembedding. All that another project needs."""
 
 import json
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -147,6 +149,39 @@ class MTPModel(Component, nn.Module):
         }
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_model(self, str(folder / "model.safetensors"))
+
+    def push_to_hub(
+        self, repo_id: str, *, tokenizer: Tokenizer | None = None, private: bool = True, api: Any = None
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to a model repository of the Hugging Face hub.
+
+        Args:
+            repo_id: ``"owner/name"``; made if it is not there.
+            tokenizer: Goes along in the configuration.
+            private: Whether a new repository is seen by its owner alone.
+            api: A ``huggingface_hub.HfApi``, for another hub or with a token; one with the stored token if ``None``.
+
+        Returns:
+            Where the upload is to be found.
+
+        Raises:
+            ValueError: If ``huggingface_hub`` is not installed, or the name is no ``"owner/name"``.
+        """
+        if repo_id.count("/") != 1 or not all(repo_id.split("/")):
+            refuse(self, f"repo_id must be 'owner/name', got {repo_id!r}.")
+        if api is None:
+            try:
+                from huggingface_hub import HfApi  # an extra, and takes half a second
+            except ImportError:
+                refuse(self, "push_to_hub needs huggingface_hub; install it with: pip install 'mtp_modules[hub]'.")
+            api = HfApi()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, tokenizer=tokenizer)
+            api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
+            uploaded = api.upload_folder(
+                repo_id=repo_id, repo_type="model", folder_path=folder, commit_message="Upload a model of mtp_modules"
+            )
+        return str(uploaded)
 
     @classmethod
     def from_pretrained(

@@ -51,7 +51,7 @@ TRUNKS: dict[str, Callable[[], Trunk]] = {
 }
 
 
-def _sequential(num_horizons: int, **options: bool) -> Heads:
+def _sequential(num_horizons: int, **options: float) -> Heads:
     return SequentialHeads(
         d_model=WIDTH,
         num_horizons=num_horizons,
@@ -72,7 +72,7 @@ HEADS: dict[str, Callable[[int], Heads]] = {
     "residual": lambda num_horizons: ResidualHeads(d_model=WIDTH, num_horizons=num_horizons, num_layers=2),
     "sequential": _sequential,
     "sequential_shared": lambda num_horizons: _sequential(
-        num_horizons, shared=True, chain_norm=True, embedding_first=False
+        num_horizons, shared=True, chain_norm=True, embedding_first=False, qk_norm=True
     ),
 }
 

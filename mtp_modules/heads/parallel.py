@@ -72,6 +72,8 @@ class ParallelHeads(Heads):
         num_kv_heads: Key-value heads; as many as query heads if ``None``.
         ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model`` if ``None``.
         max_positions: Longest sequence.
+        rope_base: Base of the rotary positions.
+        norm_eps: Added to the mean square in every norm.
 
     Shape:
         hidden ``(B, T, D)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -94,6 +96,8 @@ class ParallelHeads(Heads):
         num_kv_heads: int | None = None,
         ffn_width: int | None = None,
         max_positions: int = 2048,
+        rope_base: float = 10000.0,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -104,13 +108,15 @@ class ParallelHeads(Heads):
         ):
             at_least(self, name, value, 1)
         self.d_model, self.max_positions = d_model, max_positions
-        self.rotary = RotaryPositions(d_model // num_heads, max_positions)
+        self.rotary = RotaryPositions(d_model // num_heads, max_positions, base=rope_base)
         layers = (
-            TransformerLayer(d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, ffn_width=ffn_width)
+            TransformerLayer(
+                d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, ffn_width=ffn_width, norm_eps=norm_eps
+            )
             for _ in range(num_horizons)
         )
         self.layers = cast("Sequence[TransformerLayer]", nn.ModuleList(layers))
-        self.norm = RMSNorm(d_model)
+        self.norm = RMSNorm(d_model, eps=norm_eps)
 
     @property
     def horizons(self) -> tuple[int, ...]:

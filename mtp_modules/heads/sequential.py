@@ -46,6 +46,8 @@ class SequentialHeads(Heads):
         embedding_first: Whether matrix ``M`` has the embedding's columns first (DeepSeek-V3, GLM, Qwen3-Next), or the
             state's (MiMo).
         rope_base: Base of the rotary positions.
+        qk_norm: Normalise every query and key before it is rotated, as Qwen3 does.
+        norm_eps: Added to the mean square in every norm.
 
     Shape:
         hidden ``(B, T, D)``, future ``(B, T, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -79,6 +81,8 @@ class SequentialHeads(Heads):
         chain_norm: bool = False,
         embedding_first: bool = True,
         rope_base: float = 10000.0,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.embedding_width = d_model if embedding_width is None else embedding_width
@@ -103,11 +107,14 @@ class SequentialHeads(Heads):
                 num_heads=num_heads,
                 num_kv_heads=num_kv_heads,
                 ffn_width=ffn_width,
+                qk_norm=qk_norm,
+                norm_eps=norm_eps,
             )
             for _ in range(count)
         )
         self.steps = cast("Sequence[SequentialModule]", nn.ModuleList(modules))
-        self.norms = nn.ModuleList(RMSNorm(d_model) for _ in range(min(1, count) if shared_norm else count))
+        num_norms = min(1, count) if shared_norm else count
+        self.norms = nn.ModuleList(RMSNorm(d_model, eps=norm_eps) for _ in range(num_norms))
 
     @property
     def horizons(self) -> tuple[int, ...]:

@@ -18,6 +18,8 @@ class SequentialModule(nn.Module):
         num_heads: Query heads.
         num_kv_heads: Key-value heads; as many as query heads if ``None``.
         ffn_width: Inner width of the feed-forward layer.
+        qk_norm: Normalise queries and keys.
+        norm_eps: Added to the mean square in every norm.
     """
 
     def __init__(
@@ -29,12 +31,21 @@ class SequentialModule(nn.Module):
         num_heads: int,
         num_kv_heads: int | None,
         ffn_width: int | None,
+        qk_norm: bool,
+        norm_eps: float,
     ) -> None:
         super().__init__()
         self.embedding_first = embedding_first
-        self.state_norm, self.token_norm = RMSNorm(d_model), RMSNorm(embedding_width)
+        self.state_norm, self.token_norm = RMSNorm(d_model, eps=norm_eps), RMSNorm(embedding_width, eps=norm_eps)
         self.merge = nn.Linear(d_model + embedding_width, d_model, bias=False)
-        self.layer = TransformerLayer(d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, ffn_width=ffn_width)
+        self.layer = TransformerLayer(
+            d_model,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            ffn_width=ffn_width,
+            qk_norm=qk_norm,
+            norm_eps=norm_eps,
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -4,8 +4,6 @@ Fused matrices are laid out so that a run of whole groups of their rows is a sma
 that holds such a run computes its share of the heads or of the inner width, and the shapes tell how much that is.
 """
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -13,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from mtp_modules.core.checks import at_least, divides
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.layers.cache import KeyValueState
+from mtp_modules.layers.feed_forward import SwiGLU
 
 
 class RMSNorm(nn.Module):
@@ -105,9 +104,14 @@ class Attention(nn.Module):
         d_model: Width ``D``.
         num_heads: Query heads.
         num_kv_heads: Key-value heads, a divisor of ``num_heads``.
+        qk_norm: Normalise every query and key before it is rotated, with one gain a channel for all queries and one for
+            all keys, as Qwen3 does (Henry et al. 2020, arXiv 2010.04245).
+        norm_eps: Of those norms.
     """
 
-    def __init__(self, d_model: int, *, num_heads: int, num_kv_heads: int) -> None:
+    def __init__(
+        self, d_model: int, *, num_heads: int, num_kv_heads: int, qk_norm: bool = False, norm_eps: float = 1e-6
+    ) -> None:
         super().__init__()
         divides("Attention", "num_heads", num_heads, "d_model", d_model)
         divides("Attention", "num_kv_heads", num_kv_heads, "num_heads", num_heads)
@@ -117,6 +121,8 @@ class Attention(nn.Module):
         self.grouped = num_heads != num_kv_heads  # decided here, where compilation of unlike layers finds a plain bool
         self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
+        self.query_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
+        self.key_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
 
     def project(
         self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor]
@@ -130,7 +136,11 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.groups + 2, self.head_dim)
         # narrow and select: in a decoding step of a small model, the time that slices take is felt
-        rotated = RotaryPositions.rotate(qkv.narrow(3, 0, self.groups + 1), table).permute(0, 2, 3, 1, 4)
+        turned = qkv.narrow(3, 0, self.groups + 1)
+        if self.query_norm is not None and self.key_norm is not None:
+            parts = self.query_norm(turned.narrow(3, 0, self.groups)), self.key_norm(turned.narrow(3, self.groups, 1))
+            turned = torch.cat(parts, dim=3)
+        rotated = RotaryPositions.rotate(turned, table).permute(0, 2, 3, 1, 4)
         values = qkv.select(3, self.groups + 1).transpose(1, 2)
         return rotated.narrow(2, 0, self.groups), rotated.select(2, self.groups), values
 
@@ -193,38 +203,6 @@ class Attention(nn.Module):
         return 2 * (projected + mixed + width * self.out.out_features * num_queries)
 
 
-class SwiGLU(nn.Module):
-    """Gated feed-forward layer (Shazeer 2020, arXiv 2002.05202).
-
-    The rows of ``gate_up`` are ``(n, 2, hidden / n)``: ``n`` times a block of gates and the block that they open, with
-    ``n`` the largest divisor of 8 that divides ``hidden``.
-
-    Args:
-        d_model: Width ``D``.
-        hidden: Inner width.
-    """
-
-    def __init__(self, d_model: int, *, hidden: int) -> None:
-        super().__init__()
-        self.num_blocks = math.gcd(hidden, 8)
-        self.block = hidden // self.num_blocks
-        self.gate_up = nn.Linear(d_model, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, d_model, bias=False)
-
-    def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        """Transform ``(..., D)``."""
-        blocks = self.gate_up(x).view(*x.shape[:-1], -1, 2, self.block)
-        return self.down((F.silu(blocks.select(-2, 0)) * blocks.select(-2, 1)).flatten(-2))
-
-    def flops(self, num_positions: int) -> int:
-        """Return the floating-point operations of so many positions.
-
-        Args:
-            num_positions: How many.
-        """
-        return 2 * num_positions * (self.gate_up.weight.numel() + self.down.weight.numel())
-
-
 class TransformerLayer(nn.Module):
     """One pre-norm layer: attention and a gated feed-forward layer, each added to its input.
 
@@ -235,6 +213,8 @@ class TransformerLayer(nn.Module):
         ffn_width: Inner width of the feed-forward layer; 8/3 of ``d_model`` rounded up to a multiple of 64 if ``None``.
         depth: Number of layers of the stack it belongs to; the layers that write to the residual start smaller by
             ``1/sqrt(2 depth)``.
+        qk_norm: Normalise queries and keys; see :class:`Attention`.
+        norm_eps: Added to the mean square in every norm.
     """
 
     def __init__(
@@ -245,15 +225,19 @@ class TransformerLayer(nn.Module):
         num_kv_heads: int | None = None,
         ffn_width: int | None = None,
         depth: int = 1,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         for name, value in (("num_heads", num_heads), ("num_kv_heads", num_kv_heads), ("ffn_width", ffn_width)):
             if value is not None:
                 at_least("TransformerLayer", name, value, 1)
         self.depth = depth
-        self.attention_norm = RMSNorm(d_model)
-        self.attention = Attention(d_model, num_heads=num_heads, num_kv_heads=num_kv_heads or num_heads)
-        self.ffn_norm = RMSNorm(d_model)
+        self.attention_norm = RMSNorm(d_model, eps=norm_eps)
+        self.attention = Attention(
+            d_model, num_heads=num_heads, num_kv_heads=num_kv_heads or num_heads, qk_norm=qk_norm, norm_eps=norm_eps
+        )
+        self.ffn_norm = RMSNorm(d_model, eps=norm_eps)
         self.ffn = SwiGLU(d_model, hidden=ffn_width or 64 * -(-8 * d_model // (3 * 64)))
         self.reset_parameters()
 

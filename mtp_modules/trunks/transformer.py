@@ -31,6 +31,8 @@ class TransformerTrunk(Trunk):
         num_previous: How many tokens before each position are embedded along with it, by tables of their own. One or
             more spare a small model the layers that find them; 0 is the usual transformer.
         embedding_std: Standard deviation of the embedding at the start. Small for a tied embedding, about 1 otherwise.
+        qk_norm: Normalise every query and key before it is rotated, as Qwen3 does.
+        norm_eps: Added to the mean square in every norm.
 
     Shape:
         tokens ``(B, T)`` -> hidden ``(B, T, D)``.
@@ -63,6 +65,8 @@ class TransformerTrunk(Trunk):
         rope_base: float = 10000.0,
         num_previous: int = 0,
         embedding_std: float = 0.02,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -82,12 +86,18 @@ class TransformerTrunk(Trunk):
         self.rotary = RotaryPositions(d_model // num_heads, max_positions, base=rope_base)
         layers = (
             TransformerLayer(
-                d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, ffn_width=ffn_width, depth=num_layers
+                d_model,
+                num_heads=num_heads,
+                num_kv_heads=num_kv_heads,
+                ffn_width=ffn_width,
+                depth=num_layers,
+                qk_norm=qk_norm,
+                norm_eps=norm_eps,
             )
             for _ in range(num_layers)
         )
         self.layers = cast("Sequence[TransformerLayer]", nn.ModuleList(layers))
-        self.norm = RMSNorm(d_model) if final_norm else nn.Identity()
+        self.norm = RMSNorm(d_model, eps=norm_eps) if final_norm else nn.Identity()
         self.reset_parameters()
 
     @property

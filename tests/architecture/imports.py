@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = "mtp_modules"
 ROOT = Path(__file__).parents[2]
 
-PARTS = ("layers", "trunks", "heads", "losses", "decoders", "metrics", "data", "model", "training")
+PARTS = ("layers", "trunks", "heads", "losses", "decoders", "metrics", "data", "model", "training", "interop")
 SHELL = ("configuration", "studies", "reports", "commands", "cli")
 
 # Each unit (subpackage, or module of the top level): the units, and the packages, that it may import besides itself.
@@ -23,6 +23,7 @@ UNITS: dict[str, set[str]] = {
     "data": {"core"},
     "model": {"core"},
     "training": {"core", "layers", "trunks", "heads", "losses", "metrics", "data", "model"},
+    "interop": {"core", "layers", "trunks", "heads", "model"},
     "configuration": {"core", *PARTS},
     "studies": {"core", *PARTS, "configuration", "__init__"},
     "reports": {"core", *PARTS, "configuration", "studies"},
@@ -46,8 +47,9 @@ PACKAGES: dict[str, set[str]] = {
     "decoders": {"torch"},
     "metrics": {"torch", "torchmetrics"},
     "data": {"torch", "numpy", "lightning"},
-    "model": {"torch", "safetensors"},
+    "model": {"torch", "safetensors", "huggingface_hub"},
     "training": {"torch", "numpy", "lightning", "torchmetrics", "safetensors", "rich"},
+    "interop": {"torch", "safetensors"},
     "configuration": {"torch", "lightning", "jsonargparse"},
     "studies": {"torch", "lightning", "jsonargparse", "rich", "yaml"},
     "reports": {"torch", "numpy", "lightning", "rich", "matplotlib", "yaml"},

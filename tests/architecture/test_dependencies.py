@@ -84,7 +84,7 @@ def test_whatever_is_imported_is_a_declared_dependency() -> None:
     extras = project["optional-dependencies"]
     declared = {
         re.split(r"[\[<>=!~; ]", requirement)[0]
-        for requirement in [*project["dependencies"], *extras["studies"], *extras["hf"]]
+        for requirement in [*project["dependencies"], *extras["studies"], *extras["hf"], *extras["hub"]]
     }
     names = set().union(*PACKAGES.values(), *FILES.values())
     assert {DISTRIBUTIONS.get(name, name) for name in names} <= declared
@@ -92,6 +92,10 @@ def test_whatever_is_imported_is_a_declared_dependency() -> None:
 
 def test_only_reports_need_the_extra() -> None:
     assert {unit for unit, packages in PACKAGES.items() if "matplotlib" in packages} == {"reports"}
+
+
+def test_only_pushing_needs_the_hub() -> None:
+    assert {unit for unit, packages in PACKAGES.items() if "huggingface_hub" in packages} == {"model"}
 
 
 def test_the_package_is_usable_without_lightning() -> None:

@@ -245,7 +245,9 @@ def refusals() -> dict[str, str]:
         except ValueError as error:
             said[name] = str(error)
 
-    def build_and_share(*, vocab_size: int = 11, num_kv_heads: int = 2, ffn_width: int = 12) -> None:
+    def build_and_share(
+        *, vocab_size: int = 11, num_kv_heads: int = 2, ffn_width: int = 12, qk_norm: bool = False
+    ) -> None:
         trunk = TransformerTrunk(
             vocab_size=vocab_size,
             d_model=8,
@@ -253,11 +255,13 @@ def refusals() -> dict[str, str]:
             num_heads=4,
             num_kv_heads=num_kv_heads,
             ffn_width=ffn_width,
+            qk_norm=qk_norm,
         )
         tensor_parallelize(MTPModel(trunk=trunk, heads=LinearHeads(d_model=8, num_horizons=2)), mesh=mesh)
 
     note("key-value heads", lambda: build_and_share(num_kv_heads=1))
     note("inner width", lambda: build_and_share(ffn_width=9))
+    note("normalised queries", lambda: build_and_share(qk_norm=True))
     note("vocabulary", lambda: build_and_share(vocab_size=1))
     note("heads", lambda: tensor_parallelize(make_model(heads="parallel"), mesh=mesh))
     both = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data_parallel", "tensor_parallel"))

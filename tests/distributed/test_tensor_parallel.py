@@ -193,6 +193,10 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
             **dict.fromkeys(("other rows", "another order", "fewer rows"), OTHER_ROWS),
             "key-value heads": "TransformerTrunk: num_kv_heads (1) must be a multiple of tensor_parallel_size (2).",
             "heads": "ParallelHeads: num_kv_heads (1) must be a multiple of tensor_parallel_size (2).",
+            "normalised queries": (
+                "TransformerTrunk: qk_norm does not go with tensor parallelism, which parts its gradient; "
+                "set it to false."
+            ),
             "inner width": (
                 "TransformerTrunk: ffn_width (9) is laid out in 1 blocks, which tensor_parallel_size (2) does not "
                 "divide; make ffn_width a multiple of 8 and tensor_parallel_size 1, 2, 4 or 8."

@@ -28,11 +28,15 @@ def rotate(vector: Tensor, position: int, base: float = 10000.0) -> Tensor:
 
 def transformer_layer(layer: TransformerLayer, x: Tensor) -> Tensor:
     """Read one sequence ``(T, D)``."""
+    eps = layer.attention_norm.eps
     attention, length = layer.attention, len(x)
     heads, groups = attention.num_heads, attention.num_heads // attention.num_kv_heads
-    qkv = rms_norm(x, layer.attention_norm.weight) @ attention.qkv.weight.T
+    qkv = rms_norm(x, layer.attention_norm.weight, eps) @ attention.qkv.weight.T
     qkv = qkv.view(length, attention.num_kv_heads, groups + 2, attention.head_dim)
     queries, keys, values = qkv[:, :, :groups].flatten(1, 2), qkv[:, :, groups], qkv[:, :, groups + 1]
+    if attention.query_norm is not None:
+        queries = rms_norm(queries, attention.query_norm.weight, eps)
+        keys = rms_norm(keys, attention.key_norm.weight, eps)
     mixed = torch.empty_like(queries)
     for t in range(length):
         for head in range(heads):
@@ -41,7 +45,7 @@ def transformer_layer(layer: TransformerLayer, x: Tensor) -> Tensor:
             law = torch.stack(scores).softmax(dim=0)
             mixed[t, head] = sum(law[s] * values[s, head // groups] for s in range(t + 1))
     x = x + mixed.reshape(length, -1) @ attention.out.weight.T
-    gate_up = rms_norm(x, layer.ffn_norm.weight) @ layer.ffn.gate_up.weight.T
+    gate_up = rms_norm(x, layer.ffn_norm.weight, eps) @ layer.ffn.gate_up.weight.T
     blocks = gate_up.view(length, layer.ffn.num_blocks, 2, -1)
     gate, up = blocks[:, :, 0].flatten(1), blocks[:, :, 1].flatten(1)
     return x + (gate / (1 + (-gate).exp()) * up) @ layer.ffn.down.weight.T

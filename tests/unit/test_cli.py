@@ -19,7 +19,7 @@ from tests.command_line import ROOT, refusal, run
 from tests.unit.training.running import data, module, trainer
 
 NOTEBOOK, QUICKSTART = ROOT / "configs" / "notebook.yaml", ROOT / "configs" / "quickstart.yaml"
-COMMANDS = "fit, validate, test, predict, generate, study, diagnose, report"
+COMMANDS = "fit, validate, test, predict, generate, study, diagnose, report, export, import"
 
 
 def fit(config: Path, *arguments: str | Path) -> str:

@@ -26,6 +26,15 @@ def test_the_trunk_equals_the_naive_layers(name: str) -> None:
         assert_same(hidden[b], naive.rms_norm(x, trunk.norm.weight))
 
 
+def test_a_layer_that_normalises_queries_and_keys_equals_the_naive_one() -> None:
+    with float64():
+        trunk = TransformerTrunk(**{**SIZES, "num_heads": 4}, num_kv_heads=2, qk_norm=True, norm_eps=0.1)
+    randomise(trunk)
+    tokens = random_tokens(1, 5)
+    x = naive.transformer_layer(trunk.layers[0], trunk.embedding(tokens)[0])
+    assert_same(trunk(tokens).hidden[0], naive.rms_norm(x, trunk.norm.weight, 0.1))
+
+
 def test_without_the_final_norm_the_residual_comes_out() -> None:
     with float64():
         trunk = TransformerTrunk(**SIZES, final_norm=False)

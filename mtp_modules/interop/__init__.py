@@ -1,0 +1,30 @@
+"""Formats of other programs, one file each: export to them, import from them."""
+
+from mtp_modules.interop.conventions import Conventions
+from mtp_modules.interop.exchange import export_model, import_model
+from mtp_modules.interop.format import Format
+from mtp_modules.interop.founding_paper import FoundingPaper
+from mtp_modules.interop.glm import GLM
+from mtp_modules.interop.medusa import Medusa
+from mtp_modules.interop.medusa_vllm import MedusaVLLM
+from mtp_modules.interop.mimo import MiMo
+from mtp_modules.interop.qwen import Qwen
+from mtp_modules.interop.speculators import Speculators
+from mtp_modules.interop.tensors import check_trained
+from mtp_modules.interop.trunks import NamedTrunk
+
+__all__ = [
+    "GLM",
+    "Conventions",
+    "Format",
+    "FoundingPaper",
+    "Medusa",
+    "MedusaVLLM",
+    "MiMo",
+    "NamedTrunk",
+    "Qwen",
+    "Speculators",
+    "check_trained",
+    "export_model",
+    "import_model",
+]

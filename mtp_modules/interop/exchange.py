@@ -1,0 +1,185 @@
+"""Export a model to a foreign format, and import one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.core.shapes import Tensor
+from mtp_modules.interop import files
+from mtp_modules.interop.conventions import check_export, resolve
+from mtp_modules.interop.format import Format, Wanted
+from mtp_modules.interop.founding_paper import FoundingPaper
+from mtp_modules.interop.glm import GLM
+from mtp_modules.interop.medusa import Medusa
+from mtp_modules.interop.medusa_vllm import MedusaVLLM
+from mtp_modules.interop.mimo import MiMo
+from mtp_modules.interop.qwen import Qwen
+from mtp_modules.interop.speculators import Speculators
+from mtp_modules.interop.tensors import Tensors, check_trained
+from mtp_modules.interop.trunks import NamedTrunk
+from mtp_modules.model import MTPModel
+
+FORMATS: dict[str, Format] = {
+    found.name: found for found in (GLM(), Qwen(), MiMo(), Speculators(), Medusa(), MedusaVLLM(), FoundingPaper())
+}
+"""Every foreign format by its name."""
+
+OWN = "mtp_modules"
+"""The name of our own format, that of :meth:`~mtp_modules.MTPModel.save_pretrained`."""
+
+
+def _format(name: str) -> Format:
+    if name not in FORMATS:
+        refuse("format", f"{name!r} is unknown. Known: {', '.join([OWN, *FORMATS])}.")
+    return FORMATS[name]
+
+
+def export_model(
+    model: MTPModel,
+    out: str | Path,
+    *,
+    format: str,
+    before: MTPModel | None = None,
+    add: bool = False,
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """Write a model, or its heads where the format keeps heads alone, as another program reads it.
+
+    How the heads are meant, which names of tensors leave open, is written into ``mtp_modules.json`` beside them.
+
+    Args:
+        model: Trained.
+        out: New folder; with ``add`` the folder of a model of transformers.
+        format: One of :data:`FORMATS`, or :data:`OWN`.
+        before: The model before it was trained, to find heads that never were.
+        add: Add the heads to the trunk that lies in ``out``, of which no file is lost.
+        tokenizer: Written too by our own format; others take theirs from elsewhere.
+
+    Raises:
+        ValueError: If the format is unknown or cannot say what the model is, heads were not trained, or ``out`` has
+            something else in it.
+    """
+    folder = Path(out)
+    check_trained(model, before)
+    if format == OWN:
+        if add:
+            refuse("add", f"only formats that keep a trunk can be added to one, and {OWN} writes whole models.")
+        files.new_folder("export", folder)
+        model.save_pretrained(folder, tokenizer=tokenizer)
+        return
+    chosen = _format(format)
+    meant = chosen.conventions(model)
+    check_export(chosen.name, chosen.takes, meant)
+    beside = {"format": chosen.name, "conventions": meant._asdict()} | _horizons(model)
+    if add:
+        _add(chosen, model, folder)
+    else:
+        tensors, config = _whole(chosen, model)
+        files.new_folder("export", folder)
+        chosen.store(folder, tensors, config)
+    files.write_json(folder / files.SIDECAR, beside)
+
+
+def _horizons(model: MTPModel) -> dict[str, Any]:
+    return {"num_horizons": len(model.horizons), "max_positions": model.trunk.max_positions}
+
+
+def _whole(chosen: Format, model: MTPModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return all tensors and the whole configuration."""
+    tensors: dict[str, Tensor]
+    if chosen.keeps_trunk and isinstance(model.trunk, NamedTrunk):
+        config = model.trunk.foreign_config()
+        _check_type(chosen, config, "the trunk")
+        tensors = model.trunk.foreign_state()
+        if not model.unembedding.tied:
+            tensors = tensors | {"lm_head.weight": model.unembedding.weight}
+    else:
+        tensors, config = chosen.trunk(model)
+    own, says = chosen.heads(model, config)
+    return tensors | own, config | says
+
+
+def _check_type(chosen: Format, config: Mapping[str, Any], where: str) -> None:
+    if config.get("model_type") not in chosen.model_types:
+        known = " or ".join(chosen.model_types) or "nothing, for it keeps heads alone"
+        refuse(chosen.name, f"heads can be added to {known}; {where} is a {config.get('model_type')}.")
+
+
+def _add(chosen: Format, model: MTPModel, folder: Path) -> None:
+    """Add heads to the trunk that lies in a folder."""
+    config = files.read_json(chosen.name, folder / files.CONFIG)
+    _check_type(chosen, config, str(folder))
+    embedding = files.read_tensors(chosen.name, folder).get("model.embed_tokens.weight")
+    ours = cast("Tensor", model.trunk.embedding.weight)
+    if embedding is None or not torch.equal(embedding, ours.to(embedding.dtype)):
+        refuse(
+            chosen.name,
+            f"the embedding in {folder} is not that of the model, so the heads were trained on another trunk; "
+            "give the folder of their own.",
+        )
+    own, says = chosen.heads(model, config)
+    files.add_tensors(chosen.name, folder, own)
+    files.write_json(folder / files.CONFIG, config | says)
+
+
+def import_model(
+    path: str | Path,
+    *,
+    format: str,
+    trunk: MTPModel | None = None,
+    num_horizons: int | None = None,
+    concatenation: str | None = None,
+    trunk_state: str | None = None,
+    chain_state: str | None = None,
+    position_0: str | None = None,
+) -> MTPModel:
+    """Read a model, or heads for a trunk, that another program wrote.
+
+    Args:
+        path: Folder of the checkpoint.
+        format: One of :data:`FORMATS`, or :data:`OWN`.
+        trunk: The model whose trunk the heads belong to; needed if the format keeps heads alone.
+        num_horizons: More than the modules plus 1, to apply a single module again and again.
+        concatenation: How the heads are meant, where the file does not say and readers of the format disagree; see
+            :class:`~mtp_modules.interop.conventions.Conventions`.
+        trunk_state: The same.
+        chain_state: The same.
+        position_0: The same.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: If a file or a tensor is missing, damaged, unknown or of another shape, if heads are meant in a way
+            that ours are not, or it is not known how they are meant.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        refuse("path", f"there is no folder {folder}; give the folder of a checkpoint.")
+    if format == OWN:
+        return MTPModel.from_pretrained(folder)[0]
+    chosen = _format(format)
+    beside = files.read_json(chosen.name, folder / files.SIDECAR) if (folder / files.SIDECAR).is_file() else {}
+    if beside.get("format", chosen.name) != chosen.name:
+        refuse("format", f"{folder} was written as {beside['format']}, not as {chosen.name}; give that.")
+    given = {
+        "concatenation": concatenation,
+        "trunk_state": trunk_state,
+        "chain_state": chain_state,
+        "position_0": position_0,
+    }
+    found, config = chosen.open(folder)
+    wanted = Wanted(
+        conventions=resolve(chosen.name, chosen.takes, beside.get("conventions"), given),
+        num_horizons=beside.get("num_horizons") if num_horizons is None else num_horizons,
+        trunk=trunk,
+        max_positions=beside.get("max_positions"),
+    )
+    tensors = Tensors(chosen.name, found)
+    model = chosen.read(tensors, config, wanted)
+    tensors.finish()
+    return model

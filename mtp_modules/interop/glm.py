@@ -1,0 +1,162 @@
+"""GLM-4.5, whose modules have DeepSeek-V3's names: ``model.layers.{L + i}``, behind the trunk's ``L`` layers."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.shapes import Tensor
+from mtp_modules.interop.conventions import Conventions, Takes
+from mtp_modules.interop.format import Format, Wanted, fill, put_on
+from mtp_modules.interop.layers import Experts, LayerStyle, shape_of
+from mtp_modules.interop.sequential import (
+    ModuleNames,
+    build_heads,
+    check_sizes,
+    conventions_of,
+    read_modules,
+    sequential_heads,
+    write_modules,
+)
+from mtp_modules.interop.tensors import Tensors
+from mtp_modules.interop.trunks import (
+    Sizes,
+    field,
+    read_sizes,
+    read_trunk,
+    transformer_trunk,
+    trunk_config,
+    write_trunk,
+)
+from mtp_modules.model import MTPModel
+
+_TRUNK = LayerStyle()
+
+
+class GLM(Format):
+    """SequentialHeads and their trunk as GLM-4.5, in DeepSeek-V3's names for modules.
+
+    Readers build every module with a mixture of experts, also where the trunk's layers are dense. Ours is written as
+    the shared expert, beside routed experts whose output is 0.
+    """
+
+    name = "glm"
+    keeps_trunk = True
+    model_types = ("glm4_moe",)
+    takes: ClassVar[Takes] = {
+        "concatenation": ("embedding_first",),
+        "trunk_state": ("after_norm",),
+        "chain_state": ("before_norm", "after_norm"),
+        "position_0": ("token", "zero"),
+    }
+
+    def conventions(self, model: MTPModel) -> Conventions:
+        """Return how the heads of a model are meant."""
+        return conventions_of(sequential_heads(self.name, model))
+
+    def trunk(self, model: MTPModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the trunk as GLM's dense layers."""
+        config = trunk_config(self.name, model, _TRUNK)
+        width = shape_of(sequential_heads(self.name, model).steps[0].layer).ffn_width
+        routed = math.gcd(width, 64)
+        config |= {
+            "architectures": ["Glm4MoeForCausalLM"],
+            "model_type": "glm4_moe",
+            "use_qk_norm": shape_of(transformer_trunk(self.name, model).layers[0]).qk_norm,
+            "first_k_dense_replace": config["num_hidden_layers"],
+            "n_routed_experts": 2,
+            "num_experts_per_tok": 1,
+            "n_shared_experts": width // routed,
+            "moe_intermediate_size": routed,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.0,
+        }
+        return write_trunk(self.name, model, _TRUNK), config
+
+    def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the modules, each with a copy of the embedding and of the output matrix, which some readers want."""
+        heads = sequential_heads(self.name, model)
+        sizes = _sizes(config)
+        check_sizes(self.name, model, heads, sizes, any_ffn=True)
+        experts = _experts(config)
+        width = shape_of(heads.steps[0].layer).ffn_width
+        if width != experts.width * experts.shared:
+            refuse(
+                self.name,
+                f"the modules' ffn_width is {width}, the shared expert of this model is {experts.width} x "
+                f"{experts.shared} wide; train heads of that ffn_width.",
+            )
+        names = _names(sizes.num_layers)
+        written = write_modules(self.name, heads, names, LayerStyle(experts=experts))
+        for index in range(len(heads.steps)):
+            written[f"{names(index).layer}embed_tokens.weight"] = _embedding(model)
+            written[f"{names(index).layer}shared_head.head.weight"] = model.unembedding.weight
+        return written, {"num_nextn_predict_layers": len(heads.steps)}
+
+    def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
+        """Make a model of a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
+        sizes = _sizes(config)
+        count = field(self.name, config, "num_nextn_predict_layers")
+        names, experts = _names(sizes.num_layers), _experts(config)
+        shape = sizes.layer._replace(ffn_width=experts.width * experts.shared)
+        trunk, state = None, dict[str, Tensor]()
+        if wanted.trunk is None:
+            if field(self.name, config, "first_k_dense_replace", 0) < sizes.num_layers:
+                refuse(self.name, "layers of the trunk are mixtures of experts, which ours are not; give trunk.")
+            trunk, state = read_trunk(tensors, sizes, _TRUNK)
+            embedding, output = state["trunk.embedding.weight"], state["unembedding.weight"]
+        else:
+            embedding, output = _embedding(wanted.trunk), wanted.trunk.unembedding.weight
+        for index in range(count):
+            prefix = names(index).layer
+            tensors.same(f"{prefix}embed_tokens.weight", embedding, "model.embed_tokens.weight")
+            tensors.same(f"{prefix}shared_head.head.weight", output, "the output matrix")
+        read = read_modules(tensors, names, count, LayerStyle(experts=experts), shape)
+        heads = build_heads(self.name, sizes, shape, wanted.conventions, count=count, num_horizons=wanted.num_horizons)
+        if trunk is None:
+            _drop_trunk(tensors, sizes.num_layers)
+            return put_on(self.name, wanted.trunk, heads, read)
+        return fill(trunk, heads, state | read, tie_embeddings=sizes.tied)
+
+
+def _embedding(model: MTPModel) -> Tensor:
+    weight: Tensor = model.trunk.embedding.weight  # type: ignore[assignment]
+    return weight
+
+
+def _sizes(config: Mapping[str, Any]) -> Sizes:
+    return read_sizes(GLM.name, config, qk_norm=field(GLM.name, config, "use_qk_norm", False), turned=0.5)
+
+
+def _experts(config: Mapping[str, Any]) -> Experts:
+    num, width, shared = (
+        field(GLM.name, config, name) for name in ("n_routed_experts", "moe_intermediate_size", "n_shared_experts")
+    )
+    return Experts(num, width, shared)
+
+
+def _names(num_layers: int) -> Callable[[int], ModuleNames]:
+    def of(index: int) -> ModuleNames:
+        prefix = f"model.layers.{num_layers + index}."
+        return ModuleNames(
+            token_norm=f"{prefix}enorm.weight",
+            state_norm=f"{prefix}hnorm.weight",
+            merge=f"{prefix}eh_proj.weight",
+            out_norm=f"{prefix}shared_head.norm.weight",
+            layer=prefix,
+        )
+
+    return of
+
+
+def _drop_trunk(tensors: Tensors, num_layers: int) -> None:
+    """Leave out the trunk that lies among the heads."""
+    for prefix in (
+        "model.embed_tokens.",
+        "model.norm.",
+        "lm_head.",
+        *(f"model.layers.{i}." for i in range(num_layers)),
+    ):
+        tensors.drop(prefix)

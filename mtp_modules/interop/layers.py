@@ -1,0 +1,282 @@
+"""Our transformer layers under the names that the models of transformers share."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.shapes import Float, Tensor
+from mtp_modules.interop.tensors import Tensors
+from mtp_modules.layers.feed_forward import SwiGLU
+from mtp_modules.layers.transformer import Attention, RMSNorm, TransformerLayer
+
+
+class Experts(NamedTuple):
+    """A mixture of experts that stands for one dense layer: its shared expert is that layer, the others give 0.
+
+    Attributes:
+        num: Routed experts.
+        width: Of each of them.
+        shared: How many times as wide the shared expert is.
+    """
+
+    num: int
+    width: int
+    shared: int
+
+
+class LayerStyle(NamedTuple):
+    """In what a model's layers differ from ours.
+
+    Attributes:
+        bias: Queries, keys and values have biases (Qwen2); ours are written as 0.
+        gate: What is attended to passes an elementwise gate (Qwen3-Next). Ours is written with a gate of 1/2, from rows
+            of zeros, and an output matrix twice as large: powers of two, so nothing is rounded.
+        unit_offset: Norms scale by ``1 + w`` (Qwen3-Next).
+        qk_norm: Whether queries and keys are normalised; ``None`` if both are possible.
+        experts: The feed-forward layer is a mixture of experts.
+    """
+
+    bias: bool = False
+    gate: bool = False
+    unit_offset: bool = False
+    qk_norm: bool | None = None
+    experts: Experts | None = None
+
+
+class LayerShape(NamedTuple):
+    """Sizes of a layer."""
+
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_width: int
+    qk_norm: bool
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.d_model // self.num_heads
+
+
+def shape_of(layer: TransformerLayer) -> LayerShape:
+    """Return the sizes of a layer.
+
+    Args:
+        layer: Not shared out over processes.
+    """
+    attention = layer.attention
+    return LayerShape(
+        attention.qkv.in_features,
+        attention.num_heads,
+        attention.num_kv_heads,
+        layer.ffn.down.in_features,
+        attention.query_norm is not None,
+    )
+
+
+def split_qkv(attention: Attention) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the matrices of queries, keys and values, head by head.
+
+    Args:
+        attention: Whose fused matrix is parted.
+    """
+    grouped = torch.unflatten(attention.qkv.weight.detach(), 0, (attention.num_kv_heads, -1, attention.head_dim))
+    return grouped[:, :-2].flatten(0, 2), grouped[:, -2].flatten(0, 1), grouped[:, -1].flatten(0, 1)
+
+
+def join_qkv(
+    queries: Float[Tensor, "Q D"], keys: Float[Tensor, "S D"], values: Float[Tensor, "S D"], head_dim: int
+) -> Float[Tensor, "R D"]:
+    """Return the fused matrix of queries, keys and values; see :class:`~mtp_modules.layers.transformer.Attention`.
+
+    Args:
+        queries: Head by head.
+        keys: The same.
+        values: The same.
+        head_dim: Width of a head.
+    """
+    keys, values = (torch.unflatten(part, 0, (-1, 1, head_dim)) for part in (keys, values))
+    grouped = torch.unflatten(queries, 0, (len(keys), -1, head_dim))
+    return torch.cat((grouped, keys, values), dim=1).flatten(0, 2)
+
+
+def split_gate_up(ffn: SwiGLU) -> tuple[Tensor, Tensor]:
+    """Return the matrices of the gates and of what they open.
+
+    Args:
+        ffn: Whose fused matrix is parted.
+    """
+    blocks = torch.unflatten(ffn.gate_up.weight.detach(), 0, (ffn.num_blocks, 2, -1))
+    return blocks[:, 0].flatten(0, 1), blocks[:, 1].flatten(0, 1)
+
+
+def join_gate_up(gate: Float[Tensor, "F D"], up: Float[Tensor, "F D"]) -> Float[Tensor, "G D"]:
+    """Return the fused matrix of gates and what they open; see :class:`~mtp_modules.layers.feed_forward.SwiGLU`.
+
+    Args:
+        gate: Of the gates.
+        up: Of what they open.
+    """
+    num_blocks = SwiGLU.blocks_of(len(gate))
+    return torch.stack([torch.unflatten(part, 0, (num_blocks, -1)) for part in (gate, up)], dim=1).flatten(0, 2)
+
+
+def write_norm(owner: str, name: str, norm: nn.Module, style: LayerStyle) -> Tensor:
+    """Return the gain of a norm as a format keeps it.
+
+    Args:
+        owner: Name of the format.
+        name: It gets.
+        norm: Ours.
+        style: Of the format.
+
+    Raises:
+        ValueError: If ``1 + w`` cannot say it in a short floating-point type.
+    """
+    assert isinstance(norm, RMSNorm)
+    gain = norm.weight.detach()
+    if not style.unit_offset:
+        return gain
+    offset = gain - 1
+    if gain.dtype.itemsize < 4 and not torch.equal(offset + 1, gain):
+        refuse(owner, f"{name} keeps gains as 1 + w, which {gain.dtype} would round; export the model in float32.")
+    return offset
+
+
+def read_norm(tensors: Tensors, name: str, width: int, style: LayerStyle) -> Tensor:
+    """Take the gain of a norm.
+
+    Args:
+        tensors: Of the checkpoint.
+        name: Of the gain.
+        width: It must have.
+        style: Of the format.
+    """
+    gain = tensors.take(name, width)
+    return 1 + gain if style.unit_offset else gain
+
+
+def write_layer(owner: str, layer: TransformerLayer, prefix: str, style: LayerStyle) -> dict[str, Tensor]:
+    """Return a layer's tensors under the names of transformers.
+
+    Args:
+        owner: Name of the format.
+        layer: Ours.
+        prefix: Of the names.
+        style: Of the format.
+    """
+    attention = layer.attention
+    queries, keys, values = split_qkv(attention)
+    out = attention.out.weight.detach()
+    written: dict[str, Tensor] = {}
+    if style.bias:
+        written |= {
+            f"{prefix}self_attn.{name}_proj.bias": part.new_zeros(len(part))
+            for name, part in (("q", queries), ("k", keys), ("v", values))
+        }
+    if style.gate:
+        heads = torch.unflatten(queries, 0, (attention.num_heads, attention.head_dim))
+        queries, out = torch.cat((heads, torch.zeros_like(heads)), dim=1).flatten(0, 1), 2 * out
+    if attention.query_norm is not None and attention.key_norm is not None:
+        for short, norm in (("q", attention.query_norm), ("k", attention.key_norm)):
+            name = f"{prefix}self_attn.{short}_norm.weight"
+            written[name] = write_norm(owner, name, norm, style)
+    for short, norm in (("input", layer.attention_norm), ("post_attention", layer.ffn_norm)):
+        name = f"{prefix}{short}_layernorm.weight"
+        written[name] = write_norm(owner, name, norm, style)
+    written |= {
+        f"{prefix}self_attn.q_proj.weight": queries,
+        f"{prefix}self_attn.k_proj.weight": keys,
+        f"{prefix}self_attn.v_proj.weight": values,
+        f"{prefix}self_attn.o_proj.weight": out,
+    }
+    return written | _write_ffn(layer.ffn, f"{prefix}mlp.", style.experts)
+
+
+def _write_ffn(ffn: SwiGLU, prefix: str, experts: Experts | None) -> dict[str, Tensor]:
+    (gate, up), down = split_gate_up(ffn), ffn.down.weight.detach()
+    dense = f"{prefix}shared_experts." if experts else prefix
+    written = {f"{dense}gate_proj.weight": gate, f"{dense}up_proj.weight": up, f"{dense}down_proj.weight": down}
+    if experts is None:
+        return written
+    written[f"{prefix}gate.weight"] = gate.new_zeros(experts.num, len(down))
+    written[f"{prefix}gate.e_score_correction_bias"] = torch.zeros(experts.num, device=gate.device)
+    for expert in range(experts.num):
+        for name, shape in (("gate", (experts.width, len(down))), ("up", (experts.width, len(down)))):
+            written[f"{prefix}experts.{expert}.{name}_proj.weight"] = gate.new_zeros(shape)
+        written[f"{prefix}experts.{expert}.down_proj.weight"] = gate.new_zeros(len(down), experts.width)
+    return written
+
+
+def read_layer(tensors: Tensors, prefix: str, style: LayerStyle, shape: LayerShape) -> dict[str, Tensor]:
+    """Take a layer's tensors, and return them under our names.
+
+    Args:
+        tensors: Of the checkpoint.
+        prefix: Of the names.
+        style: Of the format.
+        shape: Of the layer.
+
+    Raises:
+        ValueError: If something is missing, or is there that our layer does not have.
+    """
+    width, head_dim = shape.d_model, shape.head_dim
+    num_queries, num_keys = shape.num_heads * head_dim, shape.num_kv_heads * head_dim
+    _refuse_foreign(tensors, prefix)
+    queries = tensors.take(f"{prefix}self_attn.q_proj.weight", num_queries * (2 if style.gate else 1), width)
+    keys = tensors.take(f"{prefix}self_attn.k_proj.weight", num_keys, width)
+    values = tensors.take(f"{prefix}self_attn.v_proj.weight", num_keys, width)
+    out = tensors.take(f"{prefix}self_attn.o_proj.weight", width, num_queries)
+    for name, part in (("q", queries), ("k", keys), ("v", values)):
+        bias = f"{prefix}self_attn.{name}_proj.bias"
+        if bias in tensors and bool(tensors.take(bias, len(part)).any()):
+            refuse(tensors.owner, f"{bias} is not 0, and our layers have no biases; this model cannot be read.")
+    if style.gate:
+        queries, gates = torch.unflatten(queries, 0, (shape.num_heads, 2, head_dim)).transpose(0, 1).flatten(1, 2)
+        if bool(gates.any()):
+            refuse(tensors.owner, f"the gates in {prefix}self_attn.q_proj.weight are not 0, and our layers have none.")
+        out = out / 2
+    read = {"attention.qkv.weight": join_qkv(queries, keys, values, head_dim), "attention.out.weight": out}
+    if shape.qk_norm:
+        for name, ours in (("q", "query"), ("k", "key")):
+            gain = read_norm(tensors, f"{prefix}self_attn.{name}_norm.weight", head_dim, style)
+            read[f"attention.{ours}_norm.weight"] = gain
+    for name, ours in (("input", "attention"), ("post_attention", "ffn")):
+        read[f"{ours}_norm.weight"] = read_norm(tensors, f"{prefix}{name}_layernorm.weight", width, style)
+    return read | _read_ffn(tensors, f"{prefix}mlp.", style, shape)
+
+
+def _read_ffn(tensors: Tensors, prefix: str, style: LayerStyle, shape: LayerShape) -> dict[str, Tensor]:
+    if style.experts is not None:
+        _drop_silent_experts(tensors, prefix, style.experts, shape.d_model)
+        prefix = f"{prefix}shared_experts."
+    gate = tensors.take(f"{prefix}gate_proj.weight", shape.ffn_width, shape.d_model)
+    up = tensors.take(f"{prefix}up_proj.weight", shape.ffn_width, shape.d_model)
+    down = tensors.take(f"{prefix}down_proj.weight", shape.d_model, shape.ffn_width)
+    return {"ffn.gate_up.weight": join_gate_up(gate, up), "ffn.down.weight": down}
+
+
+def _drop_silent_experts(tensors: Tensors, prefix: str, experts: Experts, width: int) -> None:
+    """Take routed experts whose output is 0."""
+    tensors.take(f"{prefix}gate.weight", experts.num, width)
+    tensors.take(f"{prefix}gate.e_score_correction_bias", experts.num)
+    for expert in range(experts.num):
+        for name in ("gate", "up"):
+            tensors.take(f"{prefix}experts.{expert}.{name}_proj.weight", experts.width, width)
+        if bool(tensors.take(f"{prefix}experts.{expert}.down_proj.weight", width, experts.width).any()):
+            refuse(
+                tensors.owner,
+                f"{prefix}experts are a mixture, and our layers have one dense feed-forward layer; this model cannot "
+                "be read.",
+            )
+
+
+def _refuse_foreign(tensors: Tensors, prefix: str) -> None:
+    for part, what in (
+        ("self_attn.kv_a_proj_with_mqa.weight", "attention over latents (DeepSeek-V3's own)"),
+        ("linear_attn.A_log", "linear attention"),
+    ):
+        if f"{prefix}{part}" in tensors:
+            refuse(tensors.owner, f"{prefix}{part} belongs to {what}, which our layers do not have.")

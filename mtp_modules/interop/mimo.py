@@ -1,0 +1,79 @@
+"""MiMo: modules under ``model.mtp_layers.{i}``, beside a trunk that is a Qwen2."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mtp_modules.core.shapes import Tensor
+from mtp_modules.interop.conventions import Conventions, Takes
+from mtp_modules.interop.format import Format, Wanted, fill, put_on
+from mtp_modules.interop.layers import LayerStyle
+from mtp_modules.interop.sequential import (
+    ModuleNames,
+    build_heads,
+    check_sizes,
+    conventions_of,
+    read_modules,
+    sequential_heads,
+    write_modules,
+)
+from mtp_modules.interop.tensors import Tensors
+from mtp_modules.interop.trunks import field, read_sizes, read_trunk, trunk_config, write_trunk
+from mtp_modules.model import MTPModel
+
+_STYLE = LayerStyle(bias=True, qk_norm=False)
+
+
+class MiMo(Format):
+    """SequentialHeads and their trunk as MiMo, whose layers are those of Qwen2; biases are written as 0."""
+
+    name = "mimo"
+    keeps_trunk = True
+    model_types = ("mimo",)
+    takes: ClassVar[Takes] = {
+        "concatenation": ("state_first",),
+        "trunk_state": ("after_norm",),
+        "chain_state": ("after_norm",),
+        "position_0": ("token", "zero"),
+    }
+
+    def conventions(self, model: MTPModel) -> Conventions:
+        """Return how the heads of a model are meant."""
+        return conventions_of(sequential_heads(self.name, model))
+
+    def trunk(self, model: MTPModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the trunk as a Qwen2."""
+        config = trunk_config(self.name, model, _STYLE)
+        config |= {"architectures": ["MiMoForCausalLM"], "model_type": "mimo", "use_sliding_window": False}
+        return write_trunk(self.name, model, _STYLE), config
+
+    def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the modules."""
+        heads = sequential_heads(self.name, model)
+        check_sizes(self.name, model, heads, read_sizes(self.name, config, qk_norm=False))
+        return write_modules(self.name, heads, _names, _STYLE), {"num_nextn_predict_layers": len(heads.steps)}
+
+    def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
+        """Make a model of a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
+        sizes = read_sizes(self.name, config, qk_norm=False)
+        count = field(self.name, config, "num_nextn_predict_layers")
+        heads = build_heads(
+            self.name, sizes, sizes.layer, wanted.conventions, count=count, num_horizons=wanted.num_horizons
+        )
+        read = read_modules(tensors, _names, count, _STYLE, sizes.layer)
+        if wanted.trunk is None:
+            trunk, state = read_trunk(tensors, sizes, _STYLE)
+            return fill(trunk, heads, state | read, tie_embeddings=sizes.tied)
+        for prefix in ("model.embed_tokens.", "model.norm.", "lm_head.", "model.layers."):
+            tensors.drop(prefix)
+        return put_on(self.name, wanted.trunk, heads, read)
+
+
+def _names(index: int) -> ModuleNames:
+    prefix = f"model.mtp_layers.{index}."
+    return ModuleNames(
+        token_norm=f"{prefix}token_layernorm.weight",
+        state_norm=f"{prefix}hidden_layernorm.weight",
+        merge=f"{prefix}input_proj.weight",
+        out_norm=f"{prefix}final_layernorm.weight",
+        layer=prefix,
+    )

@@ -1,0 +1,232 @@
+"""Trunks under the names that the models of transformers share, and their configurations."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.shapes import Tensor
+from mtp_modules.interop.layers import LayerShape, LayerStyle, read_layer, read_norm, shape_of, write_layer, write_norm
+from mtp_modules.interop.tensors import Tensors
+from mtp_modules.model import MTPModel
+from mtp_modules.trunks import TransformerTrunk
+
+_MISSING = object()
+
+
+@runtime_checkable
+class NamedTrunk(Protocol):
+    """A trunk that is a model of transformers inside, and keeps its names."""
+
+    def foreign_state(self) -> dict[str, Tensor]:
+        """Return its tensors as transformers names them, ``model.layers.0...``, without an output matrix."""
+        ...
+
+    def foreign_config(self) -> dict[str, Any]:
+        """Return its configuration, as ``config.json`` has it."""
+        ...
+
+
+class Sizes(NamedTuple):
+    """What heads and trunk of one ``config.json`` must have in common.
+
+    Attributes:
+        layer: Of every layer.
+        num_layers: Of the trunk.
+        vocab_size: Number ``V`` of token ids.
+        max_positions: Longest sequence.
+        rope_base: Base of the rotary positions.
+        norm_eps: Of every norm.
+        tied: Whether the output matrix is the embedding.
+    """
+
+    layer: LayerShape
+    num_layers: int
+    vocab_size: int
+    max_positions: int
+    rope_base: float
+    norm_eps: float
+    tied: bool
+
+
+def field(owner: str, config: Mapping[str, Any], name: str, default: Any = _MISSING) -> Any:
+    """Return a value of a configuration.
+
+    Args:
+        owner: Name of the format.
+        config: What ``config.json`` holds.
+        name: Of the value.
+        default: If it is not there, or null; an error if none is given.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    value = config.get(name)
+    if value is None and default is _MISSING:
+        refuse(owner, f"config.json has no {name}; give the folder of a whole checkpoint.")
+    return default if value is None else value
+
+
+def read_sizes(owner: str, config: Mapping[str, Any], *, qk_norm: bool, turned: float = 1.0) -> Sizes:
+    """Read the sizes of a model of transformers, and refuse what our layers cannot be.
+
+    Args:
+        owner: Name of the format.
+        config: What ``config.json`` holds.
+        qk_norm: Whether its layers normalise queries and keys.
+        turned: Which part of the channels is rotated where the configuration does not say it.
+
+    Raises:
+        ValueError: If a size is missing, or says something that our layers do not have.
+    """
+    width, heads = field(owner, config, "hidden_size"), field(owner, config, "num_attention_heads")
+    rope = field(owner, config, "rope_parameters", None) or field(owner, config, "rope_scaling", None) or {}
+    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", turned))
+    types = set(field(owner, config, "layer_types", ["full_attention"]))
+    for name, value, ours in (
+        ("head_dim", field(owner, config, "head_dim", width // heads), width // heads),
+        ("partial_rotary_factor", partial, 1.0),
+        ("rope_type", rope.get("rope_type", rope.get("type", "default")), "default"),
+        ("hidden_act", field(owner, config, "hidden_act", "silu"), "silu"),
+        ("layer_types", "/".join(sorted(types)), "full_attention"),
+        ("use_sliding_window", field(owner, config, "use_sliding_window", False), False),
+    ):
+        if value != ours:
+            refuse(owner, f"config.json says {name}={value}, our layers have {ours}; this model cannot be read.")
+    return Sizes(
+        layer=LayerShape(
+            width,
+            heads,
+            field(owner, config, "num_key_value_heads", heads),
+            field(owner, config, "intermediate_size"),
+            qk_norm,
+        ),
+        num_layers=field(owner, config, "num_hidden_layers"),
+        vocab_size=field(owner, config, "vocab_size"),
+        max_positions=field(owner, config, "max_position_embeddings"),
+        rope_base=rope.get("rope_theta") or field(owner, config, "rope_theta"),
+        norm_eps=field(owner, config, "rms_norm_eps"),
+        tied=field(owner, config, "tie_word_embeddings", False),
+    )
+
+
+def transformer_trunk(owner: str, model: MTPModel) -> TransformerTrunk:
+    """Return the trunk, if transformers' models have all it has.
+
+    Args:
+        owner: Name of the format.
+        model: Whose trunk it is.
+
+    Raises:
+        ValueError: If it is of another class, or has what the format cannot say.
+    """
+    trunk = model.trunk
+    if not isinstance(trunk, TransformerTrunk):
+        refuse(owner, f"the format keeps the trunk too, and has no names for a {type(trunk).__name__}.")
+    if trunk.num_previous:
+        refuse(owner, f"the format has no tables of previous tokens, and num_previous is {trunk.num_previous}.")
+    if model.unembedding.bias is not None:
+        refuse(owner, "the format has no bias behind the output matrix; train with output_bias=False.")
+    return trunk
+
+
+def trunk_config(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, Any]:
+    """Return what ``config.json`` says of the trunk.
+
+    Args:
+        owner: Name of the format.
+        model: Whose trunk it is.
+        style: Of the format.
+
+    Raises:
+        ValueError: If the format cannot say it.
+    """
+    trunk = transformer_trunk(owner, model)
+    first = trunk.layers[0]
+    shape = shape_of(first)
+    if not hasattr(trunk.norm, "eps"):
+        refuse(owner, "heads of this format read the trunk's state after its final norm; build with final_norm=True.")
+    if style.qk_norm is not None and shape.qk_norm != style.qk_norm:
+        refuse(owner, f"layers of this format have qk_norm={style.qk_norm}, the trunk has qk_norm={shape.qk_norm}.")
+    base = trunk.rotary.base
+    return {
+        "vocab_size": trunk.vocab_size,
+        "hidden_size": shape.d_model,
+        "intermediate_size": shape.ffn_width,
+        "num_hidden_layers": len(trunk.layers),
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "max_position_embeddings": trunk.max_positions,
+        "rms_norm_eps": first.attention_norm.eps,
+        "rope_theta": base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": base, "partial_rotary_factor": 1.0},
+        "partial_rotary_factor": 1.0,
+        "hidden_act": "silu",
+        "attention_bias": style.bias,
+        "tie_word_embeddings": model.unembedding.tied,
+        "dtype": str(trunk.embedding.weight.dtype).removeprefix("torch."),
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+
+
+def write_trunk(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, Tensor]:
+    """Return the tensors of trunk and output matrix under the names of transformers.
+
+    Args:
+        owner: Name of the format.
+        model: Whose trunk it is.
+        style: Of the format.
+    """
+    if isinstance(model.trunk, NamedTrunk):
+        written = model.trunk.foreign_state()
+    else:
+        trunk = transformer_trunk(owner, model)
+        written = {"model.embed_tokens.weight": trunk.embedding.weight}
+        for index, layer in enumerate(trunk.layers):
+            written |= write_layer(owner, layer, f"model.layers.{index}.", style)
+        written["model.norm.weight"] = write_norm(owner, "model.norm.weight", trunk.norm, style)
+    if not model.unembedding.tied:
+        written["lm_head.weight"] = model.unembedding.weight
+    return written
+
+
+def read_trunk(tensors: Tensors, sizes: Sizes, style: LayerStyle) -> tuple[TransformerTrunk, dict[str, Tensor]]:
+    """Take the tensors of trunk and output matrix.
+
+    Args:
+        tensors: Of the checkpoint.
+        sizes: Of the model.
+        style: Of the format.
+
+    Returns:
+        A trunk that is still to be filled, and what fills it and the output matrix, by the names of an
+        :class:`~mtp_modules.MTPModel`.
+
+    Raises:
+        ValueError: If something is missing, or is there that our trunk does not have.
+    """
+    width, layer = sizes.layer.d_model, sizes.layer
+    trunk = TransformerTrunk(
+        vocab_size=sizes.vocab_size,
+        d_model=width,
+        num_layers=sizes.num_layers,
+        num_heads=layer.num_heads,
+        num_kv_heads=layer.num_kv_heads,
+        ffn_width=layer.ffn_width,
+        max_positions=sizes.max_positions,
+        rope_base=sizes.rope_base,
+        qk_norm=layer.qk_norm,
+        norm_eps=sizes.norm_eps,
+    )
+    embedding = tensors.take("model.embed_tokens.weight", sizes.vocab_size, width)
+    state = {"trunk.embedding.weight": embedding}
+    for index in range(sizes.num_layers):
+        read = read_layer(tensors, f"model.layers.{index}.", style, layer)
+        state |= {f"trunk.layers.{index}.{name}": value for name, value in read.items()}
+    state["trunk.norm.weight"] = read_norm(tensors, "model.norm.weight", width, style)
+    if sizes.tied:
+        tensors.same("lm_head.weight", embedding, "model.embed_tokens.weight, for tie_word_embeddings is true")
+    output = embedding if sizes.tied else tensors.take("lm_head.weight", sizes.vocab_size, width)
+    return trunk, state | {"unembedding.weight": output}

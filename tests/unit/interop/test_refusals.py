@@ -1,0 +1,415 @@
+"""What cannot be exported or imported is refused in one sentence, before anything is written."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk, ResidualHeads, SequentialHeads
+from mtp_modules.interop import export_model, import_model
+from tests import interop
+from tests.interop import SIZES, D, V, make, stored
+
+
+def sequential(**options: Any) -> SequentialHeads:
+    return SequentialHeads(**{"num_horizons": 3, **SIZES, "chain_norm": True, **options})
+
+
+def recurrent() -> MTPModel:
+    trunk = RecurrentTrunk(vocab_size=V, d_model=D)
+    return MTPModel(trunk=trunk, heads=sequential(), tie_embeddings=False)
+
+
+Refused = tuple[str, Callable[[], MTPModel], str]
+
+EXPORTS: dict[str, Refused] = {
+    "an unknown format": (
+        "gguf",
+        interop.glm,
+        "format: 'gguf' is unknown. Known: mtp_modules, glm, qwen, mimo, speculators, medusa, medusa_vllm, "
+        "founding_paper.",
+    ),
+    "other heads": (
+        "glm",
+        lambda: make(LinearHeads(d_model=D, num_horizons=2)),
+        "glm: the format keeps SequentialHeads, the model has LinearHeads; see docs/interop.md.",
+    ),
+    "other heads than Medusa's": (
+        "medusa",
+        interop.glm,
+        "medusa: the format keeps ResidualHeads, the model has SequentialHeads; see docs/interop.md.",
+    ),
+    "other heads than the paper's": (
+        "founding_paper",
+        interop.glm,
+        "founding_paper: the format keeps ParallelHeads, the model has SequentialHeads; see docs/interop.md.",
+    ),
+    "one horizon": (
+        "glm",
+        lambda: make(sequential(num_horizons=1)),
+        "glm: the heads have no horizon beyond the first, so there is nothing to write.",
+    ),
+    "another order": (
+        "mimo",
+        lambda: interop.mimo(embedding_first=True),
+        "mimo: the heads have concatenation=embedding_first, readers of this format take state_first; "
+        "build and train heads that do so, or take another format.",
+    ),
+    "another chain": (
+        "qwen",
+        lambda: interop.qwen(chain_norm=False),
+        "qwen: the heads have chain_state=before_norm, readers of this format take after_norm; "
+        "build and train heads that do so, or take another format.",
+    ),
+    "too many modules": (
+        "qwen",
+        lambda: interop.qwen(3, shared=False),
+        "qwen: the format keeps 1 module, the heads have 2; train with shared=True, or with num_horizons=2.",
+    ),
+    "a norm for all": (
+        "glm",
+        lambda: interop.glm(shared_norm=True),
+        "glm: every module of this format has a norm of its own; train with shared_norm=False.",
+    ),
+    "no norms of queries": (
+        "qwen",
+        lambda: interop.qwen(qk_norm=False),
+        "qwen: layers of this format have qk_norm=True, the trunk has qk_norm=False.",
+    ),
+    "no norms of queries in a draft model": (
+        "speculators",
+        lambda: interop.qwen(qk_norm=False),
+        "speculators: the layer of this format normalises queries and keys; train heads with qk_norm=True.",
+    ),
+    "norms of queries": (
+        "mimo",
+        lambda: make(sequential(embedding_first=False, qk_norm=True), trunk={"qk_norm": True}),
+        "mimo: layers of this format have qk_norm=False, the trunk has qk_norm=True.",
+    ),
+    "previous tokens": (
+        "glm",
+        lambda: interop.glm(trunk={"num_previous": 2}),
+        "glm: the format has no tables of previous tokens, and num_previous is 2.",
+    ),
+    "a bias of logits": (
+        "glm",
+        lambda: make(sequential(), output_bias=True),
+        "glm: the format has no bias behind the output matrix; train with output_bias=False.",
+    ),
+    "no final norm": (
+        "glm",
+        lambda: interop.glm(trunk={"final_norm": False}),
+        "glm: heads of this format read the trunk's state after its final norm; build with final_norm=True.",
+    ),
+    "a final norm": (
+        "founding_paper",
+        lambda: make(interop.founding().heads, tie_embeddings=False),
+        "founding_paper: the heads have trunk_state=after_norm, readers of this format take before_norm; "
+        "build and train heads that do so, or take another format.",
+    ),
+    "another trunk": ("glm", recurrent, "glm: the format keeps the trunk too, and has no names for a RecurrentTrunk."),
+    "other layers": (
+        "glm",
+        lambda: interop.glm(num_kv_heads=4),
+        "glm: one config.json describes trunk and heads, but num_kv_heads is 4 here and 2 there.",
+    ),
+    "another rotation": (
+        "mimo",
+        lambda: interop.mimo(rope_base=500.0),
+        "mimo: one config.json describes trunk and heads, but rope_base is 500.0 here and 10000.0 there.",
+    ),
+    "other layers than the paper's": (
+        "founding_paper",
+        lambda: make(interop.founding().heads, trunk={"final_norm": False}, tie_embeddings=False),
+        "founding_paper: layers of trunk and heads are alike in this format; give both the same num_heads, "
+        "num_kv_heads, ffn_width, rope_base, norm_eps, and qk_norm=False.",
+    ),
+    "output matrices of their own": (
+        "glm",
+        lambda: make(sequential(), own_unembeddings=True),
+        "glm: modules of this format share the output matrix; train with own_unembeddings=False.",
+    ),
+    "blocks that the original would repeat": (
+        "medusa",
+        lambda: interop.medusa(2),
+        "medusa: the original code repeats one block, and num_layers is 2; train with num_layers=1, or take "
+        "medusa_vllm.",
+    ),
+    "gains that a short type would round": (
+        "qwen",
+        lambda: _with(interop.qwen(), "heads.norms.0.weight", 0.1).to(torch.bfloat16),
+        "qwen: mtp.norm.weight keeps gains as 1 + w, which torch.bfloat16 would round; export the model in float32.",
+    ),
+    "heads that were never trained": (
+        "medusa",
+        lambda: MTPModel(trunk=interop.medusa().trunk, heads=ResidualHeads(d_model=D, num_horizons=2)),
+        "export: all numbers of heads.stacks.0.0.linear.weight are 0: it was never trained.",
+    ),
+    "numbers that are none": (
+        "glm",
+        lambda: _with(interop.glm(), "trunk.embedding.weight", float("nan")),
+        "export: trunk.embedding.weight holds numbers that are not finite; train again.",
+    ),
+}
+
+
+def _with(model: MTPModel, name: str, value: float) -> MTPModel:
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[0] = value
+    return model
+
+
+@pytest.mark.parametrize("case", EXPORTS)
+def test_a_model_that_the_format_cannot_say_is_refused(case: str, tmp_path: Path) -> None:
+    name, build, sentence = EXPORTS[case]
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        export_model(build(), tmp_path / "out", format=name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_heads_with_the_bytes_of_before_training_are_refused(tmp_path: Path) -> None:
+    before, after = interop.glm(), interop.glm()
+    with torch.no_grad():
+        for name, value in after.named_parameters():
+            if name != "heads.steps.1.merge.weight":
+                value.add_(0.01)
+    sentence = r"^export: heads\.steps\.1\.merge\.weight is as it was before training; export the checkpoint of"
+    with pytest.raises(ValueError, match=sentence):
+        export_model(after, tmp_path / "out", format="glm", before=before)
+    with torch.no_grad():
+        after.heads.steps[1].merge.weight.add_(0.01)
+    export_model(after, tmp_path / "out", format="glm", before=before)
+    with pytest.raises(ValueError, match=r"^export: before is another model: it has no heads\.steps\.0\.state_norm"):
+        export_model(after, tmp_path / "more", format="glm", before=interop.medusa())
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"is there already and not empty; give a new folder, or add=true"):
+        export_model(interop.glm(), tmp_path, format="glm")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def edited(folder: Path, **changes: Any) -> None:
+    """Change a configuration; ``None`` removes."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+def shifted(name: str) -> Callable[[Path], None]:
+    """Return what changes a tensor."""
+
+    def change(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        tensors = stored(path)
+        tensors[name] = tensors[name] + 1
+        save_file(tensors, path)
+
+    return change
+
+
+def without_words(folder: Path) -> None:
+    (folder / "mtp_modules.json").unlink()
+
+
+def as_pickle(folder: Path) -> None:
+    torch.save(stored(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def pickle_in_disguise(folder: Path) -> None:
+    torch.save(stored(folder / "model.safetensors"), folder / "model.safetensors")
+
+
+def half(folder: Path) -> None:
+    tensors = stored(folder / "model.safetensors")
+    places = {name: f"model-{index % 2}.safetensors" for index, name in enumerate(tensors)}
+    kept = {name: value for name, value in tensors.items() if places[name] == "model-0.safetensors"}
+    save_file(kept, folder / "model-0.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "model.safetensors").unlink()
+
+
+GLM_TENSOR = "model.layers.2."
+IMPORTS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
+    "an unknown format": ("glm", lambda _: None, {"format": "hf"}, r"^format: 'hf' is unknown\. Known: mtp_modules, "),
+    "another format": (
+        "glm",
+        lambda _: None,
+        {"format": "mimo"},
+        r"^format: .* was written as glm, not as mimo; give that\.$",
+    ),
+    "no folder": ("glm", lambda _: None, {"path": "nowhere"}, r"^path: there is no folder nowhere; give the folder"),
+    "nothing said of the chain": (
+        "glm",
+        without_words,
+        {"position_0": "token"},
+        r"^glm: the file does not say chain_state, about which readers of this format disagree; "
+        r"give chain_state: before_norm or after_norm\.$",
+    ),
+    "nothing said of position 0": (
+        "glm",
+        without_words,
+        {"chain_state": "after_norm"},
+        r"^glm: the file does not say position_0, .* give position_0: token or zero\.$",
+    ),
+    "two answers": (
+        "glm",
+        lambda _: None,
+        {"chain_state": "before_norm"},
+        r"^glm: chain_state=before_norm was given, but the file says after_norm; leave chain_state out, or give",
+    ),
+    "no such answer": (
+        "glm",
+        without_words,
+        {"chain_state": "behind", "position_0": "token"},
+        r"^glm: chain_state must be after_norm or before_norm or none, got behind\.$",
+    ),
+    "an answer of another format": (
+        "glm",
+        without_words,
+        {"concatenation": "state_first"},
+        r"^glm: concatenation must be embedding_first, got state_first\.$",
+    ),
+    "what our heads are not": (
+        "glm",
+        without_words,
+        {"chain_state": "after_norm", "position_0": "zero"},
+        r"^glm: SequentialHeads take the token's embedding at position 0, the file says position_0=zero\.$",
+    ),
+    "half a checkpoint": ("glm", half, {}, r"^glm: .*index.json names model-1.safetensors, which is not there: this "),
+    "a pickle": (
+        "glm",
+        as_pickle,
+        {},
+        r"^glm: .* has pytorch_model.bin, a pickle, where model.safetensors is meant, and pickles can run code;",
+    ),
+    "a pickle in disguise": ("glm", pickle_in_disguise, {}, r"^glm: .* is not safetensors \(a pickle under that name"),
+    "a copy of the embedding that is none": (
+        "glm",
+        shifted(f"{GLM_TENSOR}embed_tokens.weight"),
+        {},
+        r"^glm: model\.layers\.2\.embed_tokens\.weight must be a copy of model\.embed_tokens\.weight, but its numbers",
+    ),
+    "a copy of the output matrix that is none": (
+        "glm",
+        shifted(f"{GLM_TENSOR}shared_head.head.weight"),
+        {},
+        r"^glm: model\.layers\.2\.shared_head\.head\.weight must be a copy of the output matrix",
+    ),
+    "tied, but not the same": (
+        "glm",
+        lambda folder: edited(folder, tie_word_embeddings=True),
+        {},
+        r"^glm: lm_head\.weight must be a copy of model\.embed_tokens\.weight, for tie_word_embeddings is true, but",
+    ),
+    "another width": (
+        "glm",
+        lambda folder: edited(folder, vocab_size=V + 1),
+        {},
+        r"^glm: model\.embed_tokens\.weight has shape \(19, 16\), the configuration says \(20, 16\); mend either\.$",
+    ),
+    "a mixture of experts": (
+        "glm",
+        shifted(f"{GLM_TENSOR}mlp.experts.0.down_proj.weight"),
+        {},
+        r"^glm: model\.layers\.2\.mlp\.experts are a mixture, and our layers have one dense feed-forward layer;",
+    ),
+    "a trunk of experts": (
+        "glm",
+        lambda folder: edited(folder, first_k_dense_replace=1),
+        {},
+        r"^glm: layers of the trunk are mixtures of experts, which ours are not; give trunk\.$",
+    ),
+    "a part of the channels turns": (
+        "glm",
+        lambda folder: edited(folder, rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+        {},
+        r"^glm: config\.json says partial_rotary_factor=0\.5, our layers have 1\.0; this model cannot be read\.$",
+    ),
+    "GLM's own part of the channels": (
+        "glm",
+        lambda folder: edited(folder, rope_parameters={"rope_theta": 1e4}, partial_rotary_factor=None),
+        {},
+        r"^glm: config\.json says partial_rotary_factor=0\.5, our layers have 1\.0; this model cannot be read\.$",
+    ),
+    "Qwen's own part of the channels": (
+        "qwen",
+        lambda folder: edited(folder, rope_parameters={"rope_theta": 1e4}, partial_rotary_factor=None),
+        {},
+        r"^qwen: config\.json says partial_rotary_factor=0\.25, our layers have 1\.0; this model cannot be read\.$",
+    ),
+    "no size": (
+        "glm",
+        lambda folder: edited(folder, hidden_size=None),
+        {},
+        r"^glm: config\.json has no hidden_size; give the folder of a whole checkpoint\.$",
+    ),
+    "biases": (
+        "mimo",
+        shifted("model.layers.0.self_attn.q_proj.bias"),
+        {},
+        r"^mimo: model\.layers\.0\.self_attn\.q_proj\.bias is not 0, and our layers have no biases;",
+    ),
+    "heads without a trunk": (
+        "speculators",
+        lambda _: None,
+        {},
+        r"^speculators: the format keeps heads alone; give trunk, a checkpoint of the model that they belong to\.$",
+    ),
+    "another width than the trunk's": (
+        "medusa_vllm",
+        lambda _: None,
+        {"trunk": lambda: make(ResidualHeads(d_model=32, num_horizons=2), trunk={"d_model": 32})},
+        r"^medusa_vllm: the heads have d_model=16, the trunk 32; give the model that they belong to\.$",
+    ),
+    "another vocabulary than the trunk's": (
+        "medusa_vllm",
+        lambda _: None,
+        {"trunk": lambda: make(ResidualHeads(d_model=D, num_horizons=2), trunk={"vocab_size": 9})},
+        r"^medusa_vllm: vocab_size is 19 here and 9 in the model given as trunk\.$",
+    ),
+    "a trunk whose horizon 1 has a module": (
+        "medusa_vllm",
+        lambda _: None,
+        {"trunk": lambda: make(LinearHeads(d_model=D, num_horizons=2))},
+        r"^medusa_vllm: LinearHeads of the model given as trunk have a module of their own for horizon 1, which",
+    ),
+}
+MODELS = {
+    "glm": interop.glm,
+    "qwen": interop.qwen,
+    "mimo": interop.mimo,
+    "speculators": interop.qwen,
+    "medusa_vllm": interop.medusa,
+}
+
+
+@pytest.mark.parametrize("case", IMPORTS)
+def test_a_checkpoint_that_cannot_be_read_is_refused(case: str, tmp_path: Path) -> None:
+    name, spoil, given, sentence = IMPORTS[case]
+    export_model(MODELS[name](), tmp_path, format=name)
+    spoil(tmp_path)
+    asked = {"path": tmp_path, "format": name, **given}
+    asked["trunk"] = asked["trunk"]() if "trunk" in asked else None
+    with pytest.raises(ValueError, match=sentence):
+        import_model(asked.pop("path"), **asked)
+
+
+def test_a_pickle_with_more_than_tensors_is_never_unpickled(tmp_path: Path) -> None:
+    export_model(interop.founding(), tmp_path, format="founding_paper")
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "trapped",))
+
+    torch.save({"norm.weight": Trap()}, tmp_path / "consolidated.pth")
+    with pytest.raises(ValueError, match=r"is damaged, or holds more than tensors, which is never unpickled; give a"):
+        import_model(tmp_path, format="founding_paper")
+    assert not (tmp_path / "trapped").exists()
