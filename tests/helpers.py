@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from mtp_modules import (
+    ChainedHeads,
+    ConditionedHeads,
+    EarlyExitHeads,
     LinearHeads,
     MTPModel,
     ParallelHeads,
@@ -64,6 +67,18 @@ def _sequential(num_horizons: int, **options: bool) -> Heads:
     )
 
 
+def _chained(num_horizons: int, order: str) -> Heads:
+    return ChainedHeads(
+        d_model=WIDTH,
+        num_horizons=num_horizons,
+        num_heads=4,
+        order=order,
+        num_kv_heads=2,
+        ffn_width=8,
+        max_positions=MAX_POSITIONS,
+    )
+
+
 HEADS: dict[str, Callable[[int], Heads]] = {
     "linear": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons),
     "parallel": lambda num_horizons: ParallelHeads(
@@ -75,9 +90,23 @@ HEADS: dict[str, Callable[[int], Heads]] = {
     "sequential_shared": lambda num_horizons: _sequential(
         num_horizons, shared=True, chain_norm=True, embedding_first=False
     ),
+    "causal": lambda num_horizons: _chained(num_horizons, "causal"),
+    "anticausal": lambda num_horizons: _chained(num_horizons, "anticausal"),
+    "conditioned": lambda num_horizons: ConditionedHeads(
+        d_model=WIDTH, num_horizons=num_horizons, width=6, num_layers=2
+    ),
+    "early_exit": lambda num_horizons: EarlyExitHeads(d_model=WIDTH, num_horizons=num_horizons, num_features=2),
 }
 
-TRUNKS_WITH_HEADS = [pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in TRUNKS for heads in HEADS]
+WITH_TWO_TRUNKS = ("causal", "anticausal", "conditioned", "early_exit")
+"""Heads that are tried with one trunk of each family; what differs between trunks, the others show."""
+
+TRUNKS_WITH_HEADS = [
+    pytest.param(trunk, heads, id=f"{trunk}-{heads}")
+    for trunk in TRUNKS
+    for heads in HEADS
+    if heads not in WITH_TWO_TRUNKS or trunk in ("transformer_previous", "gru")
+]
 """For ``@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)``."""
 
 

@@ -49,8 +49,7 @@ class Trunk(Component, nn.Module, ABC):
             and a tied unembedding use it too.
         embedding_width: Its width, usually ``D``.
         supports_trees: Whether a chunk may be a tree of drafts.
-        feature_layers: Layers, counted from 0 and ascending, whose outputs every reading returns as
-            :attr:`TrunkOutput.features`, for heads that ask for them; empty if none is wanted.
+        feature_layers: Layers, counted from 0, whose outputs are :attr:`TrunkOutput.features`; ascending.
     """
 
     d_model: int
@@ -98,9 +97,7 @@ class Trunk(Component, nn.Module, ABC):
         Raises:
             ValueError: If this trunk does not have it.
         """
-        refuse(
-            self, "cannot be compiled for decoding, for it has no read(tokens, state); decode with the model itself."
-        )
+        refuse(self, "cannot be compiled for decoding, for it has no read(tokens, state); use the model itself.")
 
     @abstractmethod
     def new_state(self, batch_size: int, capacity: int) -> DecodingState:
@@ -176,11 +173,7 @@ class Heads(Component, nn.Module, ABC):
         """
 
     def features_of(self, output: TrunkOutput) -> dict[str, Any]:
-        """Return the keyword ``features`` for ``forward``, ``extend`` and ``read``; nothing if these heads read none.
-
-        Args:
-            output: Of the trunk.
-        """
+        """Return the keyword ``features`` for ``forward``, ``extend`` and ``read``, if these heads read any."""
         return {"features": output.features} if self.num_features else {}
 
     @abstractmethod
@@ -319,11 +312,9 @@ class Heads(Component, nn.Module, ABC):
         """
         if num_drafts < 1:
             refuse(self, f"num_drafts must be at least 1, got {num_drafts}.")
-        if self.max_drafts is not None and num_drafts > self.max_drafts:
-            refuse(
-                self,
-                f"num_drafts must lie in 1..{self.max_drafts} for {len(self.horizons)} horizons, got {num_drafts}.",
-            )
+        most = self.max_drafts
+        if most is not None and num_drafts > most:
+            refuse(self, f"num_drafts must lie in 1..{most} for {len(self.horizons)} horizons, got {num_drafts}.")
 
     @abstractmethod
     def flops(self, length: int, num_far: int) -> int:

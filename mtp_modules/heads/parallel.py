@@ -3,23 +3,23 @@
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import torch
 from torch import nn
 
 from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
+from mtp_modules.heads.common import picked_rows
 from mtp_modules.layers.cache import KeyValueState, LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, TransformerLayer
 
 
 class ParallelState(DecodingState):
-    """Keys and values of every head's layer, and the hidden state at each row's last token.
+    """Keys and values of every head's layer, and what drafts start from at each row's last token.
 
     Args:
         keys_values: One layer a head.
-        hidden: The trunk's state at the last token.
+        hidden: The trunk's state at the last token, or those of all horizons where layers follow one another.
     """
 
     def __init__(self, keys_values: KeyValueState, hidden: LastHiddenState) -> None:
@@ -80,6 +80,7 @@ class ParallelHeads(Heads):
         ValueError: If a size is below 1 or does not divide.
 
     Example:
+        >>> import torch
         >>> heads = ParallelHeads(d_model=32, num_horizons=2, num_heads=4, max_positions=64)
         >>> [state.shape for state in heads(torch.zeros(1, 3, 32))]
         [torch.Size([1, 3, 32]), torch.Size([1, 3, 32])]
@@ -141,11 +142,7 @@ class ParallelHeads(Heads):
         far = hidden if far_hidden is None else far_hidden
         if positions is None:
             return (first, *(self.norm(layer(far, table, mask)) for layer in self.layers[1:]))
-        if seen is None:
-            steps = torch.arange(length, device=hidden.device)
-            rows = (steps <= positions[:, :, None])[:, None]
-        else:
-            rows = at_positions(seen, positions)[:, None]
+        rows = picked_rows(positions, seen, length)
         picked, picked_table = at_positions(far, positions), self.rotary(positions, positions.shape[1], hidden)
         return (
             first,

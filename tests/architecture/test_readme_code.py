@@ -22,7 +22,8 @@ def test_the_examples_on_the_page_about_heads_build_models() -> None:
     code = "".join(re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S))
     names: dict[str, MTPModel] = {}
     exec(compile(code, "heads.md", "exec"), names)
-    assert [len(names[name](torch.zeros(1, 9, dtype=torch.long))) for name in ("medusa", "model")] == [5, 3]
+    states = {name: names[name](torch.zeros(1, 9, dtype=torch.long)) for name in ("medusa", "early", "model")}
+    assert {name: len(found) for name, found in states.items()} == {"medusa": 5, "early": 5, "model": 3}
 
 
 def test_the_examples_on_the_page_about_decoding_decode(

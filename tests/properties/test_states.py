@@ -11,7 +11,6 @@ from torch import Tensor
 from mtp_modules import MTPModel, Trunk
 from mtp_modules.core import DecodingState, TrunkOutput
 from tests.helpers import (
-    HEADS,
     TRUNKS,
     TRUNKS_WITH_HEADS,
     VOCAB,
@@ -168,8 +167,9 @@ def test_heads_cannot_draft_before_a_prompt() -> None:
         check_drafts(model, model.heads.new_state(1, 4), [[]], torch.zeros(1, dtype=torch.long))
 
 
-@pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("trunk", [name for name in TRUNKS if name.startswith("transformer")])
+@pytest.mark.parametrize(
+    ("trunk", "heads"), [pair for pair in TRUNKS_WITH_HEADS if str(pair.values[0]).startswith("transformer")]
+)
 @settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_a_tree_is_read_as_each_of_its_paths_would_be(trunk: str, heads: str, data: st.DataObject) -> None:
