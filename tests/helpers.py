@@ -98,6 +98,15 @@ HEADS: dict[str, Callable[[int], Heads]] = {
     "early_exit": lambda num_horizons: EarlyExitHeads(d_model=WIDTH, num_horizons=num_horizons, num_features=2),
 }
 
+LEAPS: dict[str, Callable[[int], Heads]] = {
+    "linear_leap": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons, stride=2),
+    "residual_leap": lambda num_horizons: ResidualHeads(d_model=WIDTH, num_horizons=num_horizons, stride=4),
+    "parallel_leap": lambda num_horizons: ParallelHeads(
+        d_model=WIDTH, num_horizons=num_horizons, num_heads=2, ffn_width=12, max_positions=MAX_POSITIONS, stride=3
+    ),
+}
+"""Heads whose horizons are not 1 .. H."""
+
 WITH_TWO_TRUNKS = ("causal", "anticausal", "conditioned", "early_exit")
 """Heads that are tried with one trunk of each family; what differs between trunks, the others show."""
 
@@ -108,6 +117,10 @@ TRUNKS_WITH_HEADS = [
     if heads not in WITH_TWO_TRUNKS or trunk in ("transformer_previous", "gru")
 ]
 """For ``@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)``."""
+
+TRUNKS_WITH_LEAPS = [
+    pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in ("transformer_grouped", "gru") for heads in LEAPS
+]
 
 
 @contextmanager
@@ -139,9 +152,9 @@ def make_trunk(name: str, *, seed: int = 0) -> Trunk:
 
 
 def make_heads(name: str, num_horizons: int, *, seed: int = 0) -> Heads:
-    """Build one of ``HEADS`` in float64."""
+    """Build one of ``HEADS`` or ``LEAPS`` in float64."""
     with float64():
-        heads = HEADS[name](num_horizons)
+        heads = (HEADS | LEAPS)[name](num_horizons)
     randomise(heads, seed)
     return heads
 
@@ -156,11 +169,11 @@ def make_model(
     bias: bool = False,
     seed: int = 0,
 ) -> MTPModel:
-    """Build one of ``TRUNKS`` with one of ``HEADS`` in float64."""
+    """Build one of ``TRUNKS`` with one of ``HEADS`` or ``LEAPS`` in float64."""
     with float64():
         model = MTPModel(
             trunk=TRUNKS[trunk](),
-            heads=HEADS[heads](num_horizons),
+            heads=(HEADS | LEAPS)[heads](num_horizons),
             tie_embeddings=tied,
             own_unembeddings=own,
             output_bias=bias,

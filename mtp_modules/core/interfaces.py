@@ -23,6 +23,7 @@ from mtp_modules.core.component import Component
 from mtp_modules.core.drafts import Draft, DraftChoice, LikeliestToken
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.state import DecodingState as DecodingState
+from mtp_modules.core.targets import horizon_of_draft
 from mtp_modules.core.tokenizer import Tokenizer as Tokenizer
 
 
@@ -294,7 +295,7 @@ class Heads(Component, nn.Module, ABC):
         tokens, logits, before = [], [], None
         for depth in range(num_drafts):
             before = self.draft_states(token[:, None], state, depth=depth, before=before, parents=root, embed=embed)
-            logits.append(unembed(before, min(depth + 1, len(self.horizons) - 1))[:, 0])
+            logits.append(unembed(before, horizon_of_draft(self.horizons, depth)[0])[:, 0])
             token = choose(logits[-1])
             tokens.append(token)
             if choose.done:
@@ -325,5 +326,5 @@ class Heads(Component, nn.Module, ABC):
 
     @property
     def max_drafts(self) -> int | None:
-        """How many tokens these heads can draft: one a horizon beyond the first. ``None`` if they can go on and on."""
-        return len(self.horizons) - 1
+        """How many tokens these heads can draft: up to the farthest horizon. ``None`` if they can go on and on."""
+        return max(self.horizons) - 1

@@ -9,6 +9,7 @@ import torch
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import horizon_of_draft
 from mtp_modules.decoders.generation import DecodableModel, Request
 from mtp_modules.decoders.hypotheses import RESOLUTION, BeamPlan, Continuation, length_scale
 from mtp_modules.decoders.sampling import RowLaws
@@ -251,7 +252,7 @@ class BeamTensors:
         )
 
     def _guess(self, states: Float[Tensor, "B N D"], depth: int, prompts: list[int]) -> Float[Tensor, "B N V"]:
-        index = min(depth + 1, len(self.model.heads.horizons) - 1)
+        index, _ = horizon_of_draft(self.model.heads.horizons, depth)
         return self._log_law(self.model.unembedding.logits(states, index), prompts)
 
 

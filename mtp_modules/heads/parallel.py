@@ -8,7 +8,7 @@ from torch import nn
 from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.core.targets import at_positions, same_document_keys
+from mtp_modules.core.targets import at_positions, horizon_of_draft, leaping_horizons, same_document_keys
 from mtp_modules.heads.common import picked_rows
 from mtp_modules.layers.cache import KeyValueState, LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, TransformerLayer
@@ -72,6 +72,8 @@ class ParallelHeads(Heads):
         num_kv_heads: Key-value heads; as many as query heads if ``None``.
         ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model`` if ``None``.
         max_positions: Longest sequence.
+        stride: From each horizon to the next: 1 for 1 .. H, 2 for 1, 3, 5 and so on (L-MTP, arXiv 2505.17505). Drafts
+            between come from the positions before, whose horizons reach there.
 
     Shape:
         hidden ``(B, T, D)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -95,6 +97,7 @@ class ParallelHeads(Heads):
         num_kv_heads: int | None = None,
         ffn_width: int | None = None,
         max_positions: int = 2048,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -102,9 +105,10 @@ class ParallelHeads(Heads):
             ("num_horizons", num_horizons),
             ("num_heads", num_heads),
             ("max_positions", max_positions),
+            ("stride", stride),
         ):
             at_least(self, name, value, 1)
-        self.d_model, self.max_positions = d_model, max_positions
+        self.d_model, self.max_positions, self.stride = d_model, max_positions, stride
         self.rotary = RotaryPositions(d_model // num_heads, max_positions)
         layers = (
             TransformerLayer(d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, ffn_width=ffn_width)
@@ -115,8 +119,8 @@ class ParallelHeads(Heads):
 
     @property
     def horizons(self) -> tuple[int, ...]:
-        """1 .. H."""
-        return tuple(range(1, len(self.layers) + 1))
+        """1, 1 + stride, 1 + 2 stride and so on."""
+        return leaping_horizons(len(self.layers), self.stride)
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
@@ -173,7 +177,7 @@ class ParallelHeads(Heads):
             head_dim=attention.head_dim,
             like=self.norm.weight,
         )
-        return ParallelState(keys_values, LastHiddenState(batch_size, capacity))
+        return ParallelState(keys_values, LastHiddenState(batch_size, capacity, count=self.stride))
 
     def extend(
         self,
@@ -218,10 +222,11 @@ class ParallelHeads(Heads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return the next horizon's state at the last position, whatever the tokens."""
-        own, layer = self._own(state), self.layers[depth + 1]
-        hidden = own.hidden.last[:, None]
-        keys, values, positions, mask = own.keys_values.last(depth + 1)
+        """Return a horizon's state at the last position, or at one before where it leaps, whatever the tokens."""
+        index, back = horizon_of_draft(self.horizons, depth)
+        own, layer = self._own(state), self.layers[index]
+        hidden = own.hidden.back(back)[:, None]
+        keys, values, positions, mask = own.keys_values.last(index, back)
         queries, _, _ = layer.attention.project(layer.attention_norm(hidden), self.rotary(positions, 1, hidden))
         x = hidden + layer.attention.attend(queries, keys, values, layer.attention.folded(mask))
         return self.norm(x + layer.ffn(layer.ffn_norm(x)))

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from mtp_modules import MTPModel, Trunk
 from mtp_modules.core import DecodingState, TrunkOutput
+from mtp_modules.core.targets import horizon_of_draft
 from tests.helpers import (
     TRUNKS,
     TRUNKS_WITH_HEADS,
+    TRUNKS_WITH_LEAPS,
     VOCAB,
     assert_same,
     extend,
@@ -65,16 +67,19 @@ def check_drafts(model: MTPModel, state: DecodingState, kept: list[list[int]], t
     if len(model.horizons) == 1:
         return
     embed, unembed = model.trunk.embedding, model.unembedding.logits
-    for num_drafts in range(1, len(model.horizons)):
+    for num_drafts in range(1, max(model.horizons)):
         draft = model.heads.draft(token, state, num_drafts=num_drafts, embed=embed, unembed=unembed)
         assert draft.tokens.tolist() == draft.logits.argmax(dim=-1).tolist()
     for b, row in enumerate(kept):
         states = model(torch.tensor([[*row, int(token[b]), *draft.tokens[b].tolist()]]))
-        for depth, expected in enumerate(states[1:]):
-            assert_same(draft.logits[b, depth], model.unembedding.logits(expected[0, len(row) - 1], depth + 1))
+        for depth in range(num_drafts):
+            index, back = horizon_of_draft(model.horizons, depth)
+            if back < len(row):
+                expected = model.unembedding.logits(states[index][0, len(row) - 1 - back], index)
+                assert_same(draft.logits[b, depth], expected)
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), [*TRUNKS_WITH_HEADS, *TRUNKS_WITH_LEAPS])
 @settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
 def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObject) -> None:

@@ -24,10 +24,10 @@ KINDS = {
     ChainedHeads: {"d_model": 8, "num_horizons": 2, "num_heads": 2, "max_positions": 6},
     ConditionedHeads: {"d_model": 8, "num_horizons": 2, "width": 4, "num_layers": 1, "embedding_width": 3},
     EarlyExitHeads: {"d_model": 8, "num_horizons": 2, "num_features": 1},
-    LinearHeads: {"d_model": 8, "num_horizons": 2},
-    ParallelHeads: {"d_model": 8, "num_horizons": 2, "num_heads": 2, "max_positions": 6},
+    LinearHeads: {"d_model": 8, "num_horizons": 2, "stride": 1},
+    ParallelHeads: {"d_model": 8, "num_horizons": 2, "num_heads": 2, "max_positions": 6, "stride": 1},
     RecurrentHeads: {"d_model": 8, "num_horizons": 2, "width": 4, "embedding_width": 3},
-    ResidualHeads: {"d_model": 8, "num_horizons": 2, "num_layers": 2},
+    ResidualHeads: {"d_model": 8, "num_horizons": 2, "num_layers": 2, "stride": 1},
     SequentialHeads: {"d_model": 8, "num_horizons": 2, "num_heads": 2, "max_positions": 6, "embedding_width": 3},
 }
 
