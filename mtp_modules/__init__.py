@@ -5,7 +5,16 @@ The contracts are in :mod:`mtp_modules.core.interfaces`.
 
 from mtp_modules.core import Heads, Tokenizer, Trunk, build, describe, future_targets
 from mtp_modules.decoders import AutoregressiveDecoder, SpeculativeDecoder
-from mtp_modules.heads import LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads
+from mtp_modules.heads import (
+    ChainedHeads,
+    ConditionedHeads,
+    EarlyExitHeads,
+    LinearHeads,
+    ParallelHeads,
+    RecurrentHeads,
+    ResidualHeads,
+    SequentialHeads,
+)
 from mtp_modules.losses import (
     AuxiliaryWeights,
     ExplicitWeights,
@@ -23,6 +32,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoregressiveDecoder",
     "AuxiliaryWeights",
+    "ChainedHeads",
+    "ConditionedHeads",
+    "EarlyExitHeads",
     "ExplicitWeights",
     "GeometricWeights",
     "Heads",

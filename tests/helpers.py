@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from mtp_modules import (
+    ChainedHeads,
+    ConditionedHeads,
+    EarlyExitHeads,
     LinearHeads,
     MTPModel,
     ParallelHeads,
@@ -17,7 +20,7 @@ from mtp_modules import (
     SequentialHeads,
     TransformerTrunk,
 )
-from mtp_modules.core import DecodingState, Heads, Trunk
+from mtp_modules.core import DecodingState, Heads, Trunk, TrunkOutput
 
 VOCAB = 11
 WIDTH = 8
@@ -34,11 +37,12 @@ def _transformer(num_kv_heads: int | None, num_previous: int = 0) -> Trunk:
         ffn_width=12,
         max_positions=MAX_POSITIONS,
         num_previous=num_previous,
+        feature_layers=[0, 1],
     )
 
 
 def _recurrent(cell: str) -> Trunk:
-    return RecurrentTrunk(vocab_size=VOCAB, d_model=WIDTH, cell=cell, num_layers=2)
+    return RecurrentTrunk(vocab_size=VOCAB, d_model=WIDTH, cell=cell, num_layers=2, feature_layers=[0, 1])
 
 
 TRUNKS: dict[str, Callable[[], Trunk]] = {
@@ -63,6 +67,18 @@ def _sequential(num_horizons: int, **options: float) -> Heads:
     )
 
 
+def _chained(num_horizons: int, order: str) -> Heads:
+    return ChainedHeads(
+        d_model=WIDTH,
+        num_horizons=num_horizons,
+        num_heads=4,
+        order=order,
+        num_kv_heads=2,
+        ffn_width=8,
+        max_positions=MAX_POSITIONS,
+    )
+
+
 HEADS: dict[str, Callable[[int], Heads]] = {
     "linear": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons),
     "parallel": lambda num_horizons: ParallelHeads(
@@ -74,10 +90,37 @@ HEADS: dict[str, Callable[[int], Heads]] = {
     "sequential_shared": lambda num_horizons: _sequential(
         num_horizons, shared=True, chain_norm=True, embedding_first=False, qk_norm=True
     ),
+    "causal": lambda num_horizons: _chained(num_horizons, "causal"),
+    "anticausal": lambda num_horizons: _chained(num_horizons, "anticausal"),
+    "conditioned": lambda num_horizons: ConditionedHeads(
+        d_model=WIDTH, num_horizons=num_horizons, width=6, num_layers=2
+    ),
+    "early_exit": lambda num_horizons: EarlyExitHeads(d_model=WIDTH, num_horizons=num_horizons, num_features=2),
 }
 
-TRUNKS_WITH_HEADS = [pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in TRUNKS for heads in HEADS]
+LEAPS: dict[str, Callable[[int], Heads]] = {
+    "linear_leap": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons, stride=2),
+    "residual_leap": lambda num_horizons: ResidualHeads(d_model=WIDTH, num_horizons=num_horizons, stride=4),
+    "parallel_leap": lambda num_horizons: ParallelHeads(
+        d_model=WIDTH, num_horizons=num_horizons, num_heads=2, ffn_width=12, max_positions=MAX_POSITIONS, stride=3
+    ),
+}
+"""Heads whose horizons are not 1 .. H."""
+
+WITH_TWO_TRUNKS = ("causal", "anticausal", "conditioned", "early_exit")
+"""Heads that are tried with one trunk of each family; what differs between trunks, the others show."""
+
+TRUNKS_WITH_HEADS = [
+    pytest.param(trunk, heads, id=f"{trunk}-{heads}")
+    for trunk in TRUNKS
+    for heads in HEADS
+    if heads not in WITH_TWO_TRUNKS or trunk in ("transformer_previous", "gru")
+]
 """For ``@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)``."""
+
+TRUNKS_WITH_LEAPS = [
+    pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in ("transformer_grouped", "gru") for heads in LEAPS
+]
 
 
 @contextmanager
@@ -109,9 +152,9 @@ def make_trunk(name: str, *, seed: int = 0) -> Trunk:
 
 
 def make_heads(name: str, num_horizons: int, *, seed: int = 0) -> Heads:
-    """Build one of ``HEADS`` in float64."""
+    """Build one of ``HEADS`` or ``LEAPS`` in float64."""
     with float64():
-        heads = HEADS[name](num_horizons)
+        heads = (HEADS | LEAPS)[name](num_horizons)
     randomise(heads, seed)
     return heads
 
@@ -126,11 +169,11 @@ def make_model(
     bias: bool = False,
     seed: int = 0,
 ) -> MTPModel:
-    """Build one of ``TRUNKS`` with one of ``HEADS`` in float64."""
+    """Build one of ``TRUNKS`` with one of ``HEADS`` or ``LEAPS`` in float64."""
     with float64():
         model = MTPModel(
             trunk=TRUNKS[trunk](),
-            heads=HEADS[heads](num_horizons),
+            heads=(HEADS | LEAPS)[heads](num_horizons),
             tie_embeddings=tied,
             own_unembeddings=own,
             output_bias=bias,
@@ -141,9 +184,14 @@ def make_model(
 
 def extend(model: MTPModel, tokens: Tensor, state: DecodingState, heads_state: DecodingState) -> tuple[Tensor, Tensor]:
     """Append a chunk to the states of trunk and heads; return the hidden states and those of horizon 1."""
-    embed = model.trunk.embedding
-    hidden = model.trunk(tokens, state=state).hidden
-    return hidden, model.heads.extend(hidden, heads_state, tokens=tokens, embed=embed)
+    output = model.trunk(tokens, state=state)
+    return output.hidden, extend_heads(model, output, tokens, heads_state)
+
+
+def extend_heads(model: MTPModel, output: TrunkOutput, tokens: Tensor, state: DecodingState) -> Tensor:
+    """Append a chunk that the trunk has read to the state of the heads; return the states of horizon 1."""
+    given = model.heads.features_of(output)
+    return model.heads.extend(output.hidden, state, tokens=tokens, embed=model.trunk.embedding, **given)
 
 
 def random_tokens(rows: int, length: int, *, seed: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ final class that implements one. Letters are those of :mod:`mtp_modules.core.sha
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from mtp_modules.core.drafts import Draft, DraftChoice, LikeliestToken
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.state import DecodingState as DecodingState
+from mtp_modules.core.targets import horizon_of_draft
 from mtp_modules.core.tokenizer import Tokenizer as Tokenizer
 
 
@@ -32,7 +33,7 @@ class TrunkOutput(NamedTuple):
 
     Attributes:
         hidden: ``(B, T, D)``, ready for the heads.
-        features: Hidden states of the inner layers that somebody asked for, shallow to deep; empty if nobody did.
+        features: Hidden states of the inner layers that :attr:`Trunk.feature_layers` names, shallow to deep.
     """
 
     hidden: Float[Tensor, "B T D"]
@@ -52,6 +53,7 @@ class Trunk(Component, nn.Module, ABC):
         supports_trees: Whether a chunk may be a tree of drafts.
         trained_output: The output matrix that the trunk was trained with, which the unembedding then starts from;
             ``None`` if there is none.
+        feature_layers: Layers, counted from 0, whose outputs are :attr:`TrunkOutput.features`; ascending.
     """
 
     d_model: int
@@ -61,6 +63,7 @@ class Trunk(Component, nn.Module, ABC):
     embedding_width: int
     supports_trees: bool = False
     trained_output: OutputMatrix | None = None
+    feature_layers: tuple[int, ...] = ()
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
@@ -87,7 +90,7 @@ class Trunk(Component, nn.Module, ABC):
             tokens ``(B, T)`` -> hidden ``(B, T, D)``.
         """
 
-    def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> Float[Tensor, "B T D"]:
+    def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> TrunkOutput:
         """Append a chunk that ``state.begin`` has announced: ``forward`` with a state, less what is done on the host.
 
         A trunk that has it, in tensor operations only, can be compiled for decoding.
@@ -99,9 +102,7 @@ class Trunk(Component, nn.Module, ABC):
         Raises:
             ValueError: If this trunk does not have it.
         """
-        refuse(
-            self, "cannot be compiled for decoding, for it has no read(tokens, state); decode with the model itself."
-        )
+        refuse(self, "cannot be compiled for decoding, for it has no read(tokens, state); use the model itself.")
 
     @abstractmethod
     def new_state(self, batch_size: int, capacity: int) -> DecodingState:
@@ -132,11 +133,14 @@ class Heads(Component, nn.Module, ABC):
             decoding: the drafts so far).
         reads_every_token: Whether they do so at every position, wherever states are wanted, as heads do that attend to
             what they said before: ``future`` has all ``T`` positions then, and decoding passes the tokens of chunks.
+        num_features: How many inner layers of the trunk they read. If any, ``forward``, ``extend`` and ``read`` take
+            one keyword more, ``features``: a tuple of so many ``(B, T, D)``, shallow to deep. Horizon 1 reads none.
     """
 
     d_model: int
     reads_future: bool = False
     reads_every_token: bool = False
+    num_features: int = 0
 
     @property
     @abstractmethod
@@ -172,6 +176,10 @@ class Heads(Component, nn.Module, ABC):
         Shape:
             horizon 1: ``(B, T, D)``; every other horizon: ``(B, P, D)``.
         """
+
+    def features_of(self, output: TrunkOutput) -> dict[str, Any]:
+        """Return the keyword ``features`` for ``forward``, ``extend`` and ``read``, if these heads read any."""
+        return {"features": output.features} if self.num_features else {}
 
     @abstractmethod
     def first(
@@ -291,7 +299,7 @@ class Heads(Component, nn.Module, ABC):
         tokens, logits, before = [], [], None
         for depth in range(num_drafts):
             before = self.draft_states(token[:, None], state, depth=depth, before=before, parents=root, embed=embed)
-            logits.append(unembed(before, min(depth + 1, len(self.horizons) - 1))[:, 0])
+            logits.append(unembed(before, horizon_of_draft(self.horizons, depth)[0])[:, 0])
             token = choose(logits[-1])
             tokens.append(token)
             if choose.done:
@@ -309,11 +317,9 @@ class Heads(Component, nn.Module, ABC):
         """
         if num_drafts < 1:
             refuse(self, f"num_drafts must be at least 1, got {num_drafts}.")
-        if self.max_drafts is not None and num_drafts > self.max_drafts:
-            refuse(
-                self,
-                f"num_drafts must lie in 1..{self.max_drafts} for {len(self.horizons)} horizons, got {num_drafts}.",
-            )
+        most = self.max_drafts
+        if most is not None and num_drafts > most:
+            refuse(self, f"num_drafts must lie in 1..{most} for {len(self.horizons)} horizons, got {num_drafts}.")
 
     @abstractmethod
     def flops(self, length: int, num_far: int) -> int:
@@ -324,5 +330,5 @@ class Heads(Component, nn.Module, ABC):
 
     @property
     def max_drafts(self) -> int | None:
-        """How many tokens these heads can draft: one a horizon beyond the first. ``None`` if they can go on and on."""
-        return len(self.horizons) - 1
+        """How many tokens these heads can draft: up to the farthest horizon. ``None`` if they can go on and on."""
+        return max(self.horizons) - 1

@@ -15,9 +15,10 @@ class LossTerms:
         count: ``(H,)``, number of valid targets a horizon.
         rank: ``(B, P, H)``, number of logits above the target's.
         valid: ``(B, P, H)``, which targets count.
-        agrees: ``(B, P, H)``, whether the horizon's likeliest token is the one that horizon 1 finds likeliest once it
-            has read the text up to there; what verification will ask of a draft.
-        comparable: ``(B, P)``, positions where ``agrees`` is known for every horizon.
+        agrees: ``(B, P, G)``, whether the horizon's likeliest token is the one that horizon 1 finds likeliest once it
+            has read the text up to there; what verification will ask of a draft. ``G`` is ``H``; where horizons leap,
+            it is the farthest one, and those between are spoken of by positions before.
+        comparable: ``(B, P)``, positions where ``agrees`` is known for all of them.
     """
 
     loss: Float[Tensor, ""]
@@ -25,5 +26,5 @@ class LossTerms:
     count: Int[Tensor, " H"]
     rank: Int[Tensor, "B P H"]
     valid: Bool[Tensor, "B P H"]
-    agrees: Bool[Tensor, "B P H"]
+    agrees: Bool[Tensor, "B P G"]
     comparable: Bool[Tensor, "B P"]

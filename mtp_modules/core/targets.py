@@ -4,6 +4,7 @@ A training batch carries ``T + max(horizons)`` tokens: ``T`` positions are read 
 that every head has a target at every position.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +35,57 @@ def num_positions(tokens: Tensor, horizons: Sequence[int]) -> int:
 
 def _windows(values: Shaped[Tensor, "B L"], length: int, offsets: Sequence[int]) -> Shaped[Tensor, "B T O"]:
     return torch.stack([values[:, offset : offset + length] for offset in offsets], dim=-1)
+
+
+def leaping_horizons(num_horizons: int, stride: int) -> tuple[int, ...]:
+    """Return the offsets of heads that leap: 1, 1 + stride, 1 + 2 stride, and so on (L-MTP, arXiv 2505.17505).
+
+    Args:
+        num_horizons: How many.
+        stride: From each to the next; 1 for 1 .. H.
+    """
+    return tuple(range(1, 2 + (num_horizons - 1) * stride, stride))
+
+
+def horizon_of_draft(horizons: Sequence[int], depth: int) -> tuple[int, int]:
+    """Return which horizon speaks of a draft, by its index, and how many positions before the last one it does so.
+
+    Draft ``depth``, counted from 0, lies ``depth + 2`` behind the last position. Where no horizon is that far, the
+    nearest one beyond has spoken of the same token at an earlier position. Drafts beyond all horizons are left to the
+    last.
+
+    Args:
+        horizons: Offsets of the heads, ascending.
+        depth: Of the draft.
+
+    Example:
+        >>> [horizon_of_draft((1, 2, 3), depth) for depth in range(3)]
+        [(1, 0), (2, 0), (2, 0)]
+        >>> [horizon_of_draft((1, 4, 7), depth) for depth in range(6)]
+        [(1, 2), (1, 1), (1, 0), (2, 2), (2, 1), (2, 0)]
+    """
+    offset = depth + 2
+    index = min(bisect_left(horizons, offset), len(horizons) - 1)
+    return index, max(horizons[index] - offset, 0)
+
+
+def in_order_of_drafts(values: Bool[Tensor, "B T H"], horizons: Sequence[int]) -> Bool[Tensor, "B T G"]:
+    """Return what holds of horizon 1, and of each draft that decoding would make at a position.
+
+    The same as ``values`` for horizons 1 .. H. Where they leap, drafts come from positions before too; false where
+    there is no such position.
+
+    Args:
+        values: Of each horizon at each position.
+        horizons: Offsets of the heads, ascending from 1.
+    """
+    length, columns = values.shape[1], [values[:, :, 0]]
+    for depth in range(max(horizons) - 1):
+        index, back = horizon_of_draft(horizons, depth)
+        earlier = torch.zeros_like(values[:, :, index])
+        earlier[:, back:] = values[:, : max(length - back, 0), index]
+        columns.append(earlier)
+    return torch.stack(columns, dim=2)
 
 
 def future_targets(

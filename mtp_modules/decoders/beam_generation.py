@@ -202,7 +202,7 @@ class BeamSearchDecoder(Decoder):
 
     def _num_drafts(self, heads: Heads, wanted: int | None) -> int:
         """Return how deep to draft, after a look at what the heads can."""
-        usual, possible = len(heads.horizons) - 1, heads.max_drafts
+        usual, possible = max(heads.horizons) - 1, heads.max_drafts
         if usual < 1:
             refuse(
                 self,

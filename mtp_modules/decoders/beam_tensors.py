@@ -9,6 +9,7 @@ import torch
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import horizon_of_draft
 from mtp_modules.decoders.generation import DecodableModel, Request
 from mtp_modules.decoders.hypotheses import RESOLUTION, BeamPlan, Continuation, length_scale
 from mtp_modules.decoders.sampling import RowLaws
@@ -165,9 +166,9 @@ class BeamTensors:
         for index, row in enumerate(chunks):
             chunk[index, : len(row)] = torch.as_tensor(row)
         chunk = chunk.to(self.device)
-        hidden = self.model.trunk(chunk, state=self.trunk_state).hidden
-        embed = self.model.trunk.embedding
-        return self.model.heads.extend(hidden, self.heads_state, tokens=chunk, embed=embed), chunk
+        output, embed = self.model.trunk(chunk, state=self.trunk_state), self.model.trunk.embedding
+        given = self.model.heads.features_of(output)
+        return self.model.heads.extend(output.hidden, self.heads_state, tokens=chunk, embed=embed, **given), chunk
 
     def _log_law(self, logits: Float[Tensor, "B C V"], prompts: list[int]) -> Float[Tensor, "B C V"]:
         scores = logits.double() if self.laws is None else self.laws.select(prompts).scores(logits)
@@ -251,7 +252,7 @@ class BeamTensors:
         )
 
     def _guess(self, states: Float[Tensor, "B N D"], depth: int, prompts: list[int]) -> Float[Tensor, "B N V"]:
-        index = min(depth + 1, len(self.model.heads.horizons) - 1)
+        index, _ = horizon_of_draft(self.model.heads.horizons, depth)
         return self._log_law(self.model.unembedding.logits(states, index), prompts)
 
 

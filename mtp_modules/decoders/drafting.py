@@ -150,8 +150,8 @@ class HeadsDrafter(Drafter):
     """Let the model's own heads draft."""
 
     def most(self, heads: Heads) -> tuple[int, int | None]:
-        """Return the number of horizons beyond the first, and how far the heads can be repeated."""
-        return len(heads.horizons) - 1, heads.max_drafts
+        """Return how many tokens the horizons reach beyond the first, and how far the heads can be repeated."""
+        return max(heads.horizons) - 1, heads.max_drafts
 
     def propose(
         self,

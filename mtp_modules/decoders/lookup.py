@@ -91,7 +91,7 @@ class LookupOrHeads(Drafter):
 
     def most(self, heads: Heads) -> tuple[int, int | None]:
         """Return what the heads can."""
-        return self.num_drafts or len(heads.horizons) - 1, heads.max_drafts
+        return self.num_drafts or max(heads.horizons) - 1, heads.max_drafts
 
     def propose(
         self,

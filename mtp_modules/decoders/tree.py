@@ -11,6 +11,7 @@ from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import horizon_of_draft
 
 
 class Tree(NamedTuple):
@@ -84,7 +85,7 @@ class Grower:
             embed=self.embed,
         )
         ranking, log_law = self.guess(
-            self.unembed(states, min(self._depth + 1, len(self.heads.horizons) - 1)), self._depth
+            self.unembed(states, horizon_of_draft(self.heads.horizons, self._depth)[0]), self._depth
         )
         count = self._frontier.shape[1]
         children = ranking.topk(width, dim=-1).indices.expand(-1, count, -1)

@@ -8,7 +8,7 @@ from torch import nn
 from mtp_modules.core.checks import at_least
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.core.targets import at_positions
+from mtp_modules.core.targets import at_positions, horizon_of_draft, leaping_horizons
 from mtp_modules.heads.common import last_hidden_state
 from mtp_modules.layers.cache import LastHiddenState
 
@@ -21,12 +21,14 @@ class LinearHeads(Heads):
     Args:
         d_model: Width ``D`` of the trunk's hidden state.
         num_horizons: How many future tokens ``H`` each position predicts.
+        stride: From each horizon to the next: 1 for 1 .. H, 2 for 1, 3, 5 and so on (L-MTP, arXiv 2505.17505). Drafts
+            between come from the positions before, whose horizons reach there.
 
     Shape:
         hidden ``(B, T, D)`` -> one ``(B, T, D)`` state a horizon.
 
     Raises:
-        ValueError: If ``num_horizons`` is below 1.
+        ValueError: If a number is below 1.
 
     Example:
         >>> import torch
@@ -35,11 +37,12 @@ class LinearHeads(Heads):
         [torch.Size([1, 3, 8]), torch.Size([1, 3, 8])]
     """
 
-    def __init__(self, *, d_model: int, num_horizons: int) -> None:
+    def __init__(self, *, d_model: int, num_horizons: int, stride: int = 1) -> None:
         super().__init__()
         at_least(self, "d_model", d_model, 1)
         at_least(self, "num_horizons", num_horizons, 1)
-        self.d_model = d_model
+        at_least(self, "stride", stride, 1)
+        self.d_model, self.stride = d_model, stride
         maps = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(num_horizons))
         self.maps = cast("Sequence[nn.Linear]", maps)
         self.reset_parameters()
@@ -51,8 +54,8 @@ class LinearHeads(Heads):
 
     @property
     def horizons(self) -> tuple[int, ...]:
-        """1 .. H."""
-        return tuple(range(1, len(self.maps) + 1))
+        """1, 1 + stride, 1 + 2 stride and so on."""
+        return leaping_horizons(len(self.maps), self.stride)
 
     def forward(
         self,
@@ -80,7 +83,7 @@ class LinearHeads(Heads):
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
-        return LastHiddenState(batch_size, capacity)
+        return LastHiddenState(batch_size, capacity, count=self.stride)
 
     def read(
         self,
@@ -104,5 +107,6 @@ class LinearHeads(Heads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return the next horizon's map of the last hidden state, whatever the tokens."""
-        return self.maps[depth + 1](last_hidden_state(self, state).last)[:, None]
+        """Return a horizon's map of the last hidden state, or of one before where it leaps, whatever the tokens."""
+        index, back = horizon_of_draft(self.horizons, depth)
+        return self.maps[index](last_hidden_state(self, state).back(back))[:, None]

@@ -3,23 +3,23 @@
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import torch
 from torch import nn
 
 from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.core.targets import at_positions, same_document_keys
+from mtp_modules.core.targets import at_positions, horizon_of_draft, leaping_horizons, same_document_keys
+from mtp_modules.heads.common import picked_rows
 from mtp_modules.layers.cache import KeyValueState, LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, TransformerLayer
 
 
 class ParallelState(DecodingState):
-    """Keys and values of every head's layer, and the hidden state at each row's last token.
+    """Keys and values of every head's layer, and what drafts start from at each row's last token.
 
     Args:
         keys_values: One layer a head.
-        hidden: The trunk's state at the last token.
+        hidden: The trunk's state at the last token, or those of all horizons where layers follow one another.
     """
 
     def __init__(self, keys_values: KeyValueState, hidden: LastHiddenState) -> None:
@@ -74,6 +74,8 @@ class ParallelHeads(Heads):
         max_positions: Longest sequence.
         rope_base: Base of the rotary positions.
         norm_eps: Added to the mean square in every norm.
+        stride: From each horizon to the next: 1 for 1 .. H, 2 for 1, 3, 5 and so on (L-MTP, arXiv 2505.17505). Drafts
+            between come from the positions before, whose horizons reach there.
 
     Shape:
         hidden ``(B, T, D)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -82,6 +84,7 @@ class ParallelHeads(Heads):
         ValueError: If a size is below 1 or does not divide.
 
     Example:
+        >>> import torch
         >>> heads = ParallelHeads(d_model=32, num_horizons=2, num_heads=4, max_positions=64)
         >>> [state.shape for state in heads(torch.zeros(1, 3, 32))]
         [torch.Size([1, 3, 32]), torch.Size([1, 3, 32])]
@@ -98,6 +101,7 @@ class ParallelHeads(Heads):
         max_positions: int = 2048,
         rope_base: float = 10000.0,
         norm_eps: float = 1e-6,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -105,9 +109,10 @@ class ParallelHeads(Heads):
             ("num_horizons", num_horizons),
             ("num_heads", num_heads),
             ("max_positions", max_positions),
+            ("stride", stride),
         ):
             at_least(self, name, value, 1)
-        self.d_model, self.max_positions = d_model, max_positions
+        self.d_model, self.max_positions, self.stride = d_model, max_positions, stride
         self.rotary = RotaryPositions(d_model // num_heads, max_positions, base=rope_base)
         layers = (
             TransformerLayer(
@@ -120,8 +125,8 @@ class ParallelHeads(Heads):
 
     @property
     def horizons(self) -> tuple[int, ...]:
-        """1 .. H."""
-        return tuple(range(1, len(self.layers) + 1))
+        """1, 1 + stride, 1 + 2 stride and so on."""
+        return leaping_horizons(len(self.layers), self.stride)
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
@@ -147,11 +152,7 @@ class ParallelHeads(Heads):
         far = hidden if far_hidden is None else far_hidden
         if positions is None:
             return (first, *(self.norm(layer(far, table, mask)) for layer in self.layers[1:]))
-        if seen is None:
-            steps = torch.arange(length, device=hidden.device)
-            rows = (steps <= positions[:, :, None])[:, None]
-        else:
-            rows = at_positions(seen, positions)[:, None]
+        rows = picked_rows(positions, seen, length)
         picked, picked_table = at_positions(far, positions), self.rotary(positions, positions.shape[1], hidden)
         return (
             first,
@@ -183,7 +184,7 @@ class ParallelHeads(Heads):
             like=self.norm.weight,
             max_positions=self.max_positions,
         )
-        return ParallelState(keys_values, LastHiddenState(batch_size, capacity))
+        return ParallelState(keys_values, LastHiddenState(batch_size, capacity, count=self.stride))
 
     def read(
         self,
@@ -216,10 +217,11 @@ class ParallelHeads(Heads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return the next horizon's state at the last position, whatever the tokens."""
-        own, layer = self._own(state), self.layers[depth + 1]
-        hidden = own.hidden.last[:, None]
-        keys, values, positions, mask = own.keys_values.last(depth + 1)
+        """Return a horizon's state at the last position, or at one before where it leaps, whatever the tokens."""
+        index, back = horizon_of_draft(self.horizons, depth)
+        own, layer = self._own(state), self.layers[index]
+        hidden = own.hidden.back(back)[:, None]
+        keys, values, positions, mask = own.keys_values.last(index, back)
         queries, _, _ = layer.attention.project(layer.attention_norm(hidden), self.rotary(positions, 1, hidden))
         x = hidden + layer.attention.attend(queries, keys, values, layer.attention.folded(mask))
         return self.norm(x + layer.ffn(layer.ffn_norm(x)))

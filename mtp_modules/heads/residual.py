@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 from mtp_modules.core.checks import at_least
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.core.targets import at_positions
+from mtp_modules.core.targets import at_positions, horizon_of_draft, leaping_horizons
 from mtp_modules.heads.common import last_hidden_state
 from mtp_modules.layers.cache import LastHiddenState
 
@@ -51,6 +51,8 @@ class ResidualHeads(Heads):
         d_model: Width ``D`` of the trunk's hidden state.
         num_horizons: How many future tokens ``H`` each position predicts.
         num_layers: Blocks of each horizon beyond the first.
+        stride: From each horizon to the next: 1 for 1 .. H, 2 for 1, 3, 5 and so on (L-MTP, arXiv 2505.17505). Drafts
+            between come from the positions before, whose horizons reach there.
 
     Shape:
         hidden ``(B, T, D)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -65,19 +67,20 @@ class ResidualHeads(Heads):
         [True, True, True]
     """
 
-    def __init__(self, *, d_model: int, num_horizons: int, num_layers: int = 1) -> None:
+    def __init__(self, *, d_model: int, num_horizons: int, num_layers: int = 1, stride: int = 1) -> None:
         super().__init__()
         at_least(self, "d_model", d_model, 1)
         at_least(self, "num_horizons", num_horizons, 1)
         at_least(self, "num_layers", num_layers, 1)
-        self.d_model, self.num_layers = d_model, num_layers
+        at_least(self, "stride", stride, 1)
+        self.d_model, self.num_layers, self.stride = d_model, num_layers, stride
         stacks = (nn.Sequential(*(ResidualBlock(d_model) for _ in range(num_layers))) for _ in range(num_horizons - 1))
         self.stacks = cast("Sequence[nn.Sequential]", nn.ModuleList(stacks))
 
     @property
     def horizons(self) -> tuple[int, ...]:
-        """1 .. H."""
-        return tuple(range(1, len(self.stacks) + 2))
+        """1, 1 + stride, 1 + 2 stride and so on."""
+        return leaping_horizons(len(self.stacks) + 1, self.stride)
 
     def forward(
         self,
@@ -105,7 +108,7 @@ class ResidualHeads(Heads):
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
-        return LastHiddenState(batch_size, capacity)
+        return LastHiddenState(batch_size, capacity, count=self.stride)
 
     def read(
         self,
@@ -129,6 +132,7 @@ class ResidualHeads(Heads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return the next horizon's blocks of the last hidden state, whatever the tokens."""
-        states: Tensor = self.stacks[depth](last_hidden_state(self, state).last[:, None])
+        """Return a horizon's blocks of the last hidden state, or of one before where it leaps, whatever the tokens."""
+        index, back = horizon_of_draft(self.horizons, depth)
+        states: Tensor = self.stacks[index - 1](last_hidden_state(self, state).back(back)[:, None])
         return states

@@ -10,6 +10,7 @@ from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
+from mtp_modules.heads.common import picked_rows
 from mtp_modules.heads.sequential_module import SequentialModule
 from mtp_modules.heads.sequential_state import SequentialState, Walk
 from mtp_modules.layers.cache import KeyValueState, LastHiddenState
@@ -180,11 +181,8 @@ class SequentialHeads(Heads):
         self, positions: Int[Tensor, "B P"], seen: Tensor | None, like: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Return what positions may look at, the positions and their rotations."""
-        if seen is None:
-            rows = torch.arange(like.shape[1], device=like.device) <= positions[:, :, None]
-        else:
-            rows = at_positions(seen, positions)
-        return rows[:, None], positions, self.rotary(positions, positions.shape[1], like)
+        rows = picked_rows(positions, seen, like.shape[1])
+        return rows, positions, self.rotary(positions, positions.shape[1], like)
 
     def first(
         self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None

@@ -6,6 +6,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.core.targets import at_positions
 
 
 class ChunkedState(DecodingState):
@@ -242,15 +243,19 @@ class KeyValueState(ChunkedState):
             all_values.index_copy_(2, self._slots[0], values)
         return all_keys, all_values
 
-    def last(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def last(self, layer: int, back: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return keys, values, positions ``(B, 1)`` and mask for one query at each row's last committed token.
 
         Args:
             layer: Index of the layer.
+            back: For a query so many tokens earlier, or at a row's first token if there are not so many.
         """
         self.settle()
         assert self._back is not None
         keys, values, positions, mask = self._back
+        if back:
+            positions = (positions - back).clamp(min=0)
+            mask = torch.arange(keys[layer].shape[2], device=positions.device) <= positions[:, None, :, None]
         return keys[layer], values[layer], positions, mask
 
     def settle(self) -> None:
@@ -270,11 +275,13 @@ class LastHiddenState(ChunkedState):
     Args:
         batch_size: Number ``B`` of rows.
         capacity: Most tokens a row can hold, the chunk included.
+        count: Remember so many last tokens.
     """
 
-    def __init__(self, batch_size: int, capacity: int) -> None:
+    def __init__(self, batch_size: int, capacity: int, *, count: int = 1) -> None:
         super().__init__(batch_size, capacity)
-        self._last: Float[Tensor, "B D"] | None = None
+        self.count = count
+        self._recent: Float[Tensor, "B C D"] | None = None
         self._pending: Float[Tensor, "B T D"] | None = None
 
     def append(self, hidden: Float[Tensor, "B T D"]) -> None:
@@ -293,27 +300,36 @@ class LastHiddenState(ChunkedState):
         """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
         super().commit(keep, path)
         assert self._pending is not None
-        index = torch.tensor(keep, device=self._pending.device)
-        rows, place = torch.arange(len(keep), device=index.device), (index - 1).clamp(min=0)
-        picked = self._pending[rows, place if path is None else path[rows, place]]
-        if min(keep) == 0:
-            before = torch.zeros_like(picked) if self._last is None else self._last
-            picked = torch.where((index == 0)[:, None], before, picked)
-        self._last, self._pending = picked, None
+        read = self._pending if path is None else at_positions(self._pending, path)
+        ends = torch.tensor(keep, device=read.device)[:, None]
+        if min(keep) < self.count:
+            before = read.new_zeros(len(keep), self.count, read.shape[2]) if self._recent is None else self._recent
+            read, ends = torch.cat((before, read), dim=1), ends + self.count
+        self._recent = at_positions(read, ends + torch.arange(-self.count, 0, device=read.device))
+        self._pending = None
 
     def select(self, rows: list[int]) -> None:
         """Go on with some of the rows only."""
         super().select(rows)
-        self._last = self.last[rows]
+        if self._recent is not None:
+            self._recent = self._recent[rows]
 
     @property
     def empty(self) -> bool:
         """Whether nothing was committed yet."""
-        return self._last is None
+        return self._recent is None
 
     @property
     def last(self) -> Float[Tensor, "B D"]:
         """The hidden state at each row's last committed token."""
-        if self._last is None:
+        return self.back(0)
+
+    def back(self, count: int) -> Float[Tensor, "B D"]:
+        """Return the hidden state so many tokens before each row's last committed one; zeros before its first.
+
+        Args:
+            count: Below the number that is remembered.
+        """
+        if self._recent is None:
             refuse(self, "nothing was committed yet; read a prompt first.")
-        return self._last
+        return self._recent[:, -1 - count]

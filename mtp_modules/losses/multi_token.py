@@ -15,6 +15,7 @@ from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.core.targets import (
     at_positions,
     future_targets,
+    in_order_of_drafts,
     num_positions,
     positions_of_horizon_one,
     sample_positions,
@@ -179,14 +180,19 @@ class MultiTokenLoss(Component, nn.Module):
         at_every = at_positions(valid, every)
         same = positions_of_horizon_one(every, horizons)
         own = predicted[torch.arange(len(tokens), device=tokens.device)[:, None, None], same.clamp(max=length - 1)]
+        agrees = torch.cat((at_positions(predicted, every)[:, :, None], far_predicted), dim=2) == own
+        known = (same < length) & at_every
+        if max(horizons) > len(horizons):  # drafts come from positions before too, which a sample does not hold
+            agrees = in_order_of_drafts(agrees, horizons)
+            known = in_order_of_drafts(known, horizons) & (positions is None)
         return LossTerms(
             loss=terms.loss,
             nll=(sums / count.clamp(min=1)).to(scale.dtype),
             count=count,
             rank=torch.cat((at_positions(rank, every)[:, :, None], far_rank), dim=2),
             valid=at_every,
-            agrees=torch.cat((at_positions(predicted, every)[:, :, None], far_predicted), dim=2) == own,
-            comparable=((same < length) & at_every).all(dim=2),
+            agrees=agrees,
+            comparable=known.all(dim=2),
         )
 
     def _positions(self, tokens: Tensor, length: int) -> Int[Tensor, "B P"] | None:

@@ -17,7 +17,7 @@ def hits(rank: Int[Tensor, "B P H"], valid: Bool[Tensor, "B P H"], top_k: int) -
     return ((rank < top_k) & valid).sum(dim=(0, 1))
 
 
-def accepted_lengths(agrees: Bool[Tensor, "B P H"]) -> Int[Tensor, "B P"]:
+def accepted_lengths(agrees: Bool[Tensor, "B P G"]) -> Int[Tensor, "B P"]:
     """Return how many tokens a forward pass at each position would bring: horizon 1, and the drafts that it confirms.
 
     Args:

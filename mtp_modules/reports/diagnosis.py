@@ -184,7 +184,7 @@ def diagnose(
     Raises:
         ValueError: If the model has one horizon, there is no text or prompt, or a number is out of range.
     """
-    usual = len(model.horizons) - 1
+    usual = max(model.horizons) - 1
     if usual < 1:
         refuse(
             "diagnose", f"{type(model.heads).__name__} with one horizon drafts nothing; there is nothing to diagnose."

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from mtp_modules.core.checks import at_least, refuse, within_positions
+from mtp_modules.core.checks import ascending_layers, at_least, refuse, within_positions
 from mtp_modules.core.component import redescribe
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
@@ -42,8 +42,8 @@ class HuggingFaceTrunk(Trunk):
         gguf_file: Name of a GGUF file in that folder.
         revision: Of a model on the hub: a branch, a tag or a commit.
         dtype: Precision of the weights, such as ``"bfloat16"``; torch's default if ``None``. Heads must have the same.
-        feature_layers: Layers whose hidden states are returned as ``features``, ascending: after so many layers, before
-            the final norm; 0 is what enters the first.
+        feature_layers: Layers, counted from 0, whose outputs are returned too, for heads that read them. Not the last:
+            its output, behind the final norm, is the hidden state.
         max_positions: Longest sequence, if it shall be shorter than the model's own limit.
 
     Shape:
@@ -91,7 +91,7 @@ class HuggingFaceTrunk(Trunk):
             if self.max_positions is not None and max_positions > self.max_positions:
                 refuse(self, f"max_positions must be at most {self.max_positions} for this model, got {max_positions}.")
             self.max_positions = max_positions
-        self.feature_layers = _checked_layers(self, feature_layers, len(self.blocks))
+        self.feature_layers = ascending_layers(self, feature_layers, len(self.blocks) - 1)
         redescribe(self, pretrained=None, gguf_file=None, revision=None, dtype=None, config=plain_config(loaded.config))
 
     @property
@@ -167,7 +167,7 @@ class HuggingFaceTrunk(Trunk):
             input_ids=tokens, use_cache="past_key_values" in how, output_hidden_states=bool(self.feature_layers), **how
         )
         hidden: Float[Tensor, "B T D"] = found.last_hidden_state
-        features = tuple(found.hidden_states[layer] for layer in self.feature_layers)
+        features = tuple(found.hidden_states[layer + 1] for layer in self.feature_layers)
         return TrunkOutput(hidden if self.output_scale == 1.0 else hidden * self.output_scale, features)
 
     def new_state(self, batch_size: int, capacity: int) -> DecodingState:
@@ -220,12 +220,3 @@ def _positions(config: Any) -> int | None:
             )
             found = min(found or original, original) if original else found
     return found
-
-
-def _checked_layers(owner: object, layers: Sequence[int], count: int) -> tuple[int, ...]:
-    for layer in layers:
-        if not 0 <= layer < count:
-            refuse(owner, f"feature_layers must lie in 0..{count - 1} for {count} layers, got {layer}.")
-    if sorted(set(layers)) != list(layers):
-        refuse(owner, f"feature_layers must ascend, got {list(layers)}.")
-    return tuple(layers)

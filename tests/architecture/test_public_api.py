@@ -15,6 +15,9 @@ from tests.architecture.imports import PACKAGE, ROOT, source_files
 PUBLIC = {
     "AutoregressiveDecoder",
     "AuxiliaryWeights",
+    "ChainedHeads",
+    "ConditionedHeads",
+    "EarlyExitHeads",
     "ExplicitWeights",
     "GeometricWeights",
     "Heads",

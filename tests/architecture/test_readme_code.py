@@ -1,6 +1,7 @@
 """The README's Python runs as it stands."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +21,12 @@ def test_the_example_trains_and_decodes(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_examples_on_the_page_about_heads_build_models() -> None:
     page = (ROOT / "docs/heads.md").read_text(encoding="utf-8")
     code = "".join(re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S))
-    names: dict[str, MTPModel] = {}
+    names: dict[str, Any] = {}
     exec(compile(code, "heads.md", "exec"), names)
-    assert [len(names[name](torch.zeros(1, 9, dtype=torch.long))) for name in ("medusa", "model")] == [5, 3]
+    states = {name: names[name](torch.zeros(1, 9, dtype=torch.long)) for name in ("medusa", "early", "model")}
+    assert names["leaping"].horizons == (1, 3, 5, 7)
+    assert len(names["generation"].tokens[0]) == 16
+    assert {name: len(found) for name, found in states.items()} == {"medusa": 5, "early": 5, "model": 3}
 
 
 def test_the_first_example_on_the_page_about_trunks_decodes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,11 @@ CASES = {
     "linear heads": Case(heads="linear"),
     "recurrent heads": Case(heads="recurrent", tied=False),
     "sequential heads": Case(heads="sequential", documents=True, share_of_positions=0.5),
+    "residual heads": Case(heads="residual", own_unembeddings=True),
+    "causal heads": Case(heads="causal", share_of_positions=0.5),
+    "anticausal heads": Case(heads="anticausal", documents=True),
+    "conditioned heads": Case(heads="conditioned", tied=False),
+    "early exits": Case(heads="early_exit"),
     "recurrent trunk": Case(trunk="gru", heads="recurrent"),
 }
 

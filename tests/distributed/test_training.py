@@ -24,6 +24,13 @@ RUNS = [
     Run(freeze=("trunk",), heads="recurrent"),
     Run(strategy="ddp", heads="sequential_shared"),
     Run(heads="sequential_shared", activation_checkpointing="full"),
+    Run(heads="residual", own_unembeddings=True, tied=False),
+    Run(heads="causal", accumulate=1),
+    Run(heads="anticausal", activation_checkpointing="full", accumulate=1),
+    Run(strategy="ddp", heads="conditioned", optimizer="adamw", accumulate=1),
+    Run(heads="conditioned", accumulate=1),
+    Run(strategy="ddp", heads="early_exit", trunk="gru", optimizer="adamw", accumulate=1),
+    Run(heads="early_exit", accumulate=1),
 ]
 RANDOM = [Run(strategy=strategy, share_of_positions=0.5) for strategy in ("ddp", "fsdp2")]
 

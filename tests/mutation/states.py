@@ -84,8 +84,8 @@ MUTANTS = (
     Mutant(
         "drafts-from-a-rejected-token",
         "layers/cache.py",
-        "rows, place = torch.arange(len(keep), device=index.device), (index - 1).clamp(min=0)",
-        "rows, place = torch.arange(len(keep), device=index.device), 0 * index - 1",
+        "ends + torch.arange(-self.count, 0, device=read.device)",
+        "0 * ends + read.shape[1] + torch.arange(-self.count, 0, device=read.device)",
         "drafts start from the state of a token that was rejected",
         "vllm#14649",
         (ROUNDS + "[transformer-linear]",),
@@ -147,8 +147,8 @@ MUTANTS = (
     Mutant(
         "nothing-kept",
         "layers/cache.py",
-        "            picked = torch.where((index == 0)[:, None], before, picked)\n",
-        "            picked = picked + 0 * before\n",
+        "read, ends = torch.cat((before, read), dim=1), ends + self.count",
+        "read, ends = torch.cat((0 * before + read[:, :1], read), dim=1), ends + self.count",
         "a row that keeps nothing of a chunk drafts from its first token",
         OURS,
         (ROUNDS + "[transformer-linear]",),
@@ -193,8 +193,8 @@ MUTANTS = (
     Mutant(
         "tree-path-ignored-by-the-heads",
         "layers/cache.py",
-        "picked = self._pending[rows, place if path is None else path[rows, place]]",
-        "picked = self._pending[rows, place]",
+        "read = self._pending if path is None else at_positions(self._pending, path)",
+        "read = self._pending",
         "after a tree the heads draft from a token that was not taken",
         OURS,
         ("properties/test_trees.py::test_a_tree_s_drafts_are_those_of_the_chains_along_it",),
@@ -247,7 +247,7 @@ MUTANTS = (
     Mutant(
         "memory-crosses-documents",
         "trunks/recurrent.py",
-        "return TrunkOutput(self._by_document(tokens, document_ids))",
+        "return self._output(self._by_document(tokens, document_ids))",
         "pass",
         "a recurrent memory is carried from one document to the next",
         "Megatron-LM#1650",

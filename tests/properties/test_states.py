@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtp_modules import MTPModel, Trunk
-from mtp_modules.core import DecodingState
+from mtp_modules.core import DecodingState, TrunkOutput
+from mtp_modules.core.targets import horizon_of_draft
 from tests.helpers import (
-    HEADS,
     TRUNKS,
     TRUNKS_WITH_HEADS,
+    TRUNKS_WITH_LEAPS,
     VOCAB,
     assert_same,
     extend,
+    extend_heads,
     make_model,
     make_trunk,
     random_tokens,
@@ -25,18 +27,20 @@ from tests.helpers import (
 CAPACITY = 40
 
 
-def fresh(trunk: Trunk, kept: list[int], chunk: Tensor) -> Tensor:
-    """Read a row and its chunk in one forward pass without a state; return the chunk's hidden states."""
+def fresh(trunk: Trunk, kept: list[int], chunk: Tensor) -> list[Tensor]:
+    """Read a row and its chunk in one forward pass without a state; return the chunk's hidden states, all layers'."""
     tokens = torch.cat((torch.tensor(kept, dtype=torch.long), chunk))
-    return trunk(tokens[None]).hidden[0, len(kept) :]
+    output = trunk(tokens[None])
+    return [states[0, len(kept) :] for states in (output.hidden, *output.features)]
 
 
-def check_chunk(trunk: Trunk, state: DecodingState, kept: list[list[int]], chunk: Tensor) -> Tensor:
+def check_chunk(trunk: Trunk, state: DecodingState, kept: list[list[int]], chunk: Tensor) -> TrunkOutput:
     """Append a chunk and compare every row with a fresh forward pass."""
-    hidden = trunk(chunk, state=state).hidden
+    output = trunk(chunk, state=state)
+    assert len(output.features) == len(trunk.feature_layers) > 0
     for b, row in enumerate(kept):
-        assert_same(hidden[b], fresh(trunk, row, chunk[b]))
-    return hidden
+        assert_same([states[b] for states in (output.hidden, *output.features)], fresh(trunk, row, chunk[b]))
+    return output
 
 
 def keep_tokens(kept: list[list[int]], chunk: Tensor, keep: list[int]) -> None:
@@ -63,16 +67,19 @@ def check_drafts(model: MTPModel, state: DecodingState, kept: list[list[int]], t
     if len(model.horizons) == 1:
         return
     embed, unembed = model.trunk.embedding, model.unembedding.logits
-    for num_drafts in range(1, len(model.horizons)):
+    for num_drafts in range(1, max(model.horizons)):
         draft = model.heads.draft(token, state, num_drafts=num_drafts, embed=embed, unembed=unembed)
         assert draft.tokens.tolist() == draft.logits.argmax(dim=-1).tolist()
     for b, row in enumerate(kept):
         states = model(torch.tensor([[*row, int(token[b]), *draft.tokens[b].tolist()]]))
-        for depth, expected in enumerate(states[1:]):
-            assert_same(draft.logits[b, depth], model.unembedding.logits(expected[0, len(row) - 1], depth + 1))
+        for depth in range(num_drafts):
+            index, back = horizon_of_draft(model.horizons, depth)
+            if back < len(row):
+                expected = model.unembedding.logits(states[index][0, len(row) - 1 - back], index)
+                assert_same(draft.logits[b, depth], expected)
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), [*TRUNKS_WITH_HEADS, *TRUNKS_WITH_LEAPS])
 @settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
 def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObject) -> None:
@@ -84,8 +91,8 @@ def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObj
     for round_ in range(data.draw(st.integers(1, 4), label="rounds")):
         length = data.draw(st.integers(1, 4), label="chunk")
         chunk = random_tokens(rows, length, seed=data.draw(st.integers(0, 99), label="seed"))
-        hidden = check_chunk(model.trunk, state, kept, chunk)
-        first = model.heads.extend(hidden, heads_state, tokens=chunk, embed=model.trunk.embedding)
+        output = check_chunk(model.trunk, state, kept, chunk)
+        first = extend_heads(model, output, chunk, heads_state)
         for b, row in enumerate(kept):
             whole = torch.cat((torch.tensor(row, dtype=torch.long), chunk[b], chunk.new_zeros(model.lookahead)))
             assert_same(first[b], model(whole[None])[0][0, len(row) :])
@@ -107,9 +114,9 @@ def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObj
 def test_a_state_without_drafts_gives_the_same_horizon_1(trunk: str, heads: str) -> None:
     model = make_model(trunk, heads, 3).eval()
     tokens = random_tokens(2, 5)
-    hidden, embed = model.trunk(tokens).hidden, model.trunk.embedding
+    output = model.trunk(tokens)
     states = [model.heads.new_state(2, CAPACITY, for_drafts=for_drafts) for for_drafts in (True, False)]
-    first = [model.heads.extend(hidden, state, tokens=tokens, embed=embed) for state in states]
+    first = [extend_heads(model, output, tokens, state) for state in states]
     assert_same(first[0], first[1])
 
 
@@ -197,8 +204,9 @@ def test_heads_cannot_draft_before_a_prompt() -> None:
         check_drafts(model, model.heads.new_state(1, 4), [[]], torch.zeros(1, dtype=torch.long))
 
 
-@pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("trunk", [name for name in TRUNKS if name.startswith("transformer")])
+@pytest.mark.parametrize(
+    ("trunk", "heads"), [pair for pair in TRUNKS_WITH_HEADS if str(pair.values[0]).startswith("transformer")]
+)
 @settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_a_tree_is_read_as_each_of_its_paths_would_be(trunk: str, heads: str, data: st.DataObject) -> None:

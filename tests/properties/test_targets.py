@@ -40,6 +40,17 @@ def test_an_id_that_comes_back_is_another_document() -> None:
     assert valid.flatten().tolist() == [False, False, True]
 
 
+@given(st.integers(1, 4), st.integers(1, 5))
+def test_a_draft_comes_from_the_latest_position_that_speaks_of_it(num_horizons: int, stride: int) -> None:
+    horizons = targets.leaping_horizons(num_horizons, stride)
+    assert horizons == tuple(1 + stride * index for index in range(num_horizons))
+    for depth in range(horizons[-1] - 1):
+        speak = [(back, index) for back in range(30) for index, h in enumerate(horizons) if h - back == depth + 2]
+        assert targets.horizon_of_draft(horizons, depth)[::-1] == min(speak)
+        assert min(speak)[0] < stride
+    assert targets.horizon_of_draft(horizons, horizons[-1] - 1) == (num_horizons - 1, 0)
+
+
 @given(batches())
 def test_tokens_between_are_those_after_the_position(batch: tuple) -> None:
     tokens, horizons, _, _ = batch

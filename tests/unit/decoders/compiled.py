@@ -38,6 +38,11 @@ def main(backend: str) -> None:
         ("transformer_previous", "recurrent"),
         ("transformer_grouped", "parallel"),
         ("transformer", "sequential"),
+        ("transformer_grouped", "causal"),
+        ("transformer", "conditioned"),
+        ("transformer", "early_exit"),
+        ("transformer", "linear_leap"),
+        ("transformer_grouped", "parallel_leap"),
     ):
         model = make_model(trunk, heads, 3).eval()
         graphs: list[int] = []

@@ -6,16 +6,28 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtp_modules import LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads
-from mtp_modules.core import Heads
+from mtp_modules import (
+    ChainedHeads,
+    ConditionedHeads,
+    EarlyExitHeads,
+    LinearHeads,
+    ParallelHeads,
+    RecurrentHeads,
+    ResidualHeads,
+    SequentialHeads,
+)
+from mtp_modules.core import Heads, TrunkOutput
 from tests.helpers import HEADS, WIDTH, assert_same, float64, make_heads, make_trunk, randomise
 from tests.reference import transformer as naive
 
 KINDS = {
-    LinearHeads: {"d_model": 8, "num_horizons": 2},
-    ParallelHeads: {"d_model": 8, "num_horizons": 2, "num_heads": 2, "max_positions": 6},
+    ChainedHeads: {"d_model": 8, "num_horizons": 2, "num_heads": 2, "max_positions": 6},
+    ConditionedHeads: {"d_model": 8, "num_horizons": 2, "width": 4, "num_layers": 1, "embedding_width": 3},
+    EarlyExitHeads: {"d_model": 8, "num_horizons": 2, "num_features": 1},
+    LinearHeads: {"d_model": 8, "num_horizons": 2, "stride": 1},
+    ParallelHeads: {"d_model": 8, "num_horizons": 2, "num_heads": 2, "max_positions": 6, "stride": 1},
     RecurrentHeads: {"d_model": 8, "num_horizons": 2, "width": 4, "embedding_width": 3},
-    ResidualHeads: {"d_model": 8, "num_horizons": 2, "num_layers": 2},
+    ResidualHeads: {"d_model": 8, "num_horizons": 2, "num_layers": 2, "stride": 1},
     SequentialHeads: {"d_model": 8, "num_horizons": 2, "num_heads": 2, "max_positions": 6, "embedding_width": 3},
 }
 
@@ -28,6 +40,12 @@ def random_hidden(rows: int, length: int) -> Tensor:
     return torch.randn(rows, length, WIDTH, dtype=torch.float64)
 
 
+def features(heads: Heads, rows: int, length: int) -> dict[str, tuple[Tensor, ...]]:
+    """Return outputs of inner layers, if the heads read them."""
+    states = tuple(random_hidden(rows, length) for _ in range(heads.num_features))
+    return heads.features_of(TrunkOutput(random_hidden(rows, length), states))
+
+
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("documents", [False, True])
 def test_horizon_one_alone_is_what_forward_returns_first(name: str, documents: bool) -> None:
@@ -35,7 +53,8 @@ def test_horizon_one_alone_is_what_forward_returns_first(name: str, documents: b
     ids = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1]]) if documents else None
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         first = heads.first(hidden, document_ids=ids)
-    assert_same(first, heads(hidden, future=future, document_ids=ids)[0])
+    given = features(heads, 2, 6)
+    assert_same(first, heads(hidden, future=future, document_ids=ids, **given)[0])
     assert counter.get_total_flops() == 2 * heads.flops(6, 0)
 
 
@@ -89,6 +108,102 @@ def test_residual_heads_start_as_horizon_1_and_learn() -> None:
     assert all(torch.equal(state, hidden) for state in states)
     sum(state.sum() for state in states).backward()
     assert all(parameter.grad.abs().min() > 0 for parameter in heads.parameters())
+
+
+@pytest.mark.parametrize("order", ["causal", "anticausal"])
+def test_chained_heads_read_one_another(order: str) -> None:
+    heads, hidden = make_heads(order, 3), random_hidden(2, 4)
+    states = heads(hidden)
+    for b in range(2):
+        x = hidden[b]
+        for index in (0, 1, 2) if order == "causal" else (2, 1, 0):
+            x = naive.transformer_layer(heads.layers[index], x)
+            assert_same(states[index][b], naive.rms_norm(x, heads.norm.weight))
+
+
+def test_chained_heads_know_two_orders() -> None:
+    with pytest.raises(ValueError, match=r"^ChainedHeads: order must be one of causal, anticausal, got 'acausal'\.$"):
+        ChainedHeads(d_model=8, num_horizons=2, num_heads=2, order="acausal")
+
+
+@pytest.mark.parametrize("order", ["causal", "anticausal"])
+def test_a_state_without_drafts_holds_the_layers_up_to_horizon_1(order: str) -> None:
+    state = make_heads(order, 3).new_state(1, 5, for_drafts=False)
+    assert state.keys_values.num_layers == (1 if order == "causal" else 3)
+
+
+@pytest.mark.parametrize("order", ["causal", "anticausal"])
+def test_far_chained_heads_spare_the_trunk_and_train_all_their_layers(order: str) -> None:
+    heads, hidden = make_heads(order, 3), random_hidden(1, 4).requires_grad_()
+    states, detached = heads(hidden), heads(hidden, far_hidden=hidden.detach())
+    assert_same(detached, states)
+    far = (sum(state.sum() for state in found[1:]) for found in (states, detached))
+    wanted, found = (torch.autograd.grad(s, list(heads.parameters()), allow_unused=True) for s in far)
+    assert sum(gradient is not None for gradient in wanted) > 10
+    for one, other in zip(found, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert_same(one, other)
+    assert torch.autograd.grad(heads(hidden, far_hidden=hidden.detach())[2].sum(), hidden, allow_unused=True) == (None,)
+    assert torch.autograd.grad(heads(hidden, far_hidden=hidden.detach())[0].sum(), hidden)[0].abs().min() > 0
+
+
+def test_conditioned_heads_join_the_state_with_all_tokens_between() -> None:
+    heads, hidden, future = make_heads("conditioned", 4), random_hidden(1, 3), torch.randn(1, 3, 3, WIDTH).double()
+    states = heads(hidden, future=future)
+    assert states[0] is hidden
+    for t in range(3):
+        for index in range(3):
+            step, block = heads.steps[index], heads.stacks[index][0]
+            read = torch.cat([hidden[0, t], *(future[0, t, place] for place in range(index + 1))])
+            inner = step.join.weight @ read + step.join.bias
+            x = hidden[0, t] + step.out.weight @ (inner / (1 + (-inner).exp()))
+            inner = block.linear.weight @ x + block.linear.bias
+            assert_same(states[index + 1][0, t], x + inner / (1 + (-inner).exp()))
+
+
+def test_early_exits_are_blocks_of_a_normalised_layer() -> None:
+    heads, hidden = make_heads("early_exit", 4), random_hidden(2, 3)
+    given = features(heads, 2, 3)["features"]
+    states = heads(hidden, features=given)
+    assert states[0] is hidden
+    assert heads.exits == [1, 1, 0]
+    for state, (norm, block), exit_ in zip(states[1:], heads.stacks, heads.exits, strict=True):
+        for b in range(2):
+            x = naive.rms_norm(given[exit_][b], norm.weight)
+            inner = x @ block.linear.weight.T + block.linear.bias
+            assert_same(state[b], x + inner / (1 + (-inner).exp()))
+
+
+@pytest.mark.parametrize(
+    ("num_horizons", "num_features", "exits"),
+    [(1, 3, []), (2, 1, [0]), (2, 3, [2]), (3, 3, [2, 1]), (4, 3, [2, 1, 0]), (7, 3, [2, 2, 1, 1, 0, 0])],
+)
+def test_exits_are_shared_out_evenly_the_deepest_first(num_horizons: int, num_features: int, exits: list[int]) -> None:
+    heads = EarlyExitHeads(d_model=8, num_horizons=num_horizons, num_features=num_features)
+    assert heads.exits == exits
+
+
+@pytest.mark.parametrize("exits", [[0], [0, 2], [-1, 0], [0, 0, 0]])
+def test_every_further_horizon_exits_at_a_layer_that_is_there(exits: list[int]) -> None:
+    sentence = (
+        r"^EarlyExitHeads: exits must name one of the layers 0\.\.1 for each of 2 horizons beyond the first, got \["
+    )
+    with pytest.raises(ValueError, match=sentence):
+        EarlyExitHeads(d_model=8, num_horizons=3, num_features=2, exits=exits)
+    with pytest.raises(ValueError, match=r"^EarlyExitHeads: num_layers must be at least 0, got -1\.$"):
+        EarlyExitHeads(d_model=8, num_horizons=3, num_features=2, num_layers=-1)
+
+
+def test_early_exits_need_the_layers_that_they_read() -> None:
+    heads, hidden = make_heads("early_exit", 3), random_hidden(1, 2)
+    sentence = (
+        r"^EarlyExitHeads: features must hold the outputs of 2 inner layers, got 0; pass what the trunk returns \(MTP"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        heads(hidden)
+    with pytest.raises(ValueError, match=sentence):
+        heads.extend(hidden, heads.new_state(1, 5))
 
 
 def naive_chain(heads: SequentialHeads, hidden: Tensor, future: Tensor) -> list[Tensor]:
@@ -162,7 +277,8 @@ def test_one_state_a_horizon(name: str, num_horizons: int) -> None:
     assert heads.horizons == tuple(range(1, num_horizons + 1))
     goes_on = name in REPEATED and num_horizons > 1
     assert heads.max_drafts == (None if goes_on else num_horizons - 1)
-    assert [state.shape for state in heads(random_hidden(2, 5), future=future)] == [(2, 5, WIDTH)] * num_horizons
+    states = heads(random_hidden(2, 5), future=future, **features(heads, 2, 5))
+    assert [state.shape for state in states] == [(2, 5, WIDTH)] * num_horizons
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, sizes in KINDS.items() for name in sizes])
@@ -206,7 +322,7 @@ def test_the_state_must_be_these_heads_own(name: str) -> None:
         draft(heads, other, 1)
 
 
-@pytest.mark.parametrize("name", ["recurrent", "sequential"])
+@pytest.mark.parametrize("name", ["recurrent", "sequential", "conditioned"])
 def test_heads_that_read_the_future_need_it(name: str) -> None:
     heads = make_heads(name, 2)
     sentence = rf"^{type(heads).__name__}: future is missing; pass the embeddings of the tokens between"
@@ -214,7 +330,7 @@ def test_heads_that_read_the_future_need_it(name: str) -> None:
         heads(random_hidden(1, 2))
 
 
-@pytest.mark.parametrize("kind", [ParallelHeads, SequentialHeads])
+@pytest.mark.parametrize("kind", [ChainedHeads, ParallelHeads, SequentialHeads])
 def test_heads_with_layers_read_at_most_max_positions(kind: type) -> None:
     heads = kind(**KINDS[kind])
     sentence = (

@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtp_modules import (
+    ChainedHeads,
     MTPModel,
     MultiTokenLoss,
     NaiveLinearCrossEntropy,
@@ -17,7 +18,7 @@ from mtp_modules import (
 )
 from mtp_modules.core.targets import num_sampled
 from mtp_modules.training import flops_per_token, training_flops
-from tests.helpers import TRUNKS_WITH_HEADS, VOCAB, WIDTH, make_model, random_tokens
+from tests.helpers import HEADS, TRUNKS_WITH_HEADS, VOCAB, WIDTH, make_model, random_tokens
 
 ROWS, LENGTH, HORIZONS = 2, 6, 3
 
@@ -36,13 +37,16 @@ def wasted(model: MTPModel, share: float) -> int:
     """Return what is multiplied forward without need.
 
     Layers that are read out at some positions only still project all three of queries, keys and values, both
-    everywhere and there: queries everywhere, and keys and values there, are thrown away. Of sequential heads, that is
-    the last.
+    everywhere and there: queries everywhere, and keys and values there, are thrown away. Of sequential and causal
+    heads, that is the last; of anticausal heads none is.
     """
-    if share == 1.0 or not isinstance(model.heads, ParallelHeads | SequentialHeads):
+    heads = model.heads
+    if share == 1.0 or not isinstance(heads, ChainedHeads | ParallelHeads | SequentialHeads):
         return 0
-    parallel = isinstance(model.heads, ParallelHeads)
-    qkv = (model.heads.layers[0] if parallel else model.heads.steps[0].layer).attention.qkv
+    if isinstance(heads, ChainedHeads) and heads.order == "anticausal":
+        return 0
+    parallel = isinstance(heads, ParallelHeads)
+    qkv = (heads.steps[0].layer if isinstance(heads, SequentialHeads) else heads.layers[0]).attention.qkv
     keys_and_values = qkv.out_features - WIDTH
     unused = WIDTH * LENGTH + keys_and_values * num_sampled(LENGTH, share)
     return ROWS * (HORIZONS - 1 if parallel else 1) * 2 * WIDTH * unused
@@ -66,7 +70,7 @@ def test_the_formula_is_what_runs(trunk: str, heads: str, share: float) -> None:
     assert step == expected + 3 * wasted(model, share) - empty_memories(model)
 
 
-@pytest.mark.parametrize("heads", ["linear", "parallel", "recurrent", "residual", "sequential"])
+@pytest.mark.parametrize("heads", list(HEADS))
 def test_one_horizon_costs_no_more_than_it_must(heads: str) -> None:
     model = make_model("transformer", heads, 1)
     _, step = counted(model, MultiTokenLoss(backend=NaiveLinearCrossEntropy()))

@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from mtp_modules import (
+    ChainedHeads,
+    ConditionedHeads,
+    EarlyExitHeads,
     LinearHeads,
     MTPModel,
     MultiTokenLoss,
@@ -23,19 +26,27 @@ from tests.unit.training.running import data, trainer
 
 WIDTH, CPU = 64, torch.device("cpu")
 TRUNKS: dict[str, Callable[[], Trunk]] = {
-    "transformer": lambda: TransformerTrunk(vocab_size=96, d_model=WIDTH, num_layers=3, num_heads=4, num_previous=1),
+    "transformer": lambda: TransformerTrunk(
+        vocab_size=96, d_model=WIDTH, num_layers=3, num_heads=4, num_previous=1, feature_layers=[0, 2]
+    ),
     **{cell: lambda cell=cell: RecurrentTrunk(vocab_size=96, d_model=WIDTH, cell=cell) for cell in ("rnn", "lstm")},
 }
 HEADS: dict[str, Callable[[], Heads]] = {
     "linear": lambda: LinearHeads(d_model=WIDTH, num_horizons=3),
     "parallel": lambda: ParallelHeads(d_model=WIDTH, num_horizons=3, num_heads=4),
     "recurrent": lambda: RecurrentHeads(d_model=WIDTH, num_horizons=3),
+    "causal": lambda: ChainedHeads(d_model=WIDTH, num_horizons=3, num_heads=4),
+    "conditioned": lambda: ConditionedHeads(d_model=WIDTH, num_horizons=3, num_layers=2),
+    "early exit": lambda: EarlyExitHeads(d_model=WIDTH, num_horizons=3, num_features=2),
 }
 SHAPES = [{"tie_embeddings": True}, {"tie_embeddings": False, "own_unembeddings": True, "output_bias": True}]
 
 
 @pytest.mark.parametrize("options", SHAPES, ids=["tied", "own matrices"])
-@pytest.mark.parametrize(("trunk", "heads"), list(zip(TRUNKS, HEADS, strict=True)))
+@pytest.mark.parametrize(
+    ("trunk", "heads"),
+    [*zip(TRUNKS, HEADS, strict=False), *(("transformer", heads) for heads in list(HEADS)[len(TRUNKS) :])],
+)
 def test_a_model_from_the_meta_device_starts_like_one_with_memory(trunk: str, heads: str, options: dict) -> None:
     expected = MTPModel(trunk=TRUNKS[trunk](), heads=HEADS[heads](), **options)
     with torch.device("meta"):

@@ -57,7 +57,7 @@ def check_chunk(trunk: HuggingFaceTrunk, state: DecodingState, kept: list[list[i
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_keep_equals_a_fresh_prefill(name: str) -> None:
     """Ragged rows, longer than a window of four; rows are dropped, and one forks."""
-    trunk = make_trunk(name, feature_layers=[1])
+    trunk = make_trunk(name, feature_layers=[0])
     assert trunk.keeps_keys == (name not in REPLAYED)
     for keep in ([0, 3], [3, 1], [2, 2]):
         state, kept = trunk.new_state(2, 20), [[], []]
@@ -108,7 +108,7 @@ def test_what_comes_later_is_not_seen(name: str) -> None:
 
 @pytest.mark.parametrize("name", KEEPING)
 def test_a_tree_is_read_as_each_of_its_paths_would_be(name: str) -> None:
-    trunk = make_trunk(name, feature_layers=[1])
+    trunk = make_trunk(name, feature_layers=[0])
     prompt, tokens = random_tokens(2, 5), random_tokens(2, 6, seed=1)
     parents = torch.tensor([[-1, 0, 0, 1, 1, 2], [-1, 0, 1, 2, 0, 4]])
     paths = [
@@ -304,10 +304,10 @@ def test_a_length_beyond_which_keys_would_turn_otherwise() -> None:
         ),
         ({"config": LLAMA, "dtype": "float8"}, r"dtype must be one of float64, float32, .*, got 'float8'\."),
         (
-            {"config": LLAMA, "feature_layers": [2]},
-            r"feature_layers must lie in 0\.\.1 for 2 layers, got 2\.",
+            {"config": LLAMA, "feature_layers": [1]},
+            r"feature_layers must ascend within 0\.\.0, got \[1\]\.",
         ),
-        ({"config": LLAMA, "feature_layers": [1, 0]}, r"feature_layers must ascend, got \[1, 0\]\."),
+        ({"config": LLAMA | {"num_hidden_layers": 3}, "feature_layers": [1, 0]}, r"ascend within 0\.\.1, got \[1, 0\]"),
         ({"config": LLAMA, "max_positions": 0}, r"max_positions must be at least 1, got 0\."),
         (
             {"config": LLAMA, "max_positions": 49},
