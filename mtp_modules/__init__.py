@@ -5,7 +5,7 @@ The contracts are in :mod:`mtp_modules.core.interfaces`.
 
 from mtp_modules.core import Heads, Tokenizer, Trunk, build, describe, future_targets
 from mtp_modules.decoders import AutoregressiveDecoder, SpeculativeDecoder
-from mtp_modules.heads import LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads
+from mtp_modules.heads import JointHeads, LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads
 from mtp_modules.losses import (
     AuxiliaryWeights,
     ExplicitWeights,
@@ -26,6 +26,7 @@ __all__ = [
     "ExplicitWeights",
     "GeometricWeights",
     "Heads",
+    "JointHeads",
     "LinearHeads",
     "MTPModel",
     "MultiTokenLoss",

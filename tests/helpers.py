@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtp_modules import (
+    JointHeads,
     LinearHeads,
     MTPModel,
     ParallelHeads,
@@ -17,7 +18,7 @@ from mtp_modules import (
     SequentialHeads,
     TransformerTrunk,
 )
-from mtp_modules.core import DecodingState, Heads, Trunk
+from mtp_modules.core import DecodingState, Heads, MixtureStates, Trunk
 
 VOCAB = 11
 WIDTH = 8
@@ -76,8 +77,22 @@ HEADS: dict[str, Callable[[int], Heads]] = {
     ),
 }
 
+"""Those that return one state a horizon."""
+
+JOINT: dict[str, Callable[[int], Heads]] = {
+    "joint": lambda num_horizons: JointHeads(d_model=WIDTH, num_horizons=num_horizons, num_components=3, width=6),
+}
+"""Those that return a mixture."""
+
+EVERY_HEADS = HEADS | JOINT
+
 TRUNKS_WITH_HEADS = [pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in TRUNKS for heads in HEADS]
 """For ``@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)``."""
+
+
+TRUNKS_WITH_EVERY_HEADS = [
+    pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in TRUNKS for heads in EVERY_HEADS
+]
 
 
 @contextmanager
@@ -109,9 +124,9 @@ def make_trunk(name: str, *, seed: int = 0) -> Trunk:
 
 
 def make_heads(name: str, num_horizons: int, *, seed: int = 0) -> Heads:
-    """Build one of ``HEADS`` in float64."""
+    """Build one of ``EVERY_HEADS`` in float64."""
     with float64():
-        heads = HEADS[name](num_horizons)
+        heads = EVERY_HEADS[name](num_horizons)
     randomise(heads, seed)
     return heads
 
@@ -126,11 +141,11 @@ def make_model(
     bias: bool = False,
     seed: int = 0,
 ) -> MTPModel:
-    """Build one of ``TRUNKS`` with one of ``HEADS`` in float64."""
+    """Build one of ``TRUNKS`` with one of ``EVERY_HEADS`` in float64."""
     with float64():
         model = MTPModel(
             trunk=TRUNKS[trunk](),
-            heads=HEADS[heads](num_horizons),
+            heads=EVERY_HEADS[heads](num_horizons),
             tie_embeddings=tied,
             own_unembeddings=own,
             output_bias=bias,
@@ -144,6 +159,22 @@ def extend(model: MTPModel, tokens: Tensor, state: DecodingState, heads_state: D
     embed = model.trunk.embedding
     hidden = model.trunk(tokens, state=state).hidden
     return hidden, model.heads.extend(hidden, heads_state, tokens=tokens, embed=embed)
+
+
+def log_laws(model: MTPModel, tokens: Tensor, document_ids: Tensor | None = None) -> list[Tensor]:
+    """Return the logarithm of each horizon's law at every position, the tokens between being those of the text."""
+    states, unembed = model(tokens, document_ids=document_ids), model.unembedding.logits
+    if not isinstance(states, MixtureStates):
+        return [unembed(state, index).log_softmax(dim=-1) for index, state in enumerate(states)]
+    found, length = [unembed(states.first).log_softmax(dim=-1)], states.first.shape[1]
+    weights = states.log_weights.exp()
+    for index, components in enumerate(states.components.unbind(dim=2), start=1):
+        laws = unembed(components, index).softmax(dim=-1)
+        found.append((weights[..., None] * laws).sum(dim=2).log())
+        token = tokens[:, index + 1 : index + 1 + length, None, None].expand(-1, -1, weights.shape[2], -1)
+        weights = weights * laws.gather(3, token)[..., 0]
+        weights = weights / weights.sum(dim=2, keepdim=True)
+    return found
 
 
 def random_tokens(rows: int, length: int, *, seed: int = 0) -> Tensor:

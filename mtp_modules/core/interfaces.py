@@ -38,6 +38,43 @@ class TrunkOutput(NamedTuple):
     features: tuple[Float[Tensor, "B T D"], ...] = ()
 
 
+class MixtureStates(NamedTuple):
+    """What heads return in training where the tokens beyond horizon 1 have a joint law, a mixture.
+
+    Under each component the tokens are independent. The loss is then the negative log-likelihood of the joint law, as
+    the sum of the horizons' terms given the tokens before.
+
+    Attributes:
+        first: ``(B, T, D)``, horizon 1's states.
+        components: ``(B, P, K, R, D)``, ``R`` states a horizon beyond the first.
+        log_weights: ``(B, P, R)``, logarithms of the components' weights, which sum to 1.
+    """
+
+    first: Float[Tensor, "B T D"]
+    components: Float[Tensor, "B P K R D"]
+    log_weights: Float[Tensor, "B P R"]
+
+
+def marginal_logits(
+    states: tuple[Tensor, ...], index: int, unembed: Callable[[Tensor, int], Tensor], most: int | None = None
+) -> Float[Tensor, "N V"]:
+    """Return logits of a horizon at the positions that it has states for, row after row.
+
+    Of a mixture they are logarithms of the law that the text alone gives, with the tokens between averaged over.
+
+    Args:
+        states: What a model returned.
+        index: 0 for horizon 1.
+        unembed: Turns states of the horizon with a given index into logits.
+        most: Only for so many positions, the first ones; for all if ``None``.
+    """
+    if index == 0 or not isinstance(states, MixtureStates):
+        return unembed(states[index].flatten(0, 1)[:most], index)
+    components = states.components[:, :, index - 1].flatten(0, 1)[:most]
+    log_weights = states.log_weights.flatten(0, 1)[:most, :, None]
+    return (log_weights + unembed(components, index).log_softmax(dim=-1)).logsumexp(dim=1)
+
+
 class Trunk(Component, nn.Module, ABC):
     """Turns tokens into hidden states, causally: position ``t`` sees tokens up to and including ``t``.
 
@@ -153,7 +190,7 @@ class Heads(Component, nn.Module, ABC):
         future: Float[Tensor, "B P K E"] | None = None,
         positions: Int[Tensor, "B P"] | None = None,
         document_ids: Int[Tensor, "B T"] | None = None,
-    ) -> tuple[Float[Tensor, "B _ D"], ...]:
+    ) -> tuple[Float[Tensor, "B _ D"], ...] | MixtureStates:
         """Return one state a horizon, for training.
 
         Args:
@@ -166,7 +203,7 @@ class Heads(Component, nn.Module, ABC):
             document_ids: Which document every position belongs to.
 
         Shape:
-            horizon 1: ``(B, T, D)``; every other horizon: ``(B, P, D)``.
+            horizon 1: ``(B, T, D)``; every other horizon: ``(B, P, D)``. Or :class:`MixtureStates`.
         """
 
     @abstractmethod
@@ -257,6 +294,33 @@ class Heads(Component, nn.Module, ABC):
             One state a token, or a single one where it is the same for all.
         """
 
+    def draft_step(
+        self,
+        tokens: Int[Tensor, "B N"],
+        state: DecodingState,
+        *,
+        depth: int,
+        before: Tensor | None,
+        parents: Int[Tensor, "B N"],
+        embed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor, int], Tensor],
+    ) -> tuple[Tensor, Float[Tensor, "B _ V"]]:
+        """Return what the next depth is given as ``before``, and the logits of the token after each of ``tokens``.
+
+        That is :meth:`draft_states` and its logits. Chains and trees are made of this step.
+
+        Args:
+            tokens: See :meth:`draft_states`, as for all arguments but the last.
+            state: Of these heads, committed.
+            depth: Of ``tokens``.
+            before: What this returned first at the depth before; ``None`` at depth 0.
+            parents: Which of ``before`` each token was drafted from.
+            embed: Embeds token ids.
+            unembed: Turns states of the horizon with a given index into logits; called as ``unembed(states, index)``.
+        """
+        states = self.draft_states(tokens, state, depth=depth, before=before, parents=parents, embed=embed)
+        return states, unembed(states, min(depth + 1, len(self.horizons) - 1))
+
     def draft(
         self,
         token: Int[Tensor, " B"],
@@ -284,10 +348,13 @@ class Heads(Component, nn.Module, ABC):
         self.check_num_drafts(num_drafts)
         choose = LikeliestToken() if choose is None else choose
         root = torch.zeros_like(token)[:, None]
-        tokens, logits, before = [], [], None
+        tokens, logits = [], []
+        before: Tensor | None = None
         for depth in range(num_drafts):
-            before = self.draft_states(token[:, None], state, depth=depth, before=before, parents=root, embed=embed)
-            logits.append(unembed(before, min(depth + 1, len(self.horizons) - 1))[:, 0])
+            before, said = self.draft_step(
+                token[:, None], state, depth=depth, before=before, parents=root, embed=embed, unembed=unembed
+            )
+            logits.append(said[:, 0])
             token = choose(logits[-1])
             tokens.append(token)
             if choose.done:
@@ -317,6 +384,11 @@ class Heads(Component, nn.Module, ABC):
 
         If ``num_far`` is 0, it is that of :meth:`first`.
         """
+
+    @property
+    def states_scored(self) -> int:
+        """How many states the output matrix scores at a position where horizons beyond the first are trained."""
+        return len(self.horizons) - 1
 
     @property
     def max_drafts(self) -> int | None:

@@ -18,6 +18,7 @@ PUBLIC = {
     "ExplicitWeights",
     "GeometricWeights",
     "Heads",
+    "JointHeads",
     "LinearHeads",
     "MTPModel",
     "MultiTokenLoss",

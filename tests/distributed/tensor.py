@@ -257,6 +257,7 @@ def refusals() -> dict[str, str]:
     note("key-value heads", lambda: build_and_share(num_kv_heads=1))
     note("inner width", lambda: build_and_share(ffn_width=9))
     note("vocabulary", lambda: build_and_share(vocab_size=1))
+    note("a joint law", lambda: tensor_parallelize(make_model(heads="joint"), mesh=mesh))
     note("heads", lambda: tensor_parallelize(make_model(heads="parallel"), mesh=mesh))
     both = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data_parallel", "tensor_parallel"))
     note("mesh", lambda: tensor_parallelize(model(Case()), mesh=both))

@@ -193,6 +193,10 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
             **dict.fromkeys(("other rows", "another order", "fewer rows"), OTHER_ROWS),
             "key-value heads": "TransformerTrunk: num_kv_heads (1) must be a multiple of tensor_parallel_size (2).",
             "heads": "ParallelHeads: num_kv_heads (1) must be a multiple of tensor_parallel_size (2).",
+            "a joint law": (
+                "JointHeads: the mixture of a joint law is scored on whole logits, which no process of a "
+                "tensor-parallel group has; set tensor_parallel_size to 1."
+            ),
             "inner width": (
                 "TransformerTrunk: ffn_width (9) is laid out in 1 blocks, which tensor_parallel_size (2) does not "
                 "divide; make ffn_width a multiple of 8 and tensor_parallel_size 1, 2, 4 or 8."

@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtp_modules import AutoregressiveDecoder, LinearHeads, MTPModel, RecurrentHeads, RecurrentTrunk, SpeculativeDecoder
+from mtp_modules import (
+    AutoregressiveDecoder,
+    JointHeads,
+    LinearHeads,
+    MTPModel,
+    RecurrentHeads,
+    RecurrentTrunk,
+    SpeculativeDecoder,
+)
 from mtp_modules.decoders import (
     Acceptance,
     BlockVerification,
@@ -29,7 +37,7 @@ from mtp_modules.decoders import (
 from mtp_modules.decoders.acceptance import accept_block, accept_by_rejection
 from mtp_modules.decoders.noise import draw, gumbels, uniforms
 from mtp_modules.decoders.sampling import History, RowLaws
-from tests.helpers import TRUNKS_WITH_HEADS, VOCAB, float64, make_model, randomise
+from tests.helpers import TRUNKS_WITH_EVERY_HEADS, VOCAB, float64, make_model, randomise
 from tests.reference import sampling as naive
 
 SETTINGS_OF_LAWS = st.fixed_dictionaries(  # built outside: the runtime checks of the constructor draw numbers
@@ -117,7 +125,7 @@ def generate(
     return decoder.generate(model, prompts, **kwargs).tokens
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
 @settings(max_examples=settings.default.max_examples // 8)
 @given(data=st.data())
 def test_exact_match_gives_the_sample_of_plain_decoding(trunk: str, heads: str, data: st.DataObject) -> None:
@@ -181,6 +189,7 @@ def tiny(heads: str = "linear") -> MTPModel:
         made = {
             "linear": lambda: LinearHeads(d_model=4, num_horizons=4),
             "recurrent": lambda: RecurrentHeads(d_model=4, num_horizons=4),
+            "joint": lambda: JointHeads(d_model=4, num_horizons=4, num_components=3),
         }
         model = MTPModel(trunk=RecurrentTrunk(vocab_size=SIX, d_model=4), heads=made[heads]())
     randomise(model, seed=3)
@@ -216,7 +225,7 @@ def check_sequence_law(decoder: SpeculativeDecoder, heads: str, settings_: Sampl
 
 
 @pytest.mark.parametrize("acceptance", ACCEPTANCES)
-@pytest.mark.parametrize(("heads", "name"), [("recurrent", "plain"), ("linear", "penalties")])
+@pytest.mark.parametrize(("heads", "name"), [("recurrent", "plain"), ("linear", "penalties"), ("joint", "top_p")])
 def test_short_continuations_follow_the_law(acceptance: str, heads: str, name: str) -> None:
     check_sequence_law(SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]()), heads, SETTINGS[name], 3, 3000)
 
@@ -225,7 +234,7 @@ def test_short_continuations_follow_the_law(acceptance: str, heads: str, name: s
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("drafter", DRAFTERS)
 @pytest.mark.parametrize("acceptance", ACCEPTANCES)
-@pytest.mark.parametrize("heads", ["linear", "recurrent"])
+@pytest.mark.parametrize("heads", ["linear", "recurrent", "joint"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_all_continuations_follow_the_law(name: str, heads: str, acceptance: str, drafter: str, policy: str) -> None:
     decoder = SpeculativeDecoder(

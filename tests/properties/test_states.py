@@ -11,12 +11,13 @@ from torch import Tensor
 from mtp_modules import MTPModel, Trunk
 from mtp_modules.core import DecodingState
 from tests.helpers import (
-    HEADS,
+    EVERY_HEADS,
     TRUNKS,
-    TRUNKS_WITH_HEADS,
+    TRUNKS_WITH_EVERY_HEADS,
     VOCAB,
     assert_same,
     extend,
+    log_laws,
     make_model,
     make_trunk,
     random_tokens,
@@ -67,12 +68,12 @@ def check_drafts(model: MTPModel, state: DecodingState, kept: list[list[int]], t
         draft = model.heads.draft(token, state, num_drafts=num_drafts, embed=embed, unembed=unembed)
         assert draft.tokens.tolist() == draft.logits.argmax(dim=-1).tolist()
     for b, row in enumerate(kept):
-        states = model(torch.tensor([[*row, int(token[b]), *draft.tokens[b].tolist()]]))
-        for depth, expected in enumerate(states[1:]):
-            assert_same(draft.logits[b, depth], model.unembedding.logits(expected[0, len(row) - 1], depth + 1))
+        laws = log_laws(model, torch.tensor([[*row, int(token[b]), *draft.tokens[b].tolist()]]))
+        for depth, expected in enumerate(laws[1:]):
+            assert_same(draft.logits[b, depth].log_softmax(dim=0), expected[0, len(row) - 1])
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
 @settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
 def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObject) -> None:
@@ -103,7 +104,7 @@ def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObj
         check_drafts(model, heads_state, kept, torch.randint(VOCAB, (rows,)))
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
 def test_a_state_without_drafts_gives_the_same_horizon_1(trunk: str, heads: str) -> None:
     model = make_model(trunk, heads, 3).eval()
     tokens = random_tokens(2, 5)
@@ -165,7 +166,7 @@ def test_heads_cannot_draft_before_a_prompt() -> None:
         check_drafts(model, model.heads.new_state(1, 4), [[]], torch.zeros(1, dtype=torch.long))
 
 
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", EVERY_HEADS)
 @pytest.mark.parametrize("trunk", [name for name in TRUNKS if name.startswith("transformer")])
 @settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())

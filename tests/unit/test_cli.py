@@ -155,7 +155,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "heads": (
         *("model/heads/class_path", "LinearHead"),
         "model.heads: unknown class 'LinearHead'."
-        + own("LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads"),
+        + own("JointHeads, LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads"),
     ),
     "trunk": (
         *("model/trunk/class_path", "Transformer"),

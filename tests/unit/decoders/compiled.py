@@ -38,6 +38,7 @@ def main(backend: str) -> None:
         ("transformer_previous", "recurrent"),
         ("transformer_grouped", "parallel"),
         ("transformer", "sequential"),
+        ("transformer", "joint"),
     ):
         model = make_model(trunk, heads, 3).eval()
         graphs: list[int] = []
