@@ -11,7 +11,7 @@ from torch import nn
 
 from mtp_modules.core.checks import refuse, tokens_in_vocabulary
 from mtp_modules.core.component import Component, build, describe
-from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk
+from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import num_positions, tokens_between
 from mtp_modules.core.unembedding import Unembedding
@@ -37,7 +37,8 @@ class MTPModel(Component, nn.Module):
         tokens ``(B, T + max(horizons))`` -> one state a horizon: ``(B, T, D)``, and ``(B, P, D)`` beyond the first.
 
     Raises:
-        ValueError: If the widths of trunk and heads differ, or the embedding cannot be tied.
+        ValueError: If the widths of trunk and heads differ, the embedding cannot be tied, or the trunk does not return
+            the inner layers that the heads read.
 
     Example:
         >>> from mtp_modules import LinearHeads, RecurrentTrunk
@@ -110,7 +111,10 @@ class MTPModel(Component, nn.Module):
         length = num_positions(tokens, self.horizons)
         read = None if document_ids is None else document_ids[:, :length]
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.trunk)):
-            hidden = self.trunk(tokens[:, :length], document_ids=read).hidden
+            output: TrunkOutput = self.trunk(tokens[:, :length], document_ids=read)
+        hidden, given = output.hidden, self.heads.features_of(output)
+        if given and "trunk" in detach:
+            given["features"] = tuple(feature.detach() for feature in output.features)
         future = None
         if self.heads.reads_future:
             wanted = None if self.heads.reads_every_token else positions
@@ -122,6 +126,7 @@ class MTPModel(Component, nn.Module):
             future=future,
             positions=positions,
             document_ids=read,
+            **given,
         )
         return states
 
@@ -214,6 +219,12 @@ def _check_widths(trunk: Trunk, heads: Heads) -> None:
                 f"{type(heads).__name__} was built for {name}={wanted}, but {type(trunk).__name__} has {has}; "
                 "make them equal.",
             )
+    if heads.num_features not in (0, len(trunk.feature_layers)):
+        refuse(
+            "MTPModel",
+            f"{type(heads).__name__} reads {heads.num_features} inner layers, but {type(trunk).__name__} has "
+            f"feature_layers={list(trunk.feature_layers)}; name {heads.num_features} of its layers there.",
+        )
     reads = getattr(heads, "max_positions", None)
     if reads is not None and (trunk.max_positions or 0) > reads:
         refuse(

@@ -18,7 +18,7 @@ from mtp_modules import (
     SequentialHeads,
     TransformerTrunk,
 )
-from mtp_modules.core import DecodingState, Heads, MixtureStates, Trunk
+from mtp_modules.core import DecodingState, Heads, MixtureStates, Trunk, TrunkOutput
 
 VOCAB = 11
 WIDTH = 8
@@ -35,11 +35,12 @@ def _transformer(num_kv_heads: int | None, num_previous: int = 0) -> Trunk:
         ffn_width=12,
         max_positions=MAX_POSITIONS,
         num_previous=num_previous,
+        feature_layers=[0, 1],
     )
 
 
 def _recurrent(cell: str) -> Trunk:
-    return RecurrentTrunk(vocab_size=VOCAB, d_model=WIDTH, cell=cell, num_layers=2)
+    return RecurrentTrunk(vocab_size=VOCAB, d_model=WIDTH, cell=cell, num_layers=2, feature_layers=[0, 1])
 
 
 TRUNKS: dict[str, Callable[[], Trunk]] = {
@@ -156,9 +157,14 @@ def make_model(
 
 def extend(model: MTPModel, tokens: Tensor, state: DecodingState, heads_state: DecodingState) -> tuple[Tensor, Tensor]:
     """Append a chunk to the states of trunk and heads; return the hidden states and those of horizon 1."""
-    embed = model.trunk.embedding
-    hidden = model.trunk(tokens, state=state).hidden
-    return hidden, model.heads.extend(hidden, heads_state, tokens=tokens, embed=embed)
+    output = model.trunk(tokens, state=state)
+    return output.hidden, extend_heads(model, output, tokens, heads_state)
+
+
+def extend_heads(model: MTPModel, output: TrunkOutput, tokens: Tensor, state: DecodingState) -> Tensor:
+    """Append a chunk that the trunk has read to the state of the heads; return the states of horizon 1."""
+    given = model.heads.features_of(output)
+    return model.heads.extend(output.hidden, state, tokens=tokens, embed=model.trunk.embedding, **given)
 
 
 def log_laws(model: MTPModel, tokens: Tensor, document_ids: Tensor | None = None) -> list[Tensor]:

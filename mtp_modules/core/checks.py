@@ -1,6 +1,7 @@
 """Sentences for bad input: who refuses, by what rule, what was given, and the way out."""
 
 import math
+from collections.abc import Sequence
 from typing import NoReturn
 
 from torch import Tensor
@@ -83,6 +84,23 @@ def divides(owner: object, part: str, part_value: int, whole: str, whole_value: 
     """
     if whole_value % part_value:
         refuse(owner, f"{whole} ({whole_value}) must be a multiple of {part} ({part_value}).")
+
+
+def ascending_layers(owner: object, layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Return the layers whose outputs are wanted; refuse what is not there, and another order than the trunk's.
+
+    Args:
+        owner: Who refuses.
+        layers: As they were given, counted from 0.
+        num_layers: How many there are.
+
+    Raises:
+        ValueError: If a layer is not there, or they do not ascend.
+    """
+    asked = tuple(layers)
+    if any(not 0 <= layer < num_layers for layer in asked) or list(asked) != sorted(set(asked)):
+        refuse(owner, f"feature_layers must ascend within 0..{num_layers - 1}, got {list(asked)}.")
+    return asked
 
 
 def tokens_in_vocabulary(owner: object, tokens: Tensor, vocab_size: int) -> None:

@@ -13,7 +13,7 @@ final class that implements one. Letters are those of :mod:`mtp_modules.core.sha
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ class TrunkOutput(NamedTuple):
 
     Attributes:
         hidden: ``(B, T, D)``, ready for the heads.
-        features: Hidden states of the inner layers that somebody asked for, shallow to deep; empty if nobody did.
+        features: Hidden states of the inner layers that :attr:`Trunk.feature_layers` names, shallow to deep.
     """
 
     hidden: Float[Tensor, "B T D"]
@@ -86,6 +86,8 @@ class Trunk(Component, nn.Module, ABC):
             and a tied unembedding use it too.
         embedding_width: Its width, usually ``D``.
         supports_trees: Whether a chunk may be a tree of drafts.
+        feature_layers: Layers, counted from 0 and ascending, whose outputs every reading returns as
+            :attr:`TrunkOutput.features`, for heads that ask for them; empty if none is wanted.
     """
 
     d_model: int
@@ -94,6 +96,7 @@ class Trunk(Component, nn.Module, ABC):
     embedding: nn.Module
     embedding_width: int
     supports_trees: bool = False
+    feature_layers: tuple[int, ...] = ()
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
@@ -120,7 +123,7 @@ class Trunk(Component, nn.Module, ABC):
             tokens ``(B, T)`` -> hidden ``(B, T, D)``.
         """
 
-    def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> Float[Tensor, "B T D"]:
+    def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> TrunkOutput:
         """Append a chunk that ``state.begin`` has announced: ``forward`` with a state, less what is done on the host.
 
         A trunk that has it, in tensor operations only, can be compiled for decoding.
@@ -165,11 +168,14 @@ class Heads(Component, nn.Module, ABC):
             decoding: the drafts so far).
         reads_every_token: Whether they do so at every position, wherever states are wanted, as heads do that attend to
             what they said before: ``future`` has all ``T`` positions then, and decoding passes the tokens of chunks.
+        num_features: How many inner layers of the trunk they read. If any, ``forward``, ``extend`` and ``read`` take
+            one keyword more, ``features``: a tuple of so many ``(B, T, D)``, shallow to deep. Horizon 1 reads none.
     """
 
     d_model: int
     reads_future: bool = False
     reads_every_token: bool = False
+    num_features: int = 0
 
     @property
     @abstractmethod
@@ -205,6 +211,14 @@ class Heads(Component, nn.Module, ABC):
         Shape:
             horizon 1: ``(B, T, D)``; every other horizon: ``(B, P, D)``. Or :class:`MixtureStates`.
         """
+
+    def features_of(self, output: TrunkOutput) -> dict[str, Any]:
+        """Return the keyword ``features`` for ``forward``, ``extend`` and ``read``; nothing if these heads read none.
+
+        Args:
+            output: Of the trunk.
+        """
+        return {"features": output.features} if self.num_features else {}
 
     @abstractmethod
     def first(

@@ -165,9 +165,9 @@ class BeamTensors:
         for index, row in enumerate(chunks):
             chunk[index, : len(row)] = torch.as_tensor(row)
         chunk = chunk.to(self.device)
-        hidden = self.model.trunk(chunk, state=self.trunk_state).hidden
-        embed = self.model.trunk.embedding
-        return self.model.heads.extend(hidden, self.heads_state, tokens=chunk, embed=embed), chunk
+        output, embed = self.model.trunk(chunk, state=self.trunk_state), self.model.trunk.embedding
+        given = self.model.heads.features_of(output)
+        return self.model.heads.extend(output.hidden, self.heads_state, tokens=chunk, embed=embed, **given), chunk
 
     def _log_law(self, logits: Float[Tensor, "B C V"], prompts: list[int]) -> Float[Tensor, "B C V"]:
         scores = logits.double() if self.laws is None else self.laws.select(prompts).scores(logits)

@@ -125,9 +125,10 @@ class CompiledModel:
                 torch._dynamo.maybe_mark_dynamic(tensor, axis)
 
     def _reading(self, chunk: Tensor, trunk_state: DecodingState, heads_state: DecodingState) -> Tensor:
-        hidden = self.trunk.read(chunk, trunk_state)
-        hidden = self.heads.read(hidden, heads_state, tokens=chunk, embed=self.trunk.embedding)
-        return self.unembedding.logits(hidden)
+        output = self.trunk.read(chunk, trunk_state)
+        given = self.heads.features_of(output)
+        first = self.heads.read(output.hidden, heads_state, tokens=chunk, embed=self.trunk.embedding, **given)
+        return self.unembedding.logits(first)
 
     def _greedy(
         self,

@@ -320,8 +320,9 @@ class _Run:
         return [row[:-1] for row in found]
 
     def _extend(self, chunk: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        hidden = self.model.trunk(chunk, state=self.trunk_state).hidden
-        return self.model.heads.extend(hidden, self.heads_state, tokens=chunk, embed=self.embed)
+        output, heads = self.model.trunk(chunk, state=self.trunk_state), self.model.heads
+        given = heads.features_of(output)
+        return heads.extend(output.hidden, self.heads_state, tokens=chunk, embed=self.embed, **given)
 
     def _commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
         self.trunk_state.commit(keep, path)

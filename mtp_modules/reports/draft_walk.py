@@ -57,9 +57,9 @@ class _Walk:
         self.heads_state: DecodingState = model.heads.new_state(rows, capacity)
 
     def read(self, chunk: Int[Tensor, "B C"], keep: int) -> Float[Tensor, "B C D"]:
-        hidden = self.model.trunk(chunk, state=self.trunk_state).hidden
-        embed = self.model.trunk.embedding
-        states = self.model.heads.extend(hidden, self.heads_state, tokens=chunk, embed=embed)
+        output, embed = self.model.trunk(chunk, state=self.trunk_state), self.model.trunk.embedding
+        given = self.model.heads.features_of(output)
+        states = self.model.heads.extend(output.hidden, self.heads_state, tokens=chunk, embed=embed, **given)
         for state in (self.trunk_state, self.heads_state):
             state.commit([keep] * self.rows)
         return states

@@ -1,9 +1,11 @@
 """The recurrent trunk."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from mtp_modules.core.checks import at_least, refuse, within_positions
+from mtp_modules.core.checks import ascending_layers, at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import document_runs
@@ -57,12 +59,13 @@ class RecurrentTrunk(Trunk):
         num_layers: How many layers.
         embedding_width: Width of the embedding; ``d_model`` if ``None``. Only then can it be tied.
         max_positions: Longest sequence, or ``None`` for no limit.
+        feature_layers: Layers, counted from 0, whose outputs are returned too, for heads that read them.
 
     Shape:
         tokens ``(B, T)`` -> hidden ``(B, T, D)``.
 
     Raises:
-        ValueError: If a size is below 1 or the cell is unknown.
+        ValueError: If a size is below 1, the cell is unknown or a layer is not there.
 
     Example:
         >>> trunk = RecurrentTrunk(vocab_size=50, d_model=64, embedding_width=32, cell="rnn")
@@ -81,6 +84,7 @@ class RecurrentTrunk(Trunk):
         num_layers: int = 1,
         embedding_width: int | None = None,
         max_positions: int | None = None,
+        feature_layers: Sequence[int] = (),
     ) -> None:
         super().__init__()
         for name, value in (
@@ -95,6 +99,7 @@ class RecurrentTrunk(Trunk):
         if cell not in _CELLS:
             refuse(self, f"cell must be one of {', '.join(_CELLS)}, got {cell!r}.")
         self.vocab_size, self.d_model, self.max_positions, self.cell = vocab_size, d_model, max_positions, cell
+        self.feature_layers = ascending_layers(self, feature_layers, num_layers)
         self.embedding_width = width = embedding_width or d_model
         self.embedding = nn.Embedding(vocab_size, width)
         self.layers = nn.ModuleList(
@@ -115,16 +120,26 @@ class RecurrentTrunk(Trunk):
     ) -> TrunkOutput:
         """Read tokens; see :class:`~mtp_modules.core.interfaces.Trunk`."""
         if state is not None:
-            return TrunkOutput(self._extend(tokens, document_ids, state))
+            return self._output(self._extend(tokens, document_ids, state))
         within_positions(self, tokens.shape[1], self.max_positions, "trunk")
         if document_ids is not None:
-            return TrunkOutput(self._by_document(tokens, document_ids))
-        x = self.embedding(tokens)
+            return self._output(self._by_document(tokens, document_ids))
+        return self._output(self._layer_by_layer(tokens))
+
+    def _output(self, outputs: list[Float[Tensor, "B T D"]]) -> TrunkOutput:
+        """Return the last layer's output, and those of the layers that were asked for."""
+        return TrunkOutput(outputs[-1], tuple(outputs[index] for index in self.feature_layers))
+
+    def _layer_by_layer(self, tokens: Int[Tensor, "B T"]) -> list[Float[Tensor, "B T D"]]:
+        x, outputs = self.embedding(tokens), []
         for layer in self.layers:
             x, _ = layer(x)
-        return TrunkOutput(x)
+            outputs.append(x)
+        return outputs
 
-    def _by_document(self, tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    def _by_document(
+        self, tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]
+    ) -> list[Float[Tensor, "B T D"]]:
         """Give every document a row of its own, read the rows, and put the results back."""
         runs = document_runs(document_ids)
         counts = runs.amax(dim=1) + 1
@@ -136,14 +151,11 @@ class RecurrentTrunk(Trunk):
         column = steps - starts.cummax(dim=1).values
         apart = tokens.new_zeros(int(counts.sum()), int(column.max()) + 1)
         apart[row, column] = tokens
-        x = self.embedding(apart)
-        for layer in self.layers:
-            x, _ = layer(x)
-        return x[row, column]
+        return [output[row, column] for output in self._layer_by_layer(apart)]
 
     def _extend(
         self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState
-    ) -> Float[Tensor, "B T D"]:
+    ) -> list[Float[Tensor, "B T D"]]:
         if document_ids is not None:
             refuse(self, "document_ids do not go with a state; decode one document a row.")
         if not isinstance(state, RecurrentState):
@@ -159,7 +171,7 @@ class RecurrentTrunk(Trunk):
             else:
                 x, _ = layer(x, memory[0][None].contiguous())
                 state.pending.append((x,))
-        return x
+        return [pending[0] for pending in state.pending]
 
     def new_state(self, batch_size: int, capacity: int) -> RecurrentState:
         """Make an empty state; see :class:`~mtp_modules.core.interfaces.Trunk`."""

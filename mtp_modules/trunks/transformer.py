@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from mtp_modules.core.checks import at_least, refuse, within_positions
+from mtp_modules.core.checks import ascending_layers, at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import same_document_keys, tokens_before
@@ -31,12 +31,14 @@ class TransformerTrunk(Trunk):
         num_previous: How many tokens before each position are embedded along with it, by tables of their own. One or
             more spare a small model the layers that find them; 0 is the usual transformer.
         embedding_std: Standard deviation of the embedding at the start. Small for a tied embedding, about 1 otherwise.
+        feature_layers: Layers, counted from 0, whose outputs are returned too, for heads that read them.
 
     Shape:
         tokens ``(B, T)`` -> hidden ``(B, T, D)``.
 
     Raises:
-        ValueError: If a size is below 1 or does not divide, or a sequence is longer than ``max_positions``.
+        ValueError: If a size is below 1 or does not divide, a layer is not there, or a sequence is longer than
+            ``max_positions``.
 
     Example:
         >>> import torch
@@ -63,6 +65,7 @@ class TransformerTrunk(Trunk):
         rope_base: float = 10000.0,
         num_previous: int = 0,
         embedding_std: float = 0.02,
+        feature_layers: Sequence[int] = (),
     ) -> None:
         super().__init__()
         for name, value in (
@@ -76,6 +79,7 @@ class TransformerTrunk(Trunk):
         self.vocab_size, self.d_model, self.max_positions = vocab_size, d_model, max_positions
         at_least(self, "num_previous", num_previous, 0)
         at_least(self, "embedding_std", embedding_std, 0)
+        self.feature_layers = ascending_layers(self, feature_layers, num_layers)
         self.embedding_width, self.num_previous, self.embedding_std = d_model, num_previous, embedding_std
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.previous = nn.Embedding(num_previous * (vocab_size + 1), d_model) if num_previous else None
@@ -118,7 +122,7 @@ class TransformerTrunk(Trunk):
     ) -> TrunkOutput:
         """Read tokens; see :class:`~mtp_modules.core.interfaces.Trunk`."""
         if state is not None:
-            return TrunkOutput(self._extend(tokens, document_ids, state))
+            return self._extend(tokens, document_ids, state)
         length = tokens.shape[1]
         within_positions(self, length, self.max_positions, "trunk")
         mask = None if document_ids is None else same_document_keys(document_ids)[:, None]
@@ -127,13 +131,17 @@ class TransformerTrunk(Trunk):
             before = tokens_before(tokens, self.num_previous, self.vocab_size, document_ids)
         x = self._embed(tokens, before)
         table = self.rotary(None, length, x)
+        outputs = []
         for layer in self.layers:
             x = layer(x, table, mask)
-        return TrunkOutput(self.norm(x))
+            outputs.append(x)
+        return self._output(outputs)
 
-    def _extend(
-        self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState
-    ) -> Float[Tensor, "B T D"]:
+    def _output(self, outputs: list[Float[Tensor, "B T D"]]) -> TrunkOutput:
+        """Return the last layer's output behind the norm, and those of the layers that were asked for."""
+        return TrunkOutput(self.norm(outputs[-1]), tuple(outputs[index] for index in self.feature_layers))
+
+    def _extend(self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState) -> TrunkOutput:
         if document_ids is not None:
             refuse(self, "document_ids do not go with a state; decode one document a row.")
         if not isinstance(state, KeyValueState):
@@ -142,14 +150,16 @@ class TransformerTrunk(Trunk):
         state.begin(tokens.shape[1])
         return self.read(tokens, state)
 
-    def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> Float[Tensor, "B T D"]:
+    def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> TrunkOutput:
         """Append a chunk that the state was told of."""
         assert isinstance(state, KeyValueState)
         x = self._embed(tokens, None if self.previous is None else state.previous_tokens(tokens))
         table = self.rotary(state.positions, tokens.shape[1], x)
+        outputs = []
         for index, layer in enumerate(self.layers):
             x = layer.extend(x, table, state, index)
-        return self.norm(x)
+            outputs.append(x)
+        return self._output(outputs)
 
     def new_state(self, batch_size: int, capacity: int) -> KeyValueState:
         """Make an empty state; see :class:`~mtp_modules.core.interfaces.Trunk`."""

@@ -27,9 +27,10 @@ def read(model: MTPModel, texts: Tensor, prompt_length: int, chunk: int) -> Tens
     states = model.trunk.new_state(len(texts), texts.shape[1]), model.heads.new_state(len(texts), texts.shape[1])
     found = []
     for part in (texts[:, :prompt_length], *texts[:, prompt_length:].split(chunk, dim=1)):
-        hidden = model.trunk(part, state=states[0]).hidden
-        hidden = model.heads.extend(hidden, states[1], tokens=part, embed=model.trunk.embedding)
-        found.append(model.unembedding.logits(hidden))
+        output, embed = model.trunk(part, state=states[0]), model.trunk.embedding
+        given = model.heads.features_of(output)
+        first = model.heads.extend(output.hidden, states[1], tokens=part, embed=embed, **given)
+        found.append(model.unembedding.logits(first))
         for state in states:
             state.commit([part.shape[1]] * len(texts))
     return torch.cat(found[1:], dim=1).double()

@@ -247,7 +247,7 @@ MUTANTS = (
     Mutant(
         "memory-crosses-documents",
         "trunks/recurrent.py",
-        "return TrunkOutput(self._by_document(tokens, document_ids))",
+        "return self._output(self._by_document(tokens, document_ids))",
         "pass",
         "a recurrent memory is carried from one document to the next",
         "Megatron-LM#1650",

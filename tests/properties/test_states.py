@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtp_modules import MTPModel, Trunk
-from mtp_modules.core import DecodingState
+from mtp_modules.core import DecodingState, TrunkOutput
 from tests.helpers import (
     EVERY_HEADS,
     TRUNKS,
@@ -17,6 +17,7 @@ from tests.helpers import (
     VOCAB,
     assert_same,
     extend,
+    extend_heads,
     log_laws,
     make_model,
     make_trunk,
@@ -26,18 +27,20 @@ from tests.helpers import (
 CAPACITY = 40
 
 
-def fresh(trunk: Trunk, kept: list[int], chunk: Tensor) -> Tensor:
-    """Read a row and its chunk in one forward pass without a state; return the chunk's hidden states."""
+def fresh(trunk: Trunk, kept: list[int], chunk: Tensor) -> list[Tensor]:
+    """Read a row and its chunk in one forward pass without a state; return the chunk's hidden states, all layers'."""
     tokens = torch.cat((torch.tensor(kept, dtype=torch.long), chunk))
-    return trunk(tokens[None]).hidden[0, len(kept) :]
+    output = trunk(tokens[None])
+    return [states[0, len(kept) :] for states in (output.hidden, *output.features)]
 
 
-def check_chunk(trunk: Trunk, state: DecodingState, kept: list[list[int]], chunk: Tensor) -> Tensor:
+def check_chunk(trunk: Trunk, state: DecodingState, kept: list[list[int]], chunk: Tensor) -> TrunkOutput:
     """Append a chunk and compare every row with a fresh forward pass."""
-    hidden = trunk(chunk, state=state).hidden
+    output = trunk(chunk, state=state)
+    assert len(output.features) == len(trunk.feature_layers) > 0
     for b, row in enumerate(kept):
-        assert_same(hidden[b], fresh(trunk, row, chunk[b]))
-    return hidden
+        assert_same([states[b] for states in (output.hidden, *output.features)], fresh(trunk, row, chunk[b]))
+    return output
 
 
 def keep_tokens(kept: list[list[int]], chunk: Tensor, keep: list[int]) -> None:
@@ -85,8 +88,8 @@ def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObj
     for round_ in range(data.draw(st.integers(1, 4), label="rounds")):
         length = data.draw(st.integers(1, 4), label="chunk")
         chunk = random_tokens(rows, length, seed=data.draw(st.integers(0, 99), label="seed"))
-        hidden = check_chunk(model.trunk, state, kept, chunk)
-        first = model.heads.extend(hidden, heads_state, tokens=chunk, embed=model.trunk.embedding)
+        output = check_chunk(model.trunk, state, kept, chunk)
+        first = extend_heads(model, output, chunk, heads_state)
         for b, row in enumerate(kept):
             whole = torch.cat((torch.tensor(row, dtype=torch.long), chunk[b], chunk.new_zeros(model.lookahead)))
             assert_same(first[b], model(whole[None])[0][0, len(row) :])
@@ -108,9 +111,9 @@ def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObj
 def test_a_state_without_drafts_gives_the_same_horizon_1(trunk: str, heads: str) -> None:
     model = make_model(trunk, heads, 3).eval()
     tokens = random_tokens(2, 5)
-    hidden, embed = model.trunk(tokens).hidden, model.trunk.embedding
+    output = model.trunk(tokens)
     states = [model.heads.new_state(2, CAPACITY, for_drafts=for_drafts) for for_drafts in (True, False)]
-    first = [model.heads.extend(hidden, state, tokens=tokens, embed=embed) for state in states]
+    first = [extend_heads(model, output, tokens, state) for state in states]
     assert_same(first[0], first[1])
 
 

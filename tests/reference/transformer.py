@@ -48,10 +48,11 @@ def transformer_layer(layer: TransformerLayer, x: Tensor) -> Tensor:
 
 
 def by_document(trunk: Trunk, tokens: Tensor, document_ids: Tensor) -> Tensor:
-    """Read every document in a forward pass of its own."""
+    """Read every document in a forward pass of its own; return hidden states, and behind them those of inner layers."""
     rows = []
     for b in range(len(tokens)):
         starts = [t for t in range(tokens.shape[1]) if t == 0 or not same_document(document_ids, b, t - 1, t)]
         ends = [*starts[1:], tokens.shape[1]]
-        rows.append(torch.cat([trunk(tokens[b : b + 1, s:e]).hidden[0] for s, e in zip(starts, ends, strict=True)]))
+        read = [trunk(tokens[b : b + 1, s:e]) for s, e in zip(starts, ends, strict=True)]
+        rows.append(torch.cat([torch.cat((hidden, *features), dim=2)[0] for hidden, features in read]))
     return torch.stack(rows)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mtp_modules import (
+    Heads,
     LinearHeads,
     MTPModel,
     MultiTokenLoss,
@@ -171,8 +172,14 @@ def test_a_bad_folder_is_refused(damage: Callable, sentence: str, tmp_path: Path
         MTPModel.from_pretrained(tmp_path)
 
 
-def gru(**sizes: int) -> RecurrentTrunk:
+def gru(**sizes: object) -> RecurrentTrunk:
     return RecurrentTrunk(vocab_size=11, **{"d_model": 8, **sizes})
+
+
+def reads_two_layers() -> Heads:
+    heads = LinearHeads(d_model=8, num_horizons=2)
+    heads.num_features = 2
+    return heads
 
 
 @pytest.mark.parametrize(
@@ -199,6 +206,16 @@ def gru(**sizes: int) -> RecurrentTrunk:
             ),
             "MTPModel: ParallelHeads reads at most max_positions=8, TransformerTrunk 9; "
             "give the heads at least as many.",
+        ),
+        *(
+            (
+                lambda layers=layers: MTPModel(
+                    trunk=gru(num_layers=3, feature_layers=layers), heads=reads_two_layers()
+                ),
+                f"MTPModel: LinearHeads reads 2 inner layers, but RecurrentTrunk has feature_layers={layers}; "
+                "name 2 of its layers there.",
+            )
+            for layers in ([], [1], [0, 1, 2])
         ),
         (
             lambda: make_model()(torch.tensor([[1, 2, 3, 4, 11]])),

@@ -27,12 +27,14 @@ def cell_step(cell: str, layer: torch.nn.Module, x: Tensor, hidden: Tensor, memo
 def test_the_trunk_equals_the_equations(cell: str) -> None:
     trunk, tokens = make_trunk(cell), random_tokens(1, 5)
     sequence = list(trunk.embedding.weight[tokens[0]])
-    for layer in trunk.layers:
+    found, features = trunk(tokens)
+    for layer, feature in zip(trunk.layers, features, strict=True):
         hidden = memory = torch.zeros(trunk.d_model, dtype=torch.float64)
         for t, x in enumerate(sequence):
             hidden, memory = cell_step(cell, layer, x, hidden, memory)
             sequence[t] = hidden
-    assert_same(trunk(tokens).hidden[0], torch.stack(sequence))
+        assert_same(feature[0], torch.stack(sequence))
+    assert_same(found[0], torch.stack(sequence))
 
 
 def test_the_embedding_may_be_narrower() -> None:
@@ -50,6 +52,11 @@ def test_sizes_must_be_at_least_one(name: str) -> None:
 def test_the_cell_must_be_known() -> None:
     with pytest.raises(ValueError, match=r"^RecurrentTrunk: cell must be one of rnn, gru, lstm, got 'elman'\.$"):
         RecurrentTrunk(vocab_size=11, d_model=8, cell="elman")
+
+
+def test_layers_that_are_asked_for_must_be_there() -> None:
+    with pytest.raises(ValueError, match=r"^RecurrentTrunk: feature_layers must ascend within 0\.\.0, got \[1\]\.$"):
+        RecurrentTrunk(vocab_size=11, d_model=8, feature_layers=[1])
 
 
 def test_a_sequence_may_not_be_longer_than_max_positions() -> None:

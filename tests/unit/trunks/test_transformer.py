@@ -1,6 +1,7 @@
 """The transformer trunk against its naive twin, and what it refuses."""
 
 import copy
+import re
 from collections.abc import Callable
 
 import pytest
@@ -18,11 +19,12 @@ SIZES = {"vocab_size": 11, "d_model": 8, "num_layers": 1, "num_heads": 2, "max_p
 @pytest.mark.parametrize("name", ["transformer", "transformer_grouped"])
 def test_the_trunk_equals_the_naive_layers(name: str) -> None:
     trunk, tokens = make_trunk(name), random_tokens(2, 6)
-    hidden = trunk(tokens).hidden
+    hidden, features = trunk(tokens)
     for b in range(2):
         x = trunk.embedding.weight[tokens[b]]
-        for layer in trunk.layers:
+        for layer, feature in zip(trunk.layers, features, strict=True):
             x = naive.transformer_layer(layer, x)
+            assert_same(feature[b], x)
         assert_same(hidden[b], naive.rms_norm(x, trunk.norm.weight))
 
 
@@ -32,6 +34,15 @@ def test_without_the_final_norm_the_residual_comes_out() -> None:
     randomise(trunk)
     tokens = random_tokens(1, 5)
     assert_same(trunk(tokens).hidden[0], naive.transformer_layer(trunk.layers[0], trunk.embedding(tokens)[0]))
+
+
+def test_features_are_those_of_the_layers_that_were_named() -> None:
+    trunk, some = make_trunk("transformer"), make_trunk("transformer")
+    some.feature_layers = (1,)
+    tokens = random_tokens(2, 6)
+    assert len(some(tokens).features) == 1
+    assert_same(some(tokens).features[0], trunk(tokens).features[1])
+    assert TransformerTrunk(**SIZES)(tokens).features == ()
 
 
 def test_rms_norm_equals_the_naive_one() -> None:
@@ -105,6 +116,13 @@ def test_the_default_feed_forward_width_is_a_multiple_of_64() -> None:
         (
             lambda: TransformerTrunk(**SIZES, num_kv_heads=0),
             "TransformerLayer: num_kv_heads must be at least 1, got 0.",
+        ),
+        *(
+            (
+                lambda layers=layers: TransformerTrunk(**{**SIZES, "num_layers": 3}, feature_layers=layers),
+                rf"TransformerTrunk: feature_layers must ascend within 0\.\.2, got {re.escape(str(layers))}\.",
+            )
+            for layers in ([3], [-1], [1, 0], [1, 1])
         ),
         (lambda: TransformerTrunk(**SIZES, ffn_width=0), "TransformerLayer: ffn_width must be at least 1, got 0."),
     ],
