@@ -5,7 +5,16 @@ The contracts are in :mod:`mtp_modules.core.interfaces`.
 
 from mtp_modules.core import Heads, Tokenizer, Trunk, build, describe, future_targets
 from mtp_modules.decoders import AutoregressiveDecoder, SpeculativeDecoder
-from mtp_modules.heads import JointHeads, LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads
+from mtp_modules.heads import (
+    BlockDiffusionHeads,
+    FusedFeatureHeads,
+    JointHeads,
+    LinearHeads,
+    ParallelHeads,
+    RecurrentHeads,
+    ResidualHeads,
+    SequentialHeads,
+)
 from mtp_modules.losses import (
     AuxiliaryWeights,
     ExplicitWeights,
@@ -23,7 +32,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoregressiveDecoder",
     "AuxiliaryWeights",
+    "BlockDiffusionHeads",
     "ExplicitWeights",
+    "FusedFeatureHeads",
     "GeometricWeights",
     "Heads",
     "JointHeads",

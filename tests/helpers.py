@@ -1,6 +1,6 @@
 """Tiny float64 models: every trunk with every kind of heads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from mtp_modules import (
+    BlockDiffusionHeads,
+    FusedFeatureHeads,
     JointHeads,
     LinearHeads,
     MTPModel,
@@ -65,12 +67,19 @@ def _sequential(num_horizons: int, **options: bool) -> Heads:
     )
 
 
+def _block_diffusion(num_horizons: int, num_steps: int) -> Heads:
+    return BlockDiffusionHeads(
+        d_model=WIDTH, num_horizons=num_horizons, num_heads=2, num_steps=num_steps, num_layers=2, ffn_width=12
+    )
+
+
 HEADS: dict[str, Callable[[int], Heads]] = {
     "linear": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons),
     "parallel": lambda num_horizons: ParallelHeads(
         d_model=WIDTH, num_horizons=num_horizons, num_heads=2, num_kv_heads=1, ffn_width=12, max_positions=MAX_POSITIONS
     ),
     "recurrent": lambda num_horizons: RecurrentHeads(d_model=WIDTH, num_horizons=num_horizons, width=6),
+    "block_diffusion": lambda num_horizons: _block_diffusion(num_horizons, max(1, num_horizons - 1)),
     "residual": lambda num_horizons: ResidualHeads(d_model=WIDTH, num_horizons=num_horizons, num_layers=2),
     "sequential": _sequential,
     "sequential_shared": lambda num_horizons: _sequential(
@@ -85,15 +94,41 @@ JOINT: dict[str, Callable[[int], Heads]] = {
 }
 """Those that return a mixture."""
 
-EVERY_HEADS = HEADS | JOINT
+FEATURE_READERS: dict[str, Callable[[int], Heads]] = {
+    "fused": lambda num_horizons: FusedFeatureHeads(
+        d_model=WIDTH,
+        num_horizons=num_horizons,
+        num_heads=4,
+        num_features=2,
+        num_kv_heads=2,
+        ffn_width=12,
+        max_positions=MAX_POSITIONS,
+    ),
+}
+"""Those that read inner layers of the trunk, and so go with a trunk only."""
 
-TRUNKS_WITH_HEADS = [pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in TRUNKS for heads in HEADS]
+IN_FEWER_STEPS: dict[str, Callable[[int], Heads]] = {
+    "block_diffusion_few": lambda num_horizons: _block_diffusion(num_horizons, max(1, (num_horizons - 1) // 2)),
+}
+"""Those that do not read all the tokens between."""
+
+EVERY_HEADS = HEADS | JOINT | FEATURE_READERS | IN_FEWER_STEPS
+
+TWO_TRUNKS = ("transformer_grouped", "gru")
+"""Enough for heads whose states hold what those of others hold."""
+
+
+def _pairs(trunks: Iterable[str], heads: Iterable[str]) -> list[object]:
+    return [pytest.param(trunk, head, id=f"{trunk}-{head}") for trunk in trunks for head in heads]
+
+
+TRUNKS_WITH_HEADS = [
+    *_pairs(TRUNKS, [name for name in HEADS if name != "block_diffusion"]),
+    *_pairs(TWO_TRUNKS, ["block_diffusion"]),
+]
 """For ``@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)``."""
 
-
-TRUNKS_WITH_EVERY_HEADS = [
-    pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in TRUNKS for heads in EVERY_HEADS
-]
+TRUNKS_WITH_EVERY_HEADS = [*TRUNKS_WITH_HEADS, *_pairs(TWO_TRUNKS, [name for name in EVERY_HEADS if name not in HEADS])]
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Heads: one hidden state to one state a horizon."""
 
+from mtp_modules.heads.block_diffusion import BlockDiffusionHeads
+from mtp_modules.heads.fused_feature import FusedFeatureHeads
 from mtp_modules.heads.joint import JointHeads
 from mtp_modules.heads.linear import LinearHeads
 from mtp_modules.heads.parallel import ParallelHeads
@@ -7,4 +9,13 @@ from mtp_modules.heads.recurrent import RecurrentHeads
 from mtp_modules.heads.residual import ResidualHeads
 from mtp_modules.heads.sequential import SequentialHeads
 
-__all__ = ["JointHeads", "LinearHeads", "ParallelHeads", "RecurrentHeads", "ResidualHeads", "SequentialHeads"]
+__all__ = [
+    "BlockDiffusionHeads",
+    "FusedFeatureHeads",
+    "JointHeads",
+    "LinearHeads",
+    "ParallelHeads",
+    "RecurrentHeads",
+    "ResidualHeads",
+    "SequentialHeads",
+]

@@ -55,7 +55,7 @@ class JointHeads(Heads):
 
     Shape:
         hidden ``(B, T, D)``, future ``(B, P, H - 1, E)`` ->
-        :class:`~mtp_modules.core.interfaces.MixtureStates`; ``(hidden,)`` if there is one horizon.
+        :class:`~mtp_modules.core.mixture.MixtureStates`; ``(hidden,)`` if there is one horizon.
 
     Raises:
         ValueError: If a size is below 1, or ``future`` is missing.

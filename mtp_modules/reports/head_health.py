@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mtp_modules.core.interfaces import marginal_logits
+from mtp_modules.core.mixture import marginal_logits
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.core.targets import future_targets
 from mtp_modules.losses import MultiTokenLoss

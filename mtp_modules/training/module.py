@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import describe
-from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk, marginal_logits
+from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
+from mtp_modules.core.mixture import marginal_logits
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.core.targets import num_positions

@@ -15,7 +15,9 @@ from tests.architecture.imports import PACKAGE, ROOT, source_files
 PUBLIC = {
     "AutoregressiveDecoder",
     "AuxiliaryWeights",
+    "BlockDiffusionHeads",
     "ExplicitWeights",
+    "FusedFeatureHeads",
     "GeometricWeights",
     "Heads",
     "JointHeads",

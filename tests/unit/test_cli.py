@@ -155,7 +155,10 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "heads": (
         *("model/heads/class_path", "LinearHead"),
         "model.heads: unknown class 'LinearHead'."
-        + own("JointHeads, LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads"),
+        + own(
+            "BlockDiffusionHeads, FusedFeatureHeads, JointHeads, LinearHeads, ParallelHeads, RecurrentHeads, "
+            "ResidualHeads, SequentialHeads"
+        ),
     ),
     "trunk": (
         *("model/trunk/class_path", "Transformer"),

@@ -39,6 +39,8 @@ def main(backend: str) -> None:
         ("transformer_grouped", "parallel"),
         ("transformer", "sequential"),
         ("transformer", "joint"),
+        ("transformer", "fused"),
+        ("transformer", "block_diffusion_few"),
     ):
         model = make_model(trunk, heads, 3).eval()
         graphs: list[int] = []

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtp_modules import ExplicitWeights, JointHeads, MTPModel, MultiTokenLoss, RecurrentTrunk
 from mtp_modules.core import MixtureStates
-from mtp_modules.core.interfaces import marginal_logits
+from mtp_modules.core.mixture import marginal_logits
 from mtp_modules.core.objective import LinearCrossEntropy, NextTokenLaw, OutputMatrix
 from mtp_modules.decoders import DraftedBeamDecoder
 from mtp_modules.losses import (
