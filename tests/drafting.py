@@ -40,6 +40,7 @@ class ScriptedHeads(Heads):
     def __init__(self, *, heads: Heads, script: Callable[[int, int, int], list[int]], probability: float = 0.9) -> None:
         super().__init__()
         self.heads, self.script, self.d_model, self.probability = heads, script, heads.d_model, probability
+        self.num_features = heads.num_features
         self.drafted: list[dict[int, list[int]]] = []
 
     @property

@@ -183,7 +183,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "argument of the loss": (
         *("model/loss/init_args/wieghts", 3),
         "model.loss: MultiTokenLoss has no argument 'wieghts'. "
-        "Known: weights, backend, share_of_positions, distillation, detach, label_smoothing, z_loss.",
+        "Known: weights, backend, share_of_positions, distillation, detach, label_smoothing, z_loss, balance.",
     ),
     "argument of data": (
         *("data/init_args/lenght", 20),
