@@ -6,9 +6,12 @@ The contracts are in :mod:`mtp_modules.core.interfaces`.
 from mtp_modules.core import Heads, Tokenizer, Trunk, build, describe, future_targets
 from mtp_modules.decoders import AutoregressiveDecoder, SpeculativeDecoder
 from mtp_modules.heads import (
+    BlockDiffusionHeads,
     ChainedHeads,
     ConditionedHeads,
     EarlyExitHeads,
+    FusedFeatureHeads,
+    JointHeads,
     LinearHeads,
     ParallelHeads,
     RecurrentHeads,
@@ -32,13 +35,16 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoregressiveDecoder",
     "AuxiliaryWeights",
+    "BlockDiffusionHeads",
     "ChainedHeads",
     "ConditionedHeads",
     "EarlyExitHeads",
     "ExplicitWeights",
+    "FusedFeatureHeads",
     "GeometricWeights",
     "Heads",
     "HuggingFaceTrunk",
+    "JointHeads",
     "LinearHeads",
     "MTPModel",
     "MultiTokenLoss",

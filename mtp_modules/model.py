@@ -13,7 +13,7 @@ from torch import nn
 
 from mtp_modules.core.checks import refuse, tokens_in_vocabulary
 from mtp_modules.core.component import Component, build, describe
-from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk, TrunkOutput
+from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import num_positions, tokens_between
@@ -103,8 +103,8 @@ class MTPModel(Component, nn.Module):
         document_ids: Int[Tensor, "B L"] | None = None,
         positions: Int[Tensor, "B P"] | None = None,
         detach: Collection[str] = (),
-    ) -> tuple[Float[Tensor, "B _ D"], ...]:
-        """Return one state a horizon for a training batch.
+    ) -> tuple[Float[Tensor, "B _ D"], ...] | MixtureStates:
+        """Return one state a horizon for a training batch, or the mixture that heads with a joint law return.
 
         A trunk without a trainable parameter runs without gradients.
 

@@ -1,6 +1,6 @@
 """Tiny float64 models: every trunk with every kind of heads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from mtp_modules import (
+    BlockDiffusionHeads,
     ChainedHeads,
     ConditionedHeads,
     EarlyExitHeads,
+    FusedFeatureHeads,
+    JointHeads,
     LinearHeads,
     MTPModel,
     ParallelHeads,
@@ -20,7 +23,7 @@ from mtp_modules import (
     SequentialHeads,
     TransformerTrunk,
 )
-from mtp_modules.core import DecodingState, Heads, Trunk, TrunkOutput
+from mtp_modules.core import DecodingState, Heads, MixtureStates, Trunk, TrunkOutput
 
 VOCAB = 11
 WIDTH = 8
@@ -79,12 +82,19 @@ def _chained(num_horizons: int, order: str) -> Heads:
     )
 
 
+def _block_diffusion(num_horizons: int, num_steps: int) -> Heads:
+    return BlockDiffusionHeads(
+        d_model=WIDTH, num_horizons=num_horizons, num_heads=2, num_steps=num_steps, num_layers=2, ffn_width=12
+    )
+
+
 HEADS: dict[str, Callable[[int], Heads]] = {
     "linear": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons),
     "parallel": lambda num_horizons: ParallelHeads(
         d_model=WIDTH, num_horizons=num_horizons, num_heads=2, num_kv_heads=1, ffn_width=12, max_positions=MAX_POSITIONS
     ),
     "recurrent": lambda num_horizons: RecurrentHeads(d_model=WIDTH, num_horizons=num_horizons, width=6),
+    "block_diffusion": lambda num_horizons: _block_diffusion(num_horizons, max(1, num_horizons - 1)),
     "residual": lambda num_horizons: ResidualHeads(d_model=WIDTH, num_horizons=num_horizons, num_layers=2),
     "sequential": _sequential,
     "sequential_shared": lambda num_horizons: _sequential(
@@ -97,6 +107,30 @@ HEADS: dict[str, Callable[[int], Heads]] = {
     ),
     "early_exit": lambda num_horizons: EarlyExitHeads(d_model=WIDTH, num_horizons=num_horizons, num_features=2),
 }
+"""Those that return one state a horizon."""
+
+JOINT: dict[str, Callable[[int], Heads]] = {
+    "joint": lambda num_horizons: JointHeads(d_model=WIDTH, num_horizons=num_horizons, num_components=3, width=6),
+}
+"""Those that return a mixture."""
+
+FEATURE_READERS: dict[str, Callable[[int], Heads]] = {
+    "fused": lambda num_horizons: FusedFeatureHeads(
+        d_model=WIDTH,
+        num_horizons=num_horizons,
+        num_heads=4,
+        num_features=2,
+        num_kv_heads=2,
+        ffn_width=12,
+        max_positions=MAX_POSITIONS,
+    ),
+}
+"""Those that read inner layers of the trunk, and so go with a trunk only."""
+
+IN_FEWER_STEPS: dict[str, Callable[[int], Heads]] = {
+    "block_diffusion_few": lambda num_horizons: _block_diffusion(num_horizons, max(1, (num_horizons - 1) // 2)),
+}
+"""Those that do not read all the tokens between."""
 
 LEAPS: dict[str, Callable[[int], Heads]] = {
     "linear_leap": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons, stride=2),
@@ -107,20 +141,27 @@ LEAPS: dict[str, Callable[[int], Heads]] = {
 }
 """Heads whose horizons are not 1 .. H."""
 
-WITH_TWO_TRUNKS = ("causal", "anticausal", "conditioned", "early_exit")
+WITH_TWO_TRUNKS = ("causal", "anticausal", "conditioned", "early_exit", "block_diffusion")
 """Heads that are tried with one trunk of each family; what differs between trunks, the others show."""
 
+EVERY_HEADS = HEADS | JOINT | FEATURE_READERS | IN_FEWER_STEPS
+
+TWO_TRUNKS = ("transformer_previous", "gru")
+"""Enough for heads whose states hold what those of others hold."""
+
+
+def _pairs(trunks: Iterable[str], heads: Iterable[str]) -> list[object]:
+    return [pytest.param(trunk, head, id=f"{trunk}-{head}") for trunk in trunks for head in heads]
+
+
 TRUNKS_WITH_HEADS = [
-    pytest.param(trunk, heads, id=f"{trunk}-{heads}")
-    for trunk in TRUNKS
-    for heads in HEADS
-    if heads not in WITH_TWO_TRUNKS or trunk in ("transformer_previous", "gru")
+    *_pairs(TRUNKS, [name for name in HEADS if name not in WITH_TWO_TRUNKS]),
+    *_pairs(TWO_TRUNKS, WITH_TWO_TRUNKS),
 ]
 """For ``@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)``."""
 
-TRUNKS_WITH_LEAPS = [
-    pytest.param(trunk, heads, id=f"{trunk}-{heads}") for trunk in ("transformer_grouped", "gru") for heads in LEAPS
-]
+TRUNKS_WITH_EVERY_HEADS = [*TRUNKS_WITH_HEADS, *_pairs(TWO_TRUNKS, [name for name in EVERY_HEADS if name not in HEADS])]
+TRUNKS_WITH_LEAPS = _pairs(("transformer_grouped", "gru"), LEAPS)
 
 
 @contextmanager
@@ -152,9 +193,9 @@ def make_trunk(name: str, *, seed: int = 0) -> Trunk:
 
 
 def make_heads(name: str, num_horizons: int, *, seed: int = 0) -> Heads:
-    """Build one of ``HEADS`` or ``LEAPS`` in float64."""
+    """Build one of ``EVERY_HEADS`` or ``LEAPS`` in float64."""
     with float64():
-        heads = (HEADS | LEAPS)[name](num_horizons)
+        heads = (EVERY_HEADS | LEAPS)[name](num_horizons)
     randomise(heads, seed)
     return heads
 
@@ -169,11 +210,11 @@ def make_model(
     bias: bool = False,
     seed: int = 0,
 ) -> MTPModel:
-    """Build one of ``TRUNKS`` with one of ``HEADS`` or ``LEAPS`` in float64."""
+    """Build one of ``TRUNKS`` with one of ``EVERY_HEADS`` or ``LEAPS`` in float64."""
     with float64():
         model = MTPModel(
             trunk=TRUNKS[trunk](),
-            heads=(HEADS | LEAPS)[heads](num_horizons),
+            heads=(EVERY_HEADS | LEAPS)[heads](num_horizons),
             tie_embeddings=tied,
             own_unembeddings=own,
             output_bias=bias,
@@ -192,6 +233,22 @@ def extend_heads(model: MTPModel, output: TrunkOutput, tokens: Tensor, state: De
     """Append a chunk that the trunk has read to the state of the heads; return the states of horizon 1."""
     given = model.heads.features_of(output)
     return model.heads.extend(output.hidden, state, tokens=tokens, embed=model.trunk.embedding, **given)
+
+
+def log_laws(model: MTPModel, tokens: Tensor, document_ids: Tensor | None = None) -> list[Tensor]:
+    """Return the logarithm of each horizon's law at every position, the tokens between being those of the text."""
+    states, unembed = model(tokens, document_ids=document_ids), model.unembedding.logits
+    if not isinstance(states, MixtureStates):
+        return [unembed(state, index).log_softmax(dim=-1) for index, state in enumerate(states)]
+    found, length = [unembed(states.first).log_softmax(dim=-1)], states.first.shape[1]
+    weights = states.log_weights.exp()
+    for index, components in enumerate(states.components.unbind(dim=2), start=1):
+        laws = unembed(components, index).softmax(dim=-1)
+        found.append((weights[..., None] * laws).sum(dim=2).log())
+        token = tokens[:, index + 1 : index + 1 + length, None, None].expand(-1, -1, weights.shape[2], -1)
+        weights = weights * laws.gather(3, token)[..., 0]
+        weights = weights / weights.sum(dim=2, keepdim=True)
+    return found
 
 
 def random_tokens(rows: int, length: int, *, seed: int = 0) -> Tensor:

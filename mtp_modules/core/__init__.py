@@ -2,7 +2,7 @@
 
 from mtp_modules.core.component import Component, build, describe
 from mtp_modules.core.drafts import Draft
-from mtp_modules.core.interfaces import DecodingState, Heads, Tokenizer, Trunk, TrunkOutput
+from mtp_modules.core.interfaces import DecodingState, Heads, MixtureStates, Tokenizer, Trunk, TrunkOutput
 from mtp_modules.core.targets import future_targets
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "DecodingState",
     "Draft",
     "Heads",
+    "MixtureStates",
     "Tokenizer",
     "Trunk",
     "TrunkOutput",

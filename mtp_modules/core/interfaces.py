@@ -7,13 +7,15 @@
                  |                    +-- Draft (tokens + their law q) ----+
                  +-- verify K+1 positions <-- Decoder: accept, rewind, emit                               (decoding)
 
-A component is one of the abstract classes below, or of those of the loss in :mod:`mtp_modules.core.objective`, or a
+The contract of trunks is in :mod:`mtp_modules.core.trunk`, that of heads below.
+
+A component is one of these abstract classes, or of those of the loss in :mod:`mtp_modules.core.objective`, or a
 final class that implements one. Letters are those of :mod:`mtp_modules.core.shapes`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,104 +23,13 @@ from torch import nn
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.drafts import Draft, DraftChoice, LikeliestToken
-from mtp_modules.core.objective import OutputMatrix
+from mtp_modules.core.mixture import MixtureStates as MixtureStates
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.state import DecodingState as DecodingState
 from mtp_modules.core.targets import horizon_of_draft
 from mtp_modules.core.tokenizer import Tokenizer as Tokenizer
-
-
-class TrunkOutput(NamedTuple):
-    """What a trunk returns.
-
-    Attributes:
-        hidden: ``(B, T, D)``, ready for the heads.
-        features: Hidden states of the inner layers that :attr:`Trunk.feature_layers` names, shallow to deep.
-    """
-
-    hidden: Float[Tensor, "B T D"]
-    features: tuple[Float[Tensor, "B T D"], ...] = ()
-
-
-class Trunk(Component, nn.Module, ABC):
-    """Turns tokens into hidden states, causally: position ``t`` sees tokens up to and including ``t``.
-
-    Attributes:
-        d_model: Width ``D`` of the hidden state.
-        vocab_size: Number ``V`` of token ids.
-        max_positions: Longest sequence it can read, or ``None`` if there is no limit.
-        embedding: Module that embeds token ids, ``(...)`` to ``(..., embedding_width)``. Heads that read drafted tokens
-            and a tied unembedding use it too.
-        embedding_width: Its width, usually ``D``.
-        supports_trees: Whether a chunk may be a tree of drafts.
-        trained_output: The output matrix that the trunk was trained with, which the unembedding then starts from;
-            ``None`` if there is none.
-        feature_layers: Layers, counted from 0, whose outputs are :attr:`TrunkOutput.features`; ascending.
-    """
-
-    d_model: int
-    vocab_size: int
-    max_positions: int | None
-    embedding: nn.Module
-    embedding_width: int
-    supports_trees: bool = False
-    trained_output: OutputMatrix | None = None
-    feature_layers: tuple[int, ...] = ()
-
-    @property
-    def blocks(self) -> tuple[nn.Module, ...]:
-        """Repeated modules to shard, compile or recompute one by one; training uses each by its ``forward`` alone."""
-        return ()
-
-    @abstractmethod
-    def forward(
-        self,
-        tokens: Int[Tensor, "B T"],
-        *,
-        document_ids: Int[Tensor, "B T"] | None = None,
-        state: DecodingState | None = None,
-    ) -> TrunkOutput:
-        """Read tokens.
-
-        Args:
-            tokens: Token ids.
-            document_ids: Which document every token belongs to; nothing is carried from one document to the next.
-                Not with a state.
-            state: Append the tokens as a chunk to what the state holds, instead of starting afresh.
-
-        Shape:
-            tokens ``(B, T)`` -> hidden ``(B, T, D)``.
-        """
-
-    def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> TrunkOutput:
-        """Append a chunk that ``state.begin`` has announced: ``forward`` with a state, less what is done on the host.
-
-        A trunk that has it, in tensor operations only, can be compiled for decoding.
-
-        Args:
-            tokens: The chunk.
-            state: Told of it.
-
-        Raises:
-            ValueError: If this trunk does not have it.
-        """
-        refuse(self, "cannot be compiled for decoding, for it has no read(tokens, state); use the model itself.")
-
-    @abstractmethod
-    def new_state(self, batch_size: int, capacity: int) -> DecodingState:
-        """Make an empty state.
-
-        Args:
-            batch_size: Number ``B`` of rows.
-            capacity: Most tokens that a row will hold, the provisional chunk included.
-        """
-
-    @abstractmethod
-    def flops(self, length: int) -> int:
-        """Return the floating-point operations of a forward pass over one sequence of ``length`` tokens.
-
-        Matrix products only; attention in full, also where its mask is causal (PaLM, arXiv 2204.02311, appendix B).
-        """
+from mtp_modules.core.trunk import Trunk as Trunk
+from mtp_modules.core.trunk import TrunkOutput as TrunkOutput
 
 
 class Heads(Component, nn.Module, ABC):
@@ -161,7 +72,7 @@ class Heads(Component, nn.Module, ABC):
         future: Float[Tensor, "B P K E"] | None = None,
         positions: Int[Tensor, "B P"] | None = None,
         document_ids: Int[Tensor, "B T"] | None = None,
-    ) -> tuple[Float[Tensor, "B _ D"], ...]:
+    ) -> tuple[Float[Tensor, "B _ D"], ...] | MixtureStates:
         """Return one state a horizon, for training.
 
         Args:
@@ -174,7 +85,7 @@ class Heads(Component, nn.Module, ABC):
             document_ids: Which document every position belongs to.
 
         Shape:
-            horizon 1: ``(B, T, D)``; every other horizon: ``(B, P, D)``.
+            horizon 1: ``(B, T, D)``; every other horizon: ``(B, P, D)``. Or :class:`MixtureStates`.
         """
 
     def features_of(self, output: TrunkOutput) -> dict[str, Any]:
@@ -269,6 +180,33 @@ class Heads(Component, nn.Module, ABC):
             One state a token, or a single one where it is the same for all.
         """
 
+    def draft_step(
+        self,
+        tokens: Int[Tensor, "B N"],
+        state: DecodingState,
+        *,
+        depth: int,
+        before: Tensor | None,
+        parents: Int[Tensor, "B N"],
+        embed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor, int], Tensor],
+    ) -> tuple[Tensor, Float[Tensor, "B _ V"]]:
+        """Return what the next depth is given as ``before``, and the logits of the token after each of ``tokens``.
+
+        That is :meth:`draft_states` and its logits. Chains and trees are made of this step.
+
+        Args:
+            tokens: See :meth:`draft_states`, as for all arguments but the last.
+            state: Of these heads, committed.
+            depth: Of ``tokens``.
+            before: What this returned first at the depth before; ``None`` at depth 0.
+            parents: Which of ``before`` each token was drafted from.
+            embed: Embeds token ids.
+            unembed: Turns states of the horizon with a given index into logits; called as ``unembed(states, index)``.
+        """
+        states = self.draft_states(tokens, state, depth=depth, before=before, parents=parents, embed=embed)
+        return states, unembed(states, horizon_of_draft(self.horizons, depth)[0])
+
     def draft(
         self,
         token: Int[Tensor, " B"],
@@ -296,10 +234,13 @@ class Heads(Component, nn.Module, ABC):
         self.check_num_drafts(num_drafts)
         choose = LikeliestToken() if choose is None else choose
         root = torch.zeros_like(token)[:, None]
-        tokens, logits, before = [], [], None
+        tokens, logits = [], []
+        before: Tensor | None = None
         for depth in range(num_drafts):
-            before = self.draft_states(token[:, None], state, depth=depth, before=before, parents=root, embed=embed)
-            logits.append(unembed(before, horizon_of_draft(self.horizons, depth)[0])[:, 0])
+            before, said = self.draft_step(
+                token[:, None], state, depth=depth, before=before, parents=root, embed=embed, unembed=unembed
+            )
+            logits.append(said[:, 0])
             token = choose(logits[-1])
             tokens.append(token)
             if choose.done:
@@ -327,6 +268,11 @@ class Heads(Component, nn.Module, ABC):
 
         If ``num_far`` is 0, it is that of :meth:`first`.
         """
+
+    @property
+    def states_scored(self) -> int:
+        """How many states the output matrix scores at a position where horizons beyond the first are trained."""
+        return len(self.horizons) - 1
 
     @property
     def max_drafts(self) -> int | None:

@@ -11,7 +11,6 @@ from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.core.targets import horizon_of_draft
 
 
 class Tree(NamedTuple):
@@ -63,7 +62,7 @@ class Grower:
         self.tokens = [token[:, None]]
         self.parents = [torch.full_like(token, -1)[:, None]]
         self.scores = [torch.zeros_like(token, dtype=torch.float64)[:, None]]
-        self._before: Float[Tensor, "B M D"] | None = None
+        self._before: Tensor | None = None
         self._frontier = self.tokens[0]
         self._places = torch.zeros_like(self._frontier)
         self._drafted_from = self._places
@@ -76,17 +75,16 @@ class Grower:
             width: How many children.
             keep: Only so many of the new tokens, the most confident ones, are in the next frontier; all if ``None``.
         """
-        states = self.heads.draft_states(
+        self._before, logits = self.heads.draft_step(
             self._frontier,
             self.state,
             depth=self._depth,
             before=self._before,
             parents=self._drafted_from,
             embed=self.embed,
+            unembed=self.unembed,
         )
-        ranking, log_law = self.guess(
-            self.unembed(states, horizon_of_draft(self.heads.horizons, self._depth)[0]), self._depth
-        )
+        ranking, log_law = self.guess(logits, self._depth)
         count = self._frontier.shape[1]
         children = ranking.topk(width, dim=-1).indices.expand(-1, count, -1)
         gained = log_law.expand(-1, count, -1).gather(2, children)
@@ -96,7 +94,7 @@ class Grower:
         self.tokens.append(children.flatten(1))
         self.parents.append(parents.flatten(1))
         self.scores.append(scores.flatten(1))
-        self._before, self._depth = states, self._depth + 1
+        self._depth += 1
         chosen = torch.arange(count * width, device=children.device).expand(len(children), -1)
         if keep is not None and keep < count * width:
             chosen = self.scores[-1].topk(keep, dim=1).indices.sort(dim=1).values

@@ -1,8 +1,11 @@
 """Heads: one hidden state to one state a horizon."""
 
+from mtp_modules.heads.block_diffusion import BlockDiffusionHeads
 from mtp_modules.heads.chained import ChainedHeads
 from mtp_modules.heads.conditioned import ConditionedHeads
 from mtp_modules.heads.early_exit import EarlyExitHeads
+from mtp_modules.heads.fused_feature import FusedFeatureHeads
+from mtp_modules.heads.joint import JointHeads
 from mtp_modules.heads.linear import LinearHeads
 from mtp_modules.heads.parallel import ParallelHeads
 from mtp_modules.heads.recurrent import RecurrentHeads
@@ -10,9 +13,12 @@ from mtp_modules.heads.residual import ResidualHeads
 from mtp_modules.heads.sequential import SequentialHeads
 
 __all__ = [
+    "BlockDiffusionHeads",
     "ChainedHeads",
     "ConditionedHeads",
     "EarlyExitHeads",
+    "FusedFeatureHeads",
+    "JointHeads",
     "LinearHeads",
     "ParallelHeads",
     "RecurrentHeads",

@@ -6,7 +6,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Bool, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.layers.cache import LastHiddenState
+from mtp_modules.layers.last_hidden import LastHiddenState
 
 
 def last_hidden_state(heads: Heads, state: DecodingState) -> LastHiddenState:

@@ -12,7 +12,7 @@ from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
 from mtp_modules.heads.common import last_hidden_state
 from mtp_modules.heads.residual import ResidualBlock
-from mtp_modules.layers.cache import LastHiddenState
+from mtp_modules.layers.last_hidden import LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm
 
 

@@ -10,7 +10,7 @@ from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, horizon_of_draft, leaping_horizons
 from mtp_modules.heads.common import last_hidden_state
-from mtp_modules.layers.cache import LastHiddenState
+from mtp_modules.layers.last_hidden import LastHiddenState
 
 
 class LinearHeads(Heads):

@@ -10,7 +10,8 @@ from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, horizon_of_draft, leaping_horizons, same_document_keys
 from mtp_modules.heads.common import picked_rows
-from mtp_modules.layers.cache import KeyValueState, LastHiddenState
+from mtp_modules.layers.cache import KeyValueState
+from mtp_modules.layers.last_hidden import LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, TransformerLayer
 
 

@@ -13,7 +13,8 @@ from mtp_modules.core.targets import at_positions, same_document_keys
 from mtp_modules.heads.common import picked_rows
 from mtp_modules.heads.sequential_module import SequentialModule
 from mtp_modules.heads.sequential_state import SequentialState, Walk
-from mtp_modules.layers.cache import KeyValueState, LastHiddenState
+from mtp_modules.layers.cache import KeyValueState
+from mtp_modules.layers.last_hidden import LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm, RotaryPositions
 
 

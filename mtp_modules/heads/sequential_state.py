@@ -13,7 +13,8 @@ import torch
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.layers.cache import KeyValueState, LastHiddenState
+from mtp_modules.layers.cache import KeyValueState
+from mtp_modules.layers.last_hidden import LastHiddenState
 
 
 class Walk(NamedTuple):

@@ -6,7 +6,6 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
-from mtp_modules.core.targets import at_positions
 
 
 class ChunkedState(DecodingState):
@@ -267,69 +266,3 @@ class KeyValueState(ChunkedState):
         ragged = min(self.lengths) != end
         mask = torch.arange(end, device=positions.device) <= positions[:, None, :, None] if ragged else None
         self._back = list(self.keys[:, :, :, :end]), list(self.values[:, :, :, :end]), positions, mask
-
-
-class LastHiddenState(ChunkedState):
-    """The hidden state at each row's last token: all that heads without attention need to draft.
-
-    Args:
-        batch_size: Number ``B`` of rows.
-        capacity: Most tokens a row can hold, the chunk included.
-        count: Remember so many last tokens.
-    """
-
-    def __init__(self, batch_size: int, capacity: int, *, count: int = 1) -> None:
-        super().__init__(batch_size, capacity)
-        self.count = count
-        self._recent: Float[Tensor, "B C D"] | None = None
-        self._pending: Float[Tensor, "B T D"] | None = None
-
-    def append(self, hidden: Float[Tensor, "B T D"]) -> None:
-        """Remember the chunk that was announced.
-
-        Args:
-            hidden: The trunk's output for it.
-        """
-        self._pending = hidden
-
-    def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
-        """Announce that the next chunk is a tree."""
-        self.parents, self.depth = parents, depth
-
-    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
-        """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
-        super().commit(keep, path)
-        assert self._pending is not None
-        read = self._pending if path is None else at_positions(self._pending, path)
-        ends = torch.tensor(keep, device=read.device)[:, None]
-        if min(keep) < self.count:
-            before = read.new_zeros(len(keep), self.count, read.shape[2]) if self._recent is None else self._recent
-            read, ends = torch.cat((before, read), dim=1), ends + self.count
-        self._recent = at_positions(read, ends + torch.arange(-self.count, 0, device=read.device))
-        self._pending = None
-
-    def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only."""
-        super().select(rows)
-        if self._recent is not None:
-            self._recent = self._recent[rows]
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was committed yet."""
-        return self._recent is None
-
-    @property
-    def last(self) -> Float[Tensor, "B D"]:
-        """The hidden state at each row's last committed token."""
-        return self.back(0)
-
-    def back(self, count: int) -> Float[Tensor, "B D"]:
-        """Return the hidden state so many tokens before each row's last committed one; zeros before its first.
-
-        Args:
-            count: Below the number that is remembered.
-        """
-        if self._recent is None:
-            refuse(self, "nothing was committed yet; read a prompt first.")
-        return self._recent[:, -1 - count]

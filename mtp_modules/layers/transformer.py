@@ -174,7 +174,7 @@ class Attention(nn.Module):
         return mask if mask is None or self.groups == 1 else mask.repeat(1, 1, self.groups, 1)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor], mask: Bool[Tensor, "B 1 T T"] | None
+        self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor], mask: Bool[Tensor, "#B 1 T T"] | None
     ) -> Float[Tensor, "B T D"]:
         """Attend causally within whole sequences.
 

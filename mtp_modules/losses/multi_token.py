@@ -8,7 +8,7 @@ from torch import nn
 
 from mtp_modules.core.checks import at_least, fraction, refuse
 from mtp_modules.core.component import Component
-from mtp_modules.core.interfaces import Heads
+from mtp_modules.core.interfaces import Heads, MixtureStates
 from mtp_modules.core.objective import HorizonWeights, LinearCrossEntropy, NextTokenLaw, Teacher
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
@@ -22,6 +22,7 @@ from mtp_modules.core.targets import (
 )
 from mtp_modules.core.unembedding import Unembedding
 from mtp_modules.losses.linear_cross_entropy import FusedLinearCrossEntropy
+from mtp_modules.losses.mixture import imbalance, mixture_terms
 from mtp_modules.losses.weights import UniformWeights
 
 
@@ -64,6 +65,11 @@ class MultiTokenLoss(Component, nn.Module):
         z_loss: Coefficient of the squared logarithm of the softmax's normaliser, which keeps logits from drifting
             (Chowdhery et al. 2022, arXiv 2204.02311, section 5). The formula with both is that of
             :class:`~mtp_modules.losses.NaiveLinearCrossEntropy`; logged losses are plain.
+        balance: Of heads with a joint law (:class:`~mtp_modules.JointHeads`): coefficient of the imbalance of their
+            components' mean weights in a batch, which keeps all of them in use.
+
+    With such heads a further horizon's term is the negative log-likelihood given the tokens before it, so that at equal
+    weights the terms sum to that of the joint law. Then ``distillation``, ``label_smoothing`` and ``z_loss`` must be 0.
 
     Shape:
         tokens ``(B, T + max(horizons))``.
@@ -90,6 +96,7 @@ class MultiTokenLoss(Component, nn.Module):
         detach: Sequence[str] = (),
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
+        balance: float = 0.0,
     ) -> None:
         super().__init__()
         fraction(self, "share_of_positions", share_of_positions, zero=False)
@@ -100,10 +107,11 @@ class MultiTokenLoss(Component, nn.Module):
         self.detach = frozenset(detach)
         fraction(self, "label_smoothing", label_smoothing)
         at_least(self, "z_loss", z_loss, 0)
+        at_least(self, "balance", balance, 0)
         self.weights = UniformWeights() if weights is None else weights
         self.backend = FusedLinearCrossEntropy() if backend is None else backend
         self.share_of_positions, self.distillation = share_of_positions, distillation
-        self.label_smoothing, self.z_loss = label_smoothing, z_loss
+        self.label_smoothing, self.z_loss, self.balance = label_smoothing, z_loss, balance
 
     def forward(
         self,
@@ -132,12 +140,13 @@ class MultiTokenLoss(Component, nn.Module):
                 predicts, where the other model has read up to there.
 
         Raises:
-            ValueError: If there is a teacher, and ``distillation`` makes horizon 1 another.
+            ValueError: If there is a teacher, and ``distillation`` makes horizon 1 another; if the heads have a joint
+                law, and something does not go with it.
         """
         horizons = model.heads.horizons
         length = num_positions(tokens, horizons)
         targets, valid = future_targets(tokens, horizons, document_ids, loss_mask)
-        targets = targets.masked_fill(~valid, -1)
+        wanted, targets = targets, targets.masked_fill(~valid, -1)
         positions = self._positions(tokens, length)
         read = tokens if inputs is None else inputs
         states = model(read, document_ids=document_ids, positions=positions, detach=self.detach)
@@ -156,17 +165,36 @@ class MultiTokenLoss(Component, nn.Module):
         scale = scale.to(_real(states[0].dtype))
 
         near, far = valid[:, :, 0] * scale[0], far_valid * scale[1:]
-        terms = model.unembedding(
-            torch.cat([state.flatten(0, 1) for state in states]),
-            _head_by_head(targets[:, :, 0], far_targets),
-            _head_by_head(near, far),
-            self.backend,
-            self._teacher(states[0], teacher, every, horizons),
-            sizes=[state.shape[0] * state.shape[1] for state in states],
-            detach_far="unembedding" in self.detach,
-            label_smoothing=self.label_smoothing,
-            z_loss=self.z_loss,
-        )
+        if isinstance(states, MixtureStates):
+            self._check_mixture(model.heads, inputs, teacher)
+            conditions = at_positions(wanted, every)[:, :, 1:]
+            terms = mixture_terms(
+                model.unembedding,
+                states,
+                (targets[:, :, 0], conditions),
+                (near, far),
+                self.backend,
+                detach_far="unembedding" in self.detach,
+            )
+            # Of all that the optimizer step sees, this batch has so much.
+            part = (far_valid.sum(dim=(0, 1)) / counts[1:].clamp(min=1)).mean() * (length / every.shape[1])
+            unevenly = imbalance(states.log_weights, far_valid.any(dim=2))
+            terms = terms._replace(loss=terms.loss + self.balance * part.to(scale.dtype) * unevenly)
+        else:
+            if self.balance:
+                heads = type(model.heads).__name__
+                refuse(self, f"balance is {self.balance}, but {heads} have no components; set it to 0.")
+            terms = model.unembedding(
+                torch.cat([state.flatten(0, 1) for state in states]),
+                _head_by_head(targets[:, :, 0], far_targets),
+                _head_by_head(near, far),
+                self.backend,
+                self._teacher(states[0], teacher, every, horizons),
+                sizes=[state.shape[0] * state.shape[1] for state in states],
+                detach_far="unembedding" in self.detach,
+                label_smoothing=self.label_smoothing,
+                z_loss=self.z_loss,
+            )
         split = valid[:, :, 0].numel()
 
         def near_far(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,7 +204,7 @@ class MultiTokenLoss(Component, nn.Module):
         nll, far_nll = near_far(terms.nll)
         rank, far_rank = near_far(terms.rank)
         predicted, far_predicted = near_far(terms.predicted)
-        sums = torch.cat((nll.double().sum()[None], far_nll.double().sum(dim=(0, 1))))
+        sums = torch.cat((nll.double().sum()[None], (far_nll.double() * far_valid).sum(dim=(0, 1))))
         at_every = at_positions(valid, every)
         same = positions_of_horizon_one(every, horizons)
         own = predicted[torch.arange(len(tokens), device=tokens.device)[:, None, None], same.clamp(max=length - 1)]
@@ -194,6 +222,18 @@ class MultiTokenLoss(Component, nn.Module):
             agrees=agrees,
             comparable=known.all(dim=2),
         )
+
+    def _check_mixture(self, heads: Heads, inputs: Tensor | None, teacher: NextTokenLaw | None) -> None:
+        """Refuse what has no meaning for the likelihood of a joint law."""
+        given = {name: getattr(self, name) for name in ("distillation", "label_smoothing", "z_loss")}
+        for name, value in given.items():
+            if value:
+                refuse(self, f"{name} is {value}, which the joint law of {type(heads).__name__} has not; set it to 0.")
+        for name, part in (("inputs", inputs), ("a teacher", teacher)):
+            if part is not None:
+                refuse(
+                    self, f"{name} is given, which the joint law of {type(heads).__name__} cannot use; leave it out."
+                )
 
     def _positions(self, tokens: Tensor, length: int) -> Int[Tensor, "B P"] | None:
         if self.share_of_positions == 1.0 or not self.training:

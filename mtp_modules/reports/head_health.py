@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mtp_modules.core.mixture import marginal_logits
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.core.targets import future_targets
 from mtp_modules.losses import MultiTokenLoss
@@ -96,8 +97,8 @@ def heads_without_input(model: MTPModel, batch: Batch) -> list[int]:
     """
     states = model(batch["tokens"], document_ids=batch.get("document_ids"))
     still = []
-    for index, (horizon, state) in enumerate(zip(model.horizons, states, strict=True)):
-        law = model.unembedding.logits(state.flatten(0, 1)[:_PROBED_POSITIONS], index).double().softmax(dim=-1)
+    for index, horizon in enumerate(model.horizons):
+        law = marginal_logits(states, index, model.unembedding.logits, _PROBED_POSITIONS).double().softmax(dim=-1)
         if (law.amax(dim=0) - law.amin(dim=0)).max() < _STILL:
             still.append(horizon)
     return still

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import describe
 from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
+from mtp_modules.core.mixture import marginal_logits
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.core.targets import num_positions
@@ -270,9 +271,9 @@ class MTPModule(LightningModule):
         """Return the likeliest token of every horizon at every position, ``(B, T, H)``, beside the batch's own."""
         read = batch.get("inputs", batch["tokens"])
         states = self.model(read, document_ids=batch.get("document_ids"))
-        logits = self.model.unembedding.logits
-        predicted = [logits(state, index).argmax(dim=-1) for index, state in enumerate(states)]
-        return {"tokens": batch["tokens"], "predicted": torch.stack(predicted, dim=-1)}
+        unembed, shape = self.model.unembedding.logits, states[0].shape[:2]
+        likeliest = [marginal_logits(states, index, unembed).argmax(dim=-1) for index in range(len(self.horizons))]
+        return {"tokens": batch["tokens"], "predicted": torch.stack(likeliest, dim=-1).view(*shape, -1)}
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and, if there is a schedule, its scheduler over the steps of this run."""

@@ -22,6 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 from mtp_modules.core.checks import at_least, divides, refuse
 from mtp_modules.core.shapes import Int, Tensor
 from mtp_modules.core.unembedding import Unembedding
+from mtp_modules.heads import JointHeads
 from mtp_modules.layers.transformer import TransformerLayer
 from mtp_modules.model import MTPModel
 from mtp_modules.training.optimizers import local
@@ -70,10 +71,17 @@ def tensor_parallelize(model: MTPModel, *, mesh: DeviceMesh) -> None:
         mesh: One dimension, the processes that hold the model together.
 
     Raises:
-        ValueError: If the mesh has more than one dimension, or sizes of the model do not divide among its processes.
+        ValueError: If the mesh has more than one dimension, sizes of the model do not divide among its processes, or
+            the heads have a joint law.
     """
     if mesh.ndim != 1:
         refuse("tensor_parallelize", f"mesh must have one dimension, got {mesh.ndim}; pass the tensor-parallel one.")
+    if isinstance(model.heads, JointHeads):
+        refuse(
+            model.heads,
+            "the mixture of a joint law is scored on whole logits, which no process of a tensor-parallel group has; "
+            "set tensor_parallel_size to 1.",
+        )
     _check_sizes(model, mesh.size())
     layers = _layers(model.trunk) + _layers(model.heads)
     device = device_of(mesh)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.decoders import DecodingStats, Generation, StopRule
 from tests.drafting import ScriptedHeads, clock, copying_script
-from tests.helpers import TRUNKS, TRUNKS_WITH_HEADS, VOCAB, make_model
+from tests.helpers import TRUNKS, TRUNKS_WITH_EVERY_HEADS, VOCAB, make_model
 from tests.reference.decoding import decode
 
 TOKENS = st.integers(0, VOCAB - 1)
@@ -32,7 +32,7 @@ def limit_positions(model: MTPModel, prompts: Sequence[Sequence[int]], data: st.
         model.trunk.max_positions = max(map(len, prompts)) + room
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
 @settings(max_examples=settings.default.max_examples // 8)
 @given(data=st.data())
 def test_plain_decoding_equals_the_naive_loop(trunk: str, heads: str, data: st.DataObject) -> None:
@@ -48,7 +48,7 @@ def test_plain_decoding_equals_the_naive_loop(trunk: str, heads: str, data: st.D
     assert generation.stats.drafted == generation.stats.accepted == []
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
 @settings(max_examples=settings.default.max_examples // 6)
 @given(data=st.data())
 def test_speculative_decoding_equals_plain_decoding(trunk: str, heads: str, data: st.DataObject) -> None:
@@ -137,7 +137,7 @@ def test_a_row_of_a_batch_decodes_as_it_does_alone(trunk: str, data: st.DataObje
         assert (alone.tokens[0], alone.finish_reasons[0]) == (together.tokens[row], together.finish_reasons[row])
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
 def test_copied_drafts_are_all_accepted(trunk: str, heads: str) -> None:
     num_drafts = 3
     model = make_model(trunk, heads, num_drafts + 1).eval()
@@ -153,7 +153,7 @@ def test_copied_drafts_are_all_accepted(trunk: str, heads: str) -> None:
     assert generation.stats.tokens_per_forward == budget / 4
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
 def test_adversarial_drafts_are_never_accepted(trunk: str, heads: str) -> None:
     model = make_model(trunk, heads, 4).eval()
     prompts, budget = [[3], [1, 2, 3, 4], [5, 6]], 14

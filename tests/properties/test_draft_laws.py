@@ -64,7 +64,7 @@ def one_hot(tokens: Tensor) -> Tensor:
 @settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
 def test_the_source_is_what_each_draft_was_drawn_from(drafter: Callable | None, data: st.DataObject) -> None:
-    heads = data.draw(st.sampled_from(["linear", "recurrent"]), label="heads")
+    heads = data.draw(st.sampled_from(["linear", "recurrent", "joint"]), label="heads")
     inner = DRAWING[data.draw(st.sampled_from(list(DRAWING)), label="acceptance")]
     model = make_model("transformer", heads, 4, seed=data.draw(st.integers(0, 9), label="seed")).eval()
     made: dict[str, Drafter] = {} if drafter is None else {"drafter": drafter(num_drafts=3, longest=2, shortest=1)}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mtp_modules import (
     AutoregressiveDecoder,
+    JointHeads,
     LinearHeads,
     MTPModel,
     RecurrentHeads,
@@ -37,7 +38,7 @@ from mtp_modules.decoders import (
 from mtp_modules.decoders.acceptance import accept_block, accept_by_rejection
 from mtp_modules.decoders.noise import draw, gumbels, uniforms
 from mtp_modules.decoders.sampling import History, RowLaws
-from tests.helpers import TRUNKS_WITH_HEADS, VOCAB, float64, make_model, randomise
+from tests.helpers import TRUNKS_WITH_EVERY_HEADS, VOCAB, float64, make_model, randomise
 from tests.reference import sampling as naive
 
 SETTINGS_OF_LAWS = st.fixed_dictionaries(  # built outside: the runtime checks of the constructor draw numbers
@@ -125,7 +126,7 @@ def generate(
     return decoder.generate(model, prompts, **kwargs).tokens
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
 @settings(max_examples=settings.default.max_examples // 8)
 @given(data=st.data())
 def test_exact_match_gives_the_sample_of_plain_decoding(trunk: str, heads: str, data: st.DataObject) -> None:
@@ -204,6 +205,7 @@ def tiny(heads: str = "linear", trunk: str = "gru") -> MTPModel:
             "transformer": lambda: TransformerTrunk(vocab_size=SIX, d_model=4, num_layers=1, num_heads=1, ffn_width=4),
             "linear": lambda: LinearHeads(d_model=4, num_horizons=4),
             "recurrent": lambda: RecurrentHeads(d_model=4, num_horizons=4),
+            "joint": lambda: JointHeads(d_model=4, num_horizons=4, num_components=3),
         }
         model = MTPModel(trunk=made[trunk](), heads=made[heads]())
     randomise(model, seed=3)
@@ -241,7 +243,7 @@ def check_sequence_law(
 
 
 @pytest.mark.parametrize("acceptance", ACCEPTANCES)
-@pytest.mark.parametrize(("heads", "name"), [("recurrent", "plain"), ("linear", "penalties")])
+@pytest.mark.parametrize(("heads", "name"), [("recurrent", "plain"), ("linear", "penalties"), ("joint", "top_p")])
 def test_short_continuations_follow_the_law(acceptance: str, heads: str, name: str) -> None:
     check_sequence_law(SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]()), heads, SETTINGS[name], 3, 3000)
 
@@ -250,7 +252,7 @@ def test_short_continuations_follow_the_law(acceptance: str, heads: str, name: s
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("drafter", DRAFTERS)
 @pytest.mark.parametrize("acceptance", ACCEPTANCES)
-@pytest.mark.parametrize("heads", ["linear", "recurrent"])
+@pytest.mark.parametrize("heads", ["linear", "recurrent", "joint"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_all_continuations_follow_the_law(name: str, heads: str, acceptance: str, drafter: str, policy: str) -> None:
     decoder = SpeculativeDecoder(

@@ -10,7 +10,7 @@ from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.decoders import DraftTree, DynamicTree, SamplingLaw, StaticTree
 from mtp_modules.decoders.tree import Grower, Guess, Tree, counts_along, walk
-from tests.helpers import HEADS, extend, make_model, random_tokens
+from tests.helpers import EVERY_HEADS, extend, log_laws, make_model, random_tokens
 
 DEPTH = 3
 
@@ -48,8 +48,7 @@ def law_after(model: MTPModel, text: list[int], drafts: tuple[int, ...]) -> Tens
     depth = len(drafts) + 1
     filler = [0] * (model.lookahead - depth)
     with torch.no_grad():
-        states = model(torch.tensor([[*text, *drafts, *filler]]))
-    return model.unembedding.logits(states[depth][0, len(text) - 2], depth).log_softmax(dim=0).detach()
+        return log_laws(model, torch.tensor([[*text, *drafts, *filler]]))[depth][0, len(text) - 2]
 
 
 def paths_of(tokens: list[int], parents: list[int]) -> list[tuple[int, ...]]:
@@ -64,7 +63,7 @@ def best(law: Tensor, width: int) -> set[int]:
     return set(law.topk(width).indices.tolist())
 
 
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", EVERY_HEADS)
 @settings(max_examples=settings.default.max_examples // 4)
 @given(seed=st.integers(0, 99), widths=st.lists(st.integers(1, 3), min_size=1, max_size=DEPTH))
 def test_a_tree_s_drafts_are_those_of_the_chains_along_it(heads: str, seed: int, widths: list[int]) -> None:
@@ -79,7 +78,7 @@ def test_a_tree_s_drafts_are_those_of_the_chains_along_it(heads: str, seed: int,
             assert children == expected
 
 
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", EVERY_HEADS)
 @settings(max_examples=settings.default.max_examples // 4)
 @given(seed=st.integers(0, 99), width=st.integers(1, 3), nodes=st.integers(1, 12))
 def test_a_dynamic_tree_keeps_the_likeliest_paths(heads: str, seed: int, width: int, nodes: int) -> None:

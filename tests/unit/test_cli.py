@@ -155,7 +155,10 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "heads": (
         *("model/heads/class_path", "LinearHead"),
         "model.heads: unknown class 'LinearHead'."
-        + own("LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads"),
+        + own(
+            "BlockDiffusionHeads, FusedFeatureHeads, JointHeads, LinearHeads, ParallelHeads, RecurrentHeads, "
+            "ResidualHeads, SequentialHeads"
+        ),
     ),
     "trunk": (
         *("model/trunk/class_path", "Transformer"),
@@ -180,7 +183,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "argument of the loss": (
         *("model/loss/init_args/wieghts", 3),
         "model.loss: MultiTokenLoss has no argument 'wieghts'. "
-        "Known: weights, backend, share_of_positions, distillation, detach, label_smoothing, z_loss.",
+        "Known: weights, backend, share_of_positions, distillation, detach, label_smoothing, z_loss, balance.",
     ),
     "argument of data": (
         *("data/init_args/lenght", 20),

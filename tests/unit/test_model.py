@@ -20,7 +20,16 @@ from mtp_modules import (
     TransformerTrunk,
     describe,
 )
-from tests.helpers import HEADS, TRUNKS_WITH_HEADS, WIDTH, assert_same, float64, make_model, random_tokens
+from tests.helpers import (
+    EVERY_HEADS,
+    TRUNKS_WITH_EVERY_HEADS,
+    TRUNKS_WITH_HEADS,
+    WIDTH,
+    assert_same,
+    float64,
+    make_model,
+    random_tokens,
+)
 
 
 class Letters(Tokenizer):
@@ -54,7 +63,7 @@ def test_one_state_a_horizon_for_every_combination(trunk: str, heads: str, num_h
     assert [state.shape for state in states] == [(2, 5, WIDTH)] * num_horizons
 
 
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", EVERY_HEADS)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("own", [True, False])
 def test_every_parameter_has_a_gradient(heads: str, tied: bool, own: bool) -> None:
@@ -81,7 +90,7 @@ def test_horizons_beyond_the_first_can_own_a_matrix(bias: bool) -> None:
     assert (given["own_unembeddings"], given["output_bias"]) == (True, bias)
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
 def test_modules_can_be_built_without_memory_and_reset(trunk: str, heads: str) -> None:
     with torch.device("meta"):
         model = make_model(trunk, heads, 2, tied=False, own=True, bias=True)
@@ -95,7 +104,7 @@ def test_modules_can_be_built_without_memory_and_reset(trunk: str, heads: str) -
         assert tensor.isfinite().all(), name
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
 @pytest.mark.parametrize(("tied", "own"), [(True, False), (False, False), (True, True)])
 def test_a_saved_model_comes_back(trunk: str, heads: str, tied: bool, own: bool, tmp_path: Path) -> None:
     model, tokens = make_model(trunk, heads, 2, tied=tied, own=own, bias=own), random_tokens(1, 6)

@@ -11,10 +11,10 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from mtp_modules import MTPModel
-from tests.helpers import HEADS, make_model
+from tests.helpers import EVERY_HEADS, make_model
 
 
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", EVERY_HEADS)
 def test_a_folder_without_some_of_the_weights_is_refused(heads: str, tmp_path: Path) -> None:
     model = make_model("gru", heads, 3)
     model.save_pretrained(tmp_path)

@@ -9,11 +9,11 @@ import pytest
 from mtp_modules import AuxiliaryWeights, ExplicitWeights, GeometricWeights, MultiTokenLoss, UniformWeights
 from mtp_modules.core import Component, build, describe
 from mtp_modules.losses import NaiveLinearCrossEntropy
-from tests.helpers import HEADS, TRUNKS, make_heads, make_model, make_trunk
+from tests.helpers import EVERY_HEADS, TRUNKS, make_heads, make_model, make_trunk
 
 COMPONENTS = {
     **{f"trunk_{name}": lambda name=name: make_trunk(name) for name in TRUNKS},
-    **{f"heads_{name}": lambda name=name: make_heads(name, 2) for name in HEADS},
+    **{f"heads_{name}": lambda name=name: make_heads(name, 2) for name in EVERY_HEADS},
     "model": lambda: make_model("lstm", "recurrent", 2, tied=False),
     "loss": lambda: MultiTokenLoss(
         weights=GeometricWeights(gamma=0.5), backend=NaiveLinearCrossEntropy(), distillation=0.2

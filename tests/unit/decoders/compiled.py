@@ -43,6 +43,9 @@ def main(backend: str) -> None:
         ("transformer", "early_exit"),
         ("transformer", "linear_leap"),
         ("transformer_grouped", "parallel_leap"),
+        ("transformer", "joint"),
+        ("transformer", "fused"),
+        ("transformer", "block_diffusion_few"),
     ):
         model = make_model(trunk, heads, 3).eval()
         graphs: list[int] = []

@@ -9,7 +9,7 @@ import torch
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
 from mtp_modules.decoders import Decoder, DecodingStats, Round, StopRule
 from tests.drafting import clock
-from tests.helpers import TRUNKS, TRUNKS_WITH_HEADS, assert_same, extend, make_model, make_trunk, random_tokens
+from tests.helpers import TRUNKS, TRUNKS_WITH_EVERY_HEADS, assert_same, extend, make_model, make_trunk, random_tokens
 
 DECODERS = [pytest.param(AutoregressiveDecoder(), id="plain"), pytest.param(SpeculativeDecoder(), id="speculative")]
 
@@ -103,7 +103,7 @@ def test_generation_takes_time() -> None:
     assert AutoregressiveDecoder().generate(clock(1), [[1]], max_new_tokens=2).stats.seconds > 0
 
 
-@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
 @pytest.mark.parametrize("rows", [[0, 1, 2], [2, 0], [1], [2, 1, 0]], ids=str)
 def test_selected_rows_equal_a_batch_of_those_rows(trunk: str, heads: str, rows: list[int]) -> None:
     model = make_model(trunk, heads, 3).eval()

@@ -5,12 +5,12 @@ import torch
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from tests.drafting import clock
-from tests.helpers import HEADS, VOCAB, float64, make_model
+from tests.helpers import EVERY_HEADS, VOCAB, float64, make_model
 
 PROMPTS = [[1, 2, 3], [4], [5, 6]]
 
 
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", EVERY_HEADS)
 @pytest.mark.parametrize("trunk", ["transformer", "gru"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_speculative_decoding_with_own_matrices_equals_plain_decoding(heads: str, trunk: str, bias: bool) -> None:

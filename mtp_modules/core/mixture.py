@@ -1,0 +1,43 @@
+"""What heads return whose tokens ahead have a joint law."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mtp_modules.core.shapes import Float, Tensor
+
+
+class MixtureStates(NamedTuple):
+    """What heads return in training where the tokens beyond horizon 1 have a joint law, a mixture.
+
+    Under each component the tokens are independent. The loss is then the negative log-likelihood of the joint law, as
+    the sum of the horizons' terms given the tokens before.
+
+    Attributes:
+        first: ``(B, T, D)``, horizon 1's states.
+        components: ``(B, P, K, R, D)``, ``R`` states a horizon beyond the first.
+        log_weights: ``(B, P, R)``, logarithms of the components' weights, which sum to 1.
+    """
+
+    first: Float[Tensor, "B T D"]
+    components: Float[Tensor, "B P K R D"]
+    log_weights: Float[Tensor, "B P R"]
+
+
+def marginal_logits(
+    states: tuple[Tensor, ...], index: int, unembed: Callable[[Tensor, int], Tensor], most: int | None = None
+) -> Float[Tensor, "N V"]:
+    """Return logits of a horizon at the positions that it has states for, row after row.
+
+    Of a mixture they are logarithms of the law that the text alone gives, with the tokens between averaged over.
+
+    Args:
+        states: What a model returned.
+        index: 0 for horizon 1.
+        unembed: Turns states of the horizon with a given index into logits.
+        most: Only for so many positions, the first ones; for all if ``None``.
+    """
+    if index == 0 or not isinstance(states, MixtureStates):
+        return unembed(states[index].flatten(0, 1)[:most], index)
+    components = states.components[:, :, index - 1].flatten(0, 1)[:most]
+    log_weights = states.log_weights.flatten(0, 1)[:most, :, None]
+    return (log_weights + unembed(components, index).log_softmax(dim=-1)).logsumexp(dim=1)

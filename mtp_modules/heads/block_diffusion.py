@@ -1,0 +1,248 @@
+"""Masked denoising of the next block of tokens."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import nn
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import at_positions
+from mtp_modules.layers.last_hidden import LastHiddenState
+from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, TransformerLayer
+
+
+class Denoised(NamedTuple):
+    """What drafts of a round have led to.
+
+    Attributes:
+        tokens: ``(B, N, S, D)``, the token emitted last and the drafts up to each of ``N``, as the layers read them.
+        states: ``(B, N, G, D)``, of the slots that the last step has denoised.
+    """
+
+    tokens: Float[Tensor, "B N S D"]
+    states: Float[Tensor, "B N G D"]
+
+
+class BlockState(LastHiddenState):
+    """The hidden state at each row's last token, and in a round of drafts what they have led to."""
+
+    denoised: Denoised | None = None
+
+    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
+        """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
+        super().commit(keep, path)
+        self.denoised = None
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with some of the rows only."""
+        super().select(rows)
+        self.denoised = None
+
+
+class BlockDiffusionHeads(Heads):
+    r"""Denoise the block of tokens that follow the next one, in a few steps from left to right.
+
+    Horizon 1 is the trunk's hidden state :math:`h_t` itself. A small transformer without a causal mask reads
+    :math:`[h_t, x_{t+1}, y_2 \dots y_H]`, where :math:`y_k` is a mask or, once it is known, the token
+    :math:`x_{t+k}`, and says what each masked place holds. With one step all places are masked and are denoised
+    together, as by DFlash (arXiv 2602.06036); with more, each step denoises the next few, given those that steps before
+    have denoised: block diffusion (Arriola et al. 2025, BD3-LM, arXiv 2503.09573) in the order of the text.
+
+    The tokens of one step are drawn independently from their laws, so each draft's law is its law given all drafts
+    before it, which verification needs. A step that unmasked the most confident place first would draw a token whose
+    law given the tokens before it nobody knows. Training makes the masks that drafting makes, one pass a step.
+
+    Args:
+        d_model: Width ``D`` of the trunk's hidden state.
+        num_horizons: How many future tokens ``H`` each position predicts.
+        num_heads: Query heads of a layer.
+        num_steps: In how many steps a block is denoised, from 1 to ``H - 1``.
+        num_layers: Layers of the denoiser.
+        num_kv_heads: Key-value heads; as many as query heads if ``None``.
+        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model``, up to a multiple of 64, if ``None``.
+        embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
+
+    Shape:
+        hidden ``(B, T, D)``, future ``(B, P, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
+
+    Raises:
+        ValueError: If a size is below 1 or does not divide, there are more steps than tokens to denoise, or ``future``
+            is missing.
+
+    Example:
+        >>> heads = BlockDiffusionHeads(d_model=32, num_horizons=5, num_heads=4, num_steps=2)
+        >>> states = heads(torch.zeros(1, 6, 32), future=torch.zeros(1, 6, 4, 32))
+        >>> len(states), states[4].shape
+        (5, torch.Size([1, 6, 32]))
+    """
+
+    reads_future = True
+    from_state: nn.Linear
+    from_token: nn.Linear
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_horizons: int,
+        num_heads: int,
+        num_steps: int = 1,
+        num_layers: int = 1,
+        num_kv_heads: int | None = None,
+        ffn_width: int | None = None,
+        embedding_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.embedding_width = d_model if embedding_width is None else embedding_width
+        for name, value in (
+            ("d_model", d_model),
+            ("num_horizons", num_horizons),
+            ("num_heads", num_heads),
+            ("num_steps", num_steps),
+            ("num_layers", num_layers),
+            ("embedding_width", self.embedding_width),
+        ):
+            at_least(self, name, value, 1)
+        self.d_model, self.num_horizons = d_model, num_horizons
+        slots = num_horizons - 1
+        if num_horizons > 1 and num_steps > slots:
+            refuse(self, f"num_steps must lie in 1..{slots} for {num_horizons} horizons, got {num_steps}.")
+        self.bounds = [slots * step // num_steps for step in range(num_steps + 1)]
+        """Which slots each step denoises: from its bound up to the next."""
+        if num_horizons == 1:
+            return  # nothing to denoise
+        self.from_state = nn.Linear(d_model, d_model, bias=False)
+        self.from_token = nn.Linear(self.embedding_width, d_model, bias=False)
+        self.mask = nn.Parameter(torch.empty(d_model))
+        self.rotary = RotaryPositions(d_model // num_heads, slots + 2)
+        layers = (
+            TransformerLayer(
+                d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, ffn_width=ffn_width, depth=num_layers
+            )
+            for _ in range(num_layers)
+        )
+        self.layers = cast("Sequence[TransformerLayer]", nn.ModuleList(layers))
+        self.norm = RMSNorm(d_model)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw what is read with variance 1/fan-in, and the mask with variance 1; the layers reset themselves."""
+        if self.num_horizons > 1:
+            nn.init.normal_(self.from_state.weight, std=self.from_state.in_features**-0.5)
+            nn.init.normal_(self.from_token.weight, std=self.from_token.in_features**-0.5)
+            nn.init.normal_(self.mask)
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """1 .. H."""
+        return tuple(range(1, self.num_horizons + 1))
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The denoiser's layers."""
+        return tuple(self.layers) if self.num_horizons > 1 else ()
+
+    def _denoise(self, state: Float[Tensor, "N D"], known: Float[Tensor, "N S D"], step: int) -> Float[Tensor, "N G D"]:
+        """Return the states of the slots that a step denoises.
+
+        Args:
+            state: What the trunk says, as the layers read it.
+            known: The token after it and those that are denoised already.
+            step: Its index.
+        """
+        low, high = self.bounds[step], self.bounds[step + 1]
+        masks = self.mask.expand(len(state), self.num_horizons - 1 - low, -1)
+        x = torch.cat((state[:, None], known, masks), dim=1)
+        length = x.shape[1]
+        table = self.rotary(None, length, x)
+        everything = torch.ones(1, 1, length, length, dtype=torch.bool, device=x.device)
+        for layer in self.layers:
+            x = layer(x, table, everything)
+        states: Tensor = self.norm(x[:, 2 + low : 2 + high])
+        return states
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        far_hidden: Float[Tensor, "B T D"] | None = None,
+        future: Float[Tensor, "B P K E"] | None = None,
+        positions: Int[Tensor, "B P"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B _ D"], ...]:
+        """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
+        if self.num_horizons == 1:
+            return (hidden,)
+        if future is None:
+            refuse(self, "future is missing; pass the embeddings of the tokens between (MTPModel does).")
+        far = hidden if far_hidden is None else far_hidden
+        picked = far if positions is None else at_positions(far, positions)
+        state, tokens = self.from_state(picked).flatten(0, 1), self.from_token(future).flatten(0, 1)
+        steps = range(len(self.bounds) - 1)
+        states = [self._denoise(state, tokens[:, : 1 + self.bounds[step]], step) for step in steps]
+        return (hidden, *torch.cat(states, dim=1).view(*picked.shape[:2], -1, self.d_model).unbind(dim=2))
+
+    def first(
+        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return ``hidden`` itself."""
+        return hidden
+
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the operations of a pass of the denoiser a step; horizon 1 costs none."""
+        if self.num_horizons == 1:
+            return 0
+        read = self.from_state.weight.numel() + (self.num_horizons - 1) * self.from_token.weight.numel()
+        block = self.num_horizons + 1
+        one_pass = sum(layer.flops(block, block) for layer in self.layers)
+        return num_far * (2 * read + (len(self.bounds) - 1) * one_pass)
+
+    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> BlockState:
+        """Make an empty state."""
+        return BlockState(batch_size, capacity)
+
+    def read(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Append a chunk that the state was told of, and return the states of horizon 1."""
+        self._own(state).append(hidden)
+        return hidden
+
+    def draft_states(
+        self,
+        tokens: Int[Tensor, "B N"],
+        state: DecodingState,
+        *,
+        depth: int,
+        before: Float[Tensor, "B M D"] | None,
+        parents: Int[Tensor, "B N"],
+        embed: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "B _ D"]:
+        """Return the next slot's states; run the denoiser where a step begins with it."""
+        own, read = self._own(state), self.from_token(embed(tokens))[:, :, None]
+        if depth == 0:
+            known, states = read, None
+        else:
+            assert own.denoised is not None
+            known = torch.cat((at_positions(own.denoised.tokens, parents), read), dim=2)
+            states = at_positions(own.denoised.states, parents)
+        if depth in self.bounds:
+            step = self.bounds.index(depth)
+            last = self.from_state(own.last)[:, None].expand(-1, tokens.shape[1], -1)
+            states = self._denoise(last.flatten(0, 1), known.flatten(0, 1), step).view(*tokens.shape, -1, self.d_model)
+        assert states is not None
+        own.denoised = Denoised(known, states)
+        return states[:, :, depth - max(bound for bound in self.bounds if bound <= depth)]
+
+    def _own(self, state: DecodingState) -> BlockState:
+        if not isinstance(state, BlockState):
+            refuse(self, f"state must come from these heads' new_state, got {type(state).__name__}.")
+        return state

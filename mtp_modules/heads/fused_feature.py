@@ -1,0 +1,232 @@
+"""EAGLE-3's heads: one layer that goes on by itself from what several layers of the trunk say."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mtp_modules.core.checks import at_least, refuse, within_positions
+from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import at_positions, same_document_keys
+from mtp_modules.heads.sequential import SequentialHeads
+from mtp_modules.heads.sequential_state import SequentialState
+
+
+class FusedFeatureHeads(Heads):
+    r"""Draft with one transformer layer that continues a sequence of fused features with its own outputs.
+
+    Horizon 1 is the trunk's hidden state itself. Features of a low, a middle and a high layer are joined by a matrix,
+    :math:`g_t = W [l_t; m_t; h_t]`, and the layer reads the sequence of :math:`[e(x_{t+1}); g_t]`. What it says of
+    position :math:`t` is the state of horizon 2, and takes the place of the unknown feature :math:`g_{t+1}` from which
+    the layer goes on to horizon 3, and so on: the features of the text up to :math:`t`, then its own outputs. Training
+    takes the same steps, so it sees what drafting sees ("training-time test"). Li et al. 2025 (EAGLE-3, arXiv
+    2503.01840), section 3.
+
+    Decoding is that of one module of :class:`SequentialHeads` that is repeated, with fused features in the place of the
+    trunk's hidden state.
+
+    Args:
+        d_model: Width ``D`` of the trunk's hidden state and features.
+        num_horizons: How many future tokens ``H`` each position is trained to predict; drafting can go on.
+        num_heads: Query heads of the layer.
+        num_features: How many inner layers of the trunk are fused: name as many in its ``feature_layers``.
+        num_kv_heads: Key-value heads; as many as query heads if ``None``.
+        ffn_width: Inner width of the feed-forward layer; 8/3 of ``d_model``, up to a multiple of 64, if ``None``.
+        max_positions: Longest sequence.
+        embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
+        rope_base: Base of the rotary positions.
+
+    Shape:
+        hidden and features ``(B, T, D)``, future ``(B, T, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others
+        ``(B, P, D)``.
+
+    Raises:
+        ValueError: If a size is below 1 or does not divide, ``future`` or ``features`` are missing, or a sequence is
+            longer than ``max_positions``.
+
+    Example:
+        >>> heads = FusedFeatureHeads(d_model=32, num_horizons=3, num_heads=4, max_positions=64)
+        >>> features = (torch.zeros(1, 5, 32),) * 3
+        >>> states = heads(torch.zeros(1, 5, 32), future=torch.zeros(1, 5, 2, 32), features=features)
+        >>> len(states), states[2].shape
+        (3, torch.Size([1, 5, 32]))
+    """
+
+    reads_future = True
+    reads_every_token = True
+    fuse: nn.Linear
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_horizons: int,
+        num_heads: int,
+        num_features: int = 3,
+        num_kv_heads: int | None = None,
+        ffn_width: int | None = None,
+        max_positions: int = 2048,
+        embedding_width: int | None = None,
+        rope_base: float = 10000.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("d_model", d_model),
+            ("num_horizons", num_horizons),
+            ("num_heads", num_heads),
+            ("num_features", num_features),
+            ("max_positions", max_positions),
+        ):
+            at_least(self, name, value, 1)
+        self.drafter = SequentialHeads(
+            d_model=d_model,
+            num_horizons=min(2, num_horizons),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            ffn_width=ffn_width,
+            max_positions=max_positions + num_horizons,
+            embedding_width=embedding_width,
+            shared=True,
+            rope_base=rope_base,
+        )
+        self.d_model, self.num_horizons, self.num_features = d_model, num_horizons, num_features
+        self.max_positions, self.embedding_width = max_positions, self.drafter.embedding_width
+        if num_horizons == 1:
+            return  # nothing to draft, so nothing to fuse
+        self.fuse = nn.Linear(num_features * d_model, d_model, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the fusing matrix with variance 1/fan-in; the layer resets itself."""
+        if self.num_horizons > 1:
+            nn.init.normal_(self.fuse.weight, std=self.fuse.in_features**-0.5)
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """1 .. H."""
+        return tuple(range(1, self.num_horizons + 1))
+
+    @property
+    def max_drafts(self) -> int | None:
+        """Any number: the layer can be repeated."""
+        return self.drafter.max_drafts
+
+    def _fused(self, features: tuple[Tensor, ...] | None) -> Float[Tensor, "B T D"]:
+        if features is None or len(features) != self.num_features:
+            given = "none" if features is None else str(len(features))
+            refuse(self, f"features must hold {self.num_features} inner layers' states, got {given}; pass the trunk's.")
+        fused: Tensor = self.fuse(torch.cat(features, dim=-1))
+        return fused
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        far_hidden: Float[Tensor, "B T D"] | None = None,
+        future: Float[Tensor, "B _ K E"] | None = None,
+        positions: Int[Tensor, "B P"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+        features: tuple[Float[Tensor, "B T D"], ...] | None = None,
+    ) -> tuple[Float[Tensor, "B _ D"], ...]:
+        """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`.
+
+        A position sees the fused features up to its own, and behind them the outputs that lead on from it.
+        """
+        length, device = hidden.shape[1], hidden.device
+        within_positions(self, length, self.max_positions, "heads")
+        if self.num_horizons == 1:
+            return (hidden,)
+        if future is None or future.shape[1] != length:
+            given = "none" if future is None else f"those of {future.shape[1]}"
+            refuse(
+                self, f"future must hold the tokens ahead of all {length} positions, got {given}; MTPModel passes it."
+            )
+        every = torch.arange(length, device=device).expand(len(hidden), -1)
+        wanted = every if positions is None else positions
+        if document_ids is None:
+            mask = (every[:, None] <= wanted[:, :, None])[:, None]
+        else:
+            mask = at_positions(same_document_keys(document_ids), wanted)[:, None]
+        step, norm = self.drafter.steps[0], self.drafter.norms[0]
+        layer, attention, rotary = step.layer, step.layer.attention, self.drafter.rotary
+        ahead = at_positions(future, wanted)
+        x = step.join(self._fused(features), future[:, :, 0])
+        queries, keys, values = attention.project(layer.attention_norm(x), rotary(None, length, hidden))
+        if positions is not None:
+            x = at_positions(x, wanted)
+            queries, _, _ = attention.project(layer.attention_norm(x), rotary(wanted, wanted.shape[1], hidden))
+        own = torch.eye(wanted.shape[1], dtype=torch.bool, device=device).expand(len(hidden), 1, -1, -1)
+        states = [hidden]
+        for index in range(self.num_horizons - 1):
+            if index:
+                x = step.join(x, ahead[:, :, index])
+                table = rotary(wanted + index, wanted.shape[1], hidden)
+                queries, own_keys, own_values = attention.project(layer.attention_norm(x), table)
+                keys, values = torch.cat((keys, own_keys), dim=2), torch.cat((values, own_values), dim=2)
+                mask = torch.cat((mask, own), dim=3)
+            x = x + attention.attend(queries, keys, values, attention.folded(mask))
+            x = x + layer.ffn(layer.ffn_norm(x))
+            states.append(norm(x))
+        return tuple(states)
+
+    def first(
+        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return ``hidden`` itself."""
+        return hidden
+
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the operations of fusing and of all steps; horizon 1 costs none."""
+        if num_far == 0 or self.num_horizons == 1:
+            return 0
+        step, steps = self.drafter.steps[0], self.num_horizons - 1
+        first = 2 * (self.fuse.weight.numel() + step.merge.weight.numel()) * length + step.layer.flops(num_far, length)
+        again = 2 * step.merge.weight.numel() * num_far + step.layer.flops(num_far, num_far)
+        looked_back = 4 * self.d_model * num_far * sum(length + (index - 1) * num_far for index in range(1, steps))
+        return first + (steps - 1) * again + looked_back
+
+    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> DecodingState:
+        """Make an empty state."""
+        return self.drafter.new_state(batch_size, capacity, for_drafts=for_drafts)
+
+    def read(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+        features: tuple[Float[Tensor, "B T D"], ...] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Append a chunk that the state was told of, and return the states of horizon 1."""
+        fused = self._fused(features) if isinstance(state, SequentialState) else hidden  # else nobody will draft
+        self.drafter.read(fused, state, tokens=tokens, embed=embed)
+        return hidden
+
+    def extend(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+        features: tuple[Float[Tensor, "B T D"], ...] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Append a chunk to the layer, and return the states of horizon 1."""
+        fused = self._fused(features) if isinstance(state, SequentialState) else hidden
+        self.drafter.extend(fused, state, tokens=tokens, embed=embed)
+        return hidden
+
+    def draft_states(
+        self,
+        tokens: Int[Tensor, "B N"],
+        state: DecodingState,
+        *,
+        depth: int,
+        before: Float[Tensor, "B M D"] | None,
+        parents: Int[Tensor, "B N"],
+        embed: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "B _ D"]:
+        """Run the layer over the token emitted last and all drafts up to each of ``tokens``."""
+        return self.drafter.draft_states(tokens, state, depth=depth, before=before, parents=parents, embed=embed)

@@ -1,0 +1,230 @@
+"""A joint law of the tokens ahead: a mixture of laws under which they are independent."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.interfaces import DecodingState, Heads, MixtureStates
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import at_positions
+from mtp_modules.layers.last_hidden import LastHiddenState
+
+
+class JointState(LastHiddenState):
+    """The hidden state at each row's last token, and in a round of drafts what the components say of the next one."""
+
+    log_laws: Float[Tensor, "B R V"] | None = None
+
+    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
+        """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
+        super().commit(keep, path)
+        self.log_laws = None
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with some of the rows only."""
+        super().select(rows)
+        self.log_laws = None
+
+
+class JointHeads(Heads):
+    r"""Predict the tokens ahead together, by a mixture of ``R`` laws under each of which they are independent.
+
+    Horizon 1 is the trunk's hidden state itself. With the token after it known, the law of those that follow is a
+    tensor of canonical rank ``R``,
+
+    .. math:: q(x_2 \dots x_H \mid h, x_1) = \sum_r \gamma_r(h, x_1) \prod_k P_{r,k}(x_k \mid h)
+
+    where :math:`P_{r,k}` comes from a residual block of the hidden state and the output matrix. Each token is drafted
+    from its exact law given those before: drawing :math:`x_k` multiplies the weights by :math:`P_{r,k}(x_k)`. One
+    component is heads that do not see one another. Basharin et al. 2024 (arXiv 2410.17765), section 3. There the first
+    token is in the mixture too; here verification needs the plain law of it, so it enters the weights instead.
+
+    The loss is the exact negative log-likelihood of the joint law; ``MultiTokenLoss(balance=...)`` keeps all components
+    in use.
+
+    Args:
+        d_model: Width ``D`` of the trunk's hidden state.
+        num_horizons: How many future tokens ``H`` each position predicts.
+        num_components: Rank ``R`` of the joint law.
+        width: Inner width of what computes the weights; ``d_model`` if ``None``.
+        embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
+
+    Shape:
+        hidden ``(B, T, D)``, future ``(B, P, H - 1, E)`` ->
+        :class:`~mtp_modules.core.mixture.MixtureStates`; ``(hidden,)`` if there is one horizon.
+
+    Raises:
+        ValueError: If a size is below 1, or ``future`` is missing.
+
+    Example:
+        >>> heads = JointHeads(d_model=8, num_horizons=3, num_components=4)
+        >>> states = heads(torch.zeros(1, 5, 8), future=torch.zeros(1, 5, 2, 8))
+        >>> states.components.shape, states.log_weights.shape
+        (torch.Size([1, 5, 2, 4, 8]), torch.Size([1, 5, 4]))
+    """
+
+    reads_future = True
+    from_state: nn.Linear
+    from_token: nn.Linear
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_horizons: int,
+        num_components: int,
+        width: int | None = None,
+        embedding_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.embedding_width = d_model if embedding_width is None else embedding_width
+        width = d_model if width is None else width
+        for name, value in (
+            ("d_model", d_model),
+            ("num_horizons", num_horizons),
+            ("num_components", num_components),
+            ("width", width),
+            ("embedding_width", self.embedding_width),
+        ):
+            at_least(self, name, value, 1)
+        self.d_model, self.num_horizons, self.num_components = d_model, num_horizons, num_components
+        maps = (nn.Linear(d_model, num_components * d_model) for _ in range(num_horizons - 1))
+        self.maps = cast("Sequence[nn.Linear]", nn.ModuleList(maps))
+        if num_horizons == 1:
+            return  # nothing to draft, so nothing to weigh
+        self.from_state = nn.Linear(d_model, width)
+        self.from_token = nn.Linear(self.embedding_width, width, bias=False)
+        self.to_weights = nn.Linear(width, num_components)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start components close to horizon 1 but apart from one another, and weights close to equal."""
+        for linear in self.maps:
+            nn.init.normal_(linear.weight, std=0.5 * linear.in_features**-0.5)
+            nn.init.zeros_(linear.bias)
+        if self.num_horizons == 1:
+            return
+        for linear, gain in ((self.from_state, 1.0), (self.from_token, 1.0), (self.to_weights, 0.1)):
+            nn.init.normal_(linear.weight, std=gain * linear.in_features**-0.5)
+        nn.init.zeros_(self.from_state.bias)
+        nn.init.zeros_(self.to_weights.bias)
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """1 .. H."""
+        return tuple(range(1, self.num_horizons + 1))
+
+    def _components(self, index: int, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N R D"]:
+        """Return the state of each component for one horizon beyond the first."""
+        moved = F.silu(self.maps[index](hidden))
+        return hidden[..., None, :] + moved.view(*hidden.shape[:-1], self.num_components, self.d_model)
+
+    def _log_weights(self, hidden: Float[Tensor, "*N D"], token: Float[Tensor, "*N E"]) -> Float[Tensor, "*N R"]:
+        inner = F.silu(self.from_state(hidden) + self.from_token(token))
+        weights: Tensor = self.to_weights(inner)
+        return weights.log_softmax(dim=-1)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        far_hidden: Float[Tensor, "B T D"] | None = None,
+        future: Float[Tensor, "B P K E"] | None = None,
+        positions: Int[Tensor, "B P"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B _ D"], ...] | MixtureStates:
+        """Return horizon 1's states, and the mixture of the others."""
+        if self.num_horizons == 1:
+            return (hidden,)
+        if future is None:
+            refuse(self, "future is missing; pass the embeddings of the tokens between (MTPModel does).")
+        far = hidden if far_hidden is None else far_hidden
+        picked = far if positions is None else at_positions(far, positions)
+        components = [self._components(index, picked) for index in range(self.num_horizons - 1)]
+        return MixtureStates(hidden, torch.stack(components, dim=2), self._log_weights(picked, future[:, :, 0]))
+
+    def first(
+        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return ``hidden`` itself."""
+        return hidden
+
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the operations of components and weights; horizon 1 costs none."""
+        if self.num_horizons == 1:
+            return 0
+        weighing = sum(layer.weight.numel() for layer in (self.from_state, self.from_token, self.to_weights))
+        return 2 * num_far * (sum(linear.weight.numel() for linear in self.maps) + weighing)
+
+    @property
+    def states_scored(self) -> int:
+        """All components of a horizon are scored."""
+        return self.num_components * (self.num_horizons - 1)
+
+    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> JointState:
+        """Make an empty state."""
+        return JointState(batch_size, capacity)
+
+    def read(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Append a chunk that the state was told of, and return the states of horizon 1."""
+        self._own(state).append(hidden)
+        return hidden
+
+    def draft_states(
+        self,
+        tokens: Int[Tensor, "B N"],
+        state: DecodingState,
+        *,
+        depth: int,
+        before: Float[Tensor, "B M D"] | None,
+        parents: Int[Tensor, "B N"],
+        embed: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "B _ D"]:
+        """Refuse: a mixture is no single state.
+
+        Raises:
+            ValueError: Always; who searches beams with drafts calls this.
+        """
+        refuse(
+            self,
+            "the law of a draft is a mixture, which no single state gives, so beam search cannot use these drafts; "
+            "take BeamDecoder, or call draft_step.",
+        )
+
+    def draft_step(
+        self,
+        tokens: Int[Tensor, "B N"],
+        state: DecodingState,
+        *,
+        depth: int,
+        before: Float[Tensor, "B M R"] | None,
+        parents: Int[Tensor, "B N"],
+        embed: Callable[[Tensor], Tensor],
+        unembed: Callable[[Tensor, int], Tensor],
+    ) -> tuple[Float[Tensor, "B N R"], Float[Tensor, "B N V"]]:
+        """Return the weights after each of ``tokens``, as logarithms, and the logarithm of the mixture's law."""
+        own = self._own(state)
+        if before is None:
+            log_weights = self._log_weights(own.last[:, None], embed(tokens))
+        else:
+            assert own.log_laws is not None
+            seen = own.log_laws.gather(2, tokens[:, None].expand(-1, self.num_components, -1)).transpose(1, 2)
+            log_weights = (at_positions(before, parents) + seen).log_softmax(dim=-1)
+        own.log_laws = unembed(self._components(depth, own.last), depth + 1).log_softmax(dim=-1)
+        return log_weights, (log_weights[..., None] + own.log_laws[:, None]).logsumexp(dim=2)
+
+    def _own(self, state: DecodingState) -> JointState:
+        if not isinstance(state, JointState):
+            refuse(self, f"state must come from these heads' new_state, got {type(state).__name__}.")
+        return state

@@ -1,0 +1,156 @@
+"""The loss of a joint law: cross-entropy of every component, then the mixture of them.
+
+The negative log-likelihood of a mixture depends on its output matrix through each component's log-likelihood of the
+observed tokens alone, and its slopes in those say how much each component answers for what was observed. So the
+mixture is scored first, chunk by chunk and without gradients, and any backend of plain linear + cross-entropy then
+delivers the gradients, with minus the slopes as weights of its examples. Nothing holds all logits.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from mtp_modules.core.interfaces import MixtureStates
+from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
+from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.core.unembedding import Unembedding
+from mtp_modules.losses.plan import default_rows
+
+
+def mixture_terms(
+    unembedding: Unembedding,
+    states: MixtureStates,
+    targets: tuple[Int[Tensor, "B T"], Int[Tensor, "B P K"]],
+    weights: tuple[Float[Tensor, "B T"], Float[Tensor, "B P K"]],
+    backend: LinearCrossEntropy,
+    *,
+    detach_far: bool = False,
+) -> CrossEntropyTerms:
+    """Score horizon 1, and every further horizon given the tokens before it.
+
+    Args:
+        unembedding: Turns states into logits.
+        states: What the heads made.
+        targets: Tokens of horizon 1, negative where there is none, and of the others, all there: they are conditions
+            of those behind them.
+        weights: Factor of each of them in the loss, 0 where it does not count.
+        backend: Delivers the gradients.
+        detach_far: Train the output matrix by horizon 1 alone.
+
+    Returns:
+        Terms of horizon 1's examples, then of each further horizon's.
+    """
+    (near, far), (near_weights, far_weights) = targets, weights
+    num_components = states.log_weights.shape[2]
+    by_head = states.components.permute(2, 0, 1, 3, 4)
+    rows = torch.cat((near.flatten(), far.permute(2, 0, 1).flatten().repeat_interleave(num_components)))
+    mixed = _Mixture(backend, states.log_weights.flatten(0, 1), far_weights.flatten(0, 1).T)
+    return unembedding(
+        torch.cat((states.first.flatten(0, 1), by_head.flatten(0, 3))),
+        rows,
+        F.pad(near_weights.flatten(), (0, len(rows) - near.numel())),
+        mixed,
+        sizes=[near.numel(), *[by_head[0, ..., 0].numel()] * len(by_head)],
+        detach_far=detach_far,
+    )
+
+
+def imbalance(log_weights: Float[Tensor, "*N R"], counts: Bool[Tensor, "*N"]) -> Float[Tensor, ""]:
+    """Return the squared coefficient of variation of the components' mean weights: 0 if all are used alike.
+
+    Shazeer et al. 2017 (arXiv 1701.06538), equation 6.
+
+    Args:
+        log_weights: Logarithms of weights that sum to 1.
+        counts: Which of them count.
+    """
+    used = (log_weights.exp() * counts[..., None]).flatten(0, -2).sum(dim=0)
+    mean = used / counts.sum().clamp(min=1)
+    return len(mean) * mean.square().sum() - mean.sum().square()
+
+
+class _Mixture(LinearCrossEntropy):
+    """Backend for horizon 1's examples, and behind them all components of every further horizon's.
+
+    Args:
+        backend: Scores the examples one by one.
+        log_weights: ``(M, R)``, of the mixture of each of ``M`` positions.
+        weights: ``(K, M)``, factor of each position in the loss of each further horizon.
+    """
+
+    def __init__(self, backend: LinearCrossEntropy, log_weights: Tensor, weights: Tensor) -> None:
+        self.backend, self.log_weights, self.weights = backend, log_weights, weights
+
+    def __call__(
+        self,
+        states: Float[Tensor, "N D"],
+        matrices: Sequence[OutputMatrix],
+        sizes: Sequence[int],
+        targets: Int[Tensor, " N"],
+        example_weights: Float[Tensor, " N"],
+        teacher: Teacher | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> CrossEntropyTerms:
+        """Return the weighted loss, and what metrics need of each example that is a mixture."""
+        near, shape = sizes[0], (len(self.weights), *self.log_weights.shape)
+        components, tokens = states[near:].view(*shape, -1), targets[near:].view(shape)[..., 0]
+        log_laws, rank, predicted = _scored(components, matrices[1:], tokens, self.log_weights)
+        nll = _conditional_nll(self.log_weights, log_laws)
+        if torch.is_grad_enabled():
+            slopes = _slopes(self.log_weights.detach(), log_laws, self.weights)
+            example_weights = torch.cat((example_weights[:near], -slopes.flatten().to(example_weights.dtype)))
+            terms = self.backend(states, matrices, sizes, targets, example_weights)
+        else:
+            terms = self.backend(states[:near], matrices[:1], sizes[:1], targets[:near], example_weights[:near])
+        first = (terms.nll[:near] * example_weights[:near]).sum()
+        return CrossEntropyTerms(
+            # The gradient is the backend's and that of the mixture's weights, the value is the mixture's own.
+            loss=terms.loss - terms.loss.detach() + first + (nll * self.weights).sum(),
+            nll=torch.cat((terms.nll[:near], nll.detach().flatten().to(terms.nll.dtype))),
+            rank=torch.cat((terms.rank[:near], rank.flatten())),
+            predicted=torch.cat((terms.predicted[:near], predicted.flatten())),
+        )
+
+
+def _conditional_nll(log_weights: Float[Tensor, "M R"], log_laws: Float[Tensor, "K M R"]) -> Float[Tensor, "K M"]:
+    """Return what each token costs given those before it: the differences of the joint law's logarithms."""
+    joint = (log_weights + log_laws.cumsum(dim=0)).logsumexp(dim=-1)
+    return torch.cat((torch.zeros_like(joint[:1]), joint[:-1])) - joint
+
+
+def _slopes(
+    log_weights: Float[Tensor, "M R"], log_laws: Float[Tensor, "K M R"], weights: Float[Tensor, "K M"]
+) -> Float[Tensor, "K M R"]:
+    """Return the slopes of the weighted loss in each component's log-likelihood of each token."""
+    given = log_laws.clone().requires_grad_()
+    return torch.autograd.grad((_conditional_nll(log_weights, given) * weights).sum(), given)[0]
+
+
+@torch.no_grad()
+def _scored(
+    components: Float[Tensor, "K M R D"],
+    matrices: Sequence[OutputMatrix],
+    tokens: Int[Tensor, "K M"],
+    log_weights: Float[Tensor, "M R"],
+) -> tuple[Float[Tensor, "K M R"], Int[Tensor, "K M"], Int[Tensor, "K M"]]:
+    """Return each component's log-likelihood of each token, the token's rank in the mixture, and the likeliest one."""
+    num_components = log_weights.shape[1]
+    step = max(1, default_rows(len(matrices[0].weight)) // num_components)
+    found = []
+    for low in range(0, len(log_weights), step):
+        rows = slice(low, low + step)
+        weights, columns = log_weights[rows], []
+        for states, matrix, observed in zip(components, matrices, tokens, strict=True):
+            logits = F.linear(states[rows], *matrix)
+            laws = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+            mixed = (weights[:, :, None] + laws).logsumexp(dim=1)
+            own = laws.gather(2, observed[rows, None, None].expand(-1, num_components, -1))[..., 0]
+            rank = (mixed > mixed.gather(1, observed[rows, None])).sum(dim=1)
+            columns.append((own, rank, mixed.argmax(dim=1)))
+            weights = (weights + own).log_softmax(dim=-1)
+        found.append([torch.stack(column) for column in zip(*columns, strict=True)])
+    log_laws, rank, predicted = (torch.cat(column, dim=1) for column in zip(*found, strict=True))
+    return log_laws, rank, predicted
