@@ -4,7 +4,6 @@ A training batch carries ``T + max(horizons)`` tokens: ``T`` positions are read 
 that every head has a target at every position.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 
 import torch
@@ -65,7 +64,7 @@ def horizon_of_draft(horizons: Sequence[int], depth: int) -> tuple[int, int]:
         [(1, 2), (1, 1), (1, 0), (2, 2), (2, 1), (2, 0)]
     """
     offset = depth + 2
-    index = min(bisect_left(horizons, offset), len(horizons) - 1)
+    index = min(len([horizon for horizon in horizons if horizon < offset]), len(horizons) - 1)
     return index, max(horizons[index] - offset, 0)
 
 

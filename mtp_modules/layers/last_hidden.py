@@ -4,6 +4,7 @@ import torch
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import at_positions
 from mtp_modules.layers.cache import ChunkedState
 
 

@@ -83,7 +83,7 @@ MUTANTS = (
     ),
     Mutant(
         "drafts-from-a-rejected-token",
-        "layers/cache.py",
+        "layers/last_hidden.py",
         "ends + torch.arange(-self.count, 0, device=read.device)",
         "0 * ends + read.shape[1] + torch.arange(-self.count, 0, device=read.device)",
         "drafts start from the state of a token that was rejected",
@@ -146,7 +146,7 @@ MUTANTS = (
     ),
     Mutant(
         "nothing-kept",
-        "layers/cache.py",
+        "layers/last_hidden.py",
         "read, ends = torch.cat((before, read), dim=1), ends + self.count",
         "read, ends = torch.cat((0 * before + read[:, :1], read), dim=1), ends + self.count",
         "a row that keeps nothing of a chunk drafts from its first token",
@@ -192,7 +192,7 @@ MUTANTS = (
     ),
     Mutant(
         "tree-path-ignored-by-the-heads",
-        "layers/cache.py",
+        "layers/last_hidden.py",
         "read = self._pending if path is None else at_positions(self._pending, path)",
         "read = self._pending",
         "after a tree the heads draft from a token that was not taken",

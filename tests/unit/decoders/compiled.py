@@ -27,6 +27,15 @@ CASES: list[tuple[Decoder, SamplingLaw]] = [
     (SpeculativeDecoder(drafter=PromptLookup(num_drafts=2)), GREEDY),
     (SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
 ]
+MORE = (
+    ("transformer_grouped", "causal"),
+    ("transformer", "conditioned"),
+    ("transformer", "linear_leap"),
+    ("transformer_grouped", "parallel_leap"),
+    ("transformer", "block_diffusion_few"),
+)
+"""Made of the same parts as the others, so tried by the slow test alone."""
+
 PROMPTS = [[[1, 2, 3, 1, 2]], [[1, 2, 3, 4, 5], [6]]]
 
 
@@ -38,14 +47,10 @@ def main(backend: str) -> None:
         ("transformer_previous", "recurrent"),
         ("transformer_grouped", "parallel"),
         ("transformer", "sequential"),
-        ("transformer_grouped", "causal"),
-        ("transformer", "conditioned"),
         ("transformer", "early_exit"),
-        ("transformer", "linear_leap"),
-        ("transformer_grouped", "parallel_leap"),
         ("transformer", "joint"),
         ("transformer", "fused"),
-        ("transformer", "block_diffusion_few"),
+        *(MORE if backend != "eager" else ()),
     ):
         model = make_model(trunk, heads, 3).eval()
         graphs: list[int] = []
