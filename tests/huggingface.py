@@ -35,6 +35,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", **_SIZES, "sliding_window": 4},
     "mixtral": {"model_type": "mixtral", **_SIZES, "num_local_experts": 3, "num_experts_per_tok": 2},
     "granite": {"model_type": "granite", **_SIZES, "logits_scaling": 8.0},
+    "opt": {"model_type": "opt", **_SIZES, **_ENDS, "ffn_dim": 12, "word_embed_proj_dim": WIDTH},
+    "deepseek": {"model_type": "deepseek_v3", **_SIZES, "num_key_value_heads": 2, "q_lora_rank": 4, "kv_lora_rank": 4}
+    | {"qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 3, "first_k_dense_replace": 1, "n_group": 1}
+    | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "topk_group": 1},
     "phi": {"model_type": "phi", **_SIZES, "partial_rotary_factor": 0.5},
     "mamba": {
         "model_type": "mamba",
