@@ -55,8 +55,11 @@ class MultiTokenLoss(Component, nn.Module):
         backend: How linear + cross-entropy is computed; fused if ``None``.
         share_of_positions: Train horizons beyond the first on this random share of the positions, an unbiased estimate
             of the same loss; all positions in evaluation.
-        distillation: How much of the loss of horizons beyond the first is cross-entropy against the law of horizon 1
-            for the same token, instead of against the token itself. What drafts need is agreement with horizon 1.
+        distillation: How much of the loss of horizons beyond the first is imitation of the law of horizon 1 for the
+            same token, instead of cross-entropy against the token itself. What drafts need is agreement with horizon 1.
+        total_variation: How much of that imitation, or of the imitation of another model, is total variation, the
+            chance that a drawn draft is rejected; the rest is cross-entropy against the law, whose gradient is that of
+            the Kullback-Leibler divergence.
         detach: What gets no gradient from horizons beyond the first: any of ``"trunk"`` (its hidden state),
             ``"embedding"`` (of the tokens between, for heads that read them) and ``"unembedding"`` (the output matrix).
         label_smoothing: Share of the loss that is spread evenly over the vocabulary; of what a teacher leaves.
@@ -68,7 +71,8 @@ class MultiTokenLoss(Component, nn.Module):
         tokens ``(B, T + max(horizons))``.
 
     Raises:
-        ValueError: If a share lies outside its range, ``z_loss`` is negative, or ``detach`` names something else.
+        ValueError: If a share lies outside its range, ``z_loss`` is negative, or ``detach`` names something else; when
+            called, if there is ``total_variation`` but nobody to imitate.
 
     Example:
         >>> from mtp_modules import LinearHeads, MTPModel, TransformerTrunk
@@ -86,6 +90,7 @@ class MultiTokenLoss(Component, nn.Module):
         backend: LinearCrossEntropy | None = None,
         share_of_positions: float = 1.0,
         distillation: float = 0.0,
+        total_variation: float = 0.0,
         detach: Sequence[str] = (),
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
@@ -93,6 +98,7 @@ class MultiTokenLoss(Component, nn.Module):
         super().__init__()
         fraction(self, "share_of_positions", share_of_positions, zero=False)
         fraction(self, "distillation", distillation)
+        fraction(self, "total_variation", total_variation)
         for name in detach:
             if name not in DETACHABLE:
                 refuse(self, f"detach may hold {', '.join(DETACHABLE)}, got {name!r}.")
@@ -102,6 +108,7 @@ class MultiTokenLoss(Component, nn.Module):
         self.weights = UniformWeights() if weights is None else weights
         self.backend = FusedLinearCrossEntropy() if backend is None else backend
         self.share_of_positions, self.distillation = share_of_positions, distillation
+        self.total_variation = total_variation
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
     def forward(
@@ -207,6 +214,12 @@ class MultiTokenLoss(Component, nn.Module):
         """
         if other is not None and self.distillation > 0.0:
             refuse(self, f"distillation is {self.distillation}, but there is a teacher already; set it to 0.")
+        if other is None and self.distillation == 0.0 and self.total_variation > 0.0:
+            refuse(
+                self,
+                f"total_variation is {self.total_variation}, but there is nobody to imitate; set distillation above 0, "
+                "give a teacher, or leave it out.",
+            )
         if other is None and (self.distillation == 0.0 or len(horizons) == 1):
             return None
         near = first.detach() if other is None else other.states
@@ -216,9 +229,11 @@ class MultiTokenLoss(Component, nn.Module):
         rows = torch.arange(near.shape[0], device=near.device)[:, None]
         far = near[rows, same.clamp(max=length - 1)].flatten(0, 2)
         if other is None:
-            return Teacher(far, self.distillation * known)
+            return Teacher(far, self.distillation * known, total_variation=self.total_variation)
         share = other.share * torch.cat((known.new_ones(near.shape[0] * length), known))
-        return Teacher(torch.cat((near.flatten(0, 1), far)), share, other.matrix, other.temperature)
+        return Teacher(
+            torch.cat((near.flatten(0, 1), far)), share, other.matrix, other.temperature, self.total_variation
+        )
 
 
 def _head_by_head(near: Shaped[Tensor, "B T"], far: Shaped[Tensor, "B P K"]) -> Shaped[Tensor, " N"]:

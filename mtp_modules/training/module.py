@@ -1,6 +1,6 @@
 """The LightningModule: model, loss, optimizer and metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from mtp_modules.model import FORMAT, MTPModel, check_format
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, check_weights, in_model_order
 from mtp_modules.training.freezing import freeze_parts
+from mtp_modules.training.learning_rates import check_scales, scale_rates, split_by_part
 from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.optimizers import muon_parameter_groups
@@ -60,15 +61,17 @@ class MTPModule(LightningModule):
         output_bias: Add a bias to the logits.
         freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
             without gradients and in evaluation mode, and freezes the output matrix that is tied to it.
+        lr_scales: Factors on the learning rate of parts: any of ``trunk``, ``heads``, ``unembedding``; 1 where not
+            named. A pretrained trunk that is tuned together with new heads wants a small one.
         activation_checkpointing: ``"full"`` or ``"selective"`` to forget the activations inside the blocks of trunk and
             heads and compute them again; see :func:`~mtp_modules.training.checkpoint_blocks`.
         compile_blocks: Compile each block with ``torch.compile``.
         sharding: How weights are sharded where the strategy is ``ModelParallelStrategy``.
 
     Raises:
-        ValueError: If ``freeze`` names something else, a tied output matrix without its trunk, or everything; when a
-            run begins, if the trainer is set up in a way that would go wrong
-            (:func:`~mtp_modules.training.check_trainer`).
+        ValueError: If ``freeze`` names something else, a tied output matrix without its trunk, or everything;
+            ``lr_scales`` something that is not trained, or a factor that is not above 0; when a run begins, if the
+            trainer is set up in a way that would go wrong (:func:`~mtp_modules.training.check_trainer`).
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class MTPModule(LightningModule):
         own_unembeddings: bool = False,
         output_bias: bool = False,
         freeze: Sequence[str] = (),
+        lr_scales: Mapping[str, float] | None = None,
         activation_checkpointing: str | None = None,
         compile_blocks: bool = False,
         sharding: Sharding | None = None,
@@ -96,6 +100,8 @@ class MTPModule(LightningModule):
             output_bias=output_bias,
         )
         self.frozen = freeze_parts(self, self.model, freeze)
+        self.lr_scales = dict(lr_scales or {})
+        check_scales(self, self.model, self.lr_scales)
         self.loss, self.teacher = loss, teacher
         if teacher is not None:
             teacher.check(self.model, loss)
@@ -275,7 +281,8 @@ class MTPModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and, if there is a schedule, its scheduler over the steps of this run."""
-        optimizer = self.optimizer(muon_parameter_groups(self.model))
+        optimizer = self.optimizer(split_by_part(muon_parameter_groups(self.model), self.model, self.lr_scales))
+        scale_rates(optimizer)
         if self.lr_schedule is None:
             return optimizer
         schedule, total = self.lr_schedule, run_length(self.trainer)

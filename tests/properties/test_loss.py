@@ -42,14 +42,16 @@ def batches(draw: st.DrawFn) -> tuple[dict, torch.Tensor, dict]:
 
 @settings(max_examples=2 * settings.default.max_examples)
 @given(
-    batches(), st.sampled_from([0.0, 0.3, 1.0]), st.lists(st.sampled_from([0.0, 0.4, 1.0, 2.5]), min_size=4, max_size=4)
+    batches(),
+    st.sampled_from([{}, {"distillation": 0.3}, {"distillation": 1.0}, {"distillation": 0.9, "total_variation": 0.8}]),
+    st.lists(st.sampled_from([0.0, 0.4, 1.0, 2.5]), min_size=4, max_size=4),
 )
-def test_the_loss_equals_the_naive_triple_loop(batch: tuple, distillation: float, values: list[float]) -> None:
+def test_the_loss_equals_the_naive_triple_loop(batch: tuple, imitation: dict, values: list[float]) -> None:
     arguments, tokens, extra = batch
     model = make_model(**arguments)
     weights = [1.0, *values][: len(model.horizons)]
-    terms = MultiTokenLoss(weights=ExplicitWeights(values=weights), distillation=distillation)(model, tokens, **extra)
-    expected = naive.multi_token_loss(model, tokens, weights, distillation=distillation, **extra)
+    terms = MultiTokenLoss(weights=ExplicitWeights(values=weights), **imitation)(model, tokens, **extra)
+    expected = naive.multi_token_loss(model, tokens, weights, **imitation, **extra)
     assert_same(terms.loss, expected)
     if expected.requires_grad:
         assert_same(gradients(model, terms.loss), gradients(model, expected))

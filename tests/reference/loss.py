@@ -16,6 +16,7 @@ def multi_token_loss(
     document_ids: Tensor | None = None,
     loss_mask: Tensor | None = None,
     distillation: float = 0.0,
+    total_variation: float = 0.0,
 ) -> Tensor:
     """Sum over horizons of weight times the mean loss of the targets that count."""
     states = model(tokens, document_ids=document_ids)
@@ -33,7 +34,9 @@ def multi_token_loss(
                 if h > 1 and t + h - 1 < length:
                     with torch.no_grad():
                         teacher = F.softmax(model.unembedding.logits(states[0][b, t + h - 1]), dim=0)
-                    loss = (1 - distillation) * loss - distillation * (teacher * log_law).sum()
+                    soft = -(1 - total_variation) * (teacher * log_law).sum()
+                    soft = soft + total_variation * (1 - torch.minimum(teacher, log_law.exp()).sum())
+                    loss = (1 - distillation) * loss + distillation * soft
                 losses.append(loss)
         if losses:
             total = total + weights[index] * sum(losses) / len(losses)
