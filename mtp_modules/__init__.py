@@ -16,7 +16,7 @@ from mtp_modules.losses import (
 )
 from mtp_modules.metrics import PerHeadMetrics
 from mtp_modules.model import MTPModel
-from mtp_modules.trunks import RecurrentTrunk, TransformerTrunk
+from mtp_modules.trunks import HuggingFaceTrunk, RecurrentTrunk, TransformerTrunk
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ __all__ = [
     "ExplicitWeights",
     "GeometricWeights",
     "Heads",
+    "HuggingFaceTrunk",
     "LinearHeads",
     "MTPModel",
     "MultiTokenLoss",

@@ -12,6 +12,7 @@ from torch import nn
 from mtp_modules.core.checks import refuse, tokens_in_vocabulary
 from mtp_modules.core.component import Component, build, describe
 from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
+from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import num_positions, tokens_between
 from mtp_modules.core.unembedding import Unembedding
@@ -59,7 +60,7 @@ class MTPModel(Component, nn.Module):
     ) -> None:
         super().__init__()
         self.trunk, self.heads = trunk, heads
-        tied_to = None
+        tied_to, trained = None, trunk.trained_output
         if tie_embeddings:
             if not isinstance(trunk.embedding, nn.Embedding) or trunk.embedding_width != trunk.d_model:
                 refuse(
@@ -68,12 +69,17 @@ class MTPModel(Component, nn.Module):
                     f"got {trunk.embedding_width}; set tie_embeddings to false.",
                 )
             tied_to = trunk.embedding
+        if trained is not None:
+            _check_trained_output(trunk, trained, tied_to=tied_to, output_bias=output_bias)
+            if tied_to is None and trained.weight is trunk.embedding.weight:
+                trained = OutputMatrix(trained.weight.detach().clone(), trained.bias)
         self.unembedding = Unembedding(
             trunk.d_model,
             trunk.vocab_size,
             tied_to=tied_to,
             bias=output_bias,
             num_own=len(heads.horizons) - 1 if own_unembeddings else 0,
+            trained=trained,
         )
         _check_widths(trunk, heads)
 
@@ -202,6 +208,21 @@ def check_format(owner: object, found: object, origin: object) -> None:
             f"{origin} holds weights of format {found}, this version reads format {FORMAT}; "
             "use the version of mtp_modules that wrote it, or train again.",
         )
+
+
+def _check_trained_output(
+    trunk: Trunk, trained: OutputMatrix, *, tied_to: nn.Embedding | None, output_bias: bool
+) -> None:
+    """Refuse to lose a part of the output layer that a trunk was trained with."""
+    name = type(trunk).__name__
+    if tied_to is not None and trained.weight is not tied_to.weight:
+        refuse(
+            "MTPModel",
+            f"the {name} was trained with an output matrix that is not its embedding, which tie_embeddings would lose; "
+            "set it to false.",
+        )
+    if trained.bias is not None and not output_bias:
+        refuse("MTPModel", f"the {name} was trained with a bias on its logits; set output_bias to true.")
 
 
 def _check_widths(trunk: Trunk, heads: Heads) -> None:

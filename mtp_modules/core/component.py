@@ -58,6 +58,19 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def redescribe(component: Component, **arguments: Any) -> None:
+    """Let a component be described by other arguments than it was given, with which it can be built elsewhere.
+
+    Args:
+        component: Its constructor calls this, once it knows better.
+        arguments: Constructor arguments; the others stay as they were given.
+    """
+    told = describe(component)
+    plain = {name: _plain(value) for name, value in arguments.items()}
+    told = {"class_path": told["class_path"], "init_args": {**told["init_args"], **plain}}
+    object.__setattr__(component, "_description", told)
+
+
 def describe(component: Component) -> Description:
     """Return the class and the constructor arguments of a component as plain values.
 

@@ -21,6 +21,7 @@ from torch import nn
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.drafts import Draft, DraftChoice, LikeliestToken
+from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.state import DecodingState as DecodingState
 from mtp_modules.core.tokenizer import Tokenizer as Tokenizer
@@ -49,6 +50,8 @@ class Trunk(Component, nn.Module, ABC):
             and a tied unembedding use it too.
         embedding_width: Its width, usually ``D``.
         supports_trees: Whether a chunk may be a tree of drafts.
+        trained_output: The output matrix that the trunk was trained with, which the unembedding then starts from;
+            ``None`` if there is none.
     """
 
     d_model: int
@@ -57,6 +60,7 @@ class Trunk(Component, nn.Module, ABC):
     embedding: nn.Module
     embedding_width: int
     supports_trees: bool = False
+    trained_output: OutputMatrix | None = None
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:

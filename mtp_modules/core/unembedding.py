@@ -24,6 +24,7 @@ class Unembedding(nn.Module):
         tied_to: Embedding whose weight is horizon 1's output matrix; a matrix of its own if ``None``.
         bias: Add a bias to the logits.
         num_own: How many horizons beyond the first have an output matrix of their own; if 0, all use horizon 1's.
+        trained: What all matrices and biases start from. Horizon 1's is this very tensor, unless it is tied to another.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Unembedding(nn.Module):
         tied_to: nn.Embedding | None = None,
         bias: bool = False,
         num_own: int = 0,
+        trained: OutputMatrix | None = None,
     ) -> None:
         super().__init__()
         self.tied = tied_to is not None
@@ -42,6 +44,18 @@ class Unembedding(nn.Module):
         self.own_weights = nn.ParameterList(torch.empty(vocab_size, d_model) for _ in range(num_own))
         self.own_biases = nn.ParameterList(torch.empty(vocab_size) for _ in range(num_own if bias else 0))
         self.reset_parameters()
+        if trained is not None:
+            self._start_from(trained)
+
+    def _start_from(self, trained: OutputMatrix) -> None:
+        if not self.tied:
+            self.weight = nn.Parameter(trained.weight)  # shares its memory
+        with torch.no_grad():
+            for weight in self.own_weights:
+                weight.copy_(trained.weight)
+            if trained.bias is not None:
+                for bias in (*(() if self.bias is None else (self.bias,)), *self.own_biases):
+                    bias.copy_(trained.bias)
 
     def reset_parameters(self) -> None:
         """Draw the matrices with variance 1/D, but not one that the embedding owns; biases are 0."""

@@ -3,6 +3,7 @@
 from mtp_modules.data.augmentation import Augmentation, SpanShuffle, TokenDropout
 from mtp_modules.data.corpus import TokenStream, load_splits
 from mtp_modules.data.counts import CountsAhead
+from mtp_modules.data.huggingface import HuggingFaceTokenizer
 from mtp_modules.data.module import TokenDataModule
 from mtp_modules.data.polynomials import PolynomialTask
 from mtp_modules.data.star_graphs import StarGraphTask
@@ -18,6 +19,7 @@ __all__ = [
     "ByteTokenizer",
     "CountsAhead",
     "Example",
+    "HuggingFaceTokenizer",
     "PolynomialTask",
     "ProgressionCeiling",
     "ProgressionDataModule",

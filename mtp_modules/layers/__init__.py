@@ -1,6 +1,17 @@
 """Building blocks that trunks and heads share."""
 
 from mtp_modules.layers.cache import ChunkedState, KeyValueState, LastHiddenState
+from mtp_modules.layers.documents import DocumentRows, documents_apart, positions_in_documents
 from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, TransformerLayer
 
-__all__ = ["ChunkedState", "KeyValueState", "LastHiddenState", "RMSNorm", "RotaryPositions", "TransformerLayer"]
+__all__ = [
+    "ChunkedState",
+    "DocumentRows",
+    "KeyValueState",
+    "LastHiddenState",
+    "RMSNorm",
+    "RotaryPositions",
+    "TransformerLayer",
+    "documents_apart",
+    "positions_in_documents",
+]

@@ -6,8 +6,8 @@ from torch import nn
 from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.core.targets import document_runs
 from mtp_modules.layers.cache import ChunkedState
+from mtp_modules.layers.documents import documents_apart
 
 _CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -126,20 +126,11 @@ class RecurrentTrunk(Trunk):
 
     def _by_document(self, tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Give every document a row of its own, read the rows, and put the results back."""
-        runs = document_runs(document_ids)
-        counts = runs.amax(dim=1) + 1
-        first_row = counts.cumsum(0) - counts
-        row = runs + first_row[:, None]
-        steps = torch.arange(tokens.shape[1], device=tokens.device).expand_as(runs)
-        starts = torch.zeros_like(runs)
-        starts[:, 1:] = torch.where(runs[:, 1:] != runs[:, :-1], steps[:, 1:], 0)
-        column = steps - starts.cummax(dim=1).values
-        apart = tokens.new_zeros(int(counts.sum()), int(column.max()) + 1)
-        apart[row, column] = tokens
-        x = self.embedding(apart)
+        apart = documents_apart(tokens, document_ids)
+        x = self.embedding(apart.tokens)
         for layer in self.layers:
             x, _ = layer(x)
-        return x[row, column]
+        return x[apart.row, apart.column]
 
     def _extend(
         self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState

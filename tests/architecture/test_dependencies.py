@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.imports import PACKAGE, PACKAGES, ROOT, UNITS, source_files, violations
+from mtp_modules.data import HuggingFaceTokenizer
+from mtp_modules.trunks import HuggingFaceTrunk
+from tests.architecture.imports import (
+    FILES,
+    PACKAGE,
+    PACKAGES,
+    ROOT,
+    UNITS,
+    names_imported_early,
+    source_files,
+    violations,
+)
 
 
 @pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -42,6 +53,8 @@ def test_units_depend_on_one_another_in_one_direction() -> None:
         ("decoders/loop.py", "def f():\n    from lightning.pytorch import Trainer", "lightning.pytorch.Trainer"),
         ("losses/weights.py", "import torchmetrics.functional", "torchmetrics.functional"),
         ("trunks/transformer.py", "import transformers", "transformers"),
+        ("trunks/huggingface.py", "import transformers", "transformers"),
+        ("data/tokenizers.py", "from tokenizers import Tokenizer", "tokenizers.Tokenizer"),
         ("training/module.py", "from mtp_modules.decoders import Decoder", "mtp_modules.decoders.Decoder"),
         ("elsewhere/module.py", "", "'elsewhere' has no row"),
     ],
@@ -68,9 +81,13 @@ DISTRIBUTIONS = {"yaml": "pyyaml"}
 
 def test_whatever_is_imported_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extra = project["optional-dependencies"]["studies"]
-    declared = {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in [*project["dependencies"], *extra]}
-    assert {DISTRIBUTIONS.get(name, name) for name in set().union(*PACKAGES.values())} <= declared
+    extras = project["optional-dependencies"]
+    declared = {
+        re.split(r"[\[<>=!~; ]", requirement)[0]
+        for requirement in [*project["dependencies"], *extras["studies"], *extras["hf"]]
+    }
+    names = set().union(*PACKAGES.values(), *FILES.values())
+    assert {DISTRIBUTIONS.get(name, name) for name in names} <= declared
 
 
 def test_only_reports_need_the_extra() -> None:
@@ -82,3 +99,27 @@ def test_the_package_is_usable_without_lightning() -> None:
     code = f"import sys, {PACKAGE}; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_whoever_lacks_the_extra_is_told_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("transformers", "tokenizers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    end = "install mtp_modules with the extra hf: pip install -e '.[hf]'."
+    with pytest.raises(ValueError, match="^" + re.escape(f"HuggingFaceTrunk: needs the package transformers; {end}")):
+        HuggingFaceTrunk(config={"model_type": "llama"})
+    both = f"HuggingFaceTokenizer: needs the packages transformers and tokenizers; {end}"
+    with pytest.raises(ValueError, match="^" + re.escape(both)):
+        HuggingFaceTokenizer(tokenizer_json="{}")
+
+
+CACHE = f"{PACKAGE}.trunks.huggingface_cache"
+
+
+def test_the_extra_is_imported_late() -> None:
+    """Only the cache, whose classes are those of transformers, does so at its top; nobody imports it there."""
+    early = {
+        str(path.relative_to(ROOT / PACKAGE)): names
+        for path in source_files()
+        if (names := names_imported_early(path.read_text(encoding="utf-8")) & {"transformers", "tokenizers", CACHE})
+    }
+    assert early == {"trunks/huggingface_cache.py": {"transformers"}}

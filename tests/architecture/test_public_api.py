@@ -18,6 +18,7 @@ PUBLIC = {
     "ExplicitWeights",
     "GeometricWeights",
     "Heads",
+    "HuggingFaceTrunk",
     "LinearHeads",
     "MTPModel",
     "MultiTokenLoss",

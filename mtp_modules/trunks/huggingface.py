@@ -1,0 +1,231 @@
+"""Any causal language model of ``transformers`` as a trunk. ``transformers`` is imported when a trunk is made."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from mtp_modules.core.checks import at_least, refuse, within_positions
+from mtp_modules.core.component import redescribe
+from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
+from mtp_modules.core.objective import OutputMatrix
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.layers.cache import KeyValueState
+from mtp_modules.layers.documents import positions_in_documents
+from mtp_modules.trunks.huggingface_loading import Loaded, load, plain_config
+from mtp_modules.trunks.recomputed import ReplayState, read_again, read_apart
+
+
+class HuggingFaceTrunk(Trunk):
+    """A causal language model of ``transformers`` without its output matrix; from a configuration, or trained.
+
+    A trained one comes from a folder, from the Hugging Face hub, or from a GGUF file. Only safetensors and GGUF are
+    read, and no code that lies beside the weights is run. What :func:`~mtp_modules.core.describe` says of the trunk is
+    the configuration alone, so a saved model is rebuilt without the place that the weights once came from.
+
+    The hidden state is what the model's output matrix reads: that of the last layer behind the final norm, times the
+    factor on the logits where the model has one (Cohere, Granite). The output matrix itself, and its bias, become those
+    of the unembedding; :class:`~mtp_modules.MTPModel` refuses to lose them.
+
+    **Decoding.** Architectures whose layers all keep keys and values, over all positions or a window, hold them in
+    preallocated slots; rejected ones are masked, rows may differ in length, and drafts may be trees. All others (Mamba,
+    hybrids, attention outside of the common interface of ``transformers``) are exact but slow: they read the whole text
+    again in every round. ``keeps_keys`` says which it is.
+
+    **Packed documents** do not see one another. Where keys are kept, positions start anew and the mask ends at the
+    document's start; elsewhere, each document is read in a row of its own.
+
+    Args:
+        pretrained: A folder, or a name on the hub; ``None`` to draw new weights by ``config``.
+        config: ``model_type`` and sizes, by the names of ``transformers``; with ``pretrained``, what to change of its
+            own configuration.
+        gguf_file: Name of a GGUF file in that folder.
+        revision: Of a model on the hub: a branch, a tag or a commit.
+        dtype: Precision of the weights, such as ``"bfloat16"``; torch's default if ``None``. Heads must have the same.
+        feature_layers: Layers whose hidden states are returned as ``features``, ascending: after so many layers, before
+            the final norm; 0 is what enters the first.
+        max_positions: Longest sequence, if it shall be shorter than the model's own limit.
+
+    Shape:
+        tokens ``(B, T)`` -> hidden ``(B, T, D)``, and a feature ``(B, T, D)`` for each of ``feature_layers``.
+
+    Raises:
+        ValueError: If ``transformers`` is missing; the model is not there, is no causal language model, lacks weights,
+            or computes its logits in a way that an output matrix cannot; or an argument lies outside its range.
+
+    Example:
+        >>> config = {"model_type": "llama", "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32}
+        >>> config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+        >>> HuggingFaceTrunk(config=config)(torch.zeros(1, 5, dtype=torch.long)).hidden.shape
+        torch.Size([1, 5, 16])
+    """
+
+    def __init__(
+        self,
+        *,
+        pretrained: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        gguf_file: str | None = None,
+        revision: str | None = None,
+        dtype: str | None = None,
+        feature_layers: Sequence[int] = (),
+        max_positions: int | None = None,
+    ) -> None:
+        super().__init__()
+        loaded: Loaded = load(
+            self, pretrained=pretrained, config=config, gguf_file=gguf_file, revision=revision, dtype=dtype
+        )
+        self.model: nn.Module = loaded.model
+        self.config = loaded.config
+        self.num_caches: int | None = loaded.num_caches
+        self.output_scale = loaded.output_scale
+        self.d_model, self.vocab_size = loaded.output.weight.shape[1], self.embedding.weight.shape[0]
+        self.embedding_width = self.embedding.weight.shape[1]
+        self.trained_output: OutputMatrix | None = loaded.output if pretrained is not None else None
+        if loaded.output.weight.shape[0] != self.vocab_size:
+            rows = f"{loaded.output.weight.shape[0]} rows, its embedding {self.vocab_size}"
+            refuse(self, f"the output matrix of {loaded.config.model_type} has {rows}; such models are not supported.")
+        self.max_positions = _positions(loaded.config)
+        if max_positions is not None:
+            at_least(self, "max_positions", max_positions, 1)
+            if self.max_positions is not None and max_positions > self.max_positions:
+                refuse(self, f"max_positions must be at most {self.max_positions} for this model, got {max_positions}.")
+            self.max_positions = max_positions
+        self.feature_layers = _checked_layers(self, feature_layers, len(self.blocks))
+        redescribe(self, pretrained=None, gguf_file=None, revision=None, dtype=None, config=plain_config(loaded.config))
+
+    @property
+    def embedding(self) -> nn.Embedding:  # type: ignore[override]  # the model owns it; it is no second child
+        """The model's own; where the model scales its embedding in there, heads see it scaled."""
+        found: nn.Embedding = self.model.get_input_embeddings()  # type: ignore[operator]
+        return found
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether decoding keeps keys and values, instead of reading the text again in every round."""
+        return self.num_caches is not None
+
+    @property
+    def supports_trees(self) -> bool:  # type: ignore[override]  # it depends on the architecture
+        """Whether a chunk may be a tree of drafts: where keys are kept."""
+        return self.keeps_keys
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The decoder layers."""
+        count = self.config.num_hidden_layers
+        lists = (module for module in self.model.modules() if isinstance(module, nn.ModuleList))
+        return next((tuple(each) for each in lists if len(each) == count), ())
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as ``transformers`` does for this model."""
+        self.model.apply(self.model._init_weights)  # type: ignore[arg-type]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "HuggingFaceTrunk":
+        """Convert the weights, but leave the precision of buffers, among them the frequencies of rotary positions."""
+        before = {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            owner, _, own_name = name.rpartition(".")
+            module = self.model.get_submodule(owner)
+            now = getattr(module, own_name)
+            if now.dtype != buffer.dtype:
+                setattr(module, own_name, buffer.to(now.device))
+        return self
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        *,
+        document_ids: Int[Tensor, "B T"] | None = None,
+        state: DecodingState | None = None,
+    ) -> TrunkOutput:
+        """Read tokens; see :class:`~mtp_modules.core.interfaces.Trunk`."""
+        if state is not None:
+            return self._extend(tokens, document_ids, state)
+        within_positions(self, tokens.shape[1], self.max_positions, "trunk")
+        if document_ids is None:
+            return self._read(tokens)
+        if not self.keeps_keys:
+            return read_apart(self._read, tokens, document_ids)
+        return self._read(tokens, position_ids=positions_in_documents(document_ids))
+
+    def _extend(self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState) -> TrunkOutput:
+        if document_ids is not None:
+            refuse(self, "document_ids do not go with a state; decode one document a row.")
+        if isinstance(state, ReplayState) and not self.keeps_keys:
+            within_positions(self, max(state.lengths) + tokens.shape[1], self.max_positions, "trunk")
+            return read_again(self._read, tokens, state)
+        if not (isinstance(state, KeyValueState) and hasattr(state, "cache") and self.keeps_keys):
+            refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
+        within_positions(self, state.reach(tokens.shape[1]), self.max_positions, "trunk")
+        state.begin(tokens.shape[1])
+        positions = state.positions.expand(len(tokens), -1)
+        with state.reading():  # type: ignore[attr-defined]  # its class is imported with transformers
+            return self._read(tokens, position_ids=positions, past_key_values=state.cache)
+
+    def _read(self, tokens: Int[Tensor, "B T"], **how: Any) -> TrunkOutput:
+        found = self.model(
+            input_ids=tokens, use_cache="past_key_values" in how, output_hidden_states=bool(self.feature_layers), **how
+        )
+        hidden: Float[Tensor, "B T D"] = found.last_hidden_state
+        features = tuple(found.hidden_states[layer] for layer in self.feature_layers)
+        return TrunkOutput(hidden if self.output_scale == 1.0 else hidden * self.output_scale, features)
+
+    def new_state(self, batch_size: int, capacity: int) -> DecodingState:
+        """Make an empty state; see :class:`~mtp_modules.core.interfaces.Trunk`."""
+        weight = self.embedding.weight
+        if self.num_caches is None:
+            return ReplayState(batch_size, capacity, weight.device)
+        from mtp_modules.trunks.huggingface_cache import HuggingFaceState
+
+        return HuggingFaceState(batch_size, capacity, num_caches=self.num_caches, like=weight)
+
+    def flops(self, length: int) -> int:
+        """Return the operations of the layers: matrices, those experts that a token goes to, and attention."""
+        total = sum(_multiplied(block, self.config) for block in self.blocks) * 2 * length
+        if heads := getattr(self.config, "num_attention_heads", None):
+            width = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
+            window = getattr(self.config, "sliding_window", None) or length
+            usual = "full_attention" if window == length else "sliding_attention"
+            kinds = getattr(self.config, "layer_types", None) or [usual] * len(self.blocks)
+            seen = {"full_attention": length, "sliding_attention": min(length, window)}
+            total += sum(4 * length * seen.get(kind, 0) * heads * width for kind in kinds)
+        return total
+
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+def _multiplied(block: nn.Module, config: Any) -> int:
+    """Return how many weights of a layer a token is multiplied with."""
+    experts = next((count for name in _EXPERTS if (count := getattr(config, name, None))), None)
+    total = 0
+    for name, weight in block.named_parameters():
+        if experts is not None and weight.ndim == 3 and weight.shape[0] == experts:
+            total += weight.numel() * config.num_experts_per_tok // experts
+        elif weight.ndim >= 2 and name.endswith("weight"):
+            total += weight.numel()
+    return total
+
+
+def _positions(config: Any) -> int | None:
+    """Return the longest sequence whose positions mean the same, however long it is."""
+    found: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in (rope, *(part for part in rope.values() if isinstance(part, Mapping))):
+        if kind.get("rope_type") in ("dynamic", "longrope"):  # beyond this length they turn keys otherwise
+            original = kind.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            found = min(found or original, original) if original else found
+    return found
+
+
+def _checked_layers(owner: object, layers: Sequence[int], count: int) -> tuple[int, ...]:
+    for layer in layers:
+        if not 0 <= layer < count:
+            refuse(owner, f"feature_layers must lie in 0..{count - 1} for {count} layers, got {layer}.")
+    if sorted(set(layers)) != list(layers):
+        refuse(owner, f"feature_layers must ascend, got {list(layers)}.")
+    return tuple(layers)

@@ -1,0 +1,223 @@
+"""Make models of ``transformers``, from a configuration or from weights, and see that their logits can be had."""
+
+import json
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.objective import OutputMatrix
+from mtp_modules.core.shapes import Tensor
+
+_DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_OF_A_PLACE = (
+    *(
+        "_name_or_path",
+        "_model_name_or_path",
+        "quantization_config",
+        "transformers_version",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+    ),
+    *("id2label", "label2id", "problem_type", "output_attentions", "output_hidden_states", "return_dict"),
+    *("chunk_size_feed_forward", "is_encoder_decoder"),
+)
+"""What a configuration says of the place it came from, or of other tasks."""
+_SOFT_CAPS = ("final_logit_softcapping", "logit_softcap", "logits_soft_cap", "output_logits_soft_cap")
+
+
+class Loaded(NamedTuple):
+    """A model in parts.
+
+    Attributes:
+        model: Without its output matrix.
+        config: Its configuration.
+        output: The output matrix and its bias; perhaps the embedding's.
+        output_scale: Factor on the hidden state before the output matrix.
+        num_caches: How many layers keep keys and values; ``None`` if it cannot decode with them.
+    """
+
+    model: nn.Module
+    config: Any
+    output: OutputMatrix
+    output_scale: float
+    num_caches: int | None
+
+
+def load(
+    owner: object,
+    *,
+    pretrained: str | None,
+    config: Mapping[str, Any] | None,
+    gguf_file: str | None,
+    revision: str | None,
+    dtype: str | None,
+) -> Loaded:
+    """Make a model; see :class:`~mtp_modules.trunks.HuggingFaceTrunk` for the arguments.
+
+    Args:
+        owner: Who refuses.
+        pretrained: A folder, or a name on the hub.
+        config: Sizes, or changes.
+        gguf_file: In the folder.
+        revision: On the hub.
+        dtype: Precision of the weights.
+
+    Raises:
+        ValueError: If something is missing or does not fit.
+    """
+    if (pretrained is None) and not (config and "model_type" in config):
+        refuse(owner, "needs pretrained, or a config with a model_type such as llama; give one of them.")
+    for name, value in (("gguf_file", gguf_file), ("revision", revision)):
+        if value is not None and pretrained is None:
+            refuse(owner, f"{name} is {value!r}, but pretrained is not given; say in which folder or model.")
+    if dtype is not None and dtype not in _DTYPES:
+        refuse(owner, f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
+    transformers = _transformers(owner)
+    origin = {"gguf_file": gguf_file} if gguf_file else {}
+    origin |= {"revision": revision} if revision else {}
+    made = _config(owner, transformers, pretrained, dict(config or {}), origin)
+    kind = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(made), None)
+    if kind is None:
+        refuse(owner, f"transformers has no causal language model of type {made.model_type!r}; take one that is.")
+    for cap in _SOFT_CAPS:
+        if getattr(made, cap, None) is not None:
+            refuse(
+                owner,
+                f"{made.model_type} caps its logits ({cap} is {getattr(made, cap)}), which an output matrix cannot; "
+                f"choices by likelihood are the same without, so set config.{cap} to null if that is enough.",
+            )
+    num_caches = _num_caches(kind, made)
+    how: dict[str, Any] = {"dtype": _DTYPES[dtype] if dtype else torch.get_default_dtype()}
+    if how["dtype"] == torch.float64:
+        how["experts_implementation"] = "eager"  # torch's grouped products know no float64
+    if num_caches is not None:
+        from mtp_modules.trunks.huggingface_cache import ATTENTION
+
+        how["attn_implementation"] = ATTENTION
+    if pretrained is None:
+        whole = transformers.AutoModelForCausalLM.from_config(made, trust_remote_code=False, **how)
+    else:
+        whole = _with_weights(owner, transformers, pretrained, made, {**origin, **how})
+    whole.eval()
+    return _in_parts(owner, whole, num_caches)
+
+
+def _transformers(owner: object) -> ModuleType:
+    try:
+        import transformers
+    except ImportError:
+        refuse(owner, "needs the package transformers; install mtp_modules with the extra hf: pip install -e '.[hf]'.")
+    return transformers
+
+
+def _config(
+    owner: object, transformers: Any, pretrained: str | None, config: dict[str, Any], origin: dict[str, Any]
+) -> Any:
+    """Return the configuration, and refuse names that it does not know."""
+    if pretrained is None:
+        model_type = config.pop("model_type")
+        if model_type not in transformers.CONFIG_MAPPING:
+            refuse(owner, f"config.model_type {model_type!r} is unknown to transformers {transformers.__version__}.")
+        try:
+            return transformers.AutoConfig.for_model(model_type, **config)
+        except (TypeError, ValueError, KeyError) as error:
+            refuse(owner, f"config does not fit model_type {model_type!r} ({_first_line(error)}).")
+    try:
+        made = transformers.AutoConfig.from_pretrained(pretrained, trust_remote_code=False, **origin)
+    except (OSError, ValueError, KeyError) as error:
+        refuse(owner, f"pretrained {pretrained!r} cannot be read ({_first_line(error)}).")
+    for name, value in config.items():
+        if not hasattr(made, name):
+            refuse(owner, f"config.{name} is not in the configuration of {pretrained!r}; leave it out.")
+        setattr(made, name, value)
+    return made
+
+
+def _with_weights(owner: object, transformers: Any, pretrained: str, config: Any, how: dict[str, Any]) -> nn.Module:
+    """Load weights, all of them or none."""
+    if torch.get_default_device().type == "meta":
+        refuse(owner, "pretrained weights cannot be loaded on the meta device; set init_on_meta to false.")
+    if "gguf_file" not in how:
+        how = {**how, "use_safetensors": True}
+    try:
+        model, told = transformers.AutoModelForCausalLM.from_pretrained(
+            pretrained, config=config, trust_remote_code=False, output_loading_info=True, **how
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        refuse(owner, f"the weights of {pretrained!r} cannot be read ({_first_line(error)}).")
+    for what in ("missing_keys", "mismatched_keys"):
+        if names := sorted(map(str, told[what])):
+            refuse(
+                owner,
+                f"the weights of {pretrained!r} do not fit its configuration: {what.partition('_')[0]} "
+                f"{', '.join(names[:3])}{' and more' if len(names) > 3 else ''}; get all of the files again.",
+            )
+    return model
+
+
+def _in_parts(owner: object, whole: Any, num_caches: int | None) -> Loaded:
+    """Part the output matrix from the rest, and see that together they make the model's logits."""
+    model, head = whole.base_model, whole.get_output_embeddings()
+    if model is whole or not isinstance(head, nn.Linear) or not isinstance(whole.get_input_embeddings(), nn.Embedding):
+        refuse(owner, f"{type(whole).__name__} has no embedding, layers and output matrix apart; take another model.")
+    output = OutputMatrix(head.weight, head.bias)
+    scale = _output_scale(owner, whole, model, output)
+    return Loaded(model, whole.config, output, scale, num_caches)
+
+
+@torch.no_grad()
+def _output_scale(owner: object, whole: Any, model: nn.Module, output: OutputMatrix) -> float:
+    """Return the factor on logits: one that the configuration names, and by which they come out right."""
+    config = whole.config
+    named = {1.0}
+    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
+        if isinstance(value := getattr(config, name, None), int | float) and value:
+            named |= {float(value), 1.0 / float(value)}
+    if output.weight.is_meta:
+        if len(named) > 1:
+            refuse(owner, f"{config.model_type} scales its logits and cannot be built on the meta device.")
+        return 1.0
+    tokens = torch.arange(min(4, config.vocab_size), device=output.weight.device)[None]
+    wanted = whole(input_ids=tokens, use_cache=False).logits
+    coarse = max(torch.finfo(wanted.dtype).eps, torch.finfo(output.weight.dtype).eps)
+    wanted = wanted.double()
+    hidden = model(input_ids=tokens, use_cache=False).last_hidden_state
+    bias = 0.0 if output.bias is None else output.bias.double()
+    plain: Tensor = nn.functional.linear(hidden.double(), output.weight.double())
+    tolerance = 64 * coarse * float(wanted.abs().max()) + 1e-12
+    for factor in sorted(named, key=lambda value: value != 1.0):
+        if float((plain * factor + bias - wanted).abs().max()) <= tolerance:
+            return factor
+    refuse(
+        owner,
+        f"the logits of {type(whole).__name__} are not its output matrix times its last hidden state, by any factor in "
+        "its configuration; take another model.",
+    )
+
+
+def _num_caches(kind: Any, config: Any) -> int | None:
+    """Return how many layers keep keys and values, if all do, by the common interface, and positions can be said."""
+    from mtp_modules.trunks.huggingface_cache import caches_of
+
+    common = kind._supports_attention_backend and kind._supports_sdpa
+    base = getattr(kind, "base_model_prefix", "")
+    return caches_of(config) if common and base else None
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain values, without what it says of the place it came from.
+
+    Args:
+        config: Of a model of ``transformers``.
+    """
+    whole: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return {name: value for name, value in whole.items() if name not in _OF_A_PLACE}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
