@@ -1,7 +1,7 @@
 """The composite: trunk, heads and unembedding. All that another project needs."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from mtp_modules.core.checks import refuse, tokens_in_vocabulary
-from mtp_modules.core.component import Component, build, describe
+from mtp_modules.core.component import Component, build, describe, redescribe
 from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
@@ -33,12 +33,15 @@ class MTPModel(Component, nn.Module):
         own_unembeddings: Give every horizon beyond the first an output matrix of its own, instead of horizon 1's for
             all. Cai et al. 2024 (arXiv 2401.10774), section 2.1.
         output_bias: Add a bias to the logits; one for each output matrix.
+        num_draft_tokens: Let horizons beyond the first score so many tokens only, with matrices of so few rows, which
+            makes drafts cheap where the vocabulary is large; :meth:`trim_drafts` says which.
 
     Shape:
         tokens ``(B, T + max(horizons))`` -> one state a horizon: ``(B, T, D)``, and ``(B, P, D)`` beyond the first.
 
     Raises:
-        ValueError: If the widths of trunk and heads differ, or the embedding cannot be tied.
+        ValueError: If the widths of trunk and heads differ, the embedding cannot be tied, or ``num_draft_tokens`` lies
+            outside the vocabulary.
 
     Example:
         >>> from mtp_modules import LinearHeads, RecurrentTrunk
@@ -57,9 +60,12 @@ class MTPModel(Component, nn.Module):
         tie_embeddings: bool = True,
         own_unembeddings: bool = False,
         output_bias: bool = False,
+        num_draft_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.trunk, self.heads = trunk, heads
+        if num_draft_tokens is not None:
+            _check_draft_tokens(num_draft_tokens, trunk, heads)
         tied_to, trained = None, trunk.trained_output
         if tie_embeddings:
             if not isinstance(trunk.embedding, nn.Embedding) or trunk.embedding_width != trunk.d_model:
@@ -79,6 +85,7 @@ class MTPModel(Component, nn.Module):
             tied_to=tied_to,
             bias=output_bias,
             num_own=len(heads.horizons) - 1 if own_unembeddings else 0,
+            num_draft_tokens=num_draft_tokens,
             trained=trained,
         )
         _check_widths(trunk, heads)
@@ -100,6 +107,7 @@ class MTPModel(Component, nn.Module):
         document_ids: Int[Tensor, "B L"] | None = None,
         positions: Int[Tensor, "B P"] | None = None,
         detach: Collection[str] = (),
+        hidden: Float[Tensor, "B T D"] | None = None,
     ) -> tuple[Float[Tensor, "B _ D"], ...]:
         """Return one state a horizon for a training batch.
 
@@ -110,13 +118,25 @@ class MTPModel(Component, nn.Module):
             document_ids: Which document every token belongs to.
             positions: Where horizons beyond the first are wanted; everywhere if ``None``.
             detach: What horizons beyond the first give no gradient to: ``"trunk"``, ``"embedding"``.
+            hidden: What a frozen trunk has said of these tokens before, which then does not run.
+
+        Raises:
+            ValueError: If ``hidden`` is of other positions or widths.
         """
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             tokens_in_vocabulary(self, tokens, self.trunk.vocab_size)
         length = num_positions(tokens, self.horizons)
         read = None if document_ids is None else document_ids[:, :length]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.trunk)):
-            hidden = self.trunk(tokens[:, :length], document_ids=read).hidden
+        if hidden is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.trunk)):
+                hidden = self.trunk(tokens[:, :length], document_ids=read).hidden
+        else:
+            wanted_shape = (len(tokens), length, self.trunk.d_model)
+            if hidden.shape != wanted_shape:
+                refuse(
+                    self, f"hidden has shape {tuple(hidden.shape)}, these tokens need {wanted_shape}; read them anew."
+                )
+            hidden = hidden.to(self.unembedding.weight.dtype)
         future = None
         if self.heads.reads_future:
             wanted = None if self.heads.reads_every_token else positions
@@ -130,6 +150,33 @@ class MTPModel(Component, nn.Module):
             document_ids=read,
         )
         return states
+
+    def trim_drafts(self, tokens: Sequence[int]) -> None:
+        """Let horizons beyond the first score these tokens only, such as the most frequent ones of a corpus.
+
+        A draft then costs so many rows of an output matrix, not a whole vocabulary. What the model says is the same as
+        before: other tokens are never drafted, and come from horizon 1. The rows are copies, which training may change.
+        Zhao et al. 2025 (FR-Spec, arXiv 2502.14856).
+
+        Args:
+            tokens: Different token ids.
+
+        Raises:
+            ValueError: If there are none, one comes twice or lies outside the vocabulary, the model drafts nothing, or
+                it is shared out over several processes.
+
+        Example:
+            >>> from mtp_modules import LinearHeads, RecurrentTrunk
+            >>> model = MTPModel(
+            ...     trunk=RecurrentTrunk(vocab_size=50, d_model=16), heads=LinearHeads(d_model=16, num_horizons=3)
+            ... )
+            >>> model.trim_drafts(range(10))
+            >>> model.unembedding.logits(torch.zeros(16), 1).isfinite().sum()
+            tensor(10)
+        """
+        _check_draft_tokens(len(tokens), self.trunk, self.heads)
+        self.unembedding.trim(tokens)
+        redescribe(self, num_draft_tokens=len(tokens))
 
     def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``.
@@ -178,8 +225,8 @@ class MTPModel(Component, nn.Module):
         model = build(config["model"], trusted=trusted)
         try:
             with safe_open(folder / "model.safetensors", framework="pt") as file:
-                stored = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-            model.to(_DTYPES.get(stored.pop() if len(stored) == 1 else "", torch.get_default_dtype()))
+                stored = {file.get_slice(name).get_dtype() for name in file.keys()} & _DTYPES.keys()  # noqa: SIM118
+            model.to(_DTYPES[stored.pop()] if len(stored) == 1 else torch.get_default_dtype())
             load_model(model, str(folder / "model.safetensors"))
         except (RuntimeError, SafetensorError) as error:
             refuse(cls.__name__, f"{folder / 'model.safetensors'} does not fit the model in config.json ({error}).")
@@ -189,6 +236,17 @@ class MTPModel(Component, nn.Module):
 
 def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _check_draft_tokens(count: int, trunk: Trunk, heads: Heads) -> None:
+    """Refuse to trim drafts to nothing, or drafts that are not there."""
+    if not 1 <= count <= trunk.vocab_size:
+        refuse("MTPModel", f"num_draft_tokens must lie in 1..{trunk.vocab_size}, the vocabulary, got {count}.")
+    if len(heads.horizons) == 1:
+        refuse(
+            "MTPModel",
+            f"num_draft_tokens is {count}, but {type(heads).__name__} with one horizon drafts nothing; leave it out.",
+        )
 
 
 def check_format(owner: object, found: object, origin: object) -> None:

@@ -207,7 +207,7 @@ class _Products:
 
     def __init__(self, rules: _Rules, distinct: Sequence[Tensor], low: torch.dtype, high: torch.dtype) -> None:
         self.distinct, self.low, self.high = distinct, low, high
-        self.rows = rules.rows
+        self.rows, self.columns = rules.rows, max(len(tensor) for tensor in distinct)
         self.buffers: dict[str, Tensor] = {}
         self.matrices: dict[int, Tensor] = {}
 
@@ -217,16 +217,17 @@ class _Products:
             self.matrices[at] = self.distinct[at].to(self.low)
         return self.matrices[at]
 
-    def buffer(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+    def buffer(self, name: str, like: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
         """Return memory for as many rows as there are states."""
         if name not in self.buffers:
-            self.buffers[name] = like.new_empty((self.rows, len(self.distinct[0])), dtype=dtype)
-        return self.buffers[name][: len(like)]
+            self.buffers[name] = like.new_empty(self.rows * self.columns, dtype=dtype)
+        return self.buffers[name][: len(like) * columns].view(len(like), columns)
 
     def logits(self, states: Tensor, place: _Place, *, law: bool = False) -> Tensor:
         """Return logits in the precision of the softmax."""
-        logits = self.buffer("law" if law else "logits", states, self.high)
-        product = logits if self.low == self.high else self.buffer("low", states, self.low)
+        columns = len(self.distinct[place.weight])
+        logits = self.buffer("law" if law else "logits", states, columns, self.high)
+        product = logits if self.low == self.high else self.buffer("low", states, columns, self.low)
         torch.mm(states, self.matrix(place.weight).mT, out=product)
         if product is not logits:
             logits.copy_(product)
@@ -234,7 +235,9 @@ class _Products:
 
     def narrow(self, gradient: Tensor) -> Tensor:
         """Return a gradient of logits in the precision of products."""
-        return gradient if self.low == self.high else self.buffer("low", gradient, self.low).copy_(gradient)
+        if self.low == self.high:
+            return gradient
+        return self.buffer("low", gradient, gradient.shape[1], self.low).copy_(gradient)
 
 
 def _tiles(logits: Tensor) -> list[slice]:

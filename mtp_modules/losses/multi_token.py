@@ -32,7 +32,13 @@ class MultiTokenModel(Protocol):
     unembedding: Unembedding
 
     def __call__(
-        self, tokens: Tensor, *, document_ids: Tensor | None, positions: Tensor | None, detach: Collection[str]
+        self,
+        tokens: Tensor,
+        *,
+        document_ids: Tensor | None,
+        positions: Tensor | None,
+        detach: Collection[str],
+        hidden: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Return one state a horizon."""
 
@@ -48,7 +54,8 @@ class MultiTokenLoss(Component, nn.Module):
 
     with :math:`M_h` the positions whose target counts. With equal weights this is equation 2 of Gloeckle et al. 2024
     (arXiv 2404.19737), as a mean instead of a sum. :math:`|M_h|` is that of the batch, or of everything that one
-    optimizer step sees, where ``counts`` says so.
+    optimizer step sees, where ``counts`` says so. In training, a horizon 1 of which nothing is trained is left out: its
+    figures are 0 then. Targets that a horizon with few draft tokens cannot score cost nothing, and count as wrong.
 
     Args:
         weights: Weight of each horizon; all 1 if ``None``.
@@ -122,6 +129,7 @@ class MultiTokenLoss(Component, nn.Module):
         counts: Int[Tensor, " H"] | None = None,
         weights: Sequence[float] | None = None,
         teacher: NextTokenLaw | None = None,
+        hidden: Float[Tensor, "B T D"] | None = None,
     ) -> LossTerms:
         """Run the model on a batch and score every horizon.
 
@@ -136,17 +144,20 @@ class MultiTokenLoss(Component, nn.Module):
             weights: One weight a horizon; those of the start of a run if ``None``.
             teacher: What another model says of the next token; imitated by every horizon for the token that it
                 predicts, where the other model has read up to there.
+            hidden: What the model's frozen trunk has said of the tokens before, so that it need not run.
 
         Raises:
             ValueError: If there is a teacher, and ``distillation`` makes horizon 1 another.
         """
         horizons = model.heads.horizons
         length = num_positions(tokens, horizons)
+        unembedding = model.unembedding
         targets, valid = future_targets(tokens, horizons, document_ids, loss_mask)
         targets = targets.masked_fill(~valid, -1)
         positions = self._positions(tokens, length)
         read = tokens if inputs is None else inputs
-        states = model(read, document_ids=document_ids, positions=positions, detach=self.detach)
+        known = {} if hidden is None else {"hidden": hidden}
+        states = model(read, document_ids=document_ids, positions=positions, detach=self.detach, **known)
 
         if positions is None:
             every = torch.arange(length, device=tokens.device).expand(tokens.shape[0], -1)
@@ -154,26 +165,30 @@ class MultiTokenLoss(Component, nn.Module):
         else:
             every = positions
             far_targets, far_valid = at_positions(targets, every)[:, :, 1:], at_positions(valid, every)[:, :, 1:]
-        count = torch.cat((valid[:, :, :1].sum(dim=(0, 1)), far_valid.sum(dim=(0, 1))))
+        scored = far_valid & unembedding.draftable(far_targets.clamp(min=0))
+        count = torch.cat((valid[:, :, :1].sum(dim=(0, 1)), scored.sum(dim=(0, 1))))
         counts = valid.sum(dim=(0, 1)) if counts is None else counts
         weights = self.weights(len(horizons)) if weights is None else weights
         scale = torch.tensor(weights, device=tokens.device, dtype=torch.float64) / counts.clamp(min=1)
         scale[1:] *= length / every.shape[1]
         scale = scale.to(_real(states[0].dtype))
 
-        near, far = valid[:, :, 0] * scale[0], far_valid * scale[1:]
-        terms = model.unembedding(
-            torch.cat([state.flatten(0, 1) for state in states]),
-            _head_by_head(targets[:, :, 0], far_targets),
+        first = slice(0, length if self._scores_first(unembedding, states[0]) else 0)
+        near, far = valid[:, first, 0] * scale[0], far_valid * scale[1:]
+        count[0] = valid[:, first, 0].sum()
+        scored_states = (states[0][:, first], *states[1:])
+        terms = unembedding(
+            torch.cat([state.flatten(0, 1) for state in scored_states]),
+            _head_by_head(targets[:, first, 0], far_targets),
             _head_by_head(near, far),
             self.backend,
             self._teacher(states[0], teacher, every, horizons),
-            sizes=[state.shape[0] * state.shape[1] for state in states],
+            sizes=[state.shape[0] * state.shape[1] for state in scored_states],
             detach_far="unembedding" in self.detach,
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
         )
-        split = valid[:, :, 0].numel()
+        split = near.numel()
 
         def near_far(values: Tensor) -> tuple[Tensor, Tensor]:
             by_head = values[split:].view(far.shape[2], *far.shape[:2])
@@ -182,8 +197,12 @@ class MultiTokenLoss(Component, nn.Module):
         nll, far_nll = near_far(terms.nll)
         rank, far_rank = near_far(terms.rank)
         predicted, far_predicted = near_far(terms.predicted)
+        if not near.numel():
+            rank = predicted = torch.full_like(tokens[:, :length], -1)
         sums = torch.cat((nll.double().sum()[None], far_nll.double().sum(dim=(0, 1))))
         at_every = at_positions(valid, every)
+        if not near.numel():
+            at_every[:, :, 0] = False
         same = positions_of_horizon_one(every, horizons)
         own = predicted[torch.arange(len(tokens), device=tokens.device)[:, None, None], same.clamp(max=length - 1)]
         return LossTerms(
@@ -195,6 +214,11 @@ class MultiTokenLoss(Component, nn.Module):
             agrees=torch.cat((at_positions(predicted, every)[:, :, None], far_predicted), dim=2) == own,
             comparable=((same < length) & at_every).all(dim=2),
         )
+
+    def _scores_first(self, unembedding: Unembedding, first: Float[Tensor, "B T D"]) -> bool:
+        """Say whether horizon 1 is scored; not in training where nothing of it is trained."""
+        trained = first.requires_grad or any(part is not None and part.requires_grad for part in unembedding.matrix(0))
+        return trained or not self.training or not torch.is_grad_enabled()
 
     def _positions(self, tokens: Tensor, length: int) -> Int[Tensor, "B P"] | None:
         if self.share_of_positions == 1.0 or not self.training:

@@ -26,6 +26,7 @@ def batches(draw: st.DrawFn) -> tuple[dict, torch.Tensor, dict]:
         "tied": draw(st.booleans()),
         "own": draw(st.booleans()),
         "bias": draw(st.booleans()),
+        "draft_tokens": draw(st.sampled_from([None, None, [0, 2, 3, 7, 9], [4]])),
     }
     rows, length = draw(st.integers(1, 3)), arguments["num_horizons"] + draw(st.integers(1, 5))
 

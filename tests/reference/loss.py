@@ -29,11 +29,16 @@ def multi_token_loss(
             for t in range(length):
                 if not valid[b, t, index]:
                     continue
-                log_law = F.log_softmax(model.unembedding.logits(states[index][b, t], index), dim=0)
-                loss = -log_law[targets[b, t, index]]
+                logits = model.unembedding.logits(states[index][b, t], index)
+                can_say = logits > -torch.inf  # all tokens, or few where drafts are trimmed
+                if not can_say[targets[b, t, index]]:
+                    losses.append(torch.zeros_like(logits[0]))
+                    continue
+                log_law = F.log_softmax(logits[can_say], dim=0)
+                loss = -log_law[can_say[: targets[b, t, index]].sum()]
                 if h > 1 and t + h - 1 < length:
                     with torch.no_grad():
-                        teacher = F.softmax(model.unembedding.logits(states[0][b, t + h - 1]), dim=0)
+                        teacher = F.softmax(model.unembedding.logits(states[0][b, t + h - 1])[can_say], dim=0)
                     soft = -(1 - total_variation) * (teacher * log_law).sum()
                     soft = soft + total_variation * (1 - torch.minimum(teacher, log_law.exp()).sum())
                     loss = (1 - distillation) * loss + distillation * soft
