@@ -16,6 +16,7 @@ from torch import nn
 from mtp_modules.commands.diagnose import diagnose
 from mtp_modules.commands.generate import generate
 from mtp_modules.commands.report import report
+from mtp_modules.commands.sample import sample
 from mtp_modules.commands.study import study
 from mtp_modules.configuration import LightningSentenceParser, SentenceParser, check_sizes, link_sizes
 from mtp_modules.core.checks import refusal_behind, refuse
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "study": study,
     "diagnose": diagnose,
     "report": report,
+    "sample": sample,
 }
 
 
