@@ -46,6 +46,8 @@ class SequentialHeads(Heads):
         embedding_first: Whether matrix ``M`` has the embedding's columns first (DeepSeek-V3, GLM, Qwen3-Next), or the
             state's (MiMo).
         rope_base: Base of the rotary positions.
+        norm_gain: What the gains of the norm behind a module start from: the root mean square of the hidden state,
+            where the trunk is trained already (2.2 for SmolLM2-135M), as the output matrix is used to it.
 
     Shape:
         hidden ``(B, T, D)``, future ``(B, T, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -79,6 +81,7 @@ class SequentialHeads(Heads):
         chain_norm: bool = False,
         embedding_first: bool = True,
         rope_base: float = 10000.0,
+        norm_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.embedding_width = d_model if embedding_width is None else embedding_width
@@ -107,7 +110,9 @@ class SequentialHeads(Heads):
             for _ in range(count)
         )
         self.steps = cast("Sequence[SequentialModule]", nn.ModuleList(modules))
-        self.norms = nn.ModuleList(RMSNorm(d_model) for _ in range(min(1, count) if shared_norm else count))
+        self.norms = nn.ModuleList(
+            RMSNorm(d_model, gain=norm_gain) for _ in range(min(1, count) if shared_norm else count)
+        )
 
     @property
     def horizons(self) -> tuple[int, ...]:

@@ -70,7 +70,6 @@ def test_documents_of_a_file_go_to_all_sides(tmp_path: Path) -> None:
         batch_size=1,
         val_share=0.2,
         test_share=0.2,
-        tokenizer=ByteTokenizer(),
     )
     first = [set(data.rows(side).stream.tokens[::7].tolist()) for side in ("train", "val", "test")]
     assert sum(map(len, first)) == 40
