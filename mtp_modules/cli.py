@@ -17,6 +17,7 @@ from mtp_modules.commands.diagnose import diagnose
 from mtp_modules.commands.exchange import export, import_
 from mtp_modules.commands.generate import generate
 from mtp_modules.commands.report import report
+from mtp_modules.commands.sample import sample
 from mtp_modules.commands.study import study
 from mtp_modules.configuration import LightningSentenceParser, SentenceParser, check_sizes, link_sizes
 from mtp_modules.core.checks import refusal_behind, refuse
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "export": export,
     "import": import_,
+    "sample": sample,
 }
 
 

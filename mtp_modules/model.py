@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from mtp_modules.core.checks import refuse, tokens_in_vocabulary
-from mtp_modules.core.component import Component, build, describe
+from mtp_modules.core.component import Component, build, describe, redescribe
+from mtp_modules.core.fitting import check_draft_tokens, check_trained_output, check_widths
 from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
@@ -35,13 +36,15 @@ class MTPModel(Component, nn.Module):
         own_unembeddings: Give every horizon beyond the first an output matrix of its own, instead of horizon 1's for
             all. Cai et al. 2024 (arXiv 2401.10774), section 2.1.
         output_bias: Add a bias to the logits; one for each output matrix.
+        num_draft_tokens: Let horizons beyond the first score so many tokens only, with matrices of so few rows, which
+            makes drafts cheap where the vocabulary is large; :meth:`trim_drafts` says which.
 
     Shape:
         tokens ``(B, T + max(horizons))`` -> one state a horizon: ``(B, T, D)``, and ``(B, P, D)`` beyond the first.
 
     Raises:
-        ValueError: If the widths of trunk and heads differ, the embedding cannot be tied, or the trunk does not return
-            the inner layers that the heads read.
+        ValueError: If the widths of trunk and heads differ, the embedding cannot be tied, the trunk does not return the
+            inner layers that the heads read, or ``num_draft_tokens`` lies outside the vocabulary.
 
     Example:
         >>> from mtp_modules import LinearHeads, RecurrentTrunk
@@ -60,9 +63,12 @@ class MTPModel(Component, nn.Module):
         tie_embeddings: bool = True,
         own_unembeddings: bool = False,
         output_bias: bool = False,
+        num_draft_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.trunk, self.heads = trunk, heads
+        if num_draft_tokens is not None:
+            check_draft_tokens(num_draft_tokens, trunk, heads)
         tied_to, trained = None, trunk.trained_output
         if tie_embeddings:
             if not isinstance(trunk.embedding, nn.Embedding) or trunk.embedding_width != trunk.d_model:
@@ -73,7 +79,7 @@ class MTPModel(Component, nn.Module):
                 )
             tied_to = trunk.embedding
         if trained is not None:
-            _check_trained_output(trunk, trained, tied_to=tied_to, output_bias=output_bias)
+            check_trained_output(trunk, trained, tied_to=tied_to, output_bias=output_bias)
             if tied_to is None and trained.weight is trunk.embedding.weight:
                 trained = OutputMatrix(trained.weight.detach().clone(), trained.bias)
         self.unembedding = Unembedding(
@@ -82,9 +88,10 @@ class MTPModel(Component, nn.Module):
             tied_to=tied_to,
             bias=output_bias,
             num_own=len(heads.horizons) - 1 if own_unembeddings else 0,
+            num_draft_tokens=num_draft_tokens,
             trained=trained,
         )
-        _check_widths(trunk, heads)
+        check_widths(trunk, heads)
 
     @property
     def horizons(self) -> tuple[int, ...]:
@@ -103,6 +110,7 @@ class MTPModel(Component, nn.Module):
         document_ids: Int[Tensor, "B L"] | None = None,
         positions: Int[Tensor, "B P"] | None = None,
         detach: Collection[str] = (),
+        hidden: Float[Tensor, "B T D"] | None = None,
     ) -> tuple[Float[Tensor, "B _ D"], ...] | MixtureStates:
         """Return one state a horizon for a training batch, or the mixture that heads with a joint law return.
 
@@ -113,16 +121,24 @@ class MTPModel(Component, nn.Module):
             document_ids: Which document every token belongs to.
             positions: Where horizons beyond the first are wanted; everywhere if ``None``.
             detach: What horizons beyond the first give no gradient to: ``"trunk"``, ``"embedding"``.
+            hidden: What a frozen trunk has said of these tokens before, which then does not run.
+
+        Raises:
+            ValueError: If ``hidden`` is of other positions or widths.
         """
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             tokens_in_vocabulary(self, tokens, self.trunk.vocab_size)
         length = num_positions(tokens, self.horizons)
         read = None if document_ids is None else document_ids[:, :length]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.trunk)):
-            output: TrunkOutput = self.trunk(tokens[:, :length], document_ids=read)
-        hidden, given = output.hidden, self.heads.features_of(output)
-        if given and "trunk" in detach:
-            given["features"] = tuple(feature.detach() for feature in output.features)
+        given: dict[str, Any] = {}
+        if hidden is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.trunk)):
+                output: TrunkOutput = self.trunk(tokens[:, :length], document_ids=read)
+            hidden, given = output.hidden, self.heads.features_of(output)
+            if given and "trunk" in detach:
+                given["features"] = tuple(feature.detach() for feature in output.features)
+        else:
+            hidden = self._known(hidden, (len(tokens), length))
         future = None
         if self.heads.reads_future:
             wanted = None if self.heads.reads_every_token else positions
@@ -137,6 +153,43 @@ class MTPModel(Component, nn.Module):
             **given,
         )
         return states
+
+    def _known(self, hidden: Float[Tensor, "B T D"], positions: tuple[int, int]) -> Float[Tensor, "B T D"]:
+        """Return what the trunk has said before, in the precision of the weights, if it is that of these tokens."""
+        if self.heads.num_features:
+            heads = type(self.heads).__name__
+            refuse(self, f"hidden holds the trunk's last state alone, but {heads} read inner layers; leave it out.")
+        wanted = (*positions, self.trunk.d_model)
+        if hidden.shape != wanted:
+            refuse(self, f"hidden has shape {tuple(hidden.shape)}, these tokens need {wanted}; read them anew.")
+        return hidden.to(self.unembedding.weight.dtype)
+
+    def trim_drafts(self, tokens: Sequence[int]) -> None:
+        """Let horizons beyond the first score these tokens only, such as the most frequent ones of a corpus.
+
+        A draft then costs so many rows of an output matrix, not a whole vocabulary. What the model says is the same as
+        before: other tokens are never drafted, and come from horizon 1. The rows are copies, which training may change.
+        Zhao et al. 2025 (FR-Spec, arXiv 2502.14856).
+
+        Args:
+            tokens: Different token ids.
+
+        Raises:
+            ValueError: If there are none, one comes twice or lies outside the vocabulary, the model drafts nothing, or
+                it is shared out over several processes.
+
+        Example:
+            >>> from mtp_modules import LinearHeads, RecurrentTrunk
+            >>> model = MTPModel(
+            ...     trunk=RecurrentTrunk(vocab_size=50, d_model=16), heads=LinearHeads(d_model=16, num_horizons=3)
+            ... )
+            >>> model.trim_drafts(range(10))
+            >>> model.unembedding.logits(torch.zeros(16), 1).isfinite().sum()
+            tensor(10)
+        """
+        check_draft_tokens(len(tokens), self.trunk, self.heads)
+        self.unembedding.trim(tokens)
+        redescribe(self, num_draft_tokens=len(tokens))
 
     def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``.
@@ -218,8 +271,8 @@ class MTPModel(Component, nn.Module):
         model = build(config["model"], trusted=trusted)
         try:
             with safe_open(folder / "model.safetensors", framework="pt") as file:
-                stored = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-            model.to(_DTYPES.get(stored.pop() if len(stored) == 1 else "", torch.get_default_dtype()))
+                stored = {file.get_slice(name).get_dtype() for name in file.keys()} & _DTYPES.keys()  # noqa: SIM118
+            model.to(_DTYPES[stored.pop()] if len(stored) == 1 else torch.get_default_dtype())
             load_model(model, str(folder / "model.safetensors"))
         except (RuntimeError, SafetensorError) as error:
             refuse(cls.__name__, f"{folder / 'model.safetensors'} does not fit the model in config.json ({error}).")
@@ -247,44 +300,4 @@ def check_format(owner: object, found: object, origin: object) -> None:
             owner,
             f"{origin} holds weights of format {found}, this version reads format {FORMAT}; "
             "use the version of mtp_modules that wrote it, or train again.",
-        )
-
-
-def _check_trained_output(
-    trunk: Trunk, trained: OutputMatrix, *, tied_to: nn.Embedding | None, output_bias: bool
-) -> None:
-    """Refuse to lose a part of the output layer that a trunk was trained with."""
-    name = type(trunk).__name__
-    if tied_to is not None and trained.weight is not tied_to.weight:
-        refuse(
-            "MTPModel",
-            f"the {name} was trained with an output matrix that is not its embedding, which tie_embeddings would lose; "
-            "set it to false.",
-        )
-    if trained.bias is not None and not output_bias:
-        refuse("MTPModel", f"the {name} was trained with a bias on its logits; set output_bias to true.")
-
-
-def _check_widths(trunk: Trunk, heads: Heads) -> None:
-    """Compare what the heads were built for with what the trunk gives."""
-    for name, has in (("d_model", trunk.d_model), ("embedding_width", trunk.embedding_width)):
-        wanted = getattr(heads, name, has)
-        if wanted != has:
-            refuse(
-                "MTPModel",
-                f"{type(heads).__name__} was built for {name}={wanted}, but {type(trunk).__name__} has {has}; "
-                "make them equal.",
-            )
-    if heads.num_features not in (0, len(trunk.feature_layers)):
-        refuse(
-            "MTPModel",
-            f"{type(heads).__name__} reads {heads.num_features} inner layers, but {type(trunk).__name__} has "
-            f"feature_layers={list(trunk.feature_layers)}; name {heads.num_features} of its layers there.",
-        )
-    reads = getattr(heads, "max_positions", None)
-    if reads is not None and (trunk.max_positions or 0) > reads:
-        refuse(
-            "MTPModel",
-            f"{type(heads).__name__} reads at most max_positions={reads}, {type(trunk).__name__} "
-            f"{trunk.max_positions}; give the heads at least as many.",
         )

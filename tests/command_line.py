@@ -9,7 +9,9 @@ from mtp_modules.cli import main
 from mtp_modules.training import MTPModule
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+RETROFIT = ROOT / "configs" / "retrofit_smollm2.yaml"
+"""Needs a model that is not here; it has tests of its own, with a small one in its place."""
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path != RETROFIT)
 
 
 def run(*arguments: str | Path) -> None:

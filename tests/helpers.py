@@ -1,6 +1,6 @@
 """Tiny float64 models: every trunk with every kind of heads."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -208,9 +208,10 @@ def make_model(
     tied: bool = True,
     own: bool = False,
     bias: bool = False,
+    draft_tokens: Sequence[int] | None = None,
     seed: int = 0,
 ) -> MTPModel:
-    """Build one of ``TRUNKS`` with one of ``EVERY_HEADS`` or ``LEAPS`` in float64."""
+    """Build one of ``TRUNKS`` with one of ``EVERY_HEADS`` or ``LEAPS`` in float64; drafts trimmed if asked for."""
     with float64():
         model = MTPModel(
             trunk=TRUNKS[trunk](),
@@ -218,7 +219,10 @@ def make_model(
             tie_embeddings=tied,
             own_unembeddings=own,
             output_bias=bias,
+            num_draft_tokens=None if draft_tokens is None or num_horizons == 1 else len(draft_tokens),
         )
+    if draft_tokens is not None and num_horizons > 1:
+        model.trim_drafts(draft_tokens)
     randomise(model, seed)
     return model
 

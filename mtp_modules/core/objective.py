@@ -40,15 +40,17 @@ class Teacher:
 
     Attributes:
         states: ``(M, E)``, detached.
-        share: ``(M,)`` in [0, 1], how much of each example's loss is cross-entropy against the teacher.
+        share: ``(M,)`` in [0, 1], how much of each example's loss is imitation of the teacher.
         matrix: Turns its states into logits; horizon 1's output matrix if ``None``.
         temperature: Divides the logits of both laws where they are compared.
+        total_variation: How much of the imitation is total variation, instead of cross-entropy against the law.
     """
 
     states: Float[Tensor, "M E"]
     share: Float[Tensor, " M"]
     matrix: OutputMatrix | None = None
     temperature: float = 1.0
+    total_variation: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class NextTokenLaw:
     Attributes:
         states: ``(B, T, E)``, detached.
         matrix: Turns them into logits.
-        share: In [0, 1], how much of the loss is cross-entropy against this law.
+        share: In [0, 1], how much of the loss is imitation of this law.
         temperature: Divides the logits of both laws where they are compared.
     """
 

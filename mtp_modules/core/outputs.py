@@ -12,7 +12,8 @@ class LossTerms:
     Attributes:
         loss: Weighted sum of the horizons' mean losses.
         nll: ``(H,)``, unweighted mean negative log-likelihood a horizon in nats; 0 where nothing counts.
-        count: ``(H,)``, number of valid targets a horizon.
+        count: ``(H,)``, number of targets that ``nll`` is the mean of: the valid ones, without those that a horizon
+            with few draft tokens cannot score.
         rank: ``(B, P, H)``, number of logits above the target's.
         valid: ``(B, P, H)``, which targets count.
         agrees: ``(B, P, G)``, whether the horizon's likeliest token is the one that horizon 1 finds likeliest once it

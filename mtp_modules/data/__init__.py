@@ -1,8 +1,10 @@
 """Data: files or formulas to batches of tokens."""
 
 from mtp_modules.data.augmentation import Augmentation, SpanShuffle, TokenDropout
+from mtp_modules.data.cached_states import CachedStates
 from mtp_modules.data.corpus import TokenStream, load_splits
 from mtp_modules.data.counts import CountsAhead
+from mtp_modules.data.frequent import frequent_tokens
 from mtp_modules.data.huggingface import HuggingFaceTokenizer
 from mtp_modules.data.module import TokenDataModule
 from mtp_modules.data.polynomials import PolynomialTask
@@ -17,6 +19,7 @@ from mtp_modules.data.windows import WindowDataset
 __all__ = [
     "Augmentation",
     "ByteTokenizer",
+    "CachedStates",
     "CountsAhead",
     "Example",
     "HuggingFaceTokenizer",
@@ -35,6 +38,7 @@ __all__ = [
     "TokenStream",
     "WindowDataset",
     "WordTokenizer",
+    "frequent_tokens",
     "load_splits",
     "progression_ceiling",
 ]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mtp_modules.core.checks import fraction, refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.data.rows import IntArray
+from mtp_modules.data.token_files import SUFFIX, read_documents
 
 SPLITS = ("train", "val", "test")
 """The sides that a corpus is divided into."""
@@ -35,11 +36,13 @@ class SourceFile:
         path: Where it is on this machine.
         name: Its path relative to the source it was found in, with forward slashes: the same on every machine.
         required: Whether it was named by itself, so that leaving it out would be a surprise.
+        document: Which document of a file of tokens it is; ``None`` for text.
     """
 
     path: Path
     name: str
     required: bool = False
+    document: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def find_files(sources: Sequence[str], suffixes: Sequence[str] = (".py",)) -> li
     """Return the files that the sources speak of, each once, in an order that is the same on every machine.
 
     Args:
-        sources: Files, folders, glob patterns, or the word ``stdlib``.
+        sources: Files, folders, glob patterns, or the word ``stdlib``. A file of tokens (``.bin``) that is named by
+            itself counts as one file for each of its documents.
         suffixes: Which files of a folder to take. Files and patterns are taken as they are.
 
     Raises:
@@ -78,7 +82,7 @@ def find_files(sources: Sequence[str], suffixes: Sequence[str] = (".py",)) -> li
             "TextDataModule",
             f"sources must be a list of at least one file, folder, pattern or 'stdlib', got {sources!r}.",
         )
-    found: dict[Path, SourceFile] = {}
+    found: dict[tuple[Path, int | None], SourceFile] = {}
     for source in sources:
         files = _files_of(source, tuple(suffixes))
         if not files:
@@ -87,7 +91,7 @@ def find_files(sources: Sequence[str], suffixes: Sequence[str] = (".py",)) -> li
                 f"source {source!r} holds no file that ends in {' or '.join(suffixes)}; name other files or suffixes.",
             )
         for file in files:
-            found.setdefault(file.path.resolve(), file)
+            found.setdefault((file.path.resolve(), file.document), file)
     return list(found.values())
 
 
@@ -98,6 +102,9 @@ def _files_of(source: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
     path = Path(source).expanduser()
     if path.is_dir():
         return _named(path, (file for file in path.rglob("*") if file.name.endswith(suffixes)))
+    if path.exists() and path.suffix == SUFFIX:
+        count = len(read_documents(path)[0])
+        return [SourceFile(path, f"{path.name}/{index}", required=True, document=index) for index in range(count)]
     if path.exists():
         return [SourceFile(path, path.name, required=True)]
     if not glob.has_magic(source):
@@ -195,7 +202,14 @@ def encode_files(files: Sequence[SourceFile], tokenizer: Tokenizer) -> TokenStre
     pieces: list[npt.NDArray[np.unsignedinteger[Any]]] = []
     names: list[str] = []
     not_text: list[str] = []
+    token_files: dict[Path, list[npt.NDArray[np.unsignedinteger[Any]]]] = {}
     for file in files:
+        if file.document is not None:
+            if file.path not in token_files:
+                token_files[file.path] = _documents(file, tokenizer)
+            pieces.append(token_files[file.path][file.document].astype(dtype))
+            names.append(file.name)
+            continue
         try:
             text = file.path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
@@ -221,6 +235,18 @@ def encode_files(files: Sequence[SourceFile], tokenizer: Tokenizer) -> TokenStre
     lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
     tokens = np.concatenate([np.empty(0, dtype=dtype), *pieces])
     return TokenStream(tokens, lengths.cumsum() - lengths, tuple(names))
+
+
+def _documents(file: SourceFile, tokenizer: Tokenizer) -> list[npt.NDArray[np.unsignedinteger[Any]]]:
+    """Read a file of tokens, refusing those of another vocabulary."""
+    documents, vocab_size = read_documents(file.path)
+    if vocab_size != tokenizer.vocab_size:
+        refuse(
+            "TextDataModule",
+            f"{file.path} holds tokens of a vocabulary of {vocab_size}, {type(tokenizer).__name__} has "
+            f"{tokenizer.vocab_size}; give the tokenizer that the tokens were sampled with.",
+        )
+    return documents
 
 
 def load_splits(

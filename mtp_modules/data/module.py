@@ -66,6 +66,12 @@ class TokenDataModule(LightningDataModule, ABC):
             split: ``train``, ``val`` or ``test``.
         """
 
+    def training_rows(self) -> TokenRows:
+        """Return the rows of the training side."""
+        rows = self.rows("train")
+        assert rows is not None
+        return rows
+
     def train_dataloader(self) -> TrainLoader | EvalLoader | CountsAhead:
         """Return the training batches of this process, from where training is."""
         loader = self._training_loader()
@@ -76,8 +82,7 @@ class TokenDataModule(LightningDataModule, ABC):
         return CountsAhead(loader, horizons=horizons, batches=accumulated)
 
     def _training_loader(self) -> TrainLoader | EvalLoader:
-        rows = self.rows("train")
-        assert rows is not None
+        rows = self.training_rows()
         if getattr(self.trainer, "overfit_batches", 0) > 0:
             return self._eval_loader(rows, limit=None)
         if self._train_loader is not None and self.trainer is not None and self.trainer is self._train_loader_trainer:

@@ -3,9 +3,11 @@
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.data.augmentation import Augmentation
+from mtp_modules.data.cached_states import CachedStates
 from mtp_modules.data.corpus import SPLITS, check_shares, load_splits
 from mtp_modules.data.module import TokenDataModule
 from mtp_modules.data.prompts import pick_prompts
+from mtp_modules.data.rows import TokenRows
 from mtp_modules.data.tokenizers import ByteTokenizer
 from mtp_modules.data.windows import WindowDataset, check_window
 
@@ -31,6 +33,8 @@ class TextDataModule(TokenDataModule):
         max_eval_windows: Validate and test on at most so many windows, evenly spread.
         random_offsets: Cut the text elsewhere in every epoch; if false, every epoch reads the same windows.
         augmentation: Changes training rows; none if ``None``.
+        cached_states: Keep a frozen trunk's hidden states of the training windows on disk; not with
+            ``random_offsets`` or an augmentation, which would change the text.
 
     Shape:
         ``tokens (B, window + lookahead)``; ``document_ids`` alike, only in batches where a row crosses into another
@@ -56,6 +60,7 @@ class TextDataModule(TokenDataModule):
         max_eval_windows: int | None = None,
         random_offsets: bool = True,
         augmentation: Augmentation | None = None,
+        cached_states: CachedStates | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -68,7 +73,11 @@ class TextDataModule(TokenDataModule):
         check_shares(val_share, test_share)
         if max_eval_windows is not None:
             at_least(self, "max_eval_windows", max_eval_windows, 1)
+        if cached_states is not None and (random_offsets or augmentation is not None):
+            way_out = "set random_offsets to false" if random_offsets else "leave augmentation out"
+            refuse(self, f"cached_states hold what the trunk says of one cut of the text; {way_out}.")
         self.sources = sources
+        self.cached_states = cached_states
         self.window = window
         self.lookahead = lookahead
         self.tokenizer = tokenizer if tokenizer is not None else ByteTokenizer()
@@ -105,6 +114,21 @@ class TextDataModule(TokenDataModule):
             )
             for split, stream in streams.items()
         }
+
+    def training_rows(self) -> TokenRows:
+        """Return the training windows, with the trunk's hidden states if those are kept."""
+        rows = self.rows("train")
+        assert rows is not None
+        trainer = self.trainer
+        trunk = getattr(getattr(trainer, "lightning_module", None), "trunk", None)
+        if self.cached_states is None or trainer is None or trunk is None:
+            return rows
+        if not trainer.is_global_zero:
+            trainer.strategy.barrier("cached states")
+        cached = self.cached_states.rows(rows, trunk, window=self.window, writes=trainer.is_global_zero)
+        if trainer.is_global_zero:
+            trainer.strategy.barrier("cached states")
+        return cached
 
     def rows(self, split: str) -> WindowDataset | None:
         """Return the windows of a side, or ``None`` if its share is 0.

@@ -189,12 +189,17 @@ class RowLaws:
     def __call__(self, scores: Float[Tensor, "B C V"]) -> Float[Tensor, "B C V"]:
         """Return the probabilities that tokens are drawn with.
 
+        Where a draft's law has no allowed token left (few draft tokens), any token stands for it: the model, which has
+        some, will reject that draft.
+
         Args:
             scores: What :meth:`scores` returned.
         """
         choice = F.one_hot(scores.argmax(dim=-1), self.vocab_size).double()
         cold = self._temperature == 0
-        scores = scores / torch.where(cold, 1.0, self._temperature)
+        if self._allowed is not None:
+            cold = cold | (scores.amax(dim=-1, keepdim=True) == -torch.inf)
+        scores = scores / torch.where(self._temperature == 0, 1.0, self._temperature)
         if self._truncates:
             scores = self._truncated(scores)
         law = scores.softmax(dim=-1)

@@ -31,6 +31,8 @@ class RecurrentHeads(Heads):
         num_horizons: How many future tokens ``H`` each position predicts.
         width: Inner width of the step; ``d_model`` if ``None``.
         embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
+        norm_gain: What the gains of the norm behind the step start from: the root mean square of the hidden state,
+            where the trunk is trained already (2.2 for SmolLM2-135M), as the output matrix is used to it.
 
     Shape:
         hidden ``(B, T, D)``, future ``(B, P, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -50,7 +52,13 @@ class RecurrentHeads(Heads):
     from_token: nn.Linear
 
     def __init__(
-        self, *, d_model: int, num_horizons: int, width: int | None = None, embedding_width: int | None = None
+        self,
+        *,
+        d_model: int,
+        num_horizons: int,
+        width: int | None = None,
+        embedding_width: int | None = None,
+        norm_gain: float = 1.0,
     ) -> None:
         super().__init__()
         at_least(self, "d_model", d_model, 1)
@@ -66,7 +74,7 @@ class RecurrentHeads(Heads):
         self.from_token = nn.Linear(self.embedding_width, width, bias=False)
         self.depth_bias = nn.Parameter(torch.zeros(num_horizons - 1, width))
         self.out = nn.Linear(width, d_model, bias=False)
-        self.norm = RMSNorm(d_model)
+        self.norm = RMSNorm(d_model, gain=norm_gain)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

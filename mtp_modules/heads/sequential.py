@@ -50,6 +50,8 @@ class SequentialHeads(Heads):
         rope_base: Base of the rotary positions.
         qk_norm: Normalise every query and key before it is rotated, as Qwen3 does.
         norm_eps: Added to the mean square in every norm.
+        norm_gain: What the gains of the norm behind a module start from: the root mean square of the hidden state,
+            where the trunk is trained already (2.2 for SmolLM2-135M), as the output matrix is used to it.
 
     Shape:
         hidden ``(B, T, D)``, future ``(B, T, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -85,6 +87,7 @@ class SequentialHeads(Heads):
         rope_base: float = 10000.0,
         qk_norm: bool = False,
         norm_eps: float = 1e-6,
+        norm_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.embedding_width = d_model if embedding_width is None else embedding_width
@@ -116,7 +119,7 @@ class SequentialHeads(Heads):
         )
         self.steps = cast("Sequence[SequentialModule]", nn.ModuleList(modules))
         num_norms = min(1, count) if shared_norm else count
-        self.norms = nn.ModuleList(RMSNorm(d_model, eps=norm_eps) for _ in range(num_norms))
+        self.norms = nn.ModuleList(RMSNorm(d_model, eps=norm_eps, gain=norm_gain) for _ in range(num_norms))
 
     @property
     def horizons(self) -> tuple[int, ...]:

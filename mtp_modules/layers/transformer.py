@@ -20,16 +20,17 @@ class RMSNorm(nn.Module):
     Args:
         width: Size ``D`` of the last axis.
         eps: Added to the mean square.
+        gain: What every gain starts from.
     """
 
-    def __init__(self, width: int, *, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, *, eps: float = 1e-6, gain: float = 1.0) -> None:
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
+        self.eps, self.gain = eps, gain
+        self.weight = nn.Parameter(torch.full((width,), gain))
 
     def reset_parameters(self) -> None:
-        """Set every gain to one."""
-        nn.init.ones_(self.weight)
+        """Set every gain to what it starts from."""
+        nn.init.constant_(self.weight, self.gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(..., D)``."""

@@ -51,6 +51,7 @@ class _Rules(NamedTuple):
     z_loss: float
     shard: VocabularyShard | None
     temperature: float
+    total_variation: float
 
 
 def fused_terms(
@@ -94,6 +95,7 @@ def fused_terms(
         z_loss=z_loss,
         shard=vocabulary_shard(distinct),
         temperature=1.0 if teacher is None else teacher.temperature,
+        total_variation=0.0 if teacher is None else teacher.total_variation,
     )
     held = (held_part(tensor) for tensor in distinct)
     taught = (None, None) if teacher is None else (teacher.states, teacher.share)
@@ -205,7 +207,7 @@ class _Products:
 
     def __init__(self, rules: _Rules, distinct: Sequence[Tensor], low: torch.dtype, high: torch.dtype) -> None:
         self.distinct, self.low, self.high = distinct, low, high
-        self.rows = rules.rows
+        self.rows, self.columns = rules.rows, max(len(tensor) for tensor in distinct)
         self.buffers: dict[str, Tensor] = {}
         self.matrices: dict[int, Tensor] = {}
 
@@ -215,16 +217,17 @@ class _Products:
             self.matrices[at] = self.distinct[at].to(self.low)
         return self.matrices[at]
 
-    def buffer(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+    def buffer(self, name: str, like: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
         """Return memory for as many rows as there are states."""
         if name not in self.buffers:
-            self.buffers[name] = like.new_empty((self.rows, len(self.distinct[0])), dtype=dtype)
-        return self.buffers[name][: len(like)]
+            self.buffers[name] = like.new_empty(self.rows * self.columns, dtype=dtype)
+        return self.buffers[name][: len(like) * columns].view(len(like), columns)
 
     def logits(self, states: Tensor, place: _Place, *, law: bool = False) -> Tensor:
         """Return logits in the precision of the softmax."""
-        logits = self.buffer("law" if law else "logits", states, self.high)
-        product = logits if self.low == self.high else self.buffer("low", states, self.low)
+        columns = len(self.distinct[place.weight])
+        logits = self.buffer("law" if law else "logits", states, columns, self.high)
+        product = logits if self.low == self.high else self.buffer("low", states, columns, self.low)
         torch.mm(states, self.matrix(place.weight).mT, out=product)
         if product is not logits:
             logits.copy_(product)
@@ -232,7 +235,9 @@ class _Products:
 
     def narrow(self, gradient: Tensor) -> Tensor:
         """Return a gradient of logits in the precision of products."""
-        return gradient if self.low == self.high else self.buffer("low", gradient, self.low).copy_(gradient)
+        if self.low == self.high:
+            return gradient
+        return self.buffer("low", gradient, gradient.shape[1], self.low).copy_(gradient)
 
 
 def _tiles(logits: Tensor) -> list[slice]:
@@ -280,7 +285,8 @@ def score(
     rank = (logits > own).sum(dim=1, dtype=torch.int32).long()
     even = logits.mean(dim=1, keepdim=True) if epsilon else None
     tau = rules.temperature
-    law = share = imitated = soft = soft_total = None
+    nu = rules.total_variation
+    law = share = imitated = soft = soft_total = variation = None
     if taught is not None:
         law, share = taught[0], taught[1][:, None]
         law.sub_(law.amax(dim=1, keepdim=True)).div_(tau).exp_()
@@ -297,6 +303,10 @@ def score(
         imitation = normaliser - imitated
         if soft_total is not None:
             imitation = tau * (tau * soft_total.log() + top - imitated)
+        if nu and law is not None:
+            own_law = logits / total if soft is None or soft_total is None else soft / soft_total
+            variation = _Variation(own_law, law)
+            imitation = torch.lerp(imitation, tau**2 * variation.value, nu)
         example_loss = torch.lerp(example_loss, imitation, share)
     if zeta:
         example_loss = example_loss + zeta * normaliser.square()
@@ -304,13 +314,36 @@ def score(
     if any(rules.wanted):
         weights = torch.where(counts, weights, 0.0)[:, None]
         observed = weights if share is None else weights * (1 - share)
-        plain = weights if soft is None else observed
+        plain = observed  # and where one softmax serves both laws of the student, the teacher's part too
+        if share is not None and soft is None:
+            plain = observed + weights * share * (1 - nu)
         logits.mul_((plain + 2 * zeta * weights * normaliser) / total if zeta else plain / total)
         if law is not None and share is not None:
-            logits.addcmul_(law, weights * share, value=-tau)
+            logits.addcmul_(law, weights * share, value=-tau * (1 - nu))
             if soft is not None and soft_total is not None:
-                logits.addcmul_(soft, weights * share / soft_total, value=tau)
+                logits.addcmul_(soft, weights * share / soft_total, value=tau * (1 - nu))
+            if variation is not None:
+                logits.addcmul_(variation.gradient(), weights * share, value=tau * nu)
         if epsilon:
             logits.sub_(observed * (epsilon / logits.shape[1]))
         logits.scatter_add_(1, targets, -observed * (1 - epsilon))
     return CrossEntropyTerms(loss, torch.where(counts, nll[:, 0], 0.0), rank, predicted)
+
+
+class _Variation:
+    """Total variation of two laws, and its gradient in the logits of the first.
+
+    Args:
+        law: ``(N, V)``, overwritten.
+        other: ``(N, V)``.
+    """
+
+    def __init__(self, law: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> None:
+        excess = law - other
+        self.value = 0.5 * excess.abs().sum(dim=1, keepdim=True)
+        self._law, self._sign = law, excess.sign_()
+
+    def gradient(self) -> Float[Tensor, "N V"]:
+        """Return half the sign of what the law has over the other, less its mean under the law, times the law."""
+        mean = (self._law * self._sign).sum(dim=1, keepdim=True)
+        return self._sign.sub_(mean).mul_(self._law).mul_(0.5)

@@ -23,14 +23,16 @@ class NaiveLinearCrossEntropy(LinearCrossEntropy):
 
     With logits :math:`z`, law :math:`p = \mathrm{softmax}(z)`, target :math:`y`, label smoothing :math:`\epsilon`,
     z-loss :math:`\zeta` (Chowdhery et al. 2022, arXiv 2204.02311, section 5) and a teacher's logits :math:`u`, of share
-    :math:`s` and temperature :math:`\tau`, the loss of an example is
+    :math:`s` and temperature :math:`\tau`, of which total variation is the part :math:`\nu`, the loss of an example is
 
     .. math:: (1 - s) \Bigl[-(1 - \epsilon) \log p_y - \frac{\epsilon}{V} \sum_v \log p_v\Bigr]
-              - s \, \tau^2 \sum_v q_v \log p^\tau_v + \zeta \Bigl(\log \sum_v e^{z_v}\Bigr)^2
+              + s \, \tau^2 \Bigl[-(1 - \nu) \sum_v q_v \log p^\tau_v + \frac{\nu}{2} \sum_v |p^\tau_v - q_v|\Bigr]
+              + \zeta \Bigl(\log \sum_v e^{z_v}\Bigr)^2
 
     where :math:`q = \mathrm{softmax}(u / \tau)` and :math:`p^\tau = \mathrm{softmax}(z / \tau)`, and :math:`\tau^2`
-    keeps the gradient's size (Hinton et al. 2015, arXiv 1503.02531, section 2). Smoothing belongs to the observed
-    token; the teacher's law is soft as it is. The z-loss counts whole whatever the teacher's share.
+    keeps the gradient's size (Hinton et al. 2015, arXiv 1503.02531, section 2). Cross-entropy against :math:`q` is the
+    forward Kullback-Leibler divergence plus the entropy of :math:`q`, so it has the same gradient. Smoothing belongs to
+    the observed token; the teacher's law is soft as it is. The z-loss counts whole whatever the teacher's share.
     """
 
     def __call__(
@@ -280,7 +282,11 @@ def _plainly(
         with torch.no_grad():
             law_logits = _wide(F.linear(teacher.states.to(low), *_cast(teacher.matrix or law_matrix, low)))
             law = (law_logits / temperature).softmax(dim=-1)
-        imitation = temperature**2 * F.cross_entropy(logits / temperature, law, reduction="none")
+        imitation = F.cross_entropy(logits / temperature, law, reduction="none")
+        if teacher.total_variation:
+            variation = 0.5 * ((logits / temperature).softmax(dim=-1) - law).abs().sum(dim=-1)
+            imitation = torch.lerp(imitation, variation, teacher.total_variation)
+        imitation = temperature**2 * imitation
         example_loss = torch.lerp(example_loss, imitation, teacher.share.to(nll.dtype))
     if z_loss:
         example_loss = example_loss + z_loss * logits.logsumexp(dim=1).square()

@@ -34,7 +34,13 @@ class MultiTokenModel(Protocol):
     unembedding: Unembedding
 
     def __call__(
-        self, tokens: Tensor, *, document_ids: Tensor | None, positions: Tensor | None, detach: Collection[str]
+        self,
+        tokens: Tensor,
+        *,
+        document_ids: Tensor | None,
+        positions: Tensor | None,
+        detach: Collection[str],
+        hidden: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Return one state a horizon."""
 
@@ -50,15 +56,19 @@ class MultiTokenLoss(Component, nn.Module):
 
     with :math:`M_h` the positions whose target counts. With equal weights this is equation 2 of Gloeckle et al. 2024
     (arXiv 2404.19737), as a mean instead of a sum. :math:`|M_h|` is that of the batch, or of everything that one
-    optimizer step sees, where ``counts`` says so.
+    optimizer step sees, where ``counts`` says so. In training, a horizon 1 of which nothing is trained is left out: its
+    figures are 0 then. Targets that a horizon with few draft tokens cannot score cost nothing, and count as wrong.
 
     Args:
         weights: Weight of each horizon; all 1 if ``None``.
         backend: How linear + cross-entropy is computed; fused if ``None``.
         share_of_positions: Train horizons beyond the first on this random share of the positions, an unbiased estimate
             of the same loss; all positions in evaluation.
-        distillation: How much of the loss of horizons beyond the first is cross-entropy against the law of horizon 1
-            for the same token, instead of against the token itself. What drafts need is agreement with horizon 1.
+        distillation: How much of the loss of horizons beyond the first is imitation of the law of horizon 1 for the
+            same token, instead of cross-entropy against the token itself. What drafts need is agreement with horizon 1.
+        total_variation: How much of that imitation, or of the imitation of another model, is total variation, the
+            chance that a drawn draft is rejected; the rest is cross-entropy against the law, whose gradient is that of
+            the Kullback-Leibler divergence.
         detach: What gets no gradient from horizons beyond the first: any of ``"trunk"`` (its hidden state),
             ``"embedding"`` (of the tokens between, for heads that read them) and ``"unembedding"`` (the output matrix).
         label_smoothing: Share of the loss that is spread evenly over the vocabulary; of what a teacher leaves.
@@ -75,7 +85,8 @@ class MultiTokenLoss(Component, nn.Module):
         tokens ``(B, T + max(horizons))``.
 
     Raises:
-        ValueError: If a share lies outside its range, ``z_loss`` is negative, or ``detach`` names something else.
+        ValueError: If a share lies outside its range, ``z_loss`` is negative, or ``detach`` names something else; when
+            called, if there is ``total_variation`` but nobody to imitate.
 
     Example:
         >>> from mtp_modules import LinearHeads, MTPModel, TransformerTrunk
@@ -93,6 +104,7 @@ class MultiTokenLoss(Component, nn.Module):
         backend: LinearCrossEntropy | None = None,
         share_of_positions: float = 1.0,
         distillation: float = 0.0,
+        total_variation: float = 0.0,
         detach: Sequence[str] = (),
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
@@ -101,6 +113,7 @@ class MultiTokenLoss(Component, nn.Module):
         super().__init__()
         fraction(self, "share_of_positions", share_of_positions, zero=False)
         fraction(self, "distillation", distillation)
+        fraction(self, "total_variation", total_variation)
         for name in detach:
             if name not in DETACHABLE:
                 refuse(self, f"detach may hold {', '.join(DETACHABLE)}, got {name!r}.")
@@ -111,7 +124,8 @@ class MultiTokenLoss(Component, nn.Module):
         self.weights = UniformWeights() if weights is None else weights
         self.backend = FusedLinearCrossEntropy() if backend is None else backend
         self.share_of_positions, self.distillation = share_of_positions, distillation
-        self.label_smoothing, self.z_loss, self.balance = label_smoothing, z_loss, balance
+        self.total_variation, self.balance = total_variation, balance
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
     def forward(
         self,
@@ -124,6 +138,7 @@ class MultiTokenLoss(Component, nn.Module):
         counts: Int[Tensor, " H"] | None = None,
         weights: Sequence[float] | None = None,
         teacher: NextTokenLaw | None = None,
+        hidden: Float[Tensor, "B T D"] | None = None,
     ) -> LossTerms:
         """Run the model on a batch and score every horizon.
 
@@ -138,6 +153,7 @@ class MultiTokenLoss(Component, nn.Module):
             weights: One weight a horizon; those of the start of a run if ``None``.
             teacher: What another model says of the next token; imitated by every horizon for the token that it
                 predicts, where the other model has read up to there.
+            hidden: What the model's frozen trunk has said of the tokens before, so that it need not run.
 
         Raises:
             ValueError: If there is a teacher, and ``distillation`` makes horizon 1 another; if the heads have a joint
@@ -145,11 +161,13 @@ class MultiTokenLoss(Component, nn.Module):
         """
         horizons = model.heads.horizons
         length = num_positions(tokens, horizons)
+        unembedding = model.unembedding
         targets, valid = future_targets(tokens, horizons, document_ids, loss_mask)
         wanted, targets = targets, targets.masked_fill(~valid, -1)
         positions = self._positions(tokens, length)
         read = tokens if inputs is None else inputs
-        states = model(read, document_ids=document_ids, positions=positions, detach=self.detach)
+        passed = {} if hidden is None else {"hidden": hidden}
+        states = model(read, document_ids=document_ids, positions=positions, detach=self.detach, **passed)
 
         if positions is None:
             every = torch.arange(length, device=tokens.device).expand(tokens.shape[0], -1)
@@ -157,19 +175,23 @@ class MultiTokenLoss(Component, nn.Module):
         else:
             every = positions
             far_targets, far_valid = at_positions(targets, every)[:, :, 1:], at_positions(valid, every)[:, :, 1:]
-        count = torch.cat((valid[:, :, :1].sum(dim=(0, 1)), far_valid.sum(dim=(0, 1))))
+        scored = far_valid & unembedding.draftable(far_targets.clamp(min=0))
+        count = torch.cat((valid[:, :, :1].sum(dim=(0, 1)), scored.sum(dim=(0, 1))))
         counts = valid.sum(dim=(0, 1)) if counts is None else counts
         weights = self.weights(len(horizons)) if weights is None else weights
         scale = torch.tensor(weights, device=tokens.device, dtype=torch.float64) / counts.clamp(min=1)
         scale[1:] *= length / every.shape[1]
         scale = scale.to(_real(states[0].dtype))
 
-        near, far = valid[:, :, 0] * scale[0], far_valid * scale[1:]
+        joint = isinstance(states, MixtureStates)
+        first = slice(0, length if joint or self._scores_first(unembedding, states[0]) else 0)
+        near, far = valid[:, first, 0] * scale[0], far_valid * scale[1:]
+        count[0] = valid[:, first, 0].sum()
         if isinstance(states, MixtureStates):
             self._check_mixture(model.heads, inputs, teacher)
             conditions = at_positions(wanted, every)[:, :, 1:]
             terms = mixture_terms(
-                model.unembedding,
+                unembedding,
                 states,
                 (targets[:, :, 0], conditions),
                 (near, far),
@@ -184,18 +206,19 @@ class MultiTokenLoss(Component, nn.Module):
             if self.balance:
                 heads = type(model.heads).__name__
                 refuse(self, f"balance is {self.balance}, but {heads} have no components; set it to 0.")
-            terms = model.unembedding(
-                torch.cat([state.flatten(0, 1) for state in states]),
-                _head_by_head(targets[:, :, 0], far_targets),
+            near_and_far = (states[0][:, first], *states[1:])
+            terms = unembedding(
+                torch.cat([state.flatten(0, 1) for state in near_and_far]),
+                _head_by_head(targets[:, first, 0], far_targets),
                 _head_by_head(near, far),
                 self.backend,
                 self._teacher(states[0], teacher, every, horizons),
-                sizes=[state.shape[0] * state.shape[1] for state in states],
+                sizes=[state.shape[0] * state.shape[1] for state in near_and_far],
                 detach_far="unembedding" in self.detach,
                 label_smoothing=self.label_smoothing,
                 z_loss=self.z_loss,
             )
-        split = valid[:, :, 0].numel()
+        split = near.numel()
 
         def near_far(values: Tensor) -> tuple[Tensor, Tensor]:
             by_head = values[split:].view(far.shape[2], *far.shape[:2])
@@ -204,8 +227,12 @@ class MultiTokenLoss(Component, nn.Module):
         nll, far_nll = near_far(terms.nll)
         rank, far_rank = near_far(terms.rank)
         predicted, far_predicted = near_far(terms.predicted)
+        if not near.numel():
+            rank = predicted = torch.full_like(tokens[:, :length], -1)
         sums = torch.cat((nll.double().sum()[None], (far_nll.double() * far_valid).sum(dim=(0, 1))))
         at_every = at_positions(valid, every)
+        if not near.numel():
+            at_every[:, :, 0] = False
         same = positions_of_horizon_one(every, horizons)
         own = predicted[torch.arange(len(tokens), device=tokens.device)[:, None, None], same.clamp(max=length - 1)]
         agrees = torch.cat((at_positions(predicted, every)[:, :, None], far_predicted), dim=2) == own
@@ -225,7 +252,7 @@ class MultiTokenLoss(Component, nn.Module):
 
     def _check_mixture(self, heads: Heads, inputs: Tensor | None, teacher: NextTokenLaw | None) -> None:
         """Refuse what has no meaning for the likelihood of a joint law."""
-        given = {name: getattr(self, name) for name in ("distillation", "label_smoothing", "z_loss")}
+        given = {name: getattr(self, name) for name in ("distillation", "total_variation", "label_smoothing", "z_loss")}
         for name, value in given.items():
             if value:
                 refuse(self, f"{name} is {value}, which the joint law of {type(heads).__name__} has not; set it to 0.")
@@ -234,6 +261,11 @@ class MultiTokenLoss(Component, nn.Module):
                 refuse(
                     self, f"{name} is given, which the joint law of {type(heads).__name__} cannot use; leave it out."
                 )
+
+    def _scores_first(self, unembedding: Unembedding, first: Float[Tensor, "B T D"]) -> bool:
+        """Say whether horizon 1 is scored; not in training where nothing of it is trained."""
+        trained = first.requires_grad or any(part is not None and part.requires_grad for part in unembedding.matrix(0))
+        return trained or not self.training or not torch.is_grad_enabled()
 
     def _positions(self, tokens: Tensor, length: int) -> Int[Tensor, "B P"] | None:
         if self.share_of_positions == 1.0 or not self.training:
@@ -253,6 +285,12 @@ class MultiTokenLoss(Component, nn.Module):
         """
         if other is not None and self.distillation > 0.0:
             refuse(self, f"distillation is {self.distillation}, but there is a teacher already; set it to 0.")
+        if other is None and self.distillation == 0.0 and self.total_variation > 0.0:
+            refuse(
+                self,
+                f"total_variation is {self.total_variation}, but there is nobody to imitate; set distillation above 0, "
+                "give a teacher, or leave it out.",
+            )
         if other is None and (self.distillation == 0.0 or len(horizons) == 1):
             return None
         near = first.detach() if other is None else other.states
@@ -262,9 +300,11 @@ class MultiTokenLoss(Component, nn.Module):
         rows = torch.arange(near.shape[0], device=near.device)[:, None]
         far = near[rows, same.clamp(max=length - 1)].flatten(0, 2)
         if other is None:
-            return Teacher(far, self.distillation * known)
+            return Teacher(far, self.distillation * known, total_variation=self.total_variation)
         share = other.share * torch.cat((known.new_ones(near.shape[0] * length), known))
-        return Teacher(torch.cat((near.flatten(0, 1), far)), share, other.matrix, other.temperature)
+        return Teacher(
+            torch.cat((near.flatten(0, 1), far)), share, other.matrix, other.temperature, self.total_variation
+        )
 
 
 def _head_by_head(near: Shaped[Tensor, "B T"], far: Shaped[Tensor, "B P K"]) -> Shaped[Tensor, " N"]:

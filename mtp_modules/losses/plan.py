@@ -86,13 +86,22 @@ def check_teacher(teacher: Teacher | None, matrix: OutputMatrix) -> None:
         matrix: Horizon 1's.
 
     Raises:
-        ValueError: If the student's output matrices are sharded, and the teacher is another model.
+        ValueError: If the student's output matrices are sharded, and the teacher is another model or is imitated by
+            total variation.
     """
-    if teacher is not None and is_distributed(matrix.weight) and (teacher.matrix or teacher.temperature != 1.0):
+    if teacher is None or not is_distributed(matrix.weight):
+        return
+    if teacher.matrix or teacher.temperature != 1.0:
         refuse(
             "LinearCrossEntropy",
             "output matrices are sharded over the vocabulary, where no other model can be a teacher; "
             "train without tensor parallelism, or leave the teacher out.",
+        )
+    if teacher.total_variation:
+        refuse(
+            "LinearCrossEntropy",
+            f"output matrices are sharded over the vocabulary, where total_variation must be 0, got "
+            f"{teacher.total_variation}; train without tensor parallelism, or leave it out.",
         )
 
 

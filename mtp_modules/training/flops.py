@@ -35,8 +35,9 @@ def training_flops(model: MTPModel, *, batch_size: int, length: int, share_of_po
     at_least("training_flops", "length", length, 1)
     fraction("training_flops", "share_of_positions", share_of_positions, zero=False)
     far = num_sampled(length, share_of_positions)
-    scored = length + model.heads.states_scored * far
-    unembedding = 2 * model.trunk.d_model * model.trunk.vocab_size * scored
+    near_rows, far_rows = len(model.unembedding.weight), len(model.unembedding.matrix(1).weight)
+    scored = near_rows * length + far_rows * model.heads.states_scored * far
+    unembedding = 2 * model.trunk.d_model * scored
     return 3 * batch_size * (model.trunk.flops(length) + model.heads.flops(length, far) + unembedding)
 
 

@@ -1,6 +1,6 @@
 """The LightningModule: model, loss, optimizer and metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import FORMAT, MTPModel, check_format
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, check_weights, in_model_order
+from mtp_modules.training.draft_tokens import choose_draft_tokens
 from mtp_modules.training.freezing import freeze_parts
+from mtp_modules.training.learning_rates import check_scales, scale_rates, split_by_part
 from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.optimizers import muon_parameter_groups
@@ -40,10 +42,11 @@ class MTPModule(LightningModule):
     """Train a multi-token model: what ``python -m mtp_modules fit`` runs.
 
     Batches are dictionaries with ``tokens (B, T + max(horizons))`` and optionally ``document_ids``, ``loss_mask`` and
-    ``inputs`` (read in the place of ``tokens``) of the same shape. Logged, each as ``train/``, ``val/`` and ``test/``,
-    are per head ``loss/head_h`` (unweighted, nats), ``perplexity/head_h``, ``accuracy/head_h`` and
-    ``top5_accuracy/head_h``, and ``accepted_length``; in training also ``loss``, gradient norms before clipping, and
-    what :class:`~mtp_modules.training.monitoring.TokenThroughput` says. The page "What is logged" has every key.
+    ``inputs`` (read in the place of ``tokens``) of the same shape, and ``hidden``, what a frozen trunk says of the
+    tokens. Logged, each as ``train/``, ``val/`` and ``test/``, are per head ``loss/head_h`` (unweighted, nats),
+    ``perplexity/head_h``, ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``; in training also
+    ``loss``, gradient norms before clipping, and what :class:`~mtp_modules.training.monitoring.TokenThroughput` says.
+    The page "What is logged" has every key.
     Checkpoints describe model and tokenizer, so that they can be decoded without the configuration.
 
     Each horizon's loss is divided by the number of its valid targets in everything that one optimizer step sees: all
@@ -59,17 +62,21 @@ class MTPModule(LightningModule):
         tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
         own_unembeddings: Give every horizon beyond the first an output matrix of its own.
         output_bias: Add a bias to the logits.
+        num_draft_tokens: Let horizons beyond the first score so many tokens only: those that the training data has most
+            often, unless ``model.trim_drafts`` was told others.
         freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
             without gradients and in evaluation mode, and freezes the output matrix that is tied to it.
+        lr_scales: Factors on the learning rate of parts: any of ``trunk``, ``heads``, ``unembedding``; 1 where not
+            named. A pretrained trunk that is tuned together with new heads wants a small one.
         activation_checkpointing: ``"full"`` or ``"selective"`` to forget the activations inside the blocks of trunk and
             heads and compute them again; see :func:`~mtp_modules.training.checkpoint_blocks`.
         compile_blocks: Compile each block with ``torch.compile``.
         sharding: How weights are sharded where the strategy is ``ModelParallelStrategy``.
 
     Raises:
-        ValueError: If ``freeze`` names something else, a tied output matrix without its trunk, or everything; when a
-            run begins, if the trainer is set up in a way that would go wrong
-            (:func:`~mtp_modules.training.check_trainer`).
+        ValueError: If ``freeze`` names something else, a tied output matrix without its trunk, or everything;
+            ``lr_scales`` something that is not trained, or a factor that is not above 0; when a run begins, if the
+            trainer is set up in a way that would go wrong (:func:`~mtp_modules.training.check_trainer`).
     """
 
     def __init__(
@@ -83,10 +90,12 @@ class MTPModule(LightningModule):
         own_unembeddings: bool = False,
         output_bias: bool = False,
         freeze: Sequence[str] = (),
+        lr_scales: Mapping[str, float] | None = None,
         activation_checkpointing: str | None = None,
         compile_blocks: bool = False,
         sharding: Sharding | None = None,
         teacher: TeacherModel | None = None,
+        num_draft_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.model = MTPModel(
@@ -95,9 +104,12 @@ class MTPModule(LightningModule):
             tie_embeddings=tie_embeddings,
             own_unembeddings=own_unembeddings,
             output_bias=output_bias,
+            num_draft_tokens=num_draft_tokens,
         )
         trunk.trained_output = None  # the unembedding has it now; sharding would leave a copy of it here
         self.frozen = freeze_parts(self, self.model, freeze)
+        self.lr_scales = dict(lr_scales or {})
+        check_scales(self, self.model, self.lr_scales)
         self.loss, self.teacher = loss, teacher
         if teacher is not None:
             teacher.check(self.model, loss)
@@ -139,6 +151,8 @@ class MTPModule(LightningModule):
         check_compilation(self.trainer, self.activation_checkpointing, compiled=self.compile_blocks)
         if self.sharding is not None and self.device_mesh is None:
             refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")
+        if stage == "fit":
+            choose_draft_tokens(self.model, getattr(self.trainer, "datamodule", None))
 
     def configure_model(self) -> None:
         """Recompute, compile and shard blocks as asked. Lightning calls this before every run; it is done once."""
@@ -174,6 +188,7 @@ class MTPModule(LightningModule):
             counts=counts,
             weights=weights,
             teacher=law,
+            hidden=batch.get("hidden"),
         )
         return terms
 
@@ -277,7 +292,8 @@ class MTPModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and, if there is a schedule, its scheduler over the steps of this run."""
-        optimizer = self.optimizer(muon_parameter_groups(self.model))
+        optimizer = self.optimizer(split_by_part(muon_parameter_groups(self.model), self.model, self.lr_scales))
+        scale_rates(optimizer)
         if self.lr_schedule is None:
             return optimizer
         schedule, total = self.lr_schedule, run_length(self.trainer)

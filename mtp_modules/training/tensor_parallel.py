@@ -162,6 +162,12 @@ class _Sum(torch.autograd.Function):
 
 def _share_out_unembedding(unembedding: Unembedding, embedding: nn.Module, mesh: DeviceMesh) -> None:
     """Give each process its rows of every output matrix and bias; a tied matrix is shared out already."""
+    if unembedding.draft_tokens is not None:
+        refuse(
+            "tensor_parallelize",
+            f"horizons beyond the first score {len(unembedding.draft_tokens)} tokens of their own, which are not "
+            "shared out; leave num_draft_tokens out, or train without tensor parallelism.",
+        )
     if unembedding.tied:
         assert isinstance(embedding, nn.Embedding)
         unembedding.weight = embedding.weight

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from mtp_modules import AuxiliaryWeights, ExplicitWeights, GeometricWeights, MultiTokenLoss, UniformWeights
 from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy
 from mtp_modules.losses import NaiveLinearCrossEntropy, multi_token
-from tests.helpers import HEADS, TRUNKS, assert_same, gradients, make_model, random_tokens
+from tests.helpers import HEADS, TRUNKS, VOCAB, assert_same, gradients, make_model, random_tokens
 from tests.reference import loss as naive
 from tests.reference import targets as naive_targets
 
@@ -26,6 +26,7 @@ def batches(draw: st.DrawFn) -> tuple[dict, torch.Tensor, dict]:
         "tied": draw(st.booleans()),
         "own": draw(st.booleans()),
         "bias": draw(st.booleans()),
+        "draft_tokens": draw(st.sampled_from([None, None, [0, 2, 3, 7, 9], [4]])),
     }
     rows, length = draw(st.integers(1, 3)), arguments["num_horizons"] + draw(st.integers(1, 5))
 
@@ -42,14 +43,16 @@ def batches(draw: st.DrawFn) -> tuple[dict, torch.Tensor, dict]:
 
 @settings(max_examples=2 * settings.default.max_examples)
 @given(
-    batches(), st.sampled_from([0.0, 0.3, 1.0]), st.lists(st.sampled_from([0.0, 0.4, 1.0, 2.5]), min_size=4, max_size=4)
+    batches(),
+    st.sampled_from([{}, {"distillation": 0.3}, {"distillation": 1.0}, {"distillation": 0.9, "total_variation": 0.8}]),
+    st.lists(st.sampled_from([0.0, 0.4, 1.0, 2.5]), min_size=4, max_size=4),
 )
-def test_the_loss_equals_the_naive_triple_loop(batch: tuple, distillation: float, values: list[float]) -> None:
+def test_the_loss_equals_the_naive_triple_loop(batch: tuple, imitation: dict, values: list[float]) -> None:
     arguments, tokens, extra = batch
     model = make_model(**arguments)
     weights = [1.0, *values][: len(model.horizons)]
-    terms = MultiTokenLoss(weights=ExplicitWeights(values=weights), distillation=distillation)(model, tokens, **extra)
-    expected = naive.multi_token_loss(model, tokens, weights, distillation=distillation, **extra)
+    terms = MultiTokenLoss(weights=ExplicitWeights(values=weights), **imitation)(model, tokens, **extra)
+    expected = naive.multi_token_loss(model, tokens, weights, **imitation, **extra)
     assert_same(terms.loss, expected)
     if expected.requires_grad:
         assert_same(gradients(model, terms.loss), gradients(model, expected))
@@ -66,6 +69,7 @@ def test_what_metrics_need_equals_the_naive_triple_loop(batch: tuple) -> None:
     logits = torch.stack([model.unembedding.logits(state, index) for index, state in enumerate(states)], dim=2)
     rows, length, num_horizons = targets.shape
     sums = torch.zeros(num_horizons, dtype=torch.float64)
+    counted = torch.zeros(num_horizons, dtype=torch.long)
     for b, t in itertools.product(range(rows), range(length)):
         known = True
         for index, h in enumerate(model.horizons):
@@ -76,11 +80,15 @@ def test_what_metrics_need_equals_the_naive_triple_loop(batch: tuple) -> None:
                 assert terms.agrees[b, t, index] == agrees
             if valid[b, t, index]:
                 own = logits[b, t, index, targets[b, t, index]]
+                if own == -torch.inf:  # no draft token: wrong, however many guesses are allowed
+                    assert terms.rank[b, t, index] == VOCAB
+                    continue
                 assert terms.rank[b, t, index] == (logits[b, t, index] > own).sum()
                 sums[index] -= logits[b, t, index].log_softmax(dim=0)[targets[b, t, index]].detach()
+                counted[index] += 1
         assert terms.comparable[b, t] == known
     assert torch.equal(terms.valid, valid)
-    assert torch.equal(terms.count, valid.sum(dim=(0, 1)))
+    assert torch.equal(terms.count, counted)
     assert_same(terms.nll, sums / terms.count.clamp(min=1))
 
 

@@ -229,9 +229,18 @@ def sequence_law(model: MTPModel, prompt: list[int], settings_: SamplingLaw, len
 
 
 def check_sequence_law(
-    decoder: SpeculativeDecoder, heads: str, settings_: SamplingLaw, length: int, n: int, trunk: str = "gru"
+    decoder: SpeculativeDecoder,
+    heads: str,
+    settings_: SamplingLaw,
+    length: int,
+    n: int,
+    *,
+    trunk: str = "gru",
+    draft_tokens: Sequence[int] | None = None,
 ) -> None:
     model, prompt = tiny(heads, trunk), [1, 4]
+    if draft_tokens is not None:
+        model.trim_drafts(draft_tokens)
     wanted = sequence_law(model, prompt, settings_, length)
     counted: Counter[tuple[int, ...]] = Counter()
     for start in range(0, n, 1000):

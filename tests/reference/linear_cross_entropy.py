@@ -42,7 +42,9 @@ def linear_cross_entropy(
                 told = logits_of(teacher.states[index - untaught], teacher.matrix or matrices[0])
                 law = (told / teacher.temperature).softmax(dim=0)
             soft = logits / teacher.temperature
-            imitation = -(law * (soft - soft.exp().sum().log())).sum()
+            log_soft = soft - soft.exp().sum().log()
+            nu = teacher.total_variation
+            imitation = -(1 - nu) * (law * log_soft).sum() + nu * (log_soft.exp() - law).abs().sum() / 2
             share = teacher.share[index - untaught]
             example = (1 - share) * example + share * teacher.temperature**2 * imitation
         loss = loss + example_weights[index] * (example + z_loss * logits.exp().sum().log() ** 2)

@@ -16,6 +16,7 @@ def multi_token_loss(
     document_ids: Tensor | None = None,
     loss_mask: Tensor | None = None,
     distillation: float = 0.0,
+    total_variation: float = 0.0,
 ) -> Tensor:
     """Sum over horizons of weight times the mean loss of the targets that count."""
     states = model(tokens, document_ids=document_ids)
@@ -28,12 +29,19 @@ def multi_token_loss(
             for t in range(length):
                 if not valid[b, t, index]:
                     continue
-                log_law = F.log_softmax(model.unembedding.logits(states[index][b, t], index), dim=0)
-                loss = -log_law[targets[b, t, index]]
+                logits = model.unembedding.logits(states[index][b, t], index)
+                can_say = logits > -torch.inf  # all tokens, or few where drafts are trimmed
+                if not can_say[targets[b, t, index]]:
+                    losses.append(torch.zeros_like(logits[0]))
+                    continue
+                log_law = F.log_softmax(logits[can_say], dim=0)
+                loss = -log_law[can_say[: targets[b, t, index]].sum()]
                 if h > 1 and t + h - 1 < length:
                     with torch.no_grad():
-                        teacher = F.softmax(model.unembedding.logits(states[0][b, t + h - 1]), dim=0)
-                    loss = (1 - distillation) * loss - distillation * (teacher * log_law).sum()
+                        teacher = F.softmax(model.unembedding.logits(states[0][b, t + h - 1])[can_say], dim=0)
+                    soft = -(1 - total_variation) * (teacher * log_law).sum()
+                    soft = soft + total_variation * (1 - torch.minimum(teacher, log_law.exp()).sum())
+                    loss = (1 - distillation) * loss + distillation * soft
                 losses.append(loss)
         if losses:
             total = total + weights[index] * sum(losses) / len(losses)

@@ -183,7 +183,8 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "argument of the loss": (
         *("model/loss/init_args/wieghts", 3),
         "model.loss: MultiTokenLoss has no argument 'wieghts'. "
-        "Known: weights, backend, share_of_positions, distillation, detach, label_smoothing, z_loss, balance.",
+        "Known: weights, backend, share_of_positions, distillation, total_variation, detach, label_smoothing, z_loss, "
+        "balance.",
     ),
     "argument of data": (
         *("data/init_args/lenght", 20),
@@ -197,7 +198,8 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "argument of the model": (
         *("model/tie_embedding", True),
         "model has no argument 'tie_embedding'. Known: trunk, heads, loss, optimizer, lr_schedule, tie_embeddings, "
-        "own_unembeddings, output_bias, freeze, activation_checkpointing, compile_blocks, sharding, teacher.",
+        "own_unembeddings, output_bias, freeze, lr_scales, activation_checkpointing, compile_blocks, sharding, "
+        "teacher.",
     ),
     "section": (
         *("modle", 3),

@@ -45,6 +45,7 @@ def test_a_description_holds_what_was_given_and_what_was_not() -> None:
             "backend": None,
             "share_of_positions": 0.25,
             "distillation": 0.0,
+            "total_variation": 0.0,
             "balance": 0.0,
             "detach": [],
             "label_smoothing": 0.0,

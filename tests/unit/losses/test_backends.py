@@ -72,6 +72,7 @@ def make_example(
     bias: bool = True,
     taught: bool = False,
     outside: bool = False,
+    total_variation: float = 0.0,
     vocab_size: int = VOCAB,
     **options: float,
 ) -> Example:
@@ -84,9 +85,12 @@ def make_example(
     teacher = None
     if outside:  # another model, of another width, which teaches every horizon
         matrix = OutputMatrix(draw(vocab_size, WIDTH - 2), draw(vocab_size) if bias else None)
-        teacher = Teacher(draw(rows, WIDTH - 2), draw(rows).sigmoid(), matrix, temperature=1.7)
+        teacher = Teacher(
+            draw(rows, WIDTH - 2), draw(rows).sigmoid(), matrix, temperature=1.7, total_variation=total_variation
+        )
     elif taught:
-        teacher = Teacher(draw(far, WIDTH), draw(far).sigmoid() * (draw(far) > 0))
+        share = draw(far).sigmoid() * (draw(far) > 0)
+        teacher = Teacher(draw(far, WIDTH), share, total_variation=total_variation)
     return Example(
         states=draw(rows, WIDTH),
         weights=[draw(vocab_size, WIDTH) for _ in sizes],
@@ -123,6 +127,7 @@ def assert_equal_to_the_loop(backend: LinearCrossEntropy, example: Example) -> N
     chunk=st.sampled_from([None, 1, 4, 7]),
     bias=st.booleans(),
     teacher=st.sampled_from([{}, {"taught": True}, {"outside": True}]),
+    total_variation=st.sampled_from([0.0, 0.4, 1.0]),
     label_smoothing=st.sampled_from([0.0, 0.1, 1.0]),
     z_loss=st.sampled_from([0.0, 0.3]),
 )
@@ -134,11 +139,12 @@ def test_a_backend_equals_the_loop_over_examples(
     chunk: int | None,
     bias: bool,
     teacher: dict[str, bool],
+    total_variation: float,
     **options: float,
 ) -> None:
     if name in PLAIN_ONLY:
         teacher, options = {}, {}
-    example = make_example(seed, sizes, layout, bias=bias, **teacher, **options)
+    example = make_example(seed, sizes, layout, bias=bias, total_variation=total_variation, **teacher, **options)
     assert_equal_to_the_loop(BACKENDS[name](chunk), example)
 
 
@@ -224,7 +230,8 @@ def relative_errors(backend: Callable, example: Example, dtype: torch.dtype, *, 
     arguments = list(example.arguments(leaves))
     arguments[4] = example.example_weights.float()
     if example.teacher is not None:
-        arguments[5] = Teacher(example.teacher.states.to(leaves[0].dtype), example.teacher.share.float())
+        states, share = example.teacher.states.to(leaves[0].dtype), example.teacher.share.float()
+        arguments[5] = Teacher(states, share, total_variation=example.teacher.total_variation)
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
         loss = backend(*arguments, **example.options).loss
     found = torch.autograd.grad(1.7 * loss, leaves, allow_unused=True, materialize_grads=True)
@@ -305,3 +312,16 @@ def test_an_older_torch_lacks_the_function(monkeypatch: pytest.MonkeyPatch) -> N
     )
     with pytest.raises(ValueError, match=sentence):
         TorchLinearCrossEntropy()
+
+
+def test_total_variation_is_what_a_drawn_draft_is_rejected_with() -> None:
+    """And its gradient vanishes where the laws are one; a law against its opposite costs 1."""
+    states = torch.eye(2, dtype=torch.float64).mul(40)
+    matrix = OutputMatrix(torch.eye(2, dtype=torch.float64))
+    for told, wanted in ((states, 0.0), (states.flip(0), 1.0)):
+        teacher = Teacher(told, torch.ones(2, dtype=torch.float64), total_variation=1.0)
+        leaf = states.clone().requires_grad_()
+        targets, weights = torch.tensor([0, 1]), torch.full((2,), 0.5, dtype=torch.float64)
+        terms = FusedLinearCrossEntropy()(leaf, [matrix], [2], targets, weights, teacher)
+        assert abs(terms.loss.item() - wanted) < 1e-15
+        assert_same(torch.autograd.grad(terms.loss, leaf), [torch.zeros_like(states)], tolerance=1e-15)

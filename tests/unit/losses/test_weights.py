@@ -47,6 +47,7 @@ def test_three_horizons(weights: HorizonWeights, expected: list[float]) -> None:
             r"MultiTokenLoss: share_of_positions must lie in \(0, 1\], got 0\.0\.",
         ),
         (lambda: MultiTokenLoss(distillation=1.5), r"MultiTokenLoss: distillation must lie in \[0, 1\], got 1\.5\."),
+        (lambda: MultiTokenLoss(total_variation=-1), r"MultiTokenLoss: total_variation must lie in \[0, 1\], got -1\."),
         (
             lambda: MultiTokenLoss(label_smoothing=-0.1),
             r"MultiTokenLoss: label_smoothing must lie in \[0, 1\], got -0\.1\.",

@@ -146,6 +146,21 @@ def test_two_teachers_are_refused(taught: TeacherModel) -> None:
         MultiTokenLoss(distillation=0.5)(made.model, torch.zeros(1, 5, dtype=torch.long), teacher=law)
 
 
+def test_total_variation_without_anybody_to_imitate_is_refused() -> None:
+    sentence = (
+        r"^MultiTokenLoss: total_variation is 1\.0, but there is nobody to imitate; set distillation above 0, give"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        MultiTokenLoss(total_variation=1.0)(module().model, torch.zeros(1, 5, dtype=torch.long))
+
+
+def test_total_variation_reaches_another_model_s_law(taught: TeacherModel) -> None:
+    model, tokens = module().model, torch.arange(16).view(2, 8)
+    law = taught(tokens, length=5)
+    soft, varied = (MultiTokenLoss(total_variation=v)(model, tokens, teacher=law).loss for v in (0.0, 1.0))
+    assert not soft.equal(varied)
+
+
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     task = StarGraphTask(num_arms=2, path_length=2, num_nodes=20)  # 24 tokens
     trunk = RecurrentTrunk(vocab_size=24, d_model=8)

@@ -1,0 +1,73 @@
+"""``python -m mtp_modules sample``: text of the model's own, to distil it from."""
+
+import sys
+from pathlib import Path
+
+from jsonargparse import get_loader
+
+from mtp_modules.commands.common import writable
+from mtp_modules.configuration import assemble
+from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.data import TextDataModule
+from mtp_modules.data.token_files import write_documents
+from mtp_modules.decoders import AutoregressiveDecoder, SamplingLaw, StopRule
+from mtp_modules.training.checkpointing import load_model
+
+
+def sample(
+    config: str,
+    output: str,
+    ckpt_path: str | None = None,
+    count: int = 256,
+    prompt_tokens: int = 32,
+    new_tokens: int = 224,
+    temperature: float = 0.8,
+    batch_size: int = 16,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Let a model continue prompts out of its training text, and write prompts and continuations as a file of tokens.
+
+    For self-distillation: heads that draft what the model says are best trained on what the model says. The file and
+    the index beside it are a source of TextDataModule: ``sources: [samples.bin]``.
+
+    Args:
+        config: A configuration as fit takes it, with the sections model and data; data must be a TextDataModule.
+        output: Where to write; ends in .bin.
+        ckpt_path: A trained model instead of the one that the configuration starts from.
+        count: How many documents.
+        prompt_tokens: Tokens of the text that begin each.
+        new_tokens: Tokens that the model adds at most; it stops at the tokenizer's end token.
+        temperature: 0 takes the likeliest tokens; 1 draws from the model's own law.
+        batch_size: Documents that are sampled side by side.
+        seed: Another seed gives other prompts and other samples.
+        device: Where to run, such as cpu or cuda.
+    """
+    writable("output", output)
+    if Path(output).suffix != ".bin":
+        refuse("output", f"must end in .bin, got {output!r}.")
+    for name, value in (("count", count), ("new_tokens", new_tokens), ("batch_size", batch_size)):
+        at_least("sample", name, value, 1)
+    law = SamplingLaw(temperature=temperature)
+    if not Path(config).is_file():
+        refuse("config", f"{config} does not exist; give a configuration as fit takes it.")
+    sections = get_loader("yaml")(Path(config).read_text(encoding="utf-8"))
+    if not isinstance(sections, dict) or not {"model", "data"} <= sections.keys():
+        refuse("config", f"{config} must have the sections model and data.")
+    module, data = assemble(sections["model"], sections["data"])
+    if not isinstance(data, TextDataModule):
+        refuse("config", f"data must be a TextDataModule, whose text gives prompts, got {type(data).__name__}.")
+    model = (module.model if ckpt_path is None else load_model(ckpt_path)[0]).to(device).eval()
+    prompts = data.prompts("train", count, prompt_tokens, seed)
+    end = data.tokenizer.end_token
+    stop = StopRule(tokens=[] if end is None else [end])
+    documents: list[list[int]] = []
+    for start in range(0, count, batch_size):
+        part = prompts[start : start + batch_size]
+        generation = AutoregressiveDecoder().generate(
+            model, part, max_new_tokens=new_tokens, sampling=law, seed=seed + start, stop=stop
+        )
+        documents += [[*prompt, *new] for prompt, new in zip(part, generation.tokens, strict=True)]
+        print(f"sample: {len(documents)} of {count} documents", file=sys.stderr, flush=True)
+    write_documents(Path(output), documents, vocab_size=data.tokenizer.vocab_size)
+    print(f"{sum(map(len, documents))} tokens written to {output}")

@@ -1,0 +1,91 @@
+"""Whether a trunk, heads and an output matrix go together."""
+
+from torch import nn
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.interfaces import Heads, Trunk
+from mtp_modules.core.objective import OutputMatrix
+
+
+def check_draft_tokens(count: int, trunk: Trunk, heads: Heads) -> None:
+    """Refuse to trim drafts to nothing, or drafts that are not there, or that have a joint law.
+
+    Args:
+        count: How many tokens drafts may be.
+        trunk: Has the vocabulary.
+        heads: That draft.
+
+    Raises:
+        ValueError: If it cannot be done.
+    """
+    if not 1 <= count <= trunk.vocab_size:
+        refuse("MTPModel", f"num_draft_tokens must lie in 1..{trunk.vocab_size}, the vocabulary, got {count}.")
+    if len(heads.horizons) == 1:
+        refuse(
+            "MTPModel",
+            f"num_draft_tokens is {count}, but {type(heads).__name__} with one horizon drafts nothing; leave it out.",
+        )
+    if heads.states_scored > len(heads.horizons) - 1:
+        refuse(
+            "MTPModel",
+            f"num_draft_tokens is {count}, but the joint law of {type(heads).__name__} is over the whole vocabulary; "
+            "leave it out.",
+        )
+
+
+def check_trained_output(
+    trunk: Trunk, trained: OutputMatrix, *, tied_to: nn.Embedding | None, output_bias: bool
+) -> None:
+    """Refuse to lose a part of the output layer that a trunk was trained with.
+
+    Args:
+        trunk: The trunk.
+        trained: What it was trained with.
+        tied_to: The embedding that the output matrix shall be, if any.
+        output_bias: Whether logits shall have a bias.
+
+    Raises:
+        ValueError: If a part would be lost.
+    """
+    name = type(trunk).__name__
+    if tied_to is not None and trained.weight is not tied_to.weight:
+        refuse(
+            "MTPModel",
+            f"the {name} was trained with an output matrix that is not its embedding, which tie_embeddings would lose; "
+            "set it to false.",
+        )
+    if trained.bias is not None and not output_bias:
+        refuse("MTPModel", f"the {name} was trained with a bias on its logits; set output_bias to true.")
+
+
+def check_widths(trunk: Trunk, heads: Heads) -> None:
+    """Compare what the heads were built for with what the trunk gives.
+
+    Args:
+        trunk: The trunk.
+        heads: The heads.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    for name, has in (("d_model", trunk.d_model), ("embedding_width", trunk.embedding_width)):
+        wanted = getattr(heads, name, has)
+        if wanted != has:
+            refuse(
+                "MTPModel",
+                f"{type(heads).__name__} was built for {name}={wanted}, but {type(trunk).__name__} has {has}; "
+                "make them equal.",
+            )
+    if heads.num_features not in (0, len(trunk.feature_layers)):
+        refuse(
+            "MTPModel",
+            f"{type(heads).__name__} reads {heads.num_features} inner layers, but {type(trunk).__name__} has "
+            f"feature_layers={list(trunk.feature_layers)}; name {heads.num_features} of its layers there.",
+        )
+    reads = getattr(heads, "max_positions", None)
+    if reads is not None and (trunk.max_positions or 0) > reads:
+        refuse(
+            "MTPModel",
+            f"{type(heads).__name__} reads at most max_positions={reads}, {type(trunk).__name__} "
+            f"{trunk.max_positions}; give the heads at least as many.",
+        )

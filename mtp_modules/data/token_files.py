@@ -1,0 +1,62 @@
+"""Documents as token ids in a file, which no tokenizer has to read again."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mtp_modules.core.checks import refuse
+
+SUFFIX = ".bin"
+
+
+def write_documents(path: Path, documents: Sequence[Sequence[int]], *, vocab_size: int) -> None:
+    """Write ``NAME.bin``, all ids one after another, and ``NAME.json``, which says where documents start.
+
+    Args:
+        path: Ends in ``.bin``.
+        documents: Token ids.
+        vocab_size: Number ``V`` of token ids; decides between 16 and 32 bits.
+
+    Raises:
+        ValueError: If the name ends otherwise, or there is no document.
+    """
+    if path.suffix != SUFFIX:
+        refuse("write_documents", f"a file of tokens must end in {SUFFIX}, got {path.name!r}.")
+    if not documents:
+        refuse("write_documents", "there is no document to write; give at least one.")
+    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
+    lengths = np.array([len(document) for document in documents])
+    np.concatenate([np.asarray(document, dtype=dtype) for document in documents]).tofile(path)
+    index = {
+        "dtype": np.dtype(dtype).name,
+        "vocab_size": vocab_size,
+        "document_starts": (lengths.cumsum() - lengths).tolist(),
+    }
+    path.with_suffix(".json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def read_documents(path: Path) -> tuple[list[npt.NDArray[np.unsignedinteger[Any]]], int]:
+    """Return the documents that :func:`write_documents` wrote, memory-mapped, and their number of token ids.
+
+    Args:
+        path: Of the ``.bin`` file.
+
+    Raises:
+        ValueError: If the index is missing or does not fit the file.
+    """
+    try:
+        index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        tokens = np.memmap(path, dtype=index["dtype"], mode="r")
+        starts, vocab_size = index["document_starts"], int(index["vocab_size"])
+        if not starts or starts[0] != 0 or sorted(starts) != starts or starts[-1] > len(tokens):
+            raise ValueError
+    except (OSError, KeyError, TypeError, ValueError):
+        refuse(
+            "TextDataModule",
+            f"{path} needs {path.with_suffix('.json').name} beside it, both as the command sample wrote them.",
+        )
+    return np.split(tokens, starts[1:]), vocab_size

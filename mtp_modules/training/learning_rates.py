@@ -1,0 +1,79 @@
+"""Learning rates of their own for parts of a model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.model import MTPModel
+from mtp_modules.training.freezing import FREEZABLE
+
+SCALE = "lr_scale"
+"""Key of a parameter group: what its learning rate is multiplied with."""
+
+
+def check_scales(owner: object, model: MTPModel, scales: Mapping[str, float]) -> None:
+    """Refuse factors that have nothing to act on.
+
+    Args:
+        owner: Who refuses.
+        model: With its frozen parts frozen.
+        scales: A factor for each part.
+
+    Raises:
+        ValueError: If a part is unknown, frozen or has no parameters of its own, or a factor is not above 0.
+    """
+    for part, scale in scales.items():
+        if part not in FREEZABLE:
+            refuse(owner, f"lr_scales may name {', '.join(FREEZABLE)}, got {part!r}.")
+        if not 0 < scale < float("inf"):
+            refuse(owner, f"lr_scales.{part} must be a finite number above 0, got {scale}; freeze it to leave it out.")
+        if not any(owner_of == part for owner_of in _parts_of(model).values()):
+            refuse(
+                owner,
+                f"lr_scales names {part}, which has nothing to train: it is frozen, or the trunk owns its matrix; "
+                "leave it out.",
+            )
+
+
+def split_by_part(
+    groups: Sequence[dict[str, Any]], model: MTPModel, scales: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Cut parameter groups where parts of the model have other learning rates.
+
+    Args:
+        groups: Of all that is trained.
+        model: Whose parameters they are.
+        scales: A factor for each part; 1 where there is none.
+    """
+    if not scales:
+        return list(groups)
+    parts, cut = _parts_of(model), []
+    for group in groups:
+        by_scale: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_scale.setdefault(scales.get(parts[id(parameter)], 1.0), []).append(parameter)
+        cut += [{**group, "params": parameters, SCALE: scale} for scale, parameters in by_scale.items()]
+    return cut
+
+
+def scale_rates(optimizer: Optimizer) -> None:
+    """Multiply the learning rate of each group by its factor.
+
+    Args:
+        optimizer: Just made.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get(SCALE, 1.0)
+
+
+def _parts_of(model: MTPModel) -> dict[int, str]:
+    """Return which part trains each parameter; a tied output matrix is the trunk's."""
+    parts: dict[int, str] = {}
+    for part in FREEZABLE:
+        for parameter in getattr(model, part).parameters():
+            if parameter.requires_grad:
+                parts.setdefault(id(parameter), part)
+    return parts

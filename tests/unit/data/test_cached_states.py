@@ -1,0 +1,94 @@
+"""Hidden states on disk: training from them is training with the trunk, and nothing stale is ever read."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mtp_modules import MultiTokenLoss, RecurrentHeads, RecurrentTrunk, TransformerTrunk
+from mtp_modules.core import Trunk
+from mtp_modules.data import CachedStates, TextDataModule
+from mtp_modules.training import MTPModule
+from tests.unit.training.running import trainer
+
+
+def data(corpus: Path, cached: CachedStates | None = None, **options: object) -> TextDataModule:
+    sizes = {"window": 16, "lookahead": 3, "batch_size": 2, "val_share": 0.2, "test_share": 0.0}
+    sizes |= {"random_offsets": False}
+    return TextDataModule(sources=[str(corpus)], cached_states=cached, **sizes | options)
+
+
+def module(trunk: Trunk | None = None, freeze: tuple[str, ...] = ("trunk",)) -> MTPModule:
+    torch.manual_seed(0)
+    made = TransformerTrunk(vocab_size=256, d_model=16, num_layers=1, num_heads=2, max_positions=32)
+    return MTPModule(
+        trunk=trunk or made,
+        heads=RecurrentHeads(d_model=16, num_horizons=3),
+        loss=MultiTokenLoss(distillation=0.9, total_variation=0.5),
+        optimizer=partial(torch.optim.AdamW, lr=0.01),
+        freeze=freeze,
+        num_draft_tokens=32,
+    )
+
+
+def weights_after(folder: Path, trained: MTPModule, given: TextDataModule) -> dict[str, torch.Tensor]:
+    trainer(folder, max_steps=6).fit(trained, given)
+    return {name: tensor for name, tensor in trained.model.state_dict().items() if not name.startswith("trunk")}
+
+
+def test_training_from_the_cache_is_training_with_the_trunk(corpus: Path, tmp_path: Path) -> None:
+    wanted = weights_after(
+        tmp_path, module(), data(corpus, CachedStates(folder=str(tmp_path / "one"), dtype="float32"))
+    )
+    stored = json.loads((tmp_path / "one" / "index.json").read_text())
+    assert stored["written"] == stored["shape"][0] > 4
+
+    uncached = data(corpus)
+    uncached.rows("train").epoch_ids = lambda generator: generator.permutation(uncached.rows("train").fixed_ids())
+    plain = weights_after(tmp_path, module(), uncached)
+    torch.testing.assert_close(plain, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_run_does_not_need_the_trunk(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, rows = module().trunk, data(corpus).rows("train")
+    made.requires_grad_(False)
+    cache = CachedStates(folder=str(tmp_path / "states"), max_windows=5, rows_per_pass=2)
+    first = cache.rows(rows, made, window=16)
+    ids = first.epoch_ids(np.random.default_rng(0))
+    assert sorted(ids.tolist()) == first.fixed_ids().tolist()
+    assert len(ids) == first.num_rows == 5
+    batch = first.batch(ids[:3])
+    given = {name: tensor[:, :16] for name, tensor in batch.items() if name != "hidden"}
+    hidden = made(given["tokens"], document_ids=given.get("document_ids")).hidden
+    assert torch.equal(batch["hidden"], hidden.half())
+    monkeypatch.setattr(type(made), "forward", lambda *_, **__: pytest.fail("the trunk ran"))
+    assert torch.equal(cache.rows(rows, made, window=16).batch(ids[:3])["hidden"], batch["hidden"])
+
+
+def test_a_run_that_was_stopped_goes_on(corpus: Path, tmp_path: Path) -> None:
+    made, rows = module().trunk.requires_grad_(False), data(corpus).rows("train")
+    cache = CachedStates(folder=str(tmp_path), dtype="float32", rows_per_pass=1)
+    whole = cache.rows(rows, made, window=16).batch(rows.fixed_ids())["hidden"]
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "written": 3}))
+    torch.from_file(str(tmp_path / "hidden.bin"), shared=True, size=whole.numel())[3 * 16 * 16 :] = 0
+    assert torch.equal(cache.rows(rows, made, window=16).batch(rows.fixed_ids())["hidden"], whole)
+
+
+def test_what_is_refused(corpus: Path, tmp_path: Path) -> None:
+    rows, cache = data(corpus).rows("train"), CachedStates(folder=str(tmp_path / "states"))
+    with pytest.raises(ValueError, match=r"^CachedStates: the trunk is trained, so its hidden states change"):
+        cache.rows(rows, module(freeze=()).trunk, window=16)
+    cache.rows(rows, module().trunk, window=16)
+    other = RecurrentTrunk(vocab_size=256, d_model=16).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^CachedStates: .* holds the states of another trunk, text or cut"):
+        cache.rows(rows, other, window=16)
+    with pytest.raises(ValueError, match=r"^TextDataModule: cached_states hold what the trunk says of one cut of the"):
+        data(corpus, cache, random_offsets=True)
+    with pytest.raises(ValueError, match=r"^CachedStates: dtype must be one of float32, float16, bfloat16, got"):
+        CachedStates(folder=str(tmp_path), dtype="int8")
+    with pytest.raises(ValueError, match=r"^MTPModel: hidden has shape \(2, 16, 8\), these tokens need \(2, 16, 16\);"):
+        module().model(torch.zeros(2, 19, dtype=torch.long), hidden=torch.zeros(2, 16, 8))
