@@ -66,7 +66,7 @@ class MTPModule(LightningModule):
         tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
         own_unembeddings: Give every horizon beyond the first an output matrix of its own.
         output_bias: Add a bias to the logits.
-        num_draft_tokens: Let further horizons score so many tokens only: by default the most frequent in the training data.
+        num_draft_tokens: Let further horizons score so many tokens only, the most frequent in the training data.
         freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
             without gradients and in evaluation mode, and freezes the output matrix that is tied to it.
         lr_scales: Factors on the learning rate of parts: any of ``trunk``, ``heads``, ``unembedding``; 1 where not
