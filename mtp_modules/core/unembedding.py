@@ -188,11 +188,11 @@ class Unembedding(nn.Module):
                     "detach_far would leave the output matrices of the horizons beyond the first untrained; "
                     "set it to false, for they give horizon 1's matrix no gradient anyway.",
                 )
-            frozen = OutputMatrix(self.weight.detach(), None if self.bias is None else self.bias.detach())
-            matrices[1:] = [frozen] * (len(sizes) - 1)
-        far = slice(sizes[0], None)
+            far = OutputMatrix(self.weight.detach(), None if self.bias is None else self.bias.detach())
+            matrices[1:] = [far] * (len(sizes) - 1)
+        behind = slice(sizes[0], None)
         if self.draft_tokens is not None and len(sizes) > 1:
-            targets = torch.cat((targets[: sizes[0]], self._as_places(targets[far])))
+            targets = torch.cat((targets[: sizes[0]], self._as_places(targets[behind])))
             teacher = self._trimmed(teacher)
         terms = backend(
             states,
@@ -206,10 +206,10 @@ class Unembedding(nn.Module):
         )
         if self.draft_tokens is None or len(sizes) == 1:
             return terms
-        rank = torch.where(targets[far] < 0, len(self.weight), terms.rank[far])
+        rank = torch.where(targets[behind] < 0, len(self.weight), terms.rank[behind])
         return terms._replace(
             rank=torch.cat((terms.rank[: sizes[0]], rank)),
-            predicted=torch.cat((terms.predicted[: sizes[0]], self.draft_tokens[terms.predicted[far]])),
+            predicted=torch.cat((terms.predicted[: sizes[0]], self.draft_tokens[terms.predicted[behind]])),
         )
 
     def _as_places(self, targets: Int[Tensor, " N"]) -> Int[Tensor, " N"]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,30 +64,31 @@ class CachedStates(Component):
         if any(parameter.requires_grad for parameter in trunk.parameters()):
             refuse(self, "the trunk is trained, so its hidden states change; freeze it (model.freeze: [trunk]).")
         ids = evenly_spread(rows.fixed_ids(), self.max_windows)
-        size = len(ids) * window * trunk.d_model
-        index, path = self.folder / "index.json", self.folder / "hidden.bin"
         shape = [len(ids), window, trunk.d_model]
-        told: dict[str, Any] = {"of": _fingerprint(rows, trunk, ids), "dtype": self.dtype, "shape": shape}
+        index, path = self.folder / "index.json", self.folder / "hidden.bin"
+        told = {"of": _fingerprint(rows, trunk, ids), "dtype": self.dtype, "shape": shape}
         self.folder.mkdir(parents=True, exist_ok=True)
-        known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {**told, "written": 0}
+        known: dict[str, Any] = {**told, "written": 0}
+        if index.is_file():
+            known = json.loads(index.read_text(encoding="utf-8"))
         if {name: known.get(name) for name in told} != told:
             refuse(
                 self,
                 f"{self.folder} holds the states of another trunk, text or cut; name another folder, or delete it.",
             )
-        states = torch.from_file(str(path), shared=True, size=size, dtype=DTYPES[self.dtype]).view(shape)
+        states = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=DTYPES[self.dtype]).view(shape)
         if writes and known["written"] < len(ids):
             self._write(rows, trunk, ids, states, known, index)
         return CachedRows(rows, ids, states)
 
     @torch.no_grad()
     def _write(
-        self, rows: TokenRows, trunk: Trunk, ids: IntArray, states: Tensor, known: dict[str, object], index: Path
+        self, rows: TokenRows, trunk: Trunk, ids: IntArray, states: Tensor, known: dict[str, Any], index: Path
     ) -> None:
         """Fill in what is missing, and note how far that has come."""
         was_training, device = trunk.training, next(trunk.parameters()).device
         trunk.eval()
-        done, window = int(str(known["written"])), states.shape[1]
+        done, window = known["written"], states.shape[1]
         for turn, start in enumerate(range(done, len(ids), self.rows_per_pass), start=1):
             batch = rows.batch(ids[start : start + self.rows_per_pass])
             given = {name: tensor[:, :window].to(device) for name, tensor in batch.items()}

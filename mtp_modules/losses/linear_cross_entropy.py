@@ -1,7 +1,6 @@
 """Backends of the one operation that MTP training spends its memory on: output matrix + cross-entropy."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,7 +11,7 @@ from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.fused import fused_terms, product_dtype
-from mtp_modules.losses.plan import default_rows, first_taught, groups_of, spans
+from mtp_modules.losses.plan import default_rows, groups_of, rows_taught, spans
 from mtp_modules.losses.vocabulary_parallel import held_part, refuse_sharded
 
 
@@ -52,7 +51,7 @@ class NaiveLinearCrossEntropy(LinearCrossEntropy):
         parts = []
         for start, stop, matrix in groups_of(self, states, matrices, sizes, teacher, merge=True):
             rows = slice(start, stop)
-            taught = _rows_of(teacher, states, start, stop)
+            taught = rows_taught(teacher, states, start, stop)
             given = (states[rows], matrix, targets[rows], example_weights[rows], matrices[0], taught)
             parts.append(_plainly(*given, label_smoothing, z_loss))
         return _joined(parts, targets, example_weights)
@@ -141,7 +140,7 @@ class RecomputeLinearCrossEntropy(LinearCrossEntropy):
             matrix = _cast(group.matrix, torch.promote_types(group.matrix.weight.dtype, torch.float32))
             for start, stop in spans(group, size):  # whose gradients of the matrix add up in float32
                 rows = slice(start, stop)
-                taught = _rows_of(teacher, states, start, stop)
+                taught = rows_taught(teacher, states, start, stop)
                 given = (states[rows], matrix, targets[rows], example_weights[rows], matrices[0], taught)
                 terms = checkpoint(
                     _plainly, *given, label_smoothing, z_loss, use_reentrant=False, preserve_rng_state=False
@@ -305,15 +304,6 @@ def _wide(values: Tensor) -> Tensor:
 
 def _cast(matrix: OutputMatrix, dtype: torch.dtype) -> OutputMatrix:
     return OutputMatrix(matrix.weight.to(dtype), None if matrix.bias is None else matrix.bias.to(dtype))
-
-
-def _rows_of(teacher: Teacher | None, states: Tensor, start: int, stop: int) -> Teacher | None:
-    """Return the teacher of some examples, which all have one or none."""
-    first = first_taught(states, teacher)
-    if teacher is None or start < first:
-        return None
-    rows = slice(start - first, stop - first)
-    return replace(teacher, states=teacher.states[rows], share=teacher.share[rows])
 
 
 def _joined(parts: Sequence[CrossEntropyTerms], targets: Tensor, example_weights: Tensor) -> CrossEntropyTerms:

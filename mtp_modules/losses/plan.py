@@ -1,6 +1,7 @@
 """Which examples a backend scores together."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from mtp_modules.core.checks import is_distributed, refuse
@@ -76,6 +77,22 @@ def first_taught(states: Tensor, teacher: Teacher | None) -> int:
         teacher: Of the last ``M`` examples.
     """
     return len(states) - (0 if teacher is None else len(teacher.states))
+
+
+def rows_taught(teacher: Teacher | None, states: Tensor, start: int, stop: int) -> Teacher | None:
+    """Return the teacher of some examples, which all have one or none.
+
+    Args:
+        teacher: Of the last examples.
+        states: ``(N, D)``.
+        start: The first example.
+        stop: One behind the last.
+    """
+    first = first_taught(states, teacher)
+    if teacher is None or start < first:
+        return None
+    rows = slice(start - first, stop - first)
+    return replace(teacher, states=teacher.states[rows], share=teacher.share[rows])
 
 
 def check_teacher(teacher: Teacher | None, matrix: OutputMatrix) -> None:

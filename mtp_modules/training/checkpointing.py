@@ -181,3 +181,24 @@ def in_model_order(state: dict[str, Any], optimizer: Optimizer, module: nn.Modul
             {**group, "params": [number[old] for old in group["params"]]} for group in state["param_groups"]
         ],
     }
+
+
+def generator_of(device: torch.device) -> torch.Generator:
+    """Return the generator that a device draws from unless it is told another.
+
+    Args:
+        device: Of the model.
+    """
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator
+
+
+def tokenizer_of(trainer: Any) -> Tokenizer | None:
+    """Return the tokenizer of the data that a trainer works on.
+
+    Args:
+        trainer: ``None`` if there is none.
+    """
+    tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+    return tokenizer if isinstance(tokenizer, Tokenizer) else None

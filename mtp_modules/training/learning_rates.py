@@ -1,6 +1,6 @@
 """Learning rates of their own for parts of a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from mtp_modules.core.checks import refuse
 from mtp_modules.model import MTPModel
 from mtp_modules.training.freezing import FREEZABLE
+from mtp_modules.training.optimizers import muon_parameter_groups
 
 SCALE = "lr_scale"
 """Key of a parameter group: what its learning rate is multiplied with."""
@@ -38,35 +39,31 @@ def check_scales(owner: object, model: MTPModel, scales: Mapping[str, float]) ->
             )
 
 
-def split_by_part(
-    groups: Sequence[dict[str, Any]], model: MTPModel, scales: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Cut parameter groups where parts of the model have other learning rates.
+def scaled_optimizer(
+    make: Callable[[list[dict[str, Any]]], Optimizer], model: MTPModel, scales: Mapping[str, float]
+) -> Optimizer:
+    """Make an optimizer of all that is trained, with each learning rate times the factor of its part.
 
     Args:
-        groups: Of all that is trained.
+        make: Makes it from parameter groups.
         model: Whose parameters they are.
         scales: A factor for each part; 1 where there is none.
     """
-    if not scales:
-        return list(groups)
-    parts, cut = _parts_of(model), []
-    for group in groups:
-        by_scale: dict[float, list[nn.Parameter]] = {}
-        for parameter in group["params"]:
-            by_scale.setdefault(scales.get(parts[id(parameter)], 1.0), []).append(parameter)
-        cut += [{**group, "params": parameters, SCALE: scale} for scale, parameters in by_scale.items()]
-    return cut
-
-
-def scale_rates(optimizer: Optimizer) -> None:
-    """Multiply the learning rate of each group by its factor.
-
-    Args:
-        optimizer: Just made.
-    """
+    groups, parts = muon_parameter_groups(model), _parts_of(model)
+    if scales:
+        groups = [cut for group in groups for cut in _by_scale(group, parts, scales)]
+    optimizer = make(groups)
     for group in optimizer.param_groups:
         group["lr"] *= group.get(SCALE, 1.0)
+    return optimizer
+
+
+def _by_scale(group: dict[str, Any], parts: Mapping[int, str], scales: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Cut a parameter group where parts of the model have other factors."""
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for parameter in group["params"]:
+        by_scale.setdefault(scales.get(parts[id(parameter)], 1.0), []).append(parameter)
+    return [{**group, "params": parameters, SCALE: scale} for scale, parameters in by_scale.items()]
 
 
 def _parts_of(model: MTPModel) -> dict[int, str]:

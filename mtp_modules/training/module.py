@@ -8,11 +8,10 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import describe
-from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
+from mtp_modules.core.interfaces import Heads, Trunk
 from mtp_modules.core.mixture import marginal_logits
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
@@ -22,15 +21,21 @@ from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import FORMAT, MTPModel, check_format
 from mtp_modules.training.blocks import prepare_blocks
-from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, check_weights, in_model_order
+from mtp_modules.training.checkpointing import (
+    CHECKPOINT_KEY,
+    check_description,
+    check_weights,
+    generator_of,
+    in_model_order,
+    tokenizer_of,
+)
 from mtp_modules.training.draft_tokens import choose_draft_tokens
 from mtp_modules.training.freezing import freeze_parts
-from mtp_modules.training.learning_rates import check_scales, scale_rates, split_by_part
+from mtp_modules.training.learning_rates import check_scales, scaled_optimizer
 from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
-from mtp_modules.training.optimizers import muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize
-from mtp_modules.training.schedules import LearningRateSchedule
+from mtp_modules.training.schedules import LearningRateSchedule, scheduled
 from mtp_modules.training.strategies import check_compilation, check_gradients, check_trainer
 from mtp_modules.training.teacher import TeacherModel
 from mtp_modules.training.tensor_parallel import check_same_tokens, clip_gradients, parallelize, share_random_state
@@ -62,8 +67,7 @@ class MTPModule(LightningModule):
         tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
         own_unembeddings: Give every horizon beyond the first an output matrix of its own.
         output_bias: Add a bias to the logits.
-        num_draft_tokens: Let horizons beyond the first score so many tokens only: those that the training data has most
-            often, unless ``model.trim_drafts`` was told others.
+        num_draft_tokens: Let further horizons score so many tokens only, the most frequent in the training data.
         freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
             without gradients and in evaluation mode, and freezes the output matrix that is tied to it.
         lr_scales: Factors on the learning rate of parts: any of ``trunk``, ``heads``, ``unembedding``; 1 where not
@@ -105,7 +109,7 @@ class MTPModule(LightningModule):
             own_unembeddings=own_unembeddings,
             output_bias=output_bias,
             num_draft_tokens=num_draft_tokens,
-        )
+        ).train()  # pretrained trunks come in evaluation mode
         trunk.trained_output = None  # the unembedding has it now; sharding would leave a copy of it here
         self.frozen = freeze_parts(self, self.model, freeze)
         self.lr_scales = dict(lr_scales or {})
@@ -243,17 +247,17 @@ class MTPModule(LightningModule):
         self._gradients_checked = False
         self.horizon_weights()
         if self.teacher is not None:
-            self.teacher.prepare(self.device, self._tokenizer(), self.device_mesh)
+            self.teacher.prepare(self.device, tokenizer_of(self._trainer), self.device_mesh)
 
     def on_train_start(self) -> None:
         """Quieten a frozen trunk, and in a resumed run restore the random numbers."""
         if "trunk" in self.frozen:
             self.model.trunk.eval()
         if self._random_state is not None:
-            _generator(self.device).set_state(self._random_state.cpu())
+            generator_of(self.device).set_state(self._random_state.cpu())
             self._random_state = None
         if self.device_mesh is not None:
-            share_random_state(_generator(self.device), mesh=self.device_mesh["tensor_parallel"])
+            share_random_state(generator_of(self.device), mesh=self.device_mesh["tensor_parallel"])
 
     def on_after_backward(self) -> None:
         """Refuse parameters without gradients where DDP would wait for them."""
@@ -292,13 +296,8 @@ class MTPModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and, if there is a schedule, its scheduler over the steps of this run."""
-        optimizer = self.optimizer(split_by_part(muon_parameter_groups(self.model), self.model, self.lr_scales))
-        scale_rates(optimizer)
-        if self.lr_schedule is None:
-            return optimizer
-        schedule, total = self.lr_schedule, run_length(self.trainer)
-        scheduler = LambdaLR(optimizer, lambda step: schedule(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        optimizer = scaled_optimizer(self.optimizer, self.model, self.lr_scales)
+        return optimizer if self.lr_schedule is None else scheduled(optimizer, self.lr_schedule, self.trainer)
 
     def configure_gradient_clipping(
         self,
@@ -324,23 +323,10 @@ class MTPModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint describe itself."""
-        tokenizer = self._tokenizer()
-        told = None if tokenizer is None else describe(tokenizer)
+        told = None if (tokenizer := tokenizer_of(self._trainer)) is None else describe(tokenizer)
         checkpoint[CHECKPOINT_KEY] = {"format": FORMAT, "model": describe(self.model), "tokenizer": told}
         if self.device_mesh is None and "optimizer_states" in checkpoint:
             pairs = zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True)
             checkpoint["optimizer_states"] = [in_model_order(state, optimizer, self) for state, optimizer in pairs]
         if self._trainer is not None and self.trainer.world_size == 1:
-            checkpoint[CHECKPOINT_KEY]["random_state"] = _generator(self.device).get_state()
-
-    def _tokenizer(self) -> Tokenizer | None:
-        datamodule = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
-        tokenizer = getattr(datamodule, "tokenizer", None)
-        return tokenizer if isinstance(tokenizer, Tokenizer) else None
-
-
-def _generator(device: torch.device) -> torch.Generator:
-    """Return the generator that a device draws from unless it is told another."""
-    if device.type == "cuda":
-        return torch.cuda.default_generators[device.index or 0]
-    return torch.default_generator
+            checkpoint[CHECKPOINT_KEY]["random_state"] = generator_of(self.device).get_state()

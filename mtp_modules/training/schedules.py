@@ -2,9 +2,15 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from mtp_modules.core.checks import at_least, fraction, refuse
 from mtp_modules.core.component import Component
+from mtp_modules.training.normalisation import run_length
 
 
 class LearningRateSchedule(Component, ABC):
@@ -60,3 +66,16 @@ class WarmupDecay(LearningRateSchedule):
         if self.shape == "cosine":
             share = 0.5 - 0.5 * math.cos(math.pi * share)
         return self.final + (1.0 - self.final) * share
+
+
+def scheduled(optimizer: Optimizer, schedule: LearningRateSchedule, trainer: Trainer) -> dict[str, Any]:
+    """Return an optimizer and its scheduler over the steps of a run, as Lightning takes them.
+
+    Args:
+        optimizer: Just made.
+        schedule: Factor on every learning rate.
+        trainer: Says how long the run is.
+    """
+    total = run_length(trainer)
+    scheduler = LambdaLR(optimizer, lambda step: schedule(step, total))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

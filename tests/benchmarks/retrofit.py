@@ -180,12 +180,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     sections = get_loader("yaml")(Path(options.config).read_text(encoding="utf-8"))
-    console = Console(width=140)
+    console = Console(width=170)
     table = Table(title=f"greedy, {options.drafts} drafts, batch 1, {options.prompts} prompts")
     for column in ("decoding", "steps", "right by horizon", "trained parameters", "a draft, ms"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for column in ("tokens a pass", "over plain", "over lookup", "equal outputs"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for turn, kind in enumerate(options.kinds):
         module, data, steps = trained(sections, KINDS[kind], options.seconds)
         right, model = accuracies(module, data), module.model.eval()

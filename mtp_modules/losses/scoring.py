@@ -1,0 +1,123 @@
+"""The loss of some examples out of their logits, which its gradient overwrites."""
+
+from typing import NamedTuple
+
+import torch
+
+from mtp_modules.core.objective import CrossEntropyTerms
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.losses.likeliest import likeliest
+from mtp_modules.losses.vocabulary_parallel import VocabularyShard, score_shard
+
+
+class Place(NamedTuple):
+    """Where an output matrix stands among the distinct tensors."""
+
+    weight: int
+    bias: int | None
+
+
+class Rules(NamedTuple):
+    """What a call is told besides tensors; hashable, for the compiler."""
+
+    chunks: tuple[tuple[int, int, Place], ...]
+    rows: int
+    law: Place | None
+    first_taught: int
+    wanted: tuple[bool, ...]
+    label_smoothing: float
+    z_loss: float
+    shard: VocabularyShard | None
+    temperature: float
+    total_variation: float
+
+
+def score(
+    logits: Float[Tensor, "N V"],
+    targets: Int[Tensor, " N"],
+    weights: Float[Tensor, " N"],
+    taught: tuple[Float[Tensor, "N V"], Float[Tensor, " N"]] | None,
+    rules: Rules,
+) -> CrossEntropyTerms:
+    """Return the loss of some examples, and their nll, rank and prediction; overwrite their logits by the gradient.
+
+    Args:
+        logits: In the precision of the softmax.
+        targets: Token to predict; negative where there is none.
+        weights: Factor of each example in the loss.
+        taught: The teacher's logits, which are overwritten too, and its share.
+        rules: Which options there are, and whether anybody wants a gradient.
+    """
+    epsilon, zeta = rules.label_smoothing, rules.z_loss
+    if rules.shard is not None:
+        wanted = any(rules.wanted)
+        return score_shard(
+            logits, targets, weights, taught, rules.shard, label_smoothing=epsilon, z_loss=zeta, gradient=wanted
+        )
+    counts, targets = targets >= 0, targets.clamp(min=0)[:, None]
+    own, (top, predicted) = logits.gather(1, targets), likeliest(logits)
+    rank = (logits > own).sum(dim=1, dtype=torch.int32).long()
+    even = logits.mean(dim=1, keepdim=True) if epsilon else None
+    tau = rules.temperature
+    nu = rules.total_variation
+    law = share = imitated = soft = soft_total = variation = None
+    if taught is not None:
+        law, share = taught[0], taught[1][:, None]
+        law.sub_(law.amax(dim=1, keepdim=True)).div_(tau).exp_()
+        law.div_(law.sum(dim=1, keepdim=True))
+        imitated = (law * logits).sum(dim=1, keepdim=True)
+        if tau != 1.0:  # otherwise both laws of the student are one
+            soft = logits.sub(top).div_(tau).exp_()
+            soft_total = soft.sum(dim=1, keepdim=True)
+    total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
+    normaliser = total.log() + top
+    nll = normaliser - own
+    example_loss = nll if even is None else torch.lerp(nll, normaliser - even, epsilon)
+    if imitated is not None and share is not None:
+        imitation = normaliser - imitated
+        if soft_total is not None:
+            imitation = tau * (tau * soft_total.log() + top - imitated)
+        if nu and law is not None:
+            own_law = logits / total if soft is None or soft_total is None else soft / soft_total
+            variation = _Variation(own_law, law)
+            imitation = torch.lerp(imitation, tau**2 * variation.value, nu)
+        example_loss = torch.lerp(example_loss, imitation, share)
+    if zeta:
+        example_loss = example_loss + zeta * normaliser.square()
+    loss = torch.where(counts, example_loss[:, 0] * weights, 0.0).sum()
+    if any(rules.wanted):
+        weights = torch.where(counts, weights, 0.0)[:, None]
+        observed = weights if share is None else weights * (1 - share)
+        plain = observed  # and where one softmax serves both laws of the student, the teacher's part too
+        if share is not None and soft is None:
+            plain = observed + weights * share * (1 - nu)
+        logits.mul_((plain + 2 * zeta * weights * normaliser) / total if zeta else plain / total)
+        if law is not None and share is not None:
+            logits.addcmul_(law, weights * share, value=-tau * (1 - nu))
+            if soft is not None and soft_total is not None:
+                logits.addcmul_(soft, weights * share / soft_total, value=tau * (1 - nu))
+            if variation is not None:
+                logits.addcmul_(variation.gradient(), weights * share, value=tau * nu)
+        if epsilon:
+            logits.sub_(observed * (epsilon / logits.shape[1]))
+        logits.scatter_add_(1, targets, -observed * (1 - epsilon))
+    return CrossEntropyTerms(loss, torch.where(counts, nll[:, 0], 0.0), rank, predicted)
+
+
+class _Variation:
+    """Total variation of two laws, and its gradient in the logits of the first.
+
+    Args:
+        law: ``(N, V)``, overwritten.
+        other: ``(N, V)``.
+    """
+
+    def __init__(self, law: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> None:
+        excess = law - other
+        self.value = 0.5 * excess.abs().sum(dim=1, keepdim=True)
+        self._law, self._sign = law, excess.sign_()
+
+    def gradient(self) -> Float[Tensor, "N V"]:
+        """Return half the sign of what the law has over the other, less its mean under the law, times the law."""
+        mean = (self._law * self._sign).sum(dim=1, keepdim=True)
+        return self._sign.sub_(mean).mul_(self._law).mul_(0.5)

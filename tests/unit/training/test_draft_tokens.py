@@ -1,0 +1,93 @@
+"""Which tokens are drafted is counted from the training data, and what is frozen is not scored in training."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed import DeviceMesh
+
+from mtp_modules import LinearHeads, MTPModel, MultiTokenLoss, RecurrentTrunk
+from mtp_modules.core.objective import NextTokenLaw, OutputMatrix
+from mtp_modules.data import frequent_tokens
+from mtp_modules.training import MTPModule, training_flops
+from mtp_modules.training.tensor_parallel import _share_out_unembedding
+from tests.helpers import assert_same, gradients, make_model, random_tokens
+from tests.unit.training.running import VOCAB, data, trainer
+
+
+def module(**options: object) -> MTPModule:
+    torch.manual_seed(0)
+    trunk, heads = RecurrentTrunk(vocab_size=VOCAB, d_model=16), LinearHeads(d_model=16, num_horizons=3)
+    return MTPModule(trunk=trunk, heads=heads, loss=MultiTokenLoss(distillation=0.5), **options)
+
+
+def most_frequent(size: int) -> list[int]:
+    rows = data().rows("train")
+    counted = Counter(rows.batch(rows.fixed_ids())["tokens"].flatten().tolist())
+    return sorted(sorted(range(VOCAB), key=lambda token: (-counted[token], token))[:size])
+
+
+def test_a_run_drafts_what_its_text_has_most_often(tmp_path: Path) -> None:
+    made = module(num_draft_tokens=7)
+    trainer(tmp_path, max_steps=2).fit(made, data())
+    assert made.model.unembedding.draft_tokens.tolist() == most_frequent(7) != list(range(7))
+    assert frequent_tokens(data().rows("train"), 7, vocab_size=VOCAB) == most_frequent(7)
+
+
+def test_tokens_that_were_told_stay(tmp_path: Path) -> None:
+    made = module(num_draft_tokens=3)
+    made.model.trim_drafts([4, 9, 20])
+    trainer(tmp_path, max_steps=1).fit(made, data())
+    assert made.model.unembedding.draft_tokens.tolist() == [4, 9, 20]
+
+
+def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
+    loader = torch.utils.data.DataLoader([{"tokens": torch.zeros(9, dtype=torch.long)}] * 4)
+    with pytest.raises(ValueError, match=r"^num_draft_tokens: is 3, but the data is no TokenDataModule whose tokens"):
+        trainer(tmp_path).fit(module(num_draft_tokens=3), loader, loader)
+    with pytest.raises(ValueError, match=r"^frequent_tokens: size must lie in 1\.\.24, the vocabulary, got 25\.$"):
+        frequent_tokens(data().rows("train"), 25, vocab_size=VOCAB)
+
+
+def test_what_few_tokens_do_not_go_with_is_refused() -> None:
+    model = make_model(draft_tokens=[1, 2, 5])
+    with pytest.raises(ValueError, match=r"^tensor_parallelize: horizons beyond the first score 3 tokens of their own"):
+        _share_out_unembedding(model.unembedding, model.trunk.embedding, DeviceMesh.__new__(DeviceMesh))
+    states = torch.zeros(2, 6, model.trunk.d_model, dtype=torch.float64)
+    law = NextTokenLaw(states, OutputMatrix(model.unembedding.weight.detach()), 0.5)
+    with pytest.raises(ValueError, match=r"^Unembedding: another model teaches all tokens, but horizons beyond the"):
+        MultiTokenLoss()(model, random_tokens(2, 9), teacher=law)
+
+
+def test_operations_are_those_of_few_rows() -> None:
+    def flops(**options: object) -> int:
+        model = MTPModel(
+            trunk=RecurrentTrunk(vocab_size=50, d_model=16), heads=LinearHeads(d_model=16, num_horizons=3), **options
+        )
+        return training_flops(model, batch_size=1, length=1)
+
+    assert flops() - flops(num_draft_tokens=10) == 3 * 2 * 2 * 16 * (50 - 10)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("draft_tokens", [None, [0, 3, 4, 8]])
+def test_a_frozen_horizon_one_is_left_out_in_training_and_changes_no_gradient(
+    share: float, draft_tokens: list[int] | None
+) -> None:
+    model, tokens = make_model("transformer", "residual", 3, tied=True, draft_tokens=draft_tokens), random_tokens(2, 9)
+    model.trunk.requires_grad_(False)
+    loss = MultiTokenLoss(distillation=0.7, total_variation=0.3, share_of_positions=share)
+    torch.manual_seed(0)
+    left_out = loss.train()(model, tokens)
+    assert left_out.count[0] == 0
+    assert not left_out.comparable.any()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        scored = loss(model, tokens)  # without gradients, nothing is left out
+    assert scored.count[0] == 12
+    assert_same(scored.loss - scored.nll[0], left_out.loss.detach())
+    assert_same(scored.nll[1:], left_out.nll[1:])
+    assert torch.equal(scored.rank[:, :, 1:], left_out.rank[:, :, 1:])
+    if share == 1.0:  # in evaluation everything is scored, with gradients too
+        assert_same(gradients(model.heads, left_out.loss), gradients(model.heads, loss.eval()(model, tokens).loss))
