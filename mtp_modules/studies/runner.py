@@ -154,19 +154,21 @@ def _note(plan: Plan, place: Folder, workers: int) -> None:
 def _calibrated(study: Study, place: Folder, workers: int, bar: Progress) -> dict[str, Cost]:
     """Return what a step of every cell costs, by label; cells that differ in their lengths only cost the same."""
     costs: dict[str, Cost] = {}
+    models: dict[str, Path] = {}
     scratch = place.root / "calibration" / "helpers"
     for cells in (study.helper_cells(), study.cells()):
         hashes = {cell.label: content_hash({"sections": cell.sections, "version": __version__}) for cell in cells}
         first = {made_for: label for label, made_for in reversed(hashes.items())}
         by_label, jobs = {cell.label: cell for cell in cells}, []
+        models |= {cell.arm: scratch / file_name(by_label[first[hashes[cell.label]]].arm) for cell in cells}
         for made_for, label in reversed(first.items()):
             cell = by_label[label]
             known = place.read(place.cost_file(cell), f"calibration of {label}", made_for=made_for, say=bar.say)
-            model = scratch / file_name(cell.arm)
+            model = models[cell.arm]
             if known is not None and (model.is_dir() or not cell.is_helper):
                 costs[label] = Cost(**{**known, "keys": tuple(known["keys"])})
                 continue
-            helpers = {name: str(scratch / file_name(name)) for name in cell.needs}
+            helpers = {name: str(models[name]) for name in cell.needs}
             save_to = str(model) if cell.is_helper else None
             jobs.append(Job(label, calibrate, (cell, helpers, save_to)))
         bar.calibrate(len(jobs))

@@ -116,14 +116,16 @@ def test_more_seeds_keep_those_that_are_there(done: Path) -> None:
 
 
 def test_an_arm_uses_the_model_of_its_helper(done: Path) -> None:
-    trunk = {"class_path": "tests.unit.studies.tiny.trained_trunk", "init_args": {"ckpt_path": {"helper": "teacher"}}}
-    arms = {"plain": {}, "taught": {"model.trunk": trunk}}
-    yaml = written(
-        done, name="taught", arms=arms, helpers={"teacher": {"share": 3}}, seeds=1, points=1, figures=[], tables=[]
-    )
+    def trunk(helper: str) -> dict[str, object]:
+        return {"class_path": "tests.unit.studies.tiny.trained_trunk", "init_args": {"ckpt_path": {"helper": helper}}}
+
+    arms = {"plain": {}, "taught": {"model.trunk": trunk("teacher")}, "briefly": {"model.trunk": trunk("short")}}
+    helpers = {"teacher": {"share": 3}, "short": {"share": 0.5}}  # differ in their lengths alone
+    yaml = written(done, name="taught", arms=arms, helpers=helpers, seeds=1, points=1, figures=[], tables=[])
     start(yaml, done / "out")
     found = {result["arm"]: result for result in results(done / "out" / "taught").values()}
-    assert {name: result["steps"] for name, result in found.items()} == {"teacher": 24, "plain": 8, "taught": 8}
+    steps = {"teacher": 24, "short": 4, "plain": 8, "taught": 8, "briefly": 8}
+    assert {name: result["steps"] for name, result in found.items()} == steps
     # It goes on from where the helper ended, and the helper's operations are its own.
     assert found["taught"]["final"]["loss/head_1"] < found["plain"]["final"]["loss/head_1"]
     assert found["taught"]["final"]["flops"] == found["plain"]["final"]["flops"] + found["teacher"]["final"]["flops"]
