@@ -185,7 +185,7 @@ class _Products:
 
     def __init__(self, rules: Rules, distinct: Sequence[Tensor], low: torch.dtype, high: torch.dtype) -> None:
         self.distinct, self.low, self.high = distinct, low, high
-        self.rows, self.columns = rules.rows, max(len(tensor) for tensor in distinct)
+        self.rows, self.columns = rules.rows, max([0, *(len(tensor) for tensor in distinct)])
         self.buffers: dict[str, Tensor] = {}
         self.matrices: dict[int, Tensor] = {}
 
