@@ -19,7 +19,7 @@ from tests.command_line import ROOT, refusal, run
 from tests.unit.training.running import data, module, trainer
 
 NOTEBOOK, QUICKSTART = ROOT / "configs" / "notebook.yaml", ROOT / "configs" / "quickstart.yaml"
-COMMANDS = "fit, validate, test, predict, generate, study, diagnose, report, export, import"
+COMMANDS = "fit, validate, test, predict, generate, study, diagnose, report, export, import, sample"
 
 
 def fit(config: Path, *arguments: str | Path) -> str:
@@ -199,7 +199,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
         *("model/tie_embedding", True),
         "model has no argument 'tie_embedding'. Known: trunk, heads, loss, optimizer, lr_schedule, tie_embeddings, "
         "own_unembeddings, output_bias, freeze, lr_scales, activation_checkpointing, compile_blocks, sharding, "
-        "teacher.",
+        "teacher, num_draft_tokens.",
     ),
     "section": (
         *("modle", 3),
