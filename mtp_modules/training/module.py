@@ -109,6 +109,7 @@ class MTPModule(LightningModule):
             output_bias=output_bias,
             num_draft_tokens=num_draft_tokens,
         ).train()  # pretrained trunks come in evaluation mode
+        trunk.trained_output = None  # the unembedding has it now; sharding would leave a copy of it here
         self.frozen = freeze_parts(self, self.model, freeze)
         self.lr_scales = dict(lr_scales or {})
         check_scales(self, self.model, self.lr_scales)

@@ -10,7 +10,6 @@ from mtp_modules.core.component import redescribe
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.layers.cache import KeyValueState
 from mtp_modules.layers.documents import positions_in_documents
 from mtp_modules.trunks.huggingface_loading import Loaded, load, plain_config
 from mtp_modules.trunks.recomputed import ReplayState, read_again, read_apart
@@ -148,7 +147,10 @@ class HuggingFaceTrunk(Trunk):
             return self._read(tokens)
         if not self.keeps_keys:
             return read_apart(self._read, tokens, document_ids)
-        return self._read(tokens, position_ids=positions_in_documents(document_ids))
+        from mtp_modules.trunks.huggingface_cache import PackedRows, reading
+
+        with reading(PackedRows(document_ids)):  # not all models of transformers tell documents by their positions
+            return self._read(tokens, position_ids=positions_in_documents(document_ids))
 
     def _extend(self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState) -> TrunkOutput:
         if document_ids is not None:
@@ -156,12 +158,14 @@ class HuggingFaceTrunk(Trunk):
         if isinstance(state, ReplayState) and not self.keeps_keys:
             within_positions(self, max(state.lengths) + tokens.shape[1], self.max_positions, "trunk")
             return read_again(self._read, tokens, state)
-        if not (isinstance(state, KeyValueState) and hasattr(state, "cache") and self.keeps_keys):
+        from mtp_modules.trunks.huggingface_cache import HuggingFaceState, reading
+
+        if not (isinstance(state, HuggingFaceState) and self.keeps_keys):
             refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
         within_positions(self, state.reach(tokens.shape[1]), self.max_positions, "trunk")
         state.begin(tokens.shape[1])
         positions = state.positions.expand(len(tokens), -1)
-        with state.reading():  # type: ignore[attr-defined]  # its class is imported with transformers
+        with reading(state):
             return self._read(tokens, position_ids=positions, past_key_values=state.cache)
 
     def _read(self, tokens: Int[Tensor, "B T"], **how: Any) -> TrunkOutput:

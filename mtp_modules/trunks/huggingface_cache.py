@@ -12,12 +12,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.core.targets import same_document_keys
 from mtp_modules.layers.cache import KeyValueState
 
 ATTENTION = "mtp_modules"
 """Name of an attention implementation: torch's own attention, with masks by the positions of a state's tokens."""
 
-_READING: ContextVar["HuggingFaceState | None"] = ContextVar("reading", default=None)
+_READING: ContextVar["HuggingFaceState | PackedRows | None"] = ContextVar("reading", default=None)
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not followed by mypy
@@ -129,28 +130,55 @@ class HuggingFaceState(KeyValueState):
             if layer.is_initialized:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Let the masks of a forward pass inside be those of this state."""
-        token = _READING.set(self)
-        try:
-            yield
-        finally:
-            _READING.reset(token)
+
+class PackedRows:
+    """Rows of several documents, which do not see one another.
+
+    Args:
+        document_ids: Which document every token belongs to.
+    """
+
+    def __init__(self, document_ids: Int[Tensor, "B T"]) -> None:
+        self.mask = same_document_keys(document_ids)[:, None]
+
+    def allowed(self, may_see: Callable[..., Bool[Tensor, "B 1 T T"]], batch_size: int) -> Bool[Tensor, "B 1 T T"]:
+        """Return which places each token may look at; see :meth:`HuggingFaceState.allowed`.
+
+        Args:
+            may_see: The layer's own rule.
+            batch_size: Number ``B`` of rows.
+        """
+        rows = torch.arange(batch_size, device=self.mask.device)[:, None, None, None]
+        places = torch.arange(self.mask.shape[-1], device=self.mask.device)
+        return may_see(rows, torch.zeros_like(rows[:1]), places[:, None], places) & self.mask
+
+
+@contextmanager
+def reading(what: HuggingFaceState | PackedRows) -> Iterator[None]:
+    """Let the masks of a forward pass inside be those of a state, or of packed rows.
+
+    Args:
+        what: Says what may be looked at.
+    """
+    token = _READING.set(what)
+    try:
+        yield
+    finally:
+        _READING.reset(token)
 
 
 def mask_by_positions(
     *, batch_size: int, mask_function: Callable[..., Tensor], **given: Any
 ) -> Bool[Tensor, "B 1 T S"] | None:
-    """Return the mask of a kind of layers: by the positions in the state that is being read, or torch's own.
+    """Return the mask of a kind of layers: by what is being read, or torch's own.
 
     Args:
         batch_size: Number ``B`` of rows.
         mask_function: The rule of these layers.
         given: What else ``transformers`` says.
     """
-    state = _READING.get()
-    found = None if state is None else state.allowed(mask_function, batch_size)
+    read = _READING.get()
+    found = None if read is None else read.allowed(mask_function, batch_size)
     if found is not None:
         return found
     ordinary: Tensor | None = sdpa_mask(batch_size=batch_size, mask_function=mask_function, **given)

@@ -104,7 +104,9 @@ def load(
     else:
         whole = _with_weights(owner, transformers, pretrained, made, {**origin, **how})
     whole.eval()
-    return _in_parts(owner, whole, num_caches)
+    loaded = _in_parts(owner, whole, num_caches)
+    loaded.model.train()  # as every module is when it is made
+    return loaded
 
 
 def _transformers(owner: object) -> ModuleType:

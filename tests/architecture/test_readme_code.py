@@ -25,6 +25,13 @@ def test_the_examples_on_the_page_about_heads_build_models() -> None:
     assert [len(names[name](torch.zeros(1, 9, dtype=torch.long))) for name in ("medusa", "model")] == [5, 3]
 
 
+def test_the_first_example_on_the_page_about_trunks_decodes(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/trunks.md").read_text(encoding="utf-8")
+    code, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)  # the others: tests/unit/trunks
+    exec(compile(code, "trunks.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("[[")
+
+
 def test_the_examples_on_the_page_about_decoding_decode(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
