@@ -227,8 +227,7 @@ class MTPModule(LightningModule):
 
     def _log_training(self, terms: LossTerms, loss: Tensor) -> None:
         logged = {f"train/{name}": value for name, value in figures(counts(terms, TOP_K), TOP_K).items()}
-        logged["train/loss"] = loss
-        self.log_dict(logged)
+        self.log_dict({**logged, "train/loss": loss})
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log gradient norms, unscaled and not yet clipped."""

@@ -162,7 +162,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     ),
     "trunk": (
         *("model/trunk/class_path", "Transformer"),
-        "model.trunk: unknown class 'Transformer'." + own("RecurrentTrunk, TransformerTrunk"),
+        "model.trunk: unknown class 'Transformer'." + own("HuggingFaceTrunk, RecurrentTrunk, TransformerTrunk"),
     ),
     "weights": (
         *("model/loss/init_args/weights/class_path", "Uniform"),
