@@ -120,6 +120,14 @@ class HuggingFaceTrunk(Trunk):
         """Draw the weights as ``transformers`` does for this model."""
         self.model.apply(self.model._init_weights)  # type: ignore[arg-type]
 
+    def foreign_state(self) -> dict[str, Tensor]:
+        """Return the weights as ``transformers`` names them in the whole model, without the output matrix."""
+        return {f"{self.model.base_model_prefix}.{name}": tensor for name, tensor in self.model.state_dict().items()}
+
+    def foreign_config(self) -> dict[str, Any]:
+        """Return what ``config.json`` says."""
+        return plain_config(self.config)
+
     def _apply(self, fn: Any, recurse: bool = True) -> "HuggingFaceTrunk":
         """Convert the weights, but leave the precision of buffers, among them the frequencies of rotary positions."""
         before = {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
-from mtp_modules import MTPModel, TransformerTrunk
+from mtp_modules import HuggingFaceTrunk, MTPModel, SequentialHeads, TransformerTrunk
 from mtp_modules.interop import export_model, files, import_model
 from tests import interop
 from tests.interop import V, all_logits, some_tokens, stored
@@ -156,6 +157,24 @@ class Named(TransformerTrunk):
 
     def foreign_config(self) -> dict[str, Any]:
         return json.loads(self.config)
+
+
+@pytest.mark.parametrize("dense", [1, 2])
+def test_a_trunk_of_transformers_keeps_its_names(dense: int, tmp_path: Path) -> None:
+    """One layer, or none, has experts."""
+    config = {
+        "model_type": "glm4_moe",
+        **{"vocab_size": V, "hidden_size": 8, "intermediate_size": 12, "moe_intermediate_size": 24, "head_dim": 4},
+        **{"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "partial_rotary_factor": 1.0},
+        **{"n_routed_experts": 2, "num_experts_per_tok": 1, "first_k_dense_replace": dense, "rms_norm_eps": 1e-6},
+        "max_position_embeddings": 48,
+    }
+    heads = SequentialHeads(d_model=8, num_horizons=2, num_heads=2, num_kv_heads=1, ffn_width=24, max_positions=48)
+    model = MTPModel(trunk=HuggingFaceTrunk(config=config), heads=heads, tie_embeddings=False).eval()
+    export_model(model, tmp_path / "out", format="glm")
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokens = torch.arange(9)[None]
+    torch.testing.assert_close(read(tokens).logits, model.unembedding.logits(model.trunk(tokens).hidden))
 
 
 def test_a_trunk_with_names_of_its_own_keeps_them(tmp_path: Path) -> None:
