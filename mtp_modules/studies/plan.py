@@ -196,7 +196,7 @@ def plan_within(
     allowed = RESERVE * 60 * minutes
     if duration(runs, costs, workers) <= allowed:
         return runs, scale
-    smallest = 1.0 / study.steps
+    smallest = 1.0 / (study.steps * min([1.0, *(helper.share for helper in study.helper_cells())]))
     shortest = plan_runs(study, costs, seeds=seeds, scale=smallest)
     least = duration(shortest, costs, workers)
     if least > allowed:

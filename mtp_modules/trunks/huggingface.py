@@ -53,6 +53,7 @@ class HuggingFaceTrunk(Trunk):
             or computes its logits in a way that an output matrix cannot; or an argument lies outside its range.
 
     Example:
+        >>> import torch
         >>> config = {"model_type": "llama", "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32}
         >>> config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
         >>> HuggingFaceTrunk(config=config)(torch.zeros(1, 5, dtype=torch.long)).hidden.shape

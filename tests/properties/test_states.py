@@ -153,8 +153,9 @@ def test_a_chunk_may_reach_beyond_the_last_position_but_not_stay_there(trunk: st
     model.trunk.max_positions = model.heads.max_positions = 6
 
     def read(rows: Tensor, *, keep: list[int], states: list[DecodingState]) -> Tensor:
-        hidden = model.trunk(rows, state=states[0]).hidden
-        first = model.heads.extend(hidden, states[1], tokens=rows, embed=model.trunk.embedding)
+        output, embed = model.trunk(rows, state=states[0]), model.trunk.embedding
+        given = model.heads.features_of(output)
+        first = model.heads.extend(output.hidden, states[1], tokens=rows, embed=embed, **given)
         for state in states:
             state.commit(keep)
         return first

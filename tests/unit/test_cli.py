@@ -156,8 +156,8 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
         *("model/heads/class_path", "LinearHead"),
         "model.heads: unknown class 'LinearHead'."
         + own(
-            "BlockDiffusionHeads, FusedFeatureHeads, JointHeads, LinearHeads, ParallelHeads, RecurrentHeads, "
-            "ResidualHeads, SequentialHeads"
+            "BlockDiffusionHeads, ChainedHeads, ConditionedHeads, EarlyExitHeads, FusedFeatureHeads, JointHeads, "
+            "LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads"
         ),
     ),
     "trunk": (
@@ -174,7 +174,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     ),
     "argument of heads": (
         *("model/heads/init_args/num_horizon", 3),
-        "model.heads: LinearHeads has no argument 'num_horizon'. Known: d_model, num_horizons.",
+        "model.heads: LinearHeads has no argument 'num_horizon'. Known: d_model, num_horizons, stride.",
     ),
     "argument of weights": (
         *("model/loss/init_args/weights/init_args", {"gamma": 0.5}),

@@ -35,7 +35,9 @@ def test_a_size_that_contradicts_another_is_refused() -> None:
 def test_an_unknown_class_is_refused_in_one_sentence() -> None:
     model, data = changed()
     model["heads"]["class_path"] = "LinaerHeads"
-    with pytest.raises(ValueError, match=r"^model.heads: unknown class 'LinaerHeads'. Known: LinearHeads, Parallel"):
+    with pytest.raises(
+        ValueError, match=r"^model.heads: unknown class 'LinaerHeads'. Known: Block.*, LinearHeads, Parallel"
+    ):
         assemble(model, data)
 
 

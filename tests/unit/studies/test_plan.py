@@ -92,6 +92,15 @@ def test_a_helper_that_costs_too_much_is_refused() -> None:
         plan_runs(taught(match="flops"), by_label, seeds=1, scale=1.0)
 
 
+def test_a_budget_leaves_a_short_helper_its_share() -> None:
+    by_label = {"plain": cost(), "taught": cost(), "teacher": cost(flops=3500)}
+    runs, scale = plan_within(taught(match="flops"), by_label, seeds=1, minutes=0.2, workers=1)
+    found = {run.cell.arm: run.steps for run in runs}
+    assert scale < 1.0
+    assert found["teacher"] == pytest.approx(found["plain"] / 4, abs=1)
+    assert found["taught"] + 3.5 * found["teacher"] == pytest.approx(found["plain"], abs=1)
+
+
 @given(st.lists(st.floats(0, 9), max_size=12), st.integers(1, 4))
 def test_the_makespan_is_that_of_a_simulation(seconds: list[float], workers: int) -> None:
     ends: list[float] = [0.0] * workers

@@ -131,8 +131,10 @@ def test_a_tree_is_read_as_each_of_its_paths_would_be(name: str) -> None:
 
 def make_model(name: str, heads: str, num_horizons: int = 3) -> MTPModel:
     with float64():
-        trunk = HuggingFaceTrunk(config=CONFIGS[name])
-        model = MTPModel(trunk=trunk, heads=HEADS[heads](num_horizons))
+        made = HEADS[heads](num_horizons)
+        deeper = {"num_hidden_layers": 3} if made.num_features else {}
+        trunk = HuggingFaceTrunk(config=CONFIGS[name] | deeper, feature_layers=range(made.num_features))
+        model = MTPModel(trunk=trunk, heads=made)
     randomise(model)
     return model.eval()
 
@@ -307,7 +309,10 @@ def test_a_length_beyond_which_keys_would_turn_otherwise() -> None:
             {"config": LLAMA, "feature_layers": [1]},
             r"feature_layers must ascend within 0\.\.0, got \[1\]\.",
         ),
-        ({"config": LLAMA | {"num_hidden_layers": 3}, "feature_layers": [1, 0]}, r"ascend within 0\.\.1, got \[1, 0\]"),
+        (
+            {"config": LLAMA | {"num_hidden_layers": 3}, "feature_layers": [1, 0]},
+            r"feature_layers must ascend within 0\.\.1, got \[1, 0\]\.",
+        ),
         ({"config": LLAMA, "max_positions": 0}, r"max_positions must be at least 1, got 0\."),
         (
             {"config": LLAMA, "max_positions": 49},
