@@ -143,6 +143,7 @@ class Heads(Component, nn.Module, ABC):
         *,
         tokens: Int[Tensor, "B T"] | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
+        **given: Any,
     ) -> Float[Tensor, "B T D"]:
         """Append a chunk of the trunk's hidden states and return the states of horizon 1, which verification needs.
 
@@ -151,9 +152,10 @@ class Heads(Component, nn.Module, ABC):
             state: Of these heads; ``commit`` it together with the trunk's.
             tokens: The chunk; needed if ``reads_every_token``, unless the state is for no drafts.
             embed: Embeds token ids; needed with them.
+            **given: What :meth:`features_of` returns.
         """
         state.begin(hidden.shape[1])
-        return self.read(hidden, state, tokens=tokens, embed=embed)
+        return self.read(hidden, state, tokens=tokens, embed=embed, **given)
 
     @abstractmethod
     def draft_states(

@@ -25,8 +25,8 @@ def compile_for_decoding(
     """Return the model for decoders with its rounds compiled; the output is the same, up to rounding.
 
     A round of greedy decoding, drafts and all, becomes one graph. Otherwise reading and scoring a chunk does, while
-    drafts are made step by step. Prompts, batches of other sizes, and what is left before the end of the context go
-    through the model as it is. Each number of drafts is compiled when it is first used, which takes up to a minute.
+    drafts are made step by step. Prompts and batches of other sizes go through the model as it is. Each number of
+    drafts is compiled when it is first used, which takes up to a minute.
 
     Args:
         model: Not changed. The result shares its weights, and follows them when they change in place.

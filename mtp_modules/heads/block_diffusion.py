@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.layers.last_hidden import LastHiddenState
+from mtp_modules.heads.common import LastStateHeads, last_hidden_state, needed_future
 from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, TransformerLayer
 
 
@@ -26,23 +26,7 @@ class Denoised(NamedTuple):
     states: Float[Tensor, "B N G D"]
 
 
-class BlockState(LastHiddenState):
-    """The hidden state at each row's last token, and in a round of drafts what they have led to."""
-
-    denoised: Denoised | None = None
-
-    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
-        """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
-        super().commit(keep, path)
-        self.denoised = None
-
-    def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only."""
-        super().select(rows)
-        self.denoised = None
-
-
-class BlockDiffusionHeads(Heads):
+class BlockDiffusionHeads(LastStateHeads):
     r"""Denoise the block of tokens that follow the next one, in a few steps from left to right.
 
     Horizon 1 is the trunk's hidden state :math:`h_t` itself. A small transformer without a causal mask reads
@@ -176,20 +160,13 @@ class BlockDiffusionHeads(Heads):
         """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
         if self.num_horizons == 1:
             return (hidden,)
-        if future is None:
-            refuse(self, "future is missing; pass the embeddings of the tokens between (MTPModel does).")
+        future = needed_future(self, future)
         far = hidden if far_hidden is None else far_hidden
         picked = far if positions is None else at_positions(far, positions)
         state, tokens = self.from_state(picked).flatten(0, 1), self.from_token(future).flatten(0, 1)
         steps = range(len(self.bounds) - 1)
         states = [self._denoise(state, tokens[:, : 1 + self.bounds[step]], step) for step in steps]
         return (hidden, *torch.cat(states, dim=1).view(*picked.shape[:2], -1, self.d_model).unbind(dim=2))
-
-    def first(
-        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Return ``hidden`` itself."""
-        return hidden
 
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of a pass of the denoiser a step; horizon 1 costs none."""
@@ -199,22 +176,6 @@ class BlockDiffusionHeads(Heads):
         block = self.num_horizons + 1
         one_pass = sum(layer.flops(block, block) for layer in self.layers)
         return num_far * (2 * read + (len(self.bounds) - 1) * one_pass)
-
-    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> BlockState:
-        """Make an empty state."""
-        return BlockState(batch_size, capacity)
-
-    def read(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1."""
-        self._own(state).append(hidden)
-        return hidden
 
     def draft_states(
         self,
@@ -227,22 +188,16 @@ class BlockDiffusionHeads(Heads):
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
         """Return the next slot's states; run the denoiser where a step begins with it."""
-        own, read = self._own(state), self.from_token(embed(tokens))[:, :, None]
+        own, read = last_hidden_state(self, state), self.from_token(embed(tokens))[:, :, None]
         if depth == 0:
             known, states = read, None
         else:
-            assert own.denoised is not None
-            known = torch.cat((at_positions(own.denoised.tokens, parents), read), dim=2)
-            states = at_positions(own.denoised.states, parents)
+            known = torch.cat((at_positions(own.walk.tokens, parents), read), dim=2)
+            states = at_positions(own.walk.states, parents)
         if depth in self.bounds:
             step = self.bounds.index(depth)
             last = self.from_state(own.last)[:, None].expand(-1, tokens.shape[1], -1)
             states = self._denoise(last.flatten(0, 1), known.flatten(0, 1), step).view(*tokens.shape, -1, self.d_model)
         assert states is not None
-        own.denoised = Denoised(known, states)
+        own.walk = Denoised(known, states)
         return states[:, :, depth - max(bound for bound in self.bounds if bound <= depth)]
-
-    def _own(self, state: DecodingState) -> BlockState:
-        if not isinstance(state, BlockState):
-            refuse(self, f"state must come from these heads' new_state, got {type(state).__name__}.")
-        return state

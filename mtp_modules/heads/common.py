@@ -1,10 +1,12 @@
 """What kinds of heads share."""
 
+from collections.abc import Callable
+
 import torch
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import DecodingState, Heads
-from mtp_modules.core.shapes import Bool, Int, Tensor
+from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
 from mtp_modules.layers.last_hidden import LastHiddenState
 
@@ -22,6 +24,50 @@ def last_hidden_state(heads: Heads, state: DecodingState) -> LastHiddenState:
     if not isinstance(state, LastHiddenState):
         refuse(heads, f"state must come from these heads' new_state, got {type(state).__name__}.")
     return state
+
+
+class LastStateHeads(Heads):
+    """Base of heads that draft from the trunk's last hidden states alone. Horizon 1 is the trunk's state itself.
+
+    Heads whose horizon 1 is another say so in ``first``, and those that remember more in ``new_state``.
+    """
+
+    def first(
+        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return ``hidden`` itself."""
+        return hidden
+
+    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
+        """Make an empty state."""
+        return LastHiddenState(batch_size, capacity)
+
+    def read(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        state: DecodingState,
+        *,
+        tokens: Int[Tensor, "B T"] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Append a chunk that the state was told of, and return the states of horizon 1."""
+        last_hidden_state(self, state).append(hidden)
+        return self.first(hidden)
+
+
+def needed_future(heads: Heads, future: Float[Tensor, "B P K E"] | None) -> Float[Tensor, "B P K E"]:
+    """Return the embeddings of the tokens between, which these heads cannot do without.
+
+    Args:
+        heads: Who needs them.
+        future: What the caller passed.
+
+    Raises:
+        ValueError: If it is missing.
+    """
+    if future is None:
+        refuse(heads, "future is missing; pass the embeddings of the tokens between (MTPModel does).")
+    return future
 
 
 def picked_rows(

@@ -7,20 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.checks import at_least
+from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.heads.common import last_hidden_state
+from mtp_modules.heads.common import LastStateHeads, last_hidden_state, needed_future
 from mtp_modules.heads.residual import ResidualBlock
-from mtp_modules.layers.last_hidden import LastHiddenState
-
-
-class ConditionedState(LastHiddenState):
-    """The hidden state at each row's last token, and while drafting the embeddings of the tokens behind it."""
-
-    path: Float[Tensor, "B N S E"] | None = None
-    """Of each draft of the depth before: the token emitted last, and the drafts up to it. Never kept."""
 
 
 class ConditionedStep(nn.Module):
@@ -57,7 +49,7 @@ class ConditionedStep(nn.Module):
         return changed
 
 
-class ConditionedHeads(Heads):
+class ConditionedHeads(LastStateHeads):
     r"""Predict each further horizon with a net of its own over the trunk's state and *all* tokens between.
 
     Horizon 1 is the trunk's hidden state :math:`z_t` itself, so the next-token model is the plain one. Horizon
@@ -142,38 +134,15 @@ class ConditionedHeads(Heads):
         """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
         if not self.steps:
             return (hidden,)
-        if future is None:
-            refuse(self, "future is missing; pass the embeddings of the tokens between (MTPModel does).")
+        future = needed_future(self, future)
         far = hidden if far_hidden is None else far_hidden
         picked = far if positions is None else at_positions(far, positions)
         return (hidden, *(self._state(index, picked, future[:, :, : index + 1]) for index in range(len(self.steps))))
-
-    def first(
-        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Return ``hidden`` itself."""
-        return hidden
 
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of the nets; horizon 1 costs none."""
         matrices = (weight for weight in self.parameters() if weight.ndim == 2)
         return 2 * num_far * sum(matrix.numel() for matrix in matrices)
-
-    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> ConditionedState:
-        """Make an empty state."""
-        return ConditionedState(batch_size, capacity)
-
-    def read(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1."""
-        last_hidden_state(self, state).append(hidden)
-        return hidden
 
     def draft_states(
         self,
@@ -187,11 +156,9 @@ class ConditionedHeads(Heads):
     ) -> Float[Tensor, "B _ D"]:
         """Return the next horizon's net of the last hidden state and the tokens up to each of ``tokens``."""
         own = last_hidden_state(self, state)
-        assert isinstance(own, ConditionedState)
         path = embed(tokens)[:, :, None]
         if depth > 0:
-            assert own.path is not None
-            behind = own.path if parents.shape[1] == own.path.shape[1] == 1 else at_positions(own.path, parents)
+            behind = own.walk if parents.shape[1] == own.walk.shape[1] == 1 else at_positions(own.walk, parents)
             path = torch.cat((behind, path), dim=2)
-        own.path = path
+        own.walk = path
         return self._state(depth, own.last[:, None].expand(-1, tokens.shape[1], -1), path)

@@ -7,16 +7,15 @@ import torch
 from torch import nn
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.heads.common import last_hidden_state
+from mtp_modules.heads.common import LastStateHeads, last_hidden_state
 from mtp_modules.heads.residual import ResidualBlock
-from mtp_modules.layers.last_hidden import LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm
 
 
-class EarlyExitHeads(Heads):
+class EarlyExitHeads(LastStateHeads):
     r"""Predict further horizons from inner layers of the trunk, through a norm and residual blocks of their own.
 
     Horizon 1 is the trunk's hidden state itself, so the next-token model is the plain one. Horizon :math:`h` leaves the
@@ -114,19 +113,9 @@ class EarlyExitHeads(Heads):
                 "the trunk returns (MTPModel does).",
             )
 
-    def first(
-        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Return ``hidden`` itself."""
-        return hidden
-
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of the blocks' square maps; horizon 1 costs none."""
         return 2 * self.d_model**2 * self.num_layers * len(self.stacks) * num_far
-
-    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
-        """Make an empty state."""
-        return LastHiddenState(batch_size, capacity)
 
     def read(
         self,
@@ -142,19 +131,6 @@ class EarlyExitHeads(Heads):
         self._check(features)
         own.append(torch.cat(features, dim=-1))
         return hidden
-
-    def extend(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-        features: tuple[Float[Tensor, "B T D"], ...] = (),
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk, and return the states of horizon 1."""
-        last_hidden_state(self, state).begin(hidden.shape[1])
-        return self.read(hidden, state, features=features)
 
     def draft_states(
         self,

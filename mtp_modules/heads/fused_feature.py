@@ -204,20 +204,6 @@ class FusedFeatureHeads(Heads):
         self.drafter.read(fused, state, tokens=tokens, embed=embed)
         return hidden
 
-    def extend(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-        features: tuple[Float[Tensor, "B T D"], ...] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk to the layer, and return the states of horizon 1."""
-        fused = self._fused(features) if isinstance(state, SequentialState) else hidden
-        self.drafter.extend(fused, state, tokens=tokens, embed=embed)
-        return hidden
-
     def draft_states(
         self,
         tokens: Int[Tensor, "B N"],

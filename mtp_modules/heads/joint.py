@@ -8,29 +8,13 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import DecodingState, Heads, MixtureStates
+from mtp_modules.core.interfaces import DecodingState, MixtureStates
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.layers.last_hidden import LastHiddenState
+from mtp_modules.heads.common import LastStateHeads, last_hidden_state, needed_future
 
 
-class JointState(LastHiddenState):
-    """The hidden state at each row's last token, and in a round of drafts what the components say of the next one."""
-
-    log_laws: Float[Tensor, "B R V"] | None = None
-
-    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
-        """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
-        super().commit(keep, path)
-        self.log_laws = None
-
-    def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only."""
-        super().select(rows)
-        self.log_laws = None
-
-
-class JointHeads(Heads):
+class JointHeads(LastStateHeads):
     r"""Predict the tokens ahead together, by a mixture of ``R`` laws under each of which they are independent.
 
     Horizon 1 is the trunk's hidden state itself. With the token after it known, the law of those that follow is a
@@ -140,18 +124,11 @@ class JointHeads(Heads):
         """Return horizon 1's states, and the mixture of the others."""
         if self.num_horizons == 1:
             return (hidden,)
-        if future is None:
-            refuse(self, "future is missing; pass the embeddings of the tokens between (MTPModel does).")
+        future = needed_future(self, future)
         far = hidden if far_hidden is None else far_hidden
         picked = far if positions is None else at_positions(far, positions)
         components = [self._components(index, picked) for index in range(self.num_horizons - 1)]
         return MixtureStates(hidden, torch.stack(components, dim=2), self._log_weights(picked, future[:, :, 0]))
-
-    def first(
-        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Return ``hidden`` itself."""
-        return hidden
 
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of components and weights; horizon 1 costs none."""
@@ -164,22 +141,6 @@ class JointHeads(Heads):
     def states_scored(self) -> int:
         """All components of a horizon are scored."""
         return self.num_components * (self.num_horizons - 1)
-
-    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> JointState:
-        """Make an empty state."""
-        return JointState(batch_size, capacity)
-
-    def read(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1."""
-        self._own(state).append(hidden)
-        return hidden
 
     def draft_states(
         self,
@@ -214,17 +175,11 @@ class JointHeads(Heads):
         unembed: Callable[[Tensor, int], Tensor],
     ) -> tuple[Float[Tensor, "B N R"], Float[Tensor, "B N V"]]:
         """Return the weights after each of ``tokens``, as logarithms, and the logarithm of the mixture's law."""
-        own = self._own(state)
+        own = last_hidden_state(self, state)
         if before is None:
             log_weights = self._log_weights(own.last[:, None], embed(tokens))
         else:
-            assert own.log_laws is not None
-            seen = own.log_laws.gather(2, tokens[:, None].expand(-1, self.num_components, -1)).transpose(1, 2)
+            seen = own.walk.gather(2, tokens[:, None].expand(-1, self.num_components, -1)).transpose(1, 2)
             log_weights = (at_positions(before, parents) + seen).log_softmax(dim=-1)
-        own.log_laws = unembed(self._components(depth, own.last), depth + 1).log_softmax(dim=-1)
-        return log_weights, (log_weights[..., None] + own.log_laws[:, None]).logsumexp(dim=2)
-
-    def _own(self, state: DecodingState) -> JointState:
-        if not isinstance(state, JointState):
-            refuse(self, f"state must come from these heads' new_state, got {type(state).__name__}.")
-        return state
+        own.walk = log_laws = unembed(self._components(depth, own.last), depth + 1).log_softmax(dim=-1)
+        return log_weights, (log_weights[..., None] + log_laws[:, None]).logsumexp(dim=2)

@@ -6,14 +6,14 @@ from typing import cast
 from torch import nn
 
 from mtp_modules.core.checks import at_least
-from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, horizon_of_draft, leaping_horizons
-from mtp_modules.heads.common import last_hidden_state
+from mtp_modules.heads.common import LastStateHeads, last_hidden_state
 from mtp_modules.layers.last_hidden import LastHiddenState
 
 
-class LinearHeads(Heads):
+class LinearHeads(LastStateHeads):
     """Predict every horizon with its own linear map of the trunk's hidden state.
 
     The cheapest heads: horizons do not see one another. Gloeckle et al. 2024 (arXiv 2404.19737), head ablation.
@@ -84,18 +84,6 @@ class LinearHeads(Heads):
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
         return LastHiddenState(batch_size, capacity, count=self.stride)
-
-    def read(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1."""
-        last_hidden_state(self, state).append(hidden)
-        return self.maps[0](hidden)
 
     def draft_states(
         self,

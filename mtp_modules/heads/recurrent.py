@@ -6,16 +6,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.checks import at_least
+from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.heads.common import last_hidden_state
-from mtp_modules.layers.last_hidden import LastHiddenState
+from mtp_modules.heads.common import LastStateHeads, last_hidden_state, needed_future
 from mtp_modules.layers.transformer import RMSNorm
 
 
-class RecurrentHeads(Heads):
+class RecurrentHeads(LastStateHeads):
     r"""Walk from each horizon to the next with one shared step that reads the token in between.
 
     Horizon 1 is the trunk's hidden state itself, so the next-token model is the plain one. From there
@@ -112,8 +111,7 @@ class RecurrentHeads(Heads):
         """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
         if self.num_horizons == 1:
             return (hidden,)
-        if future is None:
-            refuse(self, "future is missing; pass the embeddings of the tokens between (MTPModel does).")
+        future = needed_future(self, future)
         far = hidden if far_hidden is None else far_hidden
         walked = far if positions is None else at_positions(far, positions)
         states = [hidden]
@@ -122,34 +120,12 @@ class RecurrentHeads(Heads):
             states.append(walked)
         return tuple(states)
 
-    def first(
-        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Return ``hidden`` itself."""
-        return hidden
-
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of one step a horizon beyond the first; horizon 1 costs none."""
         if self.num_horizons == 1:
             return 0
         step = sum(layer.weight.numel() for layer in (self.from_state, self.from_token, self.out))
         return 2 * step * num_far * (self.num_horizons - 1)
-
-    def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
-        """Make an empty state."""
-        return LastHiddenState(batch_size, capacity)
-
-    def read(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1."""
-        last_hidden_state(self, state).append(hidden)
-        return hidden
 
     def draft_states(
         self,

@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least
-from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, horizon_of_draft, leaping_horizons
-from mtp_modules.heads.common import last_hidden_state
+from mtp_modules.heads.common import LastStateHeads, last_hidden_state
 from mtp_modules.layers.last_hidden import LastHiddenState
 
 
@@ -36,7 +36,7 @@ class ResidualBlock(nn.Module):
         return x + F.silu(self.linear(x))
 
 
-class ResidualHeads(Heads):
+class ResidualHeads(LastStateHeads):
     r"""Predict each further horizon with residual blocks of its own on the trunk's hidden state.
 
     Horizon 1 is the trunk's hidden state itself, so the next-token model is the plain one. Each block computes
@@ -96,12 +96,6 @@ class ResidualHeads(Heads):
         picked = far if positions is None else at_positions(far, positions)
         return (hidden, *(stack(picked) for stack in self.stacks))
 
-    def first(
-        self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Return ``hidden`` itself."""
-        return hidden
-
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of the blocks' square maps; horizon 1 costs none."""
         return 2 * self.d_model**2 * self.num_layers * len(self.stacks) * num_far
@@ -109,18 +103,6 @@ class ResidualHeads(Heads):
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
         return LastHiddenState(batch_size, capacity, count=self.stride)
-
-    def read(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1."""
-        last_hidden_state(self, state).append(hidden)
-        return hidden
 
     def draft_states(
         self,

@@ -10,7 +10,7 @@ from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
-from mtp_modules.heads.common import picked_rows
+from mtp_modules.heads.common import needed_future, picked_rows
 from mtp_modules.heads.sequential_module import SequentialModule
 from mtp_modules.heads.sequential_state import SequentialState, Walk
 from mtp_modules.layers.cache import KeyValueState
@@ -158,8 +158,7 @@ class SequentialHeads(Heads):
         within_positions(self, length, self.max_positions, "heads")
         if self.num_horizons == 1:
             return (hidden,)
-        if future is None:
-            refuse(self, "future is missing; pass the embeddings of the tokens between (MTPModel does).")
+        future = needed_future(self, future)
         if future.shape[1] != length:
             refuse(
                 self,

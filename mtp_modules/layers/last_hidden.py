@@ -1,5 +1,7 @@
 """The hidden states at the end of each row: what heads without attention draft from."""
 
+from typing import Any
+
 import torch
 
 from mtp_modules.core.checks import refuse
@@ -22,6 +24,8 @@ class LastHiddenState(ChunkedState):
         self.count = count
         self._recent: Float[Tensor, "B C D"] | None = None
         self._pending: Float[Tensor, "B T D"] | None = None
+        self.walk: Any = None
+        """What heads keep from one draft of a round to the next; forgotten when the round is over."""
 
     def append(self, hidden: Float[Tensor, "B T D"]) -> None:
         """Remember the chunk that was announced.
@@ -45,11 +49,12 @@ class LastHiddenState(ChunkedState):
             before = read.new_zeros(len(keep), self.count, read.shape[2]) if self._recent is None else self._recent
             read, ends = torch.cat((before, read), dim=1), ends + self.count
         self._recent = at_positions(read, ends + torch.arange(-self.count, 0, device=read.device))
-        self._pending = None
+        self._pending = self.walk = None
 
     def select(self, rows: list[int]) -> None:
         """Go on with some of the rows only."""
         super().select(rows)
+        self.walk = None
         if self._recent is not None:
             self._recent = self._recent[rows]
 

@@ -133,6 +133,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def check_checkpoint(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another layout, or with the weights of another model.
+
+    Args:
+        module: That shall take the weights; its attribute ``model`` is an :class:`~mtp_modules.MTPModel`.
+        checkpoint: As Lightning has read it.
+
+    Raises:
+        ValueError: If the layout is another, or a name is missing, unknown, or has another shape.
+    """
+    check_format("ckpt_path", checkpoint.get(CHECKPOINT_KEY, {}).get("format"), "the checkpoint")
+    if "state_dict" in checkpoint:
+        check_weights(module, checkpoint["state_dict"], "the checkpoint")
+    else:  # ModelParallelStrategy has loaded them already, and ignores what the model does not have
+        check_description(module, checkpoint[CHECKPOINT_KEY]["model"], "the checkpoint")
+
+
 def check_description(module: nn.Module, description: Description, origin: object) -> None:
     """Refuse the weights of another model by its description alone, where the weights themselves are not at hand.
 

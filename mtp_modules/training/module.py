@@ -19,12 +19,11 @@ from mtp_modules.core.targets import num_positions
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.metrics.per_head import PerHeadMetrics
-from mtp_modules.model import FORMAT, MTPModel, check_format
+from mtp_modules.model import FORMAT, MTPModel
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.checkpointing import (
     CHECKPOINT_KEY,
-    check_description,
-    check_weights,
+    check_checkpoint,
     generator_of,
     in_model_order,
     tokenizer_of,
@@ -312,11 +311,7 @@ class MTPModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another model or layout."""
-        check_format("ckpt_path", checkpoint.get(CHECKPOINT_KEY, {}).get("format"), "the checkpoint")
-        if "state_dict" in checkpoint:
-            check_weights(self, checkpoint["state_dict"], "the checkpoint")
-        else:  # ModelParallelStrategy has loaded them already, and ignores what the model does not have
-            check_description(self, checkpoint[CHECKPOINT_KEY]["model"], "the checkpoint")
+        check_checkpoint(self, checkpoint)
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
 

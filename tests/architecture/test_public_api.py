@@ -44,7 +44,7 @@ PUBLIC = {
     "describe",
     "future_targets",
 }
-LONGEST_FILE = 350
+LONGEST_FILE = 330
 TEXT_FILES = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ""}
 
 

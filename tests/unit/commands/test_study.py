@@ -229,6 +229,7 @@ def goes_on(folder: Path, yaml: Path) -> None:
 
 def test_ctrl_c_stops_it_and_the_same_command_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     yaml = written(tmp_path, arms={"short": {}, "endless": {"share": 10**5}}, **ENDLESS)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 
     def press() -> None:
         while not times(tmp_path / "tiny"):
