@@ -79,7 +79,7 @@ def generate(
 
     sys.stdout.write(prompt)
     written = _Writer(tokenizer, colour)
-    used: DecodableModel = compile_for_decoding(model) if compile else model
+    used: DecodableModel = compile_for_decoding(model, freeze=device == "cpu") if compile else model
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": rule, "sampling": law, "seed": seed}
     for done in decoder.stream(used, [tokens], **options):
         for token, depth in zip(done.tokens[0], done.depths[0], strict=True):

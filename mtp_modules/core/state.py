@@ -35,9 +35,10 @@ class DecodingState(ABC):
         """Do on the host what drafting after the last commit needs, so that drafting is tensor operations only."""
         return
 
-    @property
     def growing(self) -> list[tuple[Tensor, int]]:
-        """Tensors that ``read`` and drafting look at and that get longer from round to round, and along which axis."""
+        """Return tensors that ``read`` and drafting look at and whose length differs from round to round or from state
+        to state, and along which axis; each once.
+        """
         return []
 
     @abstractmethod

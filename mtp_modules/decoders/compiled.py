@@ -1,9 +1,12 @@
 """A model whose decoding steps are compiled."""
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from mtp_modules.core.checks import at_least, is_distributed, refuse
 from mtp_modules.core.interfaces import DecodingState, Heads, Trunk
@@ -14,11 +17,15 @@ from mtp_modules.decoders.generation import DecodableModel
 FAST = {"cpp_wrapper": True}
 """Options of inductor that spare each call of a graph its way through Python."""
 
+FROZEN = {**FAST, "freezing": True, "max_autotune": True}
+"""Options of inductor for weights that are constants: laid out for the matrix products of the graph, the fastest tried."""
+
 
 def compile_for_decoding(
     model: DecodableModel,
     *,
     batch_sizes: Collection[int] = (1,),
+    freeze: bool = False,
     backend: str = "inductor",
     options: Mapping[str, Any] | None = None,
 ) -> "CompiledModel":
@@ -29,14 +36,17 @@ def compile_for_decoding(
     drafts is compiled when it is first used, which takes up to a minute.
 
     Args:
-        model: Not changed. The result shares its weights, and follows them when they change in place.
+        model: Not changed. The result shares its weights.
         batch_sizes: Numbers of rows to compile for; a batch gets smaller as rows end.
+        freeze: Take the weights for constants. Faster, above all on CPUs, where they are then laid out for the products
+            they go into; needs memory for them once more for each graph, and longer to compile. When weights change,
+            decoding is refused; without, it follows them as long as they change in place.
         backend: Of ``torch.compile``.
-        options: Of the backend; for inductor, :data:`FAST` if ``None``.
+        options: Of the backend; for inductor, :data:`FAST` or :data:`FROZEN` if ``None``.
 
     Raises:
         ValueError: If a batch size is below 1, the trunk or the heads cannot be compiled, or the model is shared out
-            over several processes.
+            over several processes; when decoding, if the weights are no longer those that were compiled for.
     """
     for size in batch_sizes:
         at_least("compile_for_decoding", "batch_sizes", size, 1)
@@ -46,32 +56,78 @@ def compile_for_decoding(
     if is_distributed(model.unembedding.weight):
         refuse("compile_for_decoding", "the model is shared out over several processes; decode with the model itself.")
     if options is None and backend == "inductor":
-        options = FAST
-    return CompiledModel(model, batch_sizes=batch_sizes, backend=backend, options=options)
+        options = FROZEN if freeze else FAST
+    return CompiledModel(model, batch_sizes=batch_sizes, freeze=freeze, backend=backend, options=options or {})
+
+
+def _of_the_round(guards: Sequence[Any]) -> list[bool]:
+    """Say which of the compiler's checks before every round are kept: not those of the model and of the code."""
+    return [
+        re.search(r"\bself\b", guard.name) is None
+        and not guard.is_global
+        and guard.guard_type != "NOT_PRESENT_IN_GENERIC_DICT"
+        for guard in guards
+    ]
 
 
 class CompiledModel:
     """A model for decoders whose rounds run as compiled graphs; made by :func:`compile_for_decoding`.
 
-    It shares the weights of the model that it was made from, and follows them when they change.
+    It shares the weights of the model that it was made from.
 
     Args:
         model: Trunk, heads and unembedding.
         batch_sizes: Numbers of rows that graphs are used for.
+        freeze: Whether weights are constants of the graphs.
         backend: Of ``torch.compile``.
         options: Of the backend.
     """
 
     def __init__(
-        self, model: DecodableModel, *, batch_sizes: Collection[int], backend: str, options: Mapping[str, Any] | None
+        self,
+        model: DecodableModel,
+        *,
+        batch_sizes: Collection[int],
+        freeze: bool,
+        backend: str,
+        options: Mapping[str, Any],
     ) -> None:
         self.trunk, self.heads, self.unembedding = model.trunk, model.heads, model.unembedding
-        self.batch_sizes = frozenset(batch_sizes)
+        self.batch_sizes, self.freeze = frozenset(batch_sizes), freeze
         compiler: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
         compiler |= {"recompile_limit": 1000, "isolate_recompiles": True}  # one for each chunk of each batch size
-        compiler["options"] = None if options is None else dict(options)
+        compiler["options"] = {**options, "guard_filter_fn": _of_the_round}  # check() looks at the model, once a run
         self._read = torch.compile(self._reading, **compiler)
         self._round = torch.compile(self._greedy, **compiler)
+        self._constants = torch._dynamo.config.patch(prepare_freezing=True) if freeze else nullcontext()
+        self._compiled_for = self._weights()
+
+    def check(self) -> None:
+        """Refuse to decode with weights that are not those of the graphs.
+
+        Raises:
+            ValueError: If they have changed.
+        """
+        now = self._weights()
+        for name, found in now.items():
+            if self._compiled_for.get(name) != found:
+                how = "changed" if self.freeze else "another shape, dtype, device or mode"
+                refuse(
+                    "compile_for_decoding",
+                    f"{name} has {how} since the model was compiled; call compile_for_decoding(model) again"
+                    + (", or leave freeze out while weights change." if self.freeze else "."),
+                )
+
+    def _weights(self) -> dict[str, tuple[object, ...]]:
+        """Return what graphs rely on, of every part and weight."""
+        found: dict[str, tuple[object, ...]] = {}
+        for name in ("trunk", "heads", "unembedding"):
+            part: nn.Module = getattr(self, name)
+            found[name] = tuple(module.training for module in part.modules())
+            for key, weight in (*part.named_parameters(), *part.named_buffers()):
+                version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version) if self.freeze else ()
+                found[f"{name}.{key}"] = weight.shape, weight.stride(), weight.dtype, weight.device, *version
+        return found
 
     def read(
         self, chunk: Int[Tensor, "B C"], trunk_state: DecodingState, heads_state: DecodingState
@@ -84,7 +140,8 @@ class CompiledModel:
             heads_state: Committed.
         """
         self._announce(chunk.shape[1], trunk_state, heads_state)
-        logits: Tensor = self._read(chunk, trunk_state, heads_state)
+        with self._constants:
+            logits: Tensor = self._read(chunk, trunk_state, heads_state)
         return logits
 
     def round(
@@ -109,14 +166,15 @@ class CompiledModel:
         """
         heads_state.settle()
         self._announce(1 + num_drafts, trunk_state, heads_state)
-        found: tuple[Tensor, Tensor, Tensor] = self._round(token, limits, num_drafts, trunk_state, heads_state)
+        with self._constants:
+            found: tuple[Tensor, Tensor, Tensor] = self._round(token, limits, num_drafts, trunk_state, heads_state)
         return found
 
     @staticmethod
     def _announce(chunk: int, *states: DecodingState) -> None:
         for state in states:
             state.begin(chunk)
-            for tensor, axis in state.growing:
+            for tensor, axis in state.growing():
                 torch._dynamo.maybe_mark_dynamic(tensor, axis)
 
     def _reading(self, chunk: Tensor, trunk_state: DecodingState, heads_state: DecodingState) -> Tensor:

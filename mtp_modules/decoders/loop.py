@@ -82,6 +82,8 @@ class _Run:
     def __init__(self, model: DecodableModel, request: Request, how: Speculation) -> None:
         self.model, self.request, self.how = model, request, how
         self.compiled = model if isinstance(model, CompiledModel) else None
+        if self.compiled is not None:
+            self.compiled.check()
         self.embed, self.unembedding = model.trunk.embedding, model.unembedding
         self.device = self.unembedding.weight.device
         self.limit = model.trunk.max_positions

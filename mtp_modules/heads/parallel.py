@@ -33,10 +33,9 @@ class ParallelState(DecodingState):
         self.keys_values.begin(chunk)
         self.hidden.begin(chunk)
 
-    @property
     def growing(self) -> list[tuple[Tensor, int]]:
-        """What keys and values say."""
-        return self.keys_values.growing
+        """Return what keys and values say."""
+        return self.keys_values.growing()
 
     def settle(self) -> None:
         """Find, once a round, what drafts look back at."""

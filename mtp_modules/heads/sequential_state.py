@@ -59,7 +59,6 @@ class SequentialState(DecodingState):
         self.walk: Walk | None = None
         self._early: list[Bool[Tensor, "B 1 C S"] | None] = []
         self._all_begun: bool | None = None
-        self._kept: list[tuple[Tensor, Tensor]] = []
 
     @property
     def num_modules(self) -> int:
@@ -88,22 +87,14 @@ class SequentialState(DecodingState):
         seen = self.keys_values.mask
         return allowed[:, None] if seen is None else allowed[:, None] & seen
 
-    @property
     def growing(self) -> list[tuple[Tensor, int]]:
-        """What keys and values say, those that drafts look back at, and the masks at the start of a text."""
-        kept = ((part, 2) for pair in self._kept for part in pair)
-        return [*self.keys_values.growing, *kept, *((mask, 3) for mask in self._early if mask is not None)]
+        """Return what keys and values say, and the masks at the start of a text."""
+        return [*self.keys_values.growing(), *((mask, 3) for mask in self._early if mask is not None)]
 
     def settle(self) -> None:
-        """Find, once a round, what drafts look back at: in copies, for a graph may not both change and look at it."""
-        if self._all_begun is None:
-            self._look_back()
-            self._kept = [(keys.clone(), values.clone()) for keys, values in self._kept]
-
-    def _look_back(self) -> None:
+        """Find, once a round, what drafts look back at."""
         self.keys_values.settle()
         self._all_begun = min(self.lengths) >= self.num_modules
-        self._kept = [self.keys_values.last(module)[:2] for module in range(self.num_modules)]
 
     def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
         """Announce that the next chunk is a tree."""
@@ -124,7 +115,7 @@ class SequentialState(DecodingState):
 
     def _changed(self) -> None:
         self.lengths = self.keys_values.lengths
-        self.walk, self._all_begun, self._kept = None, None, []
+        self.walk, self._all_begun = None, None
 
     def last(self, module: int, width: int) -> Float[Tensor, "B D"]:
         """Return what a module is given in the slot behind the last committed token.
@@ -190,9 +181,8 @@ class SequentialState(DecodingState):
             num_drafts: How many drafts ``N``.
         """
         if self._all_begun is None:
-            self._look_back()
-        _, _, positions, kept_mask = self.keys_values.last(module)
-        kept_keys, kept_values = self._kept[module]
+            self.settle()
+        kept_keys, kept_values, positions, kept_mask = self.keys_values.last(module)
         first = module + 1 if self._all_begun else 0
         kept_keys, kept_values = kept_keys[:, :, first:], kept_values[:, :, first:]
         every = torch.cat((kept_keys, keys), dim=2), torch.cat((kept_values, values), dim=2)

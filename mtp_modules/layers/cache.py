@@ -1,5 +1,7 @@
 """Keys and values of the tokens read so far, with room for a provisional chunk."""
 
+from typing import NamedTuple
+
 import torch
 
 from mtp_modules.core.checks import refuse
@@ -73,6 +75,18 @@ class ChunkedState(DecodingState):
         self.lengths = [self.lengths[row] for row in rows]
 
 
+class _LookBack(NamedTuple):
+    """What a query at each row's last committed token sees: slots ``(S,)``, its position ``(B, 1)``, and a mask."""
+
+    seen: Tensor
+    positions: Tensor
+    mask: Tensor | None
+
+    @property
+    def growing(self) -> list[tuple[Tensor, int]]:
+        return [(self.seen, 0)] if self.mask is None else [(self.seen, 0), (self.mask, 3)]
+
+
 class KeyValueState(ChunkedState):
     """Preallocated keys and values of several attention layers.
 
@@ -106,56 +120,56 @@ class KeyValueState(ChunkedState):
     ) -> None:
         super().__init__(batch_size, capacity, max_positions=max_positions)
         self.num_layers = num_layers
-        # One slot is never used: what a chunk sees is then never a whole tensor, which compiled code would take for
-        # another kind.
-        shape = (num_layers, batch_size, num_kv_heads, capacity + 1, head_dim)
+        # One run of slots, layer by layer and row by row, written by index: compiled code can do that in place. One slot
+        # is never used, so what a chunk sees is never a whole tensor, which compiled code would take for another kind.
+        shape = (num_layers * batch_size * (capacity + 1), num_kv_heads, head_dim)
         self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
         self.positions: Int[Tensor, "#B T"] = torch.empty(0)
         self.mask: Bool[Tensor, "#B 1 T S"] | None = None
-        self.seen_keys: list[Float[Tensor, "B h S d"]] = []
-        self.seen_values: list[Float[Tensor, "B h S d"]] = []
+        self._seen: Int[Tensor, " S"] = torch.empty(0)
         self._folded: Float[Tensor, "#B 1 _ S"] | None = None
-        self._back: tuple[list[Tensor], list[Tensor], Tensor, Tensor | None] | None = None
+        self._back: _LookBack | None = None
         self._rows = torch.arange(batch_size, device=like.device)[:, None]
         self.num_previous = num_previous
         self.tokens = torch.full((batch_size, num_previous + capacity), nothing, device=like.device)
+        self._unannounced = self._lasting
 
     def begin(self, chunk: int) -> None:
         """Announce a chunk: place its positions and what each of them may look at."""
         super().begin(chunk)
         self._folded = None
         self._ragged = min(self.lengths) != max(self.lengths)
-        end = max(self.lengths) + chunk
-        device = self.keys.device
-        self.seen_keys = [self.keys[layer, :, :, :end] for layer in range(self.num_layers)]
-        self.seen_values = [self.values[layer, :, :, :end] for layer in range(self.num_layers)]
+        device = self._rows.device
+        self._seen = torch.arange(max(self.lengths) + chunk, device=device)
         if not self._ragged:
             start = self.lengths[0]
             self._slots = torch.arange(start, start + chunk, device=device)[None]
         else:
             starts = torch.tensor(self.lengths, device=device)
             self._slots = starts[:, None] + torch.arange(chunk, device=device)
+        self._places = (self._rows * (self.capacity + 1) + self._slots).flatten()
         self.positions = self._slots
         if self.parents is not None:
-            self._place_tree(self.parents, end)
+            self._place_tree(self.parents)
         elif chunk == 1 and not self._ragged:
             self.mask = None
         else:
-            self.mask = torch.arange(end, device=device) <= self._slots[:, None, :, None]
+            self.mask = self._seen <= self._slots[:, None, :, None]
         if self.max_positions is not None:
             self.positions = self.positions.clamp(max=self.max_positions - 1)
 
     @property
+    def _lasting(self) -> list[tuple[Tensor, int]]:
+        return [(self.tokens, 1), (self.keys, 0), (self.values, 0)]
+
     def growing(self) -> list[tuple[Tensor, int]]:
-        """Keys, values and masks, for reading and for looking back."""
-        keys, values, _, looked_back = self._back or ([], [], None, None)
-        masks = [mask for mask in (self.mask, looked_back) if mask is not None]
-        return [
-            (self.tokens, 1),
-            *((part, 2) for part in (*self.seen_keys, *self.seen_values, *keys, *values)),
-            *((mask, 3) for mask in masks),
-        ]
+        """Return keys, values and tokens once, and what each chunk and each look back brings."""
+        found, self._unannounced = self._unannounced, []
+        found = [*found, (self._seen, 0)]
+        if self.mask is not None:
+            found.append((self.mask, 3))
+        return found if self._back is None else found + self._back.growing
 
     def folded_mask(self, groups: int) -> Float[Tensor, "#B 1 _ S"] | None:
         """Return what is added to the scores of the chunk's queries, made once for all layers; ``None`` for nothing.
@@ -166,7 +180,7 @@ class KeyValueState(ChunkedState):
         if self.mask is None:
             return None
         if self._folded is None:
-            added = torch.zeros(self.mask.shape, dtype=self.seen_keys[0].dtype, device=self.mask.device)
+            added = torch.zeros(self.mask.shape, dtype=self.keys.dtype, device=self.mask.device)
             self._folded = added.masked_fill_(~self.mask, -torch.inf).repeat(1, 1, groups, 1)
         return self._folded
 
@@ -174,12 +188,12 @@ class KeyValueState(ChunkedState):
         """Announce that the next chunk is a tree."""
         self.parents, self.depth = parents, depth
 
-    def _place_tree(self, parents: Int[Tensor, "B C"], end: int) -> None:
+    def _place_tree(self, parents: Int[Tensor, "B C"]) -> None:
         """A token stands one position behind its parent, and sees what was committed, its ancestors, and itself."""
         ancestors = ancestors_of(parents)
         starts = torch.tensor(self.lengths, device=parents.device)[:, None]
         self.positions = starts + ancestors.sum(dim=2) - 1
-        offsets = torch.arange(end, device=parents.device) - starts
+        offsets = self._seen - starts
         inside = (offsets >= 0) & (offsets < self.chunk)
         own = ancestors.gather(2, offsets.clamp(0, self.chunk - 1)[:, None].expand(-1, self.chunk, -1))
         self.mask = ((offsets < 0)[:, None] | (inside[:, None] & own))[:, None]
@@ -189,8 +203,8 @@ class KeyValueState(ChunkedState):
         if path is not None:
             starts = torch.tensor(self.lengths, device=path.device)[:, None]
             source, target = starts + path, starts + torch.arange(path.shape[1], device=path.device)
-            for kept in (self.keys, self.values):
-                kept[:, self._rows, :, target] = kept[:, self._rows, :, source]
+            for kept in (self._by_row(self.keys), self._by_row(self.values)):
+                kept[:, self._rows, target] = kept[:, self._rows, source]
             self.tokens[self._rows, self.num_previous + target] = self.tokens[self._rows, self.num_previous + source]
         super().commit(keep, path)
         self._back = None
@@ -199,9 +213,10 @@ class KeyValueState(ChunkedState):
         """Go on with some of the rows only."""
         super().select(rows)
         self._back = None
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self._rows = torch.arange(len(rows), device=self.keys.device)[:, None]
+        self.keys, self.values = (self._by_row(kept)[:, rows].flatten(0, 2) for kept in (self.keys, self.values))
+        self._rows = torch.arange(len(rows), device=self._rows.device)[:, None]
         self.tokens = self.tokens[rows]
+        self._unannounced = self._lasting
 
     def previous_tokens(self, tokens: Int[Tensor, "B T"]) -> Int[Tensor, "B T C"]:
         """Write the chunk's tokens, and return for each position the ``C`` tokens before it, nearest first.
@@ -232,15 +247,18 @@ class KeyValueState(ChunkedState):
             keys: Of the chunk.
             values: Of the chunk.
         """
-        all_keys, all_values = self.seen_keys[layer], self.seen_values[layer]
-        keys, values = keys.detach(), values.detach()
-        if self._ragged:
-            all_keys[self._rows, :, self._slots] = keys.transpose(1, 2)
-            all_values[self._rows, :, self._slots] = values.transpose(1, 2)
-        else:
-            all_keys.index_copy_(2, self._slots[0], keys)
-            all_values.index_copy_(2, self._slots[0], values)
-        return all_keys, all_values
+        places = self._places + layer * (self.keys.shape[0] // self.num_layers)
+        for kept, new in ((self.keys, keys), (self.values, values)):
+            kept.index_copy_(0, places, new.detach().transpose(1, 2).flatten(0, 1))
+        return self._until(len(self._seen), layer)
+
+    def _by_row(self, kept: Float[Tensor, "_ h d"]) -> Float[Tensor, "L B _ h d"]:
+        return kept.view(self.num_layers, len(self._rows), -1, *kept.shape[1:])
+
+    def _until(self, end: int, layer: int) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"]]:
+        """Return a layer's first keys and values."""
+        keys, values = (self._by_row(kept)[layer, :, :end].transpose(1, 2) for kept in (self.keys, self.values))
+        return keys, values
 
     def last(self, layer: int, back: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return keys, values, positions ``(B, 1)`` and mask for one query at each row's last committed token.
@@ -251,18 +269,17 @@ class KeyValueState(ChunkedState):
         """
         self.settle()
         assert self._back is not None
-        keys, values, positions, mask = self._back
+        seen, positions, mask = self._back.seen, self._back.positions, self._back.mask
         if back:
             positions = (positions - back).clamp(min=0)
-            mask = torch.arange(keys[layer].shape[2], device=positions.device) <= positions[:, None, :, None]
-        return keys[layer], values[layer], positions, mask
+            mask = seen <= positions[:, None, :, None]
+        return *self._until(len(seen), layer), positions, mask
 
     def settle(self) -> None:
         """Find, once a round, what drafts look back at."""
         if self._back is not None:
             return
-        end = max(self.lengths)
-        positions = torch.tensor(self.lengths, device=self.keys.device)[:, None] - 1
-        ragged = min(self.lengths) != end
-        mask = torch.arange(end, device=positions.device) <= positions[:, None, :, None] if ragged else None
-        self._back = list(self.keys[:, :, :, :end]), list(self.values[:, :, :, :end]), positions, mask
+        seen = torch.arange(max(self.lengths), device=self._rows.device)
+        positions = torch.tensor(self.lengths, device=seen.device)[:, None] - 1
+        ragged = min(self.lengths) != len(seen)
+        self._back = _LookBack(seen, positions, seen <= positions[:, None, :, None] if ragged else None)

@@ -6,6 +6,7 @@ Both sides of a ratio alternate in one process, on one thread. Times are CPU sec
     python tests/benchmarks/decoding.py --temperature 0.8 --decoders heads:7 rejection:7 block:7 --hugging_face 0
     python tests/benchmarks/decoding.py --batch 16 --decoders heads:7 cost:7 --hugging_face 0
     python tests/benchmarks/decoding.py --compile --decoders heads:3 heads:7
+    python tests/benchmarks/decoding.py --compile --freeze --decoders heads:3 heads:7
 """
 
 import argparse
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--decoders", nargs="+", default=DECODERS, help="kind:sizes, kinds as in the source")
     parser.add_argument("--compile", action="store_true", help="compile our rounds, plain ones too")
+    parser.add_argument("--freeze", action="store_true", help="with compile: take weights for constants")
     parser.add_argument("--hugging_face", type=int, default=8, help="prompts to compare with; 0 leaves it out")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -168,7 +170,9 @@ def main() -> None:
     prompts = data.prompts("test", options.prompts, options.prompt_length, seed=0)
     batches = [prompts[start : start + options.batch] for start in range(0, len(prompts), options.batch)]
     console = Console(width=120)
-    used: DecodableModel = compile_for_decoding(model, batch_sizes=(options.batch,)) if options.compile else model
+    used: DecodableModel = model
+    if options.compile:
+        used = compile_for_decoding(model, batch_sizes=(options.batch,), freeze=options.freeze)
 
     decoders: dict[str, Decoder] = {"plain": AutoregressiveDecoder()}
     decoders |= {name: decoder_of(name) for name in options.decoders}
@@ -186,7 +190,7 @@ def main() -> None:
 
     seconds = alternate({name: run(name) for name in decoders}, options.repeats)
     title = f"{len(prompts)} held-out prompts x {options.new_tokens} tokens, batch {options.batch}"
-    title += ", compiled" if options.compile else ""
+    title += (", compiled" if options.compile else "") + (", frozen" if options.freeze else "")
     table = Table(title=f"{title}, temperature {options.temperature}, one thread, CPU time")
     for column in ("decoding", "tokens/s", "tokens a forward", "speed-up", "equal outputs", "acceptance by depth"):
         table.add_column(column, justify="right")
@@ -220,7 +224,7 @@ def compare_with_hugging_face(
     ours: DecodableModel = without_previous_tokens(model)
     with_heads: DecodableModel = model
     if options.compile:
-        ours, with_heads = compile_for_decoding(ours), compile_for_decoding(model)
+        ours, with_heads = (compile_for_decoding(part, freeze=options.freeze) for part in (ours, model))
     new_tokens = options.new_tokens
     outputs: dict[str, list[list[int]]] = {}
 

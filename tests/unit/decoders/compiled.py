@@ -1,10 +1,13 @@
-"""Decode with compiled rounds and without, in float64: ``compiled.py eager``, or another backend."""
+"""Decode with compiled rounds and without, in float64: ``compiled.py eager``, or another backend.
+
+``compiled.py frozen`` does so with weights that are constants, in float32, as only those are laid out anew.
+"""
 
 import sys
 
 import torch
 
-from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
+from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.decoders import (
     ConfidentDepth,
     Decoder,
@@ -14,6 +17,7 @@ from mtp_modules.decoders import (
     SamplingLaw,
     compile_for_decoding,
 )
+from mtp_modules.decoders.compiled import CompiledModel
 from tests.helpers import make_model
 
 DRAWN, GREEDY = SamplingLaw(temperature=0.8, presence_penalty=0.5), SamplingLaw(temperature=0.0)
@@ -39,10 +43,20 @@ MORE = (
 PROMPTS = [[[1, 2, 3, 1, 2]], [[1, 2, 3, 4, 5], [6]]]
 
 
+def compare(model: MTPModel, fast: CompiledModel, cases: list[tuple[Decoder, SamplingLaw]]) -> None:
+    """Compare tokens and counts."""
+    for decoder, law in cases:
+        for prompts in PROMPTS:
+            asked = {"max_new_tokens": 9, "sampling": law, "seed": 5}
+            wanted = decoder.generate(model, prompts, **asked)
+            found = decoder.generate(fast, prompts, **asked)
+            assert found.tokens == wanted.tokens, (model.heads, decoder, law)
+            assert found.stats.drafted == wanted.stats.drafted
+            assert found.stats.accepted == wanted.stats.accepted
+
+
 def main(backend: str) -> None:
     """Compare tokens and counts, count graphs, and see that they follow weights that change."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
     for trunk, heads in (
         ("transformer_previous", "recurrent"),
         ("transformer_grouped", "parallel"),
@@ -60,14 +74,7 @@ def main(backend: str) -> None:
             return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
         fast = compile_for_decoding(model, batch_sizes=(1, 2), backend=compiler)
-        for decoder, law in CASES:
-            for prompts in PROMPTS:
-                asked = {"max_new_tokens": 9, "sampling": law, "seed": 5}
-                wanted = decoder.generate(model, prompts, **asked)
-                found = decoder.generate(fast, prompts, **asked)
-                assert found.tokens == wanted.tokens, (trunk, decoder, law)
-                assert found.stats.drafted == wanted.stats.drafted
-                assert found.stats.accepted == wanted.stats.accepted
+        compare(model, fast, CASES)
         made = len(graphs)
         assert made > 8
         with torch.no_grad():
@@ -77,8 +84,22 @@ def main(backend: str) -> None:
             wanted = decoder.generate(model, PROMPTS[0], **asked)
             assert decoder.generate(fast, PROMPTS[0], **asked).tokens == wanted.tokens
         assert len(graphs) == made, "a text of another length was compiled anew"
-    print("equal")
+
+
+def frozen() -> None:
+    """Compare tokens and counts where weights are constants, and see that they were laid out anew."""
+    for trunk, heads, case in (("transformer_previous", "recurrent", 2), ("transformer_grouped", "sequential", 3)):
+        model = make_model(trunk, heads, 3).eval().float()
+        compare(model, compile_for_decoding(model, freeze=True), CASES[case : case + 1])
+    packed = torch._dynamo.utils.counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"]
+    assert packed > 20, packed
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if sys.argv[1] == "frozen":
+        frozen()
+    else:
+        main(sys.argv[1])
+    print("equal")

@@ -5,14 +5,18 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from mtp_modules import AutoregressiveDecoder
+from mtp_modules import AutoregressiveDecoder, MTPModel
 from mtp_modules.decoders import BeamDecoder, compile_for_decoding
 from tests.drafting import ScriptedHeads
 from tests.helpers import make_model, random_tokens
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in ("inductor", "frozen"))
+
+
+@pytest.mark.parametrize("backend", ["eager", *SLOW])
 @pytest.mark.timeout(1800)
 def test_compiled_rounds_give_the_same_tokens_without_compiling_twice(backend: str) -> None:
     """In a process of its own, for the shapes that tests check are in the compiler's way."""
@@ -51,6 +55,28 @@ def test_what_cannot_be_compiled_is_refused(name: str) -> None:
     make, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def _changed(model: MTPModel) -> None:
+    with torch.no_grad():
+        model.trunk.embedding.weight[0] += 1.0
+
+
+CHANGES: dict[str, tuple[bool, Callable[[MTPModel], object], str]] = {
+    "other numbers": (True, _changed, "trunk.embedding.weight has changed since"),
+    "another dtype": (False, lambda model: model.float(), "trunk.embedding.weight has another shape, dtype"),
+    "another mode": (False, lambda model: model.train(), "trunk has another shape, dtype, device or mode"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_weights_that_were_not_compiled_for_are_refused(name: str) -> None:
+    freeze, change, message = CHANGES[name]
+    model = make_model("transformer", "linear", 3).eval()
+    fast = compile_for_decoding(model, freeze=freeze, backend="eager")
+    change(model)
+    with pytest.raises(ValueError, match=rf"^compile_for_decoding: {message}.*; call compile_for_decoding"):
+        AutoregressiveDecoder().generate(fast, [[1, 2]], max_new_tokens=3)
 
 
 def test_batches_of_other_sizes_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
