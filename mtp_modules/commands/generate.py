@@ -24,6 +24,7 @@ from mtp_modules.decoders import (
     compile_for_decoding,
 )
 from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.interop import NamedTrunk, with_own_trunk
 
 _OWN = "\033[0m"
 _SHADES = (46, 40, 34, 28, 22)
@@ -63,7 +64,8 @@ def generate(
         stop: End after any of these texts.
         compare: Also decode plainly, and print speed, tokens per forward, acceptance by depth, and if outputs agree.
         repeats: How many times each side runs when comparing; medians are printed.
-        compile: Compile the rounds, which takes a minute or two before the first token and pays where speed counts.
+        compile: Compile the rounds, which takes some minutes before the first token and pays where speed counts. A
+            Hugging Face trunk is replaced by our own with the same weights.
         device: Where to run, such as cpu or cuda.
     """
     at_least("generate", "repeats", repeats, 1)
@@ -79,7 +81,10 @@ def generate(
 
     sys.stdout.write(prompt)
     written = _Writer(tokenizer, colour)
-    used: DecodableModel = compile_for_decoding(model, freeze=device == "cpu") if compile else model
+    used: DecodableModel = model
+    if compile:
+        with_read = with_own_trunk(model) if isinstance(model.trunk, NamedTrunk) else model
+        used = compile_for_decoding(with_read, freeze=device == "cpu")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": rule, "sampling": law, "seed": seed}
     for done in decoder.stream(used, [tokens], **options):
         for token, depth in zip(done.tokens[0], done.depths[0], strict=True):

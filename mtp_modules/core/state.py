@@ -36,9 +36,7 @@ class DecodingState(ABC):
         return
 
     def growing(self) -> list[tuple[Tensor, int]]:
-        """Return tensors that ``read`` and drafting look at and whose length differs from round to round or from state
-        to state, and along which axis; each once.
-        """
+        """Return tensors that rounds look at and whose length may differ, each once, and along which axis it does."""
         return []
 
     @abstractmethod

@@ -13,12 +13,16 @@ from mtp_modules.core.interfaces import DecodingState, Heads, Trunk
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.acceptance import greedy_round
 from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.transfer import told_of_round
 
 FAST = {"cpp_wrapper": True}
 """Options of inductor that spare each call of a graph its way through Python."""
 
-FROZEN = {**FAST, "freezing": True, "max_autotune": True}
-"""Options of inductor for weights that are constants: laid out for the matrix products of the graph, the fastest tried."""
+_QUIET = {"max_autotune_report_choices_stats": False, "autotune_num_choices_displayed": 0}
+FROZEN = {**FAST, **_QUIET, "freezing": True, "max_autotune": True}
+"""Options of inductor for weights that are constants: laid out for the products they go into, the fastest of which are
+found by trying.
+"""
 
 
 def compile_for_decoding(
@@ -151,7 +155,7 @@ class CompiledModel:
         num_drafts: int,
         trunk_state: DecodingState,
         heads_state: DecodingState,
-    ) -> tuple[Int[Tensor, "B C"], Int[Tensor, " B"], Float[Tensor, "B C V"]]:
+    ) -> Int[Tensor, "B M"]:
         """Draft greedily with the heads, and verify: a whole round of greedy decoding.
 
         Args:
@@ -162,12 +166,12 @@ class CompiledModel:
             heads_state: Committed.
 
         Returns:
-            New tokens, how many of them were drafts, and the logits.
+            What :func:`~mtp_modules.decoders.transfer.told_of_round` says.
         """
         heads_state.settle()
         self._announce(1 + num_drafts, trunk_state, heads_state)
         with self._constants:
-            found: tuple[Tensor, Tensor, Tensor] = self._round(token, limits, num_drafts, trunk_state, heads_state)
+            found: Tensor = self._round(token, limits, num_drafts, trunk_state, heads_state)
         return found
 
     @staticmethod
@@ -190,10 +194,10 @@ class CompiledModel:
         num_drafts: int,
         trunk_state: DecodingState,
         heads_state: DecodingState,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Tensor:
         drafts = token[:, None][:, :0]
         if num_drafts:
             embed, unembed = self.trunk.embedding, self.unembedding.logits
             drafts = self.heads.draft(token, heads_state, num_drafts=num_drafts, embed=embed, unembed=unembed).tokens
         logits = self._reading(torch.cat((token[:, None], drafts), dim=1), trunk_state, heads_state)
-        return *greedy_round(drafts, limits, logits), logits
+        return told_of_round(*greedy_round(drafts, limits, logits), limits, logits)

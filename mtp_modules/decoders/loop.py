@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from mtp_modules.core.checks import refuse
 from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.acceptance import greedy_round
@@ -16,6 +15,7 @@ from mtp_modules.decoders.drafting import DraftChoice, Drafter, HeadsDrafter, Pr
 from mtp_modules.decoders.generation import DecodableModel, Request, Round, RoundLaws
 from mtp_modules.decoders.sampling import History, RowLaws
 from mtp_modules.decoders.stopping import cut
+from mtp_modules.decoders.transfer import on_host, told_of_round
 from mtp_modules.decoders.tree import DraftTree, Grower, Guess, counts_along, walk
 from mtp_modules.decoders.verification import Acceptance, RowNoise, own_choice
 
@@ -131,7 +131,8 @@ class _Run:
         if self.text is not None:
             self.text.append(chunk, counts)
         self._remember(first, torch.ones_like(counts))
-        return self._on_host(logits, first)
+        none = torch.zeros_like(counts)
+        return on_host(told_of_round(first, none, none, logits))[0]
 
     @torch.inference_mode()
     def round(
@@ -157,23 +158,22 @@ class _Run:
         most = max(limits) if compiled is None or self.how.tree is not None else wanted
         if compiled is not None and self._is_one_graph(most, depths):
             counted = torch.tensor(limits, device=self.device)
-            tokens, accepted, logits = compiled.round(token, counted, most, self.trunk_state, self.heads_state)
+            return self._settle(compiled.round(token, counted, most, self.trunk_state, self.heads_state))
+        proposal = self._propose(token, limits, most, depths, noise)
+        drafts, counted = proposal.tokens, proposal.limits
+        compiled = compiled if drafts.shape[1] in (0, most) else None  # graphs are for whole rounds
+        logits = self._logits(torch.cat((token[:, None], drafts), dim=1), compiled)
+        target = None
+        if self.laws is None or noise is None:
+            tokens, accepted = greedy_round(drafts, counted, logits)
         else:
-            proposal = self._propose(token, limits, most, depths, noise)
-            drafts, counted = proposal.tokens, proposal.limits
-            compiled = compiled if drafts.shape[1] in (0, most) else None  # graphs are for whole rounds
-            logits = self._logits(torch.cat((token[:, None], drafts), dim=1), compiled)
-            target = None
-            if self.laws is None or noise is None:
-                tokens, accepted = greedy_round(drafts, counted, logits)
-            else:
-                scores = self._scores(logits, drafts)
-                target = self.laws(scores)
-                source = target[:, :0] if proposal.source is None else proposal.source
-                accepted, following = self.how.acceptance.verify(drafts, source, target, scores, counted, noise)
-                tokens = torch.cat((drafts, following[:, None]), dim=1)
-                tokens = tokens.scatter(1, accepted[:, None], following[:, None])
-            self._keep_laws(proposal, target, logits)
+            scores = self._scores(logits, drafts)
+            target = self.laws(scores)
+            source = target[:, :0] if proposal.source is None else proposal.source
+            accepted, following = self.how.acceptance.verify(drafts, source, target, scores, counted, noise)
+            tokens = torch.cat((drafts, following[:, None]), dim=1)
+            tokens = tokens.scatter(1, accepted[:, None], following[:, None])
+        self._keep_laws(proposal, target, logits)
         return self._finish(logits, tokens, accepted, counted)
 
     def _finish(
@@ -186,10 +186,15 @@ class _Run:
     ) -> tuple[list[list[int]], list[int], list[int]]:
         """Remember what holds, bring it to the host, and commit it."""
         self._remember(tokens, accepted + 1)
-        on_host = self._on_host(logits, torch.cat((tokens, accepted[:, None], counted[:, None]), dim=1))
-        limits, kept = [row.pop() for row in on_host], [row.pop() for row in on_host]
+        return self._settle(told_of_round(tokens, accepted, counted, logits), path)
+
+    def _settle(
+        self, told: Int[Tensor, "B M"], path: Int[Tensor, "B P"] | None = None
+    ) -> tuple[list[list[int]], list[int], list[int]]:
+        """Learn what holds, and commit it."""
+        tokens, kept, limits = on_host(told)
         self._commit([count + 1 for count in kept], path)
-        return [row[: count + 1] for row, count in zip(on_host, kept, strict=True)], kept, limits
+        return [row[: count + 1] for row, count in zip(tokens, kept, strict=True)], kept, limits
 
     def _compiled(self) -> CompiledModel | None:
         """Return the graphs, where there are any for so many rows."""
@@ -310,14 +315,6 @@ class _Run:
             self.history.add(tokens, counts)
         if self.text is not None:
             self.text.append(tokens, counts)
-
-    def _on_host(self, logits: Tensor, numbers: Int[Tensor, "B C"]) -> list[list[int]]:
-        """Bring numbers to the host, the only time in a round, and see there whether the model's output was sound."""
-        sound = torch.isnan(logits).any().logical_not().long().expand(len(numbers), 1)
-        found: list[list[int]] = torch.cat((numbers, sound), dim=1).tolist()
-        if not found[0][-1]:
-            refuse("generate", "the model's logits are not numbers (NaN); check its weights and its precision.")
-        return [row[:-1] for row in found]
 
     def _extend(self, chunk: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         output, heads = self.model.trunk(chunk, state=self.trunk_state), self.model.heads

@@ -8,6 +8,7 @@ from mtp_modules.interop.glm import GLM
 from mtp_modules.interop.medusa import Medusa
 from mtp_modules.interop.medusa_vllm import MedusaVLLM
 from mtp_modules.interop.mimo import MiMo
+from mtp_modules.interop.own_trunk import with_own_trunk
 from mtp_modules.interop.qwen import Qwen
 from mtp_modules.interop.speculators import Speculators
 from mtp_modules.interop.tensors import check_trained
@@ -27,4 +28,5 @@ __all__ = [
     "check_trained",
     "export_model",
     "import_model",
+    "with_own_trunk",
 ]

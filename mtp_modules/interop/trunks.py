@@ -1,6 +1,6 @@
 """Trunks under the names that the models of transformers share, and their configurations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from mtp_modules.core.checks import refuse
@@ -192,13 +192,16 @@ def write_trunk(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, Ten
     return written
 
 
-def read_trunk(tensors: Tensors, sizes: Sizes, style: LayerStyle) -> tuple[TransformerTrunk, dict[str, Tensor]]:
+def read_trunk(
+    tensors: Tensors, sizes: Sizes, style: LayerStyle, *, feature_layers: Sequence[int] = ()
+) -> tuple[TransformerTrunk, dict[str, Tensor]]:
     """Take the tensors of trunk and output matrix.
 
     Args:
         tensors: Of the checkpoint.
         sizes: Of the model.
         style: Of the format.
+        feature_layers: Layers whose outputs the trunk returns too.
 
     Returns:
         A trunk that is still to be filled, and what fills it and the output matrix, by the names of an
@@ -219,6 +222,7 @@ def read_trunk(tensors: Tensors, sizes: Sizes, style: LayerStyle) -> tuple[Trans
         rope_base=sizes.rope_base,
         qk_norm=layer.qk_norm,
         norm_eps=sizes.norm_eps,
+        feature_layers=feature_layers,
     )
     embedding = tensors.take("model.embed_tokens.weight", sizes.vocab_size, width)
     state = {"trunk.embedding.weight": embedding}

@@ -120,8 +120,8 @@ class KeyValueState(ChunkedState):
     ) -> None:
         super().__init__(batch_size, capacity, max_positions=max_positions)
         self.num_layers = num_layers
-        # One run of slots, layer by layer and row by row, written by index: compiled code can do that in place. One slot
-        # is never used, so what a chunk sees is never a whole tensor, which compiled code would take for another kind.
+        # One run of slots, layer by layer and row by row, written by index, which compiled code can do in place. One
+        # of each row is never used: what a chunk sees is never all, which compiled code would take for another kind.
         shape = (num_layers * batch_size * (capacity + 1), num_kv_heads, head_dim)
         self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
@@ -253,7 +253,8 @@ class KeyValueState(ChunkedState):
         return self._until(len(self._seen), layer)
 
     def _by_row(self, kept: Float[Tensor, "_ h d"]) -> Float[Tensor, "L B _ h d"]:
-        return kept.view(self.num_layers, len(self._rows), -1, *kept.shape[1:])
+        each = kept.shape[0] // max(self.num_layers * len(self._rows), 1)
+        return kept.view(self.num_layers, len(self._rows), each, *kept.shape[1:])
 
     def _until(self, end: int, layer: int) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"]]:
         """Return a layer's first keys and values."""

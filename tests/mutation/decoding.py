@@ -115,9 +115,9 @@ MUTANTS = (
     ),
     Mutant(
         "not-a-number-ignored",
-        "decoders/loop.py",
-        "if not found[0][-1]:",
-        "if False:",
+        "decoders/transfer.py",
+        "if not all([row.pop() for row in rows]):",
+        "if not [row.pop() for row in rows]:",
         "logits that are not numbers give tokens all the same",
         OURS,
         (REFUSED,),

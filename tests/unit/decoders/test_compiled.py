@@ -12,7 +12,6 @@ from mtp_modules.decoders import BeamDecoder, compile_for_decoding
 from tests.drafting import ScriptedHeads
 from tests.helpers import make_model, random_tokens
 
-
 SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in ("inductor", "frozen"))
 
 
