@@ -30,7 +30,7 @@ WIDTH = 8
 MAX_POSITIONS = 48
 
 
-def _transformer(num_kv_heads: int | None, num_previous: int = 0) -> Trunk:
+def _transformer(num_kv_heads: int | None, num_previous: int = 0, head_dim: int | None = None) -> Trunk:
     return TransformerTrunk(
         vocab_size=VOCAB,
         d_model=WIDTH,
@@ -40,6 +40,7 @@ def _transformer(num_kv_heads: int | None, num_previous: int = 0) -> Trunk:
         ffn_width=12,
         max_positions=MAX_POSITIONS,
         num_previous=num_previous,
+        head_dim=head_dim,
         feature_layers=[0, 1],
     )
 
@@ -51,7 +52,7 @@ def _recurrent(cell: str) -> Trunk:
 TRUNKS: dict[str, Callable[[], Trunk]] = {
     "transformer": lambda: _transformer(None),
     "transformer_grouped": lambda: _transformer(2),
-    "transformer_previous": lambda: _transformer(None, num_previous=2),
+    "transformer_previous": lambda: _transformer(None, num_previous=2, head_dim=6),
     "rnn": lambda: _recurrent("rnn"),
     "gru": lambda: _recurrent("gru"),
     "lstm": lambda: _recurrent("lstm"),

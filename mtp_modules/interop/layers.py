@@ -53,11 +53,7 @@ class LayerShape(NamedTuple):
     num_kv_heads: int
     ffn_width: int
     qk_norm: bool
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.d_model // self.num_heads
+    head_dim: int
 
 
 def shape_of(layer: TransformerLayer) -> LayerShape:
@@ -73,6 +69,7 @@ def shape_of(layer: TransformerLayer) -> LayerShape:
         attention.num_kv_heads,
         layer.ffn.down.in_features,
         attention.query_norm is not None,
+        attention.head_dim,
     )
 
 

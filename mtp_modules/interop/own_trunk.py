@@ -30,7 +30,7 @@ def with_own_trunk(model: MTPModel) -> MTPModel:
     kind = config["model_type"]
     if kind not in _QK_NORM:
         refuse(owner, f"model_type is {kind}, TransformerTrunk can be {', '.join(_QK_NORM)}; use the model as it is.")
-    sizes, tied = read_sizes(owner, config, qk_norm=_QK_NORM[kind]), model.unembedding.tied
+    sizes, tied = read_sizes(owner, config, qk_norm=_QK_NORM[kind], any_head_dim=True), model.unembedding.tied
     sizes = sizes._replace(max_positions=trunk.max_positions or sizes.max_positions, tied=tied)
     window = config.get("sliding_window")
     if window is not None and window < sizes.max_positions:

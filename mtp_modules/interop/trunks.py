@@ -66,7 +66,9 @@ def field(owner: str, config: Mapping[str, Any], name: str, default: Any = _MISS
     return default if value is None else value
 
 
-def read_sizes(owner: str, config: Mapping[str, Any], *, qk_norm: bool, turned: float = 1.0) -> Sizes:
+def read_sizes(
+    owner: str, config: Mapping[str, Any], *, qk_norm: bool, turned: float = 1.0, any_head_dim: bool = False
+) -> Sizes:
     """Read the sizes of a model of transformers, and refuse what our layers cannot be.
 
     Args:
@@ -74,6 +76,8 @@ def read_sizes(owner: str, config: Mapping[str, Any], *, qk_norm: bool, turned: 
         config: What ``config.json`` holds.
         qk_norm: Whether its layers normalise queries and keys.
         turned: Which part of the channels is rotated where the configuration does not say it.
+        any_head_dim: Whether a head may have another width than ``hidden_size / num_attention_heads``; not where heads
+            with attention of their own are read along.
 
     Raises:
         ValueError: If a size is missing, or says something that our layers do not have.
@@ -82,8 +86,9 @@ def read_sizes(owner: str, config: Mapping[str, Any], *, qk_norm: bool, turned: 
     rope = field(owner, config, "rope_parameters", None) or field(owner, config, "rope_scaling", None) or {}
     partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", turned))
     types = set(field(owner, config, "layer_types", ["full_attention"]))
+    head_dim = field(owner, config, "head_dim", width // heads)
     for name, value, ours in (
-        ("head_dim", field(owner, config, "head_dim", width // heads), width // heads),
+        ("head_dim", head_dim, head_dim if any_head_dim else width // heads),
         ("partial_rotary_factor", partial, 1.0),
         ("rope_type", rope.get("rope_type", rope.get("type", "default")), "default"),
         ("hidden_act", field(owner, config, "hidden_act", "silu"), "silu"),
@@ -99,6 +104,7 @@ def read_sizes(owner: str, config: Mapping[str, Any], *, qk_norm: bool, turned: 
             field(owner, config, "num_key_value_heads", heads),
             field(owner, config, "intermediate_size"),
             qk_norm,
+            head_dim,
         ),
         num_layers=field(owner, config, "num_hidden_layers"),
         vocab_size=field(owner, config, "vocab_size"),
@@ -124,6 +130,9 @@ def transformer_trunk(owner: str, model: MTPModel) -> TransformerTrunk:
         refuse(owner, f"the format keeps the trunk too, and has no names for a {type(trunk).__name__}.")
     if trunk.num_previous:
         refuse(owner, f"the format has no tables of previous tokens, and num_previous is {trunk.num_previous}.")
+    shape = shape_of(trunk.layers[0])
+    if shape.head_dim * shape.num_heads != trunk.d_model:
+        refuse(owner, f"the format has heads of d_model / num_heads, and head_dim is {shape.head_dim}.")
     if model.unembedding.bias is not None:
         refuse(owner, "the format has no bias behind the output matrix; train with output_bias=False.")
     return trunk
@@ -222,6 +231,7 @@ def read_trunk(
         rope_base=sizes.rope_base,
         qk_norm=layer.qk_norm,
         norm_eps=sizes.norm_eps,
+        head_dim=layer.head_dim,
         feature_layers=feature_layers,
     )
     embedding = tensors.take("model.embed_tokens.weight", sizes.vocab_size, width)

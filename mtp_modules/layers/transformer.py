@@ -108,20 +108,30 @@ class Attention(nn.Module):
         qk_norm: Normalise every query and key before it is rotated, with one gain a channel for all queries and one for
             all keys, as Qwen3 does (Henry et al. 2020, arXiv 2010.04245).
         norm_eps: Of those norms.
+        head_dim: Width of one head; ``d_model / num_heads`` if ``None``.
     """
 
     def __init__(
-        self, d_model: int, *, num_heads: int, num_kv_heads: int, qk_norm: bool = False, norm_eps: float = 1e-6
+        self,
+        d_model: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
-        divides("Attention", "num_heads", num_heads, "d_model", d_model)
+        if head_dim is None:
+            divides("Attention", "num_heads", num_heads, "d_model", d_model)
+            head_dim = d_model // num_heads
         divides("Attention", "num_kv_heads", num_kv_heads, "num_heads", num_heads)
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.groups = num_heads // num_kv_heads
         self.held_kv_heads = num_kv_heads  # fewer where tensor parallelism shares them out
         self.grouped = num_heads != num_kv_heads  # decided here, where compilation of unlike layers finds a plain bool
         self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.out = nn.Linear(num_heads * head_dim, d_model, bias=False)
         self.query_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
         self.key_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
 
@@ -216,6 +226,7 @@ class TransformerLayer(nn.Module):
             ``1/sqrt(2 depth)``.
         qk_norm: Normalise queries and keys; see :class:`Attention`.
         norm_eps: Added to the mean square in every norm.
+        head_dim: Width of one head; ``d_model / num_heads`` if ``None``.
     """
 
     def __init__(
@@ -228,15 +239,27 @@ class TransformerLayer(nn.Module):
         depth: int = 1,
         qk_norm: bool = False,
         norm_eps: float = 1e-6,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("num_heads", num_heads), ("num_kv_heads", num_kv_heads), ("ffn_width", ffn_width)):
+        sizes = (
+            ("num_heads", num_heads),
+            ("num_kv_heads", num_kv_heads),
+            ("ffn_width", ffn_width),
+            ("head_dim", head_dim),
+        )
+        for name, value in sizes:
             if value is not None:
                 at_least("TransformerLayer", name, value, 1)
         self.depth = depth
         self.attention_norm = RMSNorm(d_model, eps=norm_eps)
         self.attention = Attention(
-            d_model, num_heads=num_heads, num_kv_heads=num_kv_heads or num_heads, qk_norm=qk_norm, norm_eps=norm_eps
+            d_model,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads or num_heads,
+            qk_norm=qk_norm,
+            norm_eps=norm_eps,
+            head_dim=head_dim,
         )
         self.ffn_norm = RMSNorm(d_model, eps=norm_eps)
         self.ffn = SwiGLU(d_model, hidden=ffn_width or 64 * -(-8 * d_model // (3 * 64)))

@@ -33,6 +33,7 @@ class TransformerTrunk(Trunk):
         embedding_std: Standard deviation of the embedding at the start. Small for a tied embedding, about 1 otherwise.
         qk_norm: Normalise every query and key before it is rotated, as Qwen3 does.
         norm_eps: Added to the mean square in every norm.
+        head_dim: Width of one head; ``d_model / num_heads`` if ``None``.
         feature_layers: Layers, counted from 0, whose outputs are returned too, for heads that read them.
 
     Shape:
@@ -69,6 +70,7 @@ class TransformerTrunk(Trunk):
         embedding_std: float = 0.02,
         qk_norm: bool = False,
         norm_eps: float = 1e-6,
+        head_dim: int | None = None,
         feature_layers: Sequence[int] = (),
     ) -> None:
         super().__init__()
@@ -87,7 +89,9 @@ class TransformerTrunk(Trunk):
         self.embedding_width, self.num_previous, self.embedding_std = d_model, num_previous, embedding_std
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.previous = nn.Embedding(num_previous * (vocab_size + 1), d_model) if num_previous else None
-        self.rotary = RotaryPositions(d_model // num_heads, max_positions, base=rope_base)
+        if head_dim is not None:
+            at_least(self, "head_dim", head_dim, 1)
+        self.rotary = RotaryPositions(head_dim or d_model // num_heads, max_positions, base=rope_base)
         layers = (
             TransformerLayer(
                 d_model,
@@ -97,6 +101,7 @@ class TransformerTrunk(Trunk):
                 depth=num_layers,
                 qk_norm=qk_norm,
                 norm_eps=norm_eps,
+                head_dim=head_dim,
             )
             for _ in range(num_layers)
         )

@@ -30,7 +30,8 @@ SIZES: dict[str, Any] = {
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "rms_norm_eps": 1e-3},
     "mistral": {"model_type": "mistral", "sliding_window": None, "rope_theta": 100.0},
-    "qwen3": {"model_type": "qwen3", "head_dim": 4},
+    "qwen3": {"model_type": "qwen3", "head_dim": 6},
+    "qwen3, heads as wide as the model": {"model_type": "qwen3", "head_dim": 16},
 }
 
 
@@ -98,7 +99,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
         r"config\.json says rope_type=linear",
     ),
-    "wider heads": ({"model_type": "qwen3", "head_dim": 8}, r"config\.json says head_dim=8, our layers have 4"),
     "a window": ({"model_type": "mistral", "sliding_window": 8}, r"sliding_window"),
 }
 

@@ -96,6 +96,11 @@ EXPORTS: dict[str, Refused] = {
         lambda: interop.glm(trunk={"num_previous": 2}),
         "glm: the format has no tables of previous tokens, and num_previous is 2.",
     ),
+    "wide heads": (
+        "glm",
+        lambda: interop.glm(trunk={"head_dim": 6}),
+        "glm: the format has heads of d_model / num_heads, and head_dim is 6.",
+    ),
     "a bias of logits": (
         "glm",
         lambda: make(sequential(), output_bias=True),
