@@ -97,6 +97,7 @@ def loaded(sections: dict[str, Any], folder: Path) -> tuple[MTPModule, Any, int]
     told = describe(model)["init_args"]["heads"]
     module, data = assemble({**sections["model"], "heads": told}, sections["data"])
     data.setup("fit")
+    model.trunk.requires_grad_(False)
     module.model = model
     return module, data, 0
 
