@@ -253,7 +253,7 @@ class KeyValueState(ChunkedState):
         return self._until(len(self._seen), layer)
 
     def _by_row(self, kept: Float[Tensor, "_ h d"]) -> Float[Tensor, "L B _ h d"]:
-        each = kept.shape[0] // max(self.num_layers * len(self._rows), 1)
+        each = kept.shape[0] // (self.num_layers * len(self._rows)) if self.num_layers else self.capacity + 1
         return kept.view(self.num_layers, len(self._rows), each, *kept.shape[1:])
 
     def _until(self, end: int, layer: int) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"]]:
