@@ -131,6 +131,7 @@ class KeyValueState(ChunkedState):
         self._folded: Float[Tensor, "#B 1 _ S"] | None = None
         self._back: _LookBack | None = None
         self._rows = torch.arange(batch_size, device=like.device)[:, None]
+        self._layers = self._by_layer()
         self.num_previous = num_previous
         self.tokens = torch.full((batch_size, num_previous + capacity), nothing, device=like.device)
         self._unannounced = self._lasting
@@ -144,7 +145,8 @@ class KeyValueState(ChunkedState):
         self._seen = torch.arange(max(self.lengths) + chunk, device=device)
         if not self._ragged:
             start = self.lengths[0]
-            self._slots = torch.arange(start, start + chunk, device=device)[None]
+            self._new = torch.arange(start, start + chunk, device=device)
+            self._slots = self._new[None]
         else:
             starts = torch.tensor(self.lengths, device=device)
             self._slots = starts[:, None] + torch.arange(chunk, device=device)
@@ -215,6 +217,7 @@ class KeyValueState(ChunkedState):
         self._back = None
         self.keys, self.values = (self._by_row(kept)[:, rows].flatten(0, 2) for kept in (self.keys, self.values))
         self._rows = torch.arange(len(rows), device=self._rows.device)[:, None]
+        self._layers = self._by_layer()
         self.tokens = self.tokens[rows]
         self._unannounced = self._lasting
 
@@ -247,18 +250,30 @@ class KeyValueState(ChunkedState):
             keys: Of the chunk.
             values: Of the chunk.
         """
-        places = self._places + layer * (self.keys.shape[0] // self.num_layers)
-        for kept, new in ((self.keys, keys), (self.values, values)):
-            kept.index_copy_(0, places, new.detach().transpose(1, 2).flatten(0, 1))
+        if self._ragged or torch.compiler.is_compiling():
+            places = self._places + layer * (self.keys.shape[0] // self.num_layers)
+            for kept, new in ((self.keys, keys), (self.values, values)):
+                kept.index_copy_(0, places, new.detach().transpose(1, 2).flatten(0, 1))
+        else:  # fewer calls, whose time is felt in a decoding step of a small model
+            for kept, new in zip(self._layers[layer], (keys, values), strict=True):
+                kept.index_copy_(2, self._new, new.detach())
         return self._until(len(self._seen), layer)
 
     def _by_row(self, kept: Float[Tensor, "_ h d"]) -> Float[Tensor, "L B _ h d"]:
         each = kept.shape[0] // (self.num_layers * len(self._rows)) if self.num_layers else self.capacity + 1
         return kept.view(self.num_layers, len(self._rows), each, *kept.shape[1:])
 
+    def _by_layer(self) -> list[tuple[Float[Tensor, "B h _ d"], Float[Tensor, "B h _ d"]]]:
+        """Return every layer's slots, for what is not compiled: graphs would take them for tensors of their own."""
+        keys, values = (self._by_row(kept).transpose(2, 3).unbind() for kept in (self.keys, self.values))
+        return list(zip(keys, values, strict=True))
+
     def _until(self, end: int, layer: int) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"]]:
         """Return a layer's first keys and values."""
-        keys, values = (self._by_row(kept)[layer, :, :end].transpose(1, 2) for kept in (self.keys, self.values))
+        if torch.compiler.is_compiling():
+            keys, values = (self._by_row(kept)[layer, :, :end].transpose(1, 2) for kept in (self.keys, self.values))
+        else:
+            keys, values = (kept.narrow(2, 0, end) for kept in self._layers[layer])
         return keys, values
 
     def last(self, layer: int, back: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

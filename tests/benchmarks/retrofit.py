@@ -33,13 +33,18 @@ from mtp_modules.interop import with_own_trunk
 from mtp_modules.training import MTPModule
 
 ROOT = Path(__file__).parents[2]
+LAYER = {"num_heads": 9, "num_kv_heads": 3}
+# Not LinearHeads, ParallelHeads and ChainedHeads: horizon 1 has weights of its own there, so the model would not stay
+# what it was. Not JointHeads: their law is over the whole vocabulary, which takes a dozen times longer to train.
 KINDS: dict[str, dict[str, Any]] = {
-    "residual": {"class_path": "ResidualHeads", "init_args": {"num_horizons": 5}},
-    "recurrent": {"class_path": "RecurrentHeads", "init_args": {"num_horizons": 5, "width": 1152, "norm_gain": 2.2}},
-    "sequential": {
-        "class_path": "SequentialHeads",
-        "init_args": {"num_horizons": 5, "num_heads": 9, "num_kv_heads": 3, "shared": True, "norm_gain": 2.2},
-    },
+    kind: {"class_path": name, "init_args": {"num_horizons": 5, **more}}
+    for kind, name, more in (
+        ("residual", "ResidualHeads", {}),
+        ("conditioned", "ConditionedHeads", {}),
+        ("recurrent", "RecurrentHeads", {"width": 1152, "norm_gain": 2.2}),
+        ("sequential", "SequentialHeads", {**LAYER, "shared": True, "norm_gain": 2.2}),
+        ("diffusion", "BlockDiffusionHeads", LAYER),
+    )
 }
 
 
