@@ -24,7 +24,7 @@ from mtp_modules.decoders import (
     compile_for_decoding,
 )
 from mtp_modules.decoders.generation import DecodableModel
-from mtp_modules.interop import NamedTrunk, with_own_trunk
+from mtp_modules.interop import with_own_trunk
 
 _OWN = "\033[0m"
 _SHADES = (46, 40, 34, 28, 22)
@@ -83,8 +83,7 @@ def generate(
     written = _Writer(tokenizer, colour)
     used: DecodableModel = model
     if compile:
-        with_read = with_own_trunk(model) if isinstance(model.trunk, NamedTrunk) else model
-        used = compile_for_decoding(with_read, freeze=device == "cpu")
+        used = compile_for_decoding(with_own_trunk(model), freeze=device == "cpu")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": rule, "sampling": law, "seed": seed}
     for done in decoder.stream(used, [tokens], **options):
         for token, depth in zip(done.tokens[0], done.depths[0], strict=True):

@@ -116,7 +116,7 @@ class Format(ABC):
         return files.read_tensors(self.name, folder), config
 
 
-def fill(trunk: Trunk, heads: Heads, state: Mapping[str, Tensor], **options: bool) -> MTPModel:
+def fill(trunk: Trunk, heads: Heads, state: Mapping[str, Tensor], **options: Any) -> MTPModel:
     """Put trunk, heads and their numbers together.
 
     Args:

@@ -1,7 +1,10 @@
 """The same model with our own trunk in the place of one of transformers."""
 
+import copy
+
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.component import build, describe
+from mtp_modules.core.component import describe
+from mtp_modules.interop.format import fill
 from mtp_modules.interop.layers import LayerStyle
 from mtp_modules.interop.tensors import Tensors
 from mtp_modules.interop.trunks import NamedTrunk, read_sizes, read_trunk
@@ -15,38 +18,30 @@ def with_own_trunk(model: MTPModel) -> MTPModel:
     """Return the model with a :class:`~mtp_modules.TransformerTrunk` of the same weights as its Hugging Face trunk.
 
     It says the same, up to rounding, but decodes faster, can be compiled for decoding, and is loaded without
-    ``transformers``. The weights are copies.
+    ``transformers``. The weights are copies. A model with a trunk that is not one of ``transformers`` is returned as it
+    is.
 
     Args:
         model: Whose trunk is a :class:`~mtp_modules.HuggingFaceTrunk` of a Llama, a Mistral or a Qwen3, with any heads.
 
     Raises:
-        ValueError: If the trunk is of another kind, or computes what our layers cannot.
+        ValueError: If the trunk is of another architecture, or computes what our layers cannot.
     """
     owner, trunk = "with_own_trunk", model.trunk
     if not isinstance(trunk, NamedTrunk):
-        refuse(owner, f"{type(trunk).__name__} is no model of transformers; use the model as it is.")
+        return model
     config = trunk.foreign_config()
     kind = config["model_type"]
     if kind not in _QK_NORM:
         refuse(owner, f"model_type is {kind}, TransformerTrunk can be {', '.join(_QK_NORM)}; use the model as it is.")
-    sizes, tied = read_sizes(owner, config, qk_norm=_QK_NORM[kind], any_head_dim=True), model.unembedding.tied
-    sizes = sizes._replace(max_positions=trunk.max_positions or sizes.max_positions, tied=tied)
-    window = config.get("sliding_window")
-    if window is not None and window < sizes.max_positions:
-        refuse(
-            owner,
-            f"config.json says sliding_window={window}, our layers see all of max_positions={sizes.max_positions}; "
-            "build the trunk with no more positions than the window.",
-        )
-    output = {} if tied else {"lm_head.weight": model.unembedding.weight}
+    if trunk.max_positions:
+        config = {**config, "max_position_embeddings": trunk.max_positions}
+    sizes = read_sizes(owner, config, qk_norm=_QK_NORM[kind], any_head_dim=True)._replace(tied=model.unembedding.tied)
+    output = {} if sizes.tied else {"lm_head.weight": model.unembedding.weight}
     tensors = Tensors(owner, {**trunk.foreign_state(), **output})
     own, state = read_trunk(tensors, sizes, LayerStyle(), feature_layers=trunk.feature_layers)
     tensors.finish()
-    described = describe(model)
-    described["init_args"]["trunk"] = describe(own)
-    made: MTPModel = build(described)
-    made.to(model.unembedding.weight)
+    options = {name: value for name, value in describe(model)["init_args"].items() if name not in ("trunk", "heads")}
     rest = {name: value for name, value in model.state_dict().items() if not name.startswith("trunk.")}
-    made.load_state_dict({**rest, **state})
-    return made.train(model.training)
+    made = fill(own, copy.deepcopy(model.heads), rest | state, **options)
+    return made.to(model.unembedding.weight).train(model.training)

@@ -93,10 +93,17 @@ def read_sizes(
         ("rope_type", rope.get("rope_type", rope.get("type", "default")), "default"),
         ("hidden_act", field(owner, config, "hidden_act", "silu"), "silu"),
         ("layer_types", "/".join(sorted(types)), "full_attention"),
-        ("use_sliding_window", field(owner, config, "use_sliding_window", False), False),
     ):
         if value != ours:
             refuse(owner, f"config.json says {name}={value}, our layers have {ours}; this model cannot be read.")
+    max_positions = field(owner, config, "max_position_embeddings")
+    window = field(owner, config, "sliding_window", None) if config.get("use_sliding_window", True) else None
+    if window is not None and window < max_positions:
+        refuse(
+            owner,
+            f"config.json says sliding_window={window}, our layers see all of max_positions={max_positions}; a model "
+            "with no more positions than its window can be read.",
+        )
     return Sizes(
         layer=LayerShape(
             width,
@@ -108,7 +115,7 @@ def read_sizes(
         ),
         num_layers=field(owner, config, "num_hidden_layers"),
         vocab_size=field(owner, config, "vocab_size"),
-        max_positions=field(owner, config, "max_position_embeddings"),
+        max_positions=max_positions,
         rope_base=rope.get("rope_theta") or field(owner, config, "rope_theta"),
         norm_eps=field(owner, config, "rms_norm_eps"),
         tied=field(owner, config, "tie_word_embeddings", False),

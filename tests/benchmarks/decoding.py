@@ -35,7 +35,7 @@ from mtp_modules.decoders import (
     compile_for_decoding,
 )
 from mtp_modules.decoders.generation import DecodableModel
-from mtp_modules.interop import NamedTrunk, with_own_trunk
+from mtp_modules.interop import with_own_trunk
 from mtp_modules.training import load_model
 
 DECODERS = ["heads:3", "heads:5", "heads:7", "cost:7", "tree:2,2,1,1,1", "dynamic:6,3,12", "lookup:7", "both:7"]
@@ -173,7 +173,7 @@ def main() -> None:
     console = Console(width=120)
     used: DecodableModel = model
     if options.compile:
-        model = with_own_trunk(model) if isinstance(model.trunk, NamedTrunk) else model
+        model = with_own_trunk(model)
         used = compile_for_decoding(model, batch_sizes=(options.batch,), freeze=options.freeze)
 
     decoders: dict[str, Decoder] = {"plain": AutoregressiveDecoder()}

@@ -1,11 +1,15 @@
 """What `generate` writes: whole characters as soon as they are whole, drafts in another colour on a terminal."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtp_modules import LinearHeads, MTPModel, TransformerTrunk
+from mtp_modules import HuggingFaceTrunk, LinearHeads, MTPModel, RecurrentHeads, TransformerTrunk
 from mtp_modules.commands.generate import _difference, _Writer, generate
 from mtp_modules.data.tokenizers import ByteTokenizer
 
@@ -67,3 +71,19 @@ def test_generate_writes_prompt_and_continuation(
     printed = capsys.readouterr().out
     assert printed.startswith("ab")
     assert len(printed) == 2 + 12 + 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_hugging_face_model_is_compiled_in_our_own_trunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    sizes = {"vocab_size": 256, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = {"model_type": "llama", **sizes, "num_attention_heads": 2, "max_position_embeddings": 64}
+    model = MTPModel(trunk=HuggingFaceTrunk(config=config), heads=RecurrentHeads(d_model=16, num_horizons=3))
+    model.save_pretrained(tmp_path, tokenizer=ByteTokenizer())
+    options = ["--ckpt_path", str(tmp_path), "--prompt", "ab", "--max_new_tokens", "12", "--compile", "true"]
+    command = [sys.executable, "-m", "mtp_modules", "generate", *options]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert compiled.returncode == 0, compiled.stderr[-4000:]
+    generate(str(tmp_path), prompt="ab", max_new_tokens=12)
+    assert compiled.stdout == capsys.readouterr().out

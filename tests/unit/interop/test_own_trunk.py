@@ -112,6 +112,16 @@ def test_what_our_layers_are_not_is_refused(name: str) -> None:
         with_own_trunk(model)
 
 
-def test_a_trunk_of_our_own_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^with_own_trunk: TransformerTrunk is no model of transformers"):
-        with_own_trunk(make_model("transformer", "linear", 2))
+def test_any_other_trunk_stays_what_it_is() -> None:
+    for kind in ("transformer", "gru"):
+        model = make_model(kind, "linear", 2)
+        assert with_own_trunk(model) is model
+
+
+def test_a_window_no_smaller_than_the_model_is_no_window() -> None:
+    with_own_trunk(
+        MTPModel(
+            trunk=HuggingFaceTrunk(config=SIZES | {"model_type": "mistral", "sliding_window": 8}, max_positions=8),
+            heads=RecurrentHeads(d_model=16, num_horizons=2),
+        )
+    )
