@@ -1,7 +1,7 @@
 """A model whose decoding steps are compiled."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -65,7 +65,10 @@ def compile_for_decoding(
 
 
 def _of_the_round(guards: Sequence[Any]) -> list[bool]:
-    """Say which of the compiler's checks before every round are kept: not those of the model and of the code."""
+    """Say which of the compiler's checks before every round are kept: not those of the model and of the code.
+
+    :meth:`CompiledModel.check` looks at the model once a run instead.
+    """
     return [
         re.search(r"\bself\b", guard.name) is None
         and not guard.is_global
@@ -100,9 +103,12 @@ class CompiledModel:
         self.batch_sizes, self.freeze = frozenset(batch_sizes), freeze
         compiler: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
         compiler |= {"recompile_limit": 1000, "isolate_recompiles": True}  # one for each chunk of each batch size
-        compiler["options"] = {**options, "guard_filter_fn": _of_the_round}  # check() looks at the model, once a run
-        self._read = torch.compile(self._reading, **compiler)
-        self._round = torch.compile(self._greedy, **compiler)
+
+        def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            kept = {**options, "guard_filter_fn": _of_the_round}  # anew, for torch.compile takes the filter out of it
+            return torch.compile(function, **compiler, options=kept)
+
+        self._read, self._round = compiled(self._reading), compiled(self._greedy)
         self._constants = torch._dynamo.config.patch(prepare_freezing=True) if freeze else nullcontext()
         self._compiled_for = self._weights()
 

@@ -250,7 +250,7 @@ class KeyValueState(ChunkedState):
             keys: Of the chunk.
             values: Of the chunk.
         """
-        if self._ragged or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._ragged:
             places = self._places + layer * (self.keys.shape[0] // self.num_layers)
             for kept, new in ((self.keys, keys), (self.values, values)):
                 kept.index_copy_(0, places, new.detach().transpose(1, 2).flatten(0, 1))

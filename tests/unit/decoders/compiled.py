@@ -84,6 +84,9 @@ def main(backend: str) -> None:
             wanted = decoder.generate(model, PROMPTS[0], **asked)
             assert decoder.generate(fast, PROMPTS[0], **asked).tokens == wanted.tokens
         assert len(graphs) == made, "a text of another length was compiled anew"
+        for function in (CompiledModel._reading, CompiledModel._greedy):
+            for entry in torch._dynamo.eval_frame._debug_get_cache_entry_list(function.__code__):
+                assert "L['self']" not in str(entry.guard_manager), "the model is looked at before every round"
 
 
 def frozen() -> None:
