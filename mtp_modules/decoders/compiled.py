@@ -12,6 +12,7 @@ from mtp_modules.core.checks import at_least, is_distributed, refuse
 from mtp_modules.core.interfaces import DecodingState, Heads, Trunk
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.acceptance import greedy_round
+from mtp_modules.decoders.drafting import Found
 from mtp_modules.decoders.generation import DecodableModel
 from mtp_modules.decoders.transfer import told_of_round
 
@@ -161,6 +162,7 @@ class CompiledModel:
         num_drafts: int,
         trunk_state: DecodingState,
         heads_state: DecodingState,
+        found: Found | None = None,
     ) -> Int[Tensor, "B M"]:
         """Draft greedily with the heads, and verify: a whole round of greedy decoding.
 
@@ -170,6 +172,7 @@ class CompiledModel:
             num_drafts: How many to make.
             trunk_state: Committed.
             heads_state: Committed.
+            found: Drafts that go before those of the heads.
 
         Returns:
             What :func:`~mtp_modules.decoders.transfer.told_of_round` says.
@@ -177,8 +180,8 @@ class CompiledModel:
         heads_state.settle()
         self._announce(1 + num_drafts, trunk_state, heads_state)
         with self._constants:
-            found: Tensor = self._round(token, limits, num_drafts, trunk_state, heads_state)
-        return found
+            told: Tensor = self._round(token, limits, num_drafts, trunk_state, heads_state, found)
+        return told
 
     @staticmethod
     def _announce(chunk: int, *states: DecodingState) -> None:
@@ -200,10 +203,12 @@ class CompiledModel:
         num_drafts: int,
         trunk_state: DecodingState,
         heads_state: DecodingState,
+        found: Found | None,
     ) -> Tensor:
         drafts = token[:, None][:, :0]
         if num_drafts:
             embed, unembed = self.trunk.embedding, self.unembedding.logits
             drafts = self.heads.draft(token, heads_state, num_drafts=num_drafts, embed=embed, unembed=unembed).tokens
+            drafts, limits = (drafts, limits) if found is None else found.instead_of(drafts, limits)
         logits = self._reading(torch.cat((token[:, None], drafts), dim=1), trunk_state, heads_state)
         return told_of_round(*greedy_round(drafts, limits, logits), limits, logits)

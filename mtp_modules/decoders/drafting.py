@@ -30,6 +30,31 @@ class Proposal(NamedTuple):
     limits: Int[Tensor, " B"]
 
 
+class Found(NamedTuple):
+    """What a text offers as drafts.
+
+    Attributes:
+        tokens: ``(B, K)``.
+        counts: ``(B,)``, how many of them there are.
+    """
+
+    tokens: Int[Tensor, "B K"]
+    counts: Int[Tensor, " B"]
+
+    def instead_of(
+        self, drafts: Int[Tensor, "B K"], limits: Int[Tensor, " B"]
+    ) -> tuple[Int[Tensor, "B K"], Int[Tensor, " B"]]:
+        """Return these drafts and how many count, in rows that have any; others keep theirs.
+
+        Args:
+            drafts: Of the heads.
+            limits: How many drafts of each row may count.
+        """
+        there, width = self.counts > 0, drafts.shape[1]
+        tokens = torch.where(there[:, None], self.tokens[:, :width], drafts)
+        return tokens, torch.where(there, torch.minimum(limits, self.counts).clamp(max=width), limits)
+
+
 class DraftChoice:
     """Chooses one draft after the other from a head's logits, as the sampling laws and the acceptance ask.
 
@@ -112,10 +137,13 @@ class Drafter(Component, ABC):
     Attributes:
         uses_heads: Whether the model's heads draft, and so must remember what they have read.
         reads_text: Whether it looks at the text of the rows.
+        in_one_graph: Whether greedy drafts are the heads' own, but where :meth:`offered` has some, so that a compiled
+            round makes them.
     """
 
     uses_heads: bool = True
     reads_text: bool = False
+    in_one_graph: bool = False
 
     @abstractmethod
     def most(self, heads: Heads) -> tuple[int, int | None]:
@@ -145,9 +173,20 @@ class Drafter(Component, ABC):
             text: What the rows have read and emitted, if the drafter asked for it.
         """
 
+    def offered(self, text: "Text", num_drafts: int) -> Found | None:
+        """Return drafts that go before those of the heads; ``None`` if there never are any.
+
+        Args:
+            text: What the rows have read and emitted.
+            num_drafts: Most drafts.
+        """
+        return None
+
 
 class HeadsDrafter(Drafter):
     """Let the model's own heads draft."""
+
+    in_one_graph = True
 
     def most(self, heads: Heads) -> tuple[int, int | None]:
         """Return how many tokens the horizons reach beyond the first, and how far the heads can be repeated."""

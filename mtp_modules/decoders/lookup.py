@@ -7,8 +7,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Heads
-from mtp_modules.core.shapes import Bool, Int, Tensor
-from mtp_modules.decoders.drafting import DraftChoice, Drafter, Proposal, Text
+from mtp_modules.core.shapes import Int, Tensor
+from mtp_modules.decoders.drafting import DraftChoice, Drafter, Found, Proposal, Text
 
 
 class PromptLookup(Drafter):
@@ -40,8 +40,8 @@ class PromptLookup(Drafter):
         """Return ``num_drafts``, and that any number is possible."""
         return self.num_drafts, None
 
-    def look_up(self, text: Text, num_drafts: int) -> tuple[Int[Tensor, "B K"], Int[Tensor, " B"]]:
-        """Return drafts, and how many each row has.
+    def look_up(self, text: Text, num_drafts: int) -> Found:
+        """Return what followed the same words.
 
         Args:
             text: Of the rows.
@@ -52,7 +52,7 @@ class PromptLookup(Drafter):
             shorter, found = text.continuation(ngram, num_drafts)
             tokens = torch.where((counts == 0)[:, None], shorter, tokens)
             counts = torch.where(counts == 0, found, counts)
-        return tokens, counts
+        return Found(tokens, counts)
 
     def propose(
         self,
@@ -84,6 +84,7 @@ class LookupOrHeads(Drafter):
     """
 
     reads_text = True
+    in_one_graph = True
 
     def __init__(self, *, num_drafts: int | None = None, longest: int = 8, shortest: int = 5) -> None:
         self.lookup = PromptLookup(num_drafts=num_drafts or 1, longest=longest, shortest=shortest)
@@ -92,6 +93,15 @@ class LookupOrHeads(Drafter):
     def most(self, heads: Heads) -> tuple[int, int | None]:
         """Return what the heads can."""
         return self.num_drafts or max(heads.horizons) - 1, heads.max_drafts
+
+    def offered(self, text: Text, num_drafts: int) -> Found:
+        """Return what followed the same words.
+
+        Args:
+            text: What the rows have read and emitted.
+            num_drafts: Most drafts.
+        """
+        return self.lookup.look_up(text, num_drafts)
 
     def propose(
         self,
@@ -104,14 +114,11 @@ class LookupOrHeads(Drafter):
     ) -> Proposal:
         """Return what followed the same words, or what the heads draft."""
         assert text is not None
-        tokens, counts = self.lookup.look_up(text, num_drafts)
-        found: Bool[Tensor, " B"] = counts > 0
-        limits = torch.minimum(choice.limits, counts)
+        found, limits = self.offered(text, num_drafts), choice.limits
         from_heads(choice, num_drafts)
-        drafted = choice.proposal()
-        width = drafted.tokens.shape[1]
-        tokens = torch.where(found[:, None], tokens[:, :width], drafted.tokens)
+        drafted, there = choice.proposal(), found.counts > 0
+        tokens, limits = found.instead_of(drafted.tokens, limits)
         source = drafted.source
         if source is not None:
-            source = torch.where(found[:, None, None], F.one_hot(tokens, source.shape[2]).double(), source)
-        return Proposal(tokens, source, torch.where(found, limits.clamp(max=width), drafted.limits))
+            source = torch.where(there[:, None, None], F.one_hot(tokens, source.shape[2]).double(), source)
+        return Proposal(tokens, source, torch.where(there, limits, drafted.limits))

@@ -11,7 +11,7 @@ from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.acceptance import greedy_round
 from mtp_modules.decoders.compiled import CompiledModel
 from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy, now
-from mtp_modules.decoders.drafting import DraftChoice, Drafter, HeadsDrafter, Proposal, Text, heads_draft
+from mtp_modules.decoders.drafting import DraftChoice, Drafter, Proposal, Text, heads_draft
 from mtp_modules.decoders.generation import DecodableModel, Request, Round, RoundLaws
 from mtp_modules.decoders.sampling import History, RowLaws
 from mtp_modules.decoders.stopping import cut
@@ -158,7 +158,10 @@ class _Run:
         most = max(limits) if compiled is None or self.how.tree is not None else wanted
         if compiled is not None and self._is_one_graph(most, depths):
             counted = torch.tensor(limits, device=self.device)
-            return self._settle(compiled.round(token, counted, most, self.trunk_state, self.heads_state))
+            found = self.how.drafter.offered(self.text, most) if self.how.drafter and self.text else None
+            told = compiled.round(token, counted, most, self.trunk_state, self.heads_state, found)
+            self._remember(told[:, : most + 1], told[:, most + 1] + 1)
+            return self._settle(told)
         proposal = self._propose(token, limits, most, depths, noise)
         drafts, counted = proposal.tokens, proposal.limits
         compiled = compiled if drafts.shape[1] in (0, most) else None  # graphs are for whole rounds
@@ -204,8 +207,9 @@ class _Run:
 
     def _is_one_graph(self, num_drafts: int, depths: DepthChooser) -> bool:
         """Say whether nothing but the likeliest tokens is asked for, of the model and of the heads."""
-        from_heads = self.how.tree is None and isinstance(self.how.drafter, HeadsDrafter) and not depths.watches
-        return self.laws is None and not self.how.keep_laws and (num_drafts == 0 or from_heads)
+        drafter = self.how.drafter
+        by_heads = drafter is not None and drafter.in_one_graph and self.how.tree is None and not depths.watches
+        return self.laws is None and not self.how.keep_laws and (num_drafts == 0 or by_heads)
 
     def _logits(self, chunk: Int[Tensor, "B C"], compiled: CompiledModel | None) -> Float[Tensor, "B C V"]:
         if compiled is not None:

@@ -12,6 +12,7 @@ from mtp_modules.decoders import (
     ConfidentDepth,
     Decoder,
     DynamicTree,
+    LookupOrHeads,
     PromptLookup,
     RejectionSampling,
     SamplingLaw,
@@ -29,8 +30,15 @@ CASES: list[tuple[Decoder, SamplingLaw]] = [
     (SpeculativeDecoder(policy=ConfidentDepth(threshold=0.1)), GREEDY),
     (SpeculativeDecoder(acceptance=RejectionSampling()), DRAWN),
     (SpeculativeDecoder(drafter=PromptLookup(num_drafts=2)), GREEDY),
+    (SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1)), GREEDY),
     (SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
 ]
+OTHERS = (
+    ("transformer", "sequential"),
+    ("transformer", "early_exit"),
+    ("transformer", "joint"),
+    ("transformer", "fused"),
+)
 MORE = (
     ("transformer_grouped", "causal"),
     ("transformer", "conditioned"),
@@ -40,7 +48,7 @@ MORE = (
 )
 """Made of the same parts as the others, so tried by the slow test alone."""
 
-PROMPTS = [[[1, 2, 3, 1, 2]], [[1, 2, 3, 4, 5], [6]]]
+PROMPTS = [[[1, 2, 3, 1, 2]], [[1, 2, 3, 2, 3], [6]]]
 
 
 def compare(model: MTPModel, fast: CompiledModel, cases: list[tuple[Decoder, SamplingLaw]]) -> None:
@@ -57,14 +65,12 @@ def compare(model: MTPModel, fast: CompiledModel, cases: list[tuple[Decoder, Sam
 
 def main(backend: str) -> None:
     """Compare tokens and counts, count graphs, and see that they follow weights that change."""
-    for trunk, heads in (
-        ("transformer_previous", "recurrent"),
-        ("transformer_grouped", "parallel"),
-        ("transformer", "sequential"),
-        ("transformer", "early_exit"),
-        ("transformer", "joint"),
-        ("transformer", "fused"),
-        *(MORE if backend != "eager" else ()),
+    fast_ones = backend == "eager"
+    for trunk, heads, cases in (
+        ("transformer_previous", "recurrent", CASES),
+        ("transformer_grouped", "parallel", CASES),
+        *((*pair, CASES[2:4] if fast_ones else CASES) for pair in OTHERS),
+        *((*pair, CASES) for pair in MORE if not fast_ones),
     ):
         model = make_model(trunk, heads, 3).eval()
         graphs: list[int] = []
@@ -74,12 +80,12 @@ def main(backend: str) -> None:
             return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
         fast = compile_for_decoding(model, batch_sizes=(1, 2), backend=compiler)
-        compare(model, fast, CASES)
+        compare(model, fast, cases)
         made = len(graphs)
-        assert made > 8
+        assert made >= len(cases)
         with torch.no_grad():
             model.unembedding.weight.add_(torch.randn_like(model.unembedding.weight))
-        for decoder, law in CASES[:4]:
+        for decoder, law in cases[:4]:
             asked = {"max_new_tokens": 11, "sampling": law, "seed": 6}
             wanted = decoder.generate(model, PROMPTS[0], **asked)
             assert decoder.generate(fast, PROMPTS[0], **asked).tokens == wanted.tokens
