@@ -40,7 +40,7 @@ class LastStateHeads(Heads):
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
-        return LastHiddenState(batch_size, capacity)
+        return LastHiddenState(batch_size, capacity, count=int(for_drafts))
 
     def read(
         self,

@@ -83,7 +83,7 @@ class LinearHeads(LastStateHeads):
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
-        return LastHiddenState(batch_size, capacity, count=self.stride)
+        return LastHiddenState(batch_size, capacity, count=self.stride if for_drafts else 0)
 
     def draft_states(
         self,

@@ -102,7 +102,7 @@ class ResidualHeads(LastStateHeads):
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
         """Make an empty state."""
-        return LastHiddenState(batch_size, capacity, count=self.stride)
+        return LastHiddenState(batch_size, capacity, count=self.stride if for_drafts else 0)
 
     def draft_states(
         self,

@@ -16,7 +16,7 @@ class LastHiddenState(ChunkedState):
     Args:
         batch_size: Number ``B`` of rows.
         capacity: Most tokens a row can hold, the chunk included.
-        count: Remember so many last tokens.
+        count: Remember so many last tokens; none is enough where nothing is drafted.
     """
 
     def __init__(self, batch_size: int, capacity: int, *, count: int = 1) -> None:
@@ -42,14 +42,21 @@ class LastHiddenState(ChunkedState):
     def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
         """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
         super().commit(keep, path)
+        if self.count:
+            self._recent = self._last_of(keep, path)
+        self._pending = self.walk = None
+
+    def _last_of(self, keep: list[int], path: Int[Tensor, "B P"] | None) -> Float[Tensor, "B C D"]:
+        """Return the states at the end of what is kept."""
         assert self._pending is not None
         read = self._pending if path is None else at_positions(self._pending, path)
-        ends = torch.tensor(keep, device=read.device)[:, None]
         if min(keep) < self.count:
             before = read.new_zeros(len(keep), self.count, read.shape[2]) if self._recent is None else self._recent
-            read, ends = torch.cat((before, read), dim=1), ends + self.count
-        self._recent = at_positions(read, ends + torch.arange(-self.count, 0, device=read.device))
-        self._pending = self.walk = None
+            read, keep = torch.cat((before, read), dim=1), [kept + self.count for kept in keep]
+        if min(keep) == max(keep):
+            return read[:, keep[0] - self.count : keep[0]].clone(memory_format=torch.contiguous_format)
+        ends = torch.tensor(keep, device=read.device)[:, None]
+        return at_positions(read, ends + torch.arange(-self.count, 0, device=read.device))
 
     def select(self, rows: list[int]) -> None:
         """Go on with some of the rows only."""

@@ -38,7 +38,7 @@ MUTANTS = (
     Mutant(
         "looked-up-draft-with-a-soft-law",
         "decoders/lookup.py",
-        "torch.where(found[:, None, None], F.one_hot(tokens, source.shape[2]).double(), source)",
+        "torch.where(there[:, None, None], F.one_hot(tokens, source.shape[2]).double(), source)",
         "source",
         "a looked-up draft is judged by the heads' law",
         "vllm#40149",

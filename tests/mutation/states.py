@@ -4,6 +4,7 @@ from tests.mutation.mutant import OURS, Mutant
 
 KEEPS = "properties/test_states.py::test_every_keep_of_two_rows_equals_a_fresh_prefill"
 ROUNDS = "properties/test_states.py::test_repeated_rounds_equal_training"
+LAST = "properties/test_states.py::test_the_last_hidden_states_are_those_of_each_row_s_last_tokens"
 TREES = "properties/test_states.py::test_a_tree_is_read_as_each_of_its_paths_would_be"
 SELECTED = "unit/decoders/test_decoders.py::test_selected_rows_equal_a_batch_of_those_rows"
 OVERFLOW = "properties/test_states.py::test_a_state_refuses_to_overflow"
@@ -88,7 +89,16 @@ MUTANTS = (
         "0 * ends + read.shape[1] + torch.arange(-self.count, 0, device=read.device)",
         "drafts start from the state of a token that was rejected",
         "vllm#14649",
-        (ROUNDS + "[transformer-linear]",),
+        (LAST,),
+    ),
+    Mutant(
+        "drafts-from-the-end-of-the-chunk",
+        "layers/last_hidden.py",
+        "read[:, keep[0] - self.count : keep[0]]",
+        "read[:, read.shape[1] - self.count :]",
+        "the same, where all rows keep as many tokens",
+        "vllm#14649",
+        (LAST,),
     ),
     Mutant(
         "heads-keep-approximate-keys",
@@ -147,8 +157,8 @@ MUTANTS = (
     Mutant(
         "nothing-kept",
         "layers/last_hidden.py",
-        "read, ends = torch.cat((before, read), dim=1), ends + self.count",
-        "read, ends = torch.cat((0 * before + read[:, :1], read), dim=1), ends + self.count",
+        "read, keep = torch.cat((before, read), dim=1), ",
+        "read, keep = torch.cat((0 * before + read[:, :1], read), dim=1), ",
         "a row that keeps nothing of a chunk drafts from its first token",
         OURS,
         (ROUNDS + "[transformer-linear]",),

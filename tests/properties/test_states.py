@@ -11,6 +11,7 @@ from torch import Tensor
 from mtp_modules import MTPModel, Trunk
 from mtp_modules.core import DecodingState, TrunkOutput
 from mtp_modules.core.targets import horizon_of_draft
+from mtp_modules.layers.last_hidden import LastHiddenState
 from tests.helpers import (
     TRUNKS,
     TRUNKS_WITH_EVERY_HEADS,
@@ -109,6 +110,23 @@ def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObj
             heads_state.select(order)
             kept, rows = [kept[b] for b in order], len(order)
         check_drafts(model, heads_state, kept, torch.randint(VOCAB, (rows,)))
+
+
+@given(data=st.data(), rows=st.integers(1, 3), count=st.integers(0, 3))
+def test_the_last_hidden_states_are_those_of_each_row_s_last_tokens(data: st.DataObject, rows: int, count: int) -> None:
+    state = LastHiddenState(rows, CAPACITY, count=count)
+    kept = [[torch.zeros(2)] * count for _ in range(rows)]
+    for _ in range(data.draw(st.integers(1, 4), label="rounds")):
+        length = data.draw(st.integers(1, 4), label="chunk")
+        hidden = torch.randn(rows, length, 2)
+        state.begin(length)
+        state.append(hidden)
+        keep = data.draw(st.lists(st.integers(0, length), min_size=rows, max_size=rows), label="keep")
+        state.commit(keep)
+        for row, own in enumerate(kept):
+            own += hidden[row, : keep[row]]
+            for back in range(count):
+                assert_same(state.back(back)[row], own[-1 - back])
 
 
 @pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
