@@ -95,6 +95,14 @@ def main(backend: str) -> None:
                 assert "L['self']" not in str(entry.guard_manager), "the model is looked at before every round"
 
 
+def side_by_side() -> None:
+    """See that two models of the same shapes, each compiled, do not get each other's graphs."""
+    models = [make_model("transformer", "recurrent", 3, seed=seed).eval() for seed in (1, 2)]
+    compiled = [compile_for_decoding(model, backend="eager", freeze=True) for model in models]
+    for index in (0, 1, 0):
+        compare(models[index], compiled[index], CASES[2:3])
+
+
 def frozen() -> None:
     """Compare tokens and counts where weights are constants, and see that they were laid out anew."""
     for trunk, heads, case in (("transformer_previous", "recurrent", 2), ("transformer_grouped", "sequential", 3)):
@@ -111,4 +119,5 @@ if __name__ == "__main__":
         frozen()
     else:
         main(sys.argv[1])
+        side_by_side()
     print("equal")
