@@ -216,7 +216,7 @@ class Text:
     """
 
     def __init__(self, batch_size: int, capacity: int, device: torch.device) -> None:
-        self.tokens = torch.full((batch_size, capacity), -1, device=device)
+        self.tokens = torch.full((batch_size, capacity + 1), -1, device=device)  # the last takes what does not count
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
 
     def append(self, tokens: Int[Tensor, "B C"], counts: Int[Tensor, " B"]) -> None:
@@ -227,8 +227,8 @@ class Text:
             counts: How many of them count.
         """
         offsets = torch.arange(tokens.shape[1], device=tokens.device)
-        rows, places = torch.nonzero(offsets < counts[:, None], as_tuple=True)
-        self.tokens[rows, self.lengths[rows] + places] = tokens[rows, places]
+        places = torch.where(offsets < counts[:, None], self.lengths[:, None] + offsets, self.tokens.shape[1] - 1)
+        self.tokens.scatter_(1, places, tokens)
         self.lengths = self.lengths + counts
 
     def select(self, rows: list[int]) -> None:
@@ -239,23 +239,25 @@ class Text:
         """
         self.tokens, self.lengths = self.tokens[rows], self.lengths[rows]
 
-    def continuation(self, ngram: int, num_drafts: int) -> tuple[Int[Tensor, "B K"], Int[Tensor, " B"]]:
-        """Return what followed the last ``ngram`` tokens at the latest place where they stood before, and its length.
+    def continuation(self, longest: int, shortest: int, num_drafts: int) -> Found:
+        """Return what followed the longest run of last tokens that stood before, where it did so latest.
 
         Args:
-            ngram: How many tokens must match.
+            longest: How many tokens may match; more do not count.
+            shortest: How many must match.
             num_drafts: Most tokens to return.
         """
-        rows = torch.arange(len(self.tokens), device=self.tokens.device)[:, None]
-        end = self.lengths[:, None]
-        tail = self.tokens[rows, (end + torch.arange(-ngram, 0, device=rows.device)).clamp(min=0)]
-        windows = self.tokens.unfold(1, ngram, 1)
-        starts = torch.arange(windows.shape[1], device=rows.device)
-        found = (windows == tail[:, None]).all(dim=2) & (starts + ngram < end) & (end > ngram)
-        latest = torch.where(found, starts, -1).amax(dim=1, keepdim=True)
-        places = latest + ngram + torch.arange(num_drafts, device=rows.device)
-        count = torch.where(latest[:, 0] < 0, 0, (self.lengths - latest[:, 0] - ngram).clamp(max=num_drafts))
-        return self.tokens[rows, places.clamp(max=self.tokens.shape[1] - 1)].clamp(min=0), count
+        device, end = self.tokens.device, self.lengths[:, None]
+        padded = F.pad(self.tokens, (longest, 0), value=-2)
+        before = padded.unfold(1, longest, 1)[:, :-1]  # (B, T, longest): the tokens before each place
+        tail = padded.gather(1, end + torch.arange(longest, device=device))
+        matched = (before == tail[:, None]).flip(2).cumprod(dim=2).sum(dim=2)
+        places = torch.arange(before.shape[1], device=device)
+        matched = torch.where((matched >= shortest) & (places < end), matched, 0)
+        best = (matched * len(places) + places).argmax(dim=1, keepdim=True)
+        follow = (best + torch.arange(num_drafts, device=device)).clamp(max=len(places) - 1)
+        counts = torch.where(matched.gather(1, best) > 0, (end - best).clamp(max=num_drafts), 0)
+        return Found(self.tokens.gather(1, follow).clamp(min=0), counts[:, 0])
 
 
 def heads_draft(

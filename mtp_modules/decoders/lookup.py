@@ -47,12 +47,7 @@ class PromptLookup(Drafter):
             text: Of the rows.
             num_drafts: Most drafts.
         """
-        tokens, counts = text.continuation(self.longest, num_drafts)
-        for ngram in range(self.longest - 1, self.shortest - 1, -1):
-            shorter, found = text.continuation(ngram, num_drafts)
-            tokens = torch.where((counts == 0)[:, None], shorter, tokens)
-            counts = torch.where(counts == 0, found, counts)
-        return Found(tokens, counts)
+        return text.continuation(self.longest, self.shortest, num_drafts)
 
     def propose(
         self,
