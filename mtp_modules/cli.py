@@ -137,6 +137,7 @@ def main() -> None:
     harmless = (
         ".*does not have many workers",
         "Couldn't infer the batch indices",
+        "Precision bf16-mixed is not supported by the model summary",
         "FSDP2-wrapped module .* returned a view",
     )
     warnings.filterwarnings("ignore", message="|".join(harmless))

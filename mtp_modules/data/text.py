@@ -125,7 +125,8 @@ class TextDataModule(TokenDataModule):
             return rows
         if not trainer.is_global_zero:
             trainer.strategy.barrier("cached states")
-        cached = self.cached_states.rows(rows, trunk, window=self.window, writes=trainer.is_global_zero)
+        with trainer.precision_plugin.forward_context():  # the trunk reads as it would in a training step
+            cached = self.cached_states.rows(rows, trunk, window=self.window, writes=trainer.is_global_zero)
         if trainer.is_global_zero:
             trainer.strategy.barrier("cached states")
         return cached

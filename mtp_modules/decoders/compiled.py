@@ -25,6 +25,31 @@ FROZEN = {**FAST, **_QUIET, "freezing": True, "max_autotune": True}
 found by trying.
 """
 
+_KEPT_IN_REGISTERS = "-fno-tree-loop-distribute-patterns --param max-completely-peel-times=64"
+"""For GCC, which otherwise clears the 16 and more vectors that a product of six or more rows is summed in by a call of
+``memset`` or in a loop, and from then on writes all of them to memory at every step.
+"""
+
+
+def inductor_options(device: torch.device, *, freeze: bool) -> dict[str, Any]:
+    """Return the options that inductor gets where none are given.
+
+    Args:
+        device: Where the model is.
+        freeze: Whether weights are constants.
+    """
+    if not freeze or device.type != "cpu":
+        return FROZEN if freeze else FAST
+    from torch._inductor import config, cpp_builder  # takes a second, so only where it is in use
+
+    # Products of a library look better than they are when they are tried alone, again and again, on one small matrix.
+    options = {**FROZEN, "max_autotune_gemm_backends": "CPP"}
+    if cpp_builder.is_gcc():
+        # The only flag of the compiler that an option gives; what stands behind it goes along.
+        rounding = config.cpp.enable_floating_point_contract_flag
+        options["cpp.enable_floating_point_contract_flag"] = f"{rounding} {_KEPT_IN_REGISTERS}"
+    return options
+
 
 def compile_for_decoding(
     model: DecodableModel,
@@ -47,7 +72,7 @@ def compile_for_decoding(
             they go into; needs memory for them once more for each graph, and longer to compile. When weights change,
             decoding is refused; without, it follows them as long as they change in place.
         backend: Of ``torch.compile``.
-        options: Of the backend; for inductor, :data:`FAST` or :data:`FROZEN` if ``None``.
+        options: Of the backend; for inductor, those of :func:`inductor_options` if ``None``.
 
     Raises:
         ValueError: If a batch size is below 1, the trunk or the heads cannot be compiled, or the model is shared out
@@ -61,7 +86,7 @@ def compile_for_decoding(
     if is_distributed(model.unembedding.weight):
         refuse("compile_for_decoding", "the model is shared out over several processes; decode with the model itself.")
     if options is None and backend == "inductor":
-        options = FROZEN if freeze else FAST
+        options = inductor_options(model.unembedding.weight.device, freeze=freeze)
     return CompiledModel(model, batch_sizes=batch_sizes, freeze=freeze, backend=backend, options=options or {})
 
 

@@ -83,6 +83,7 @@ def trained(sections: dict[str, Any], heads: dict[str, Any], seconds: float) -> 
     module, data = assemble(model, sections["data"])
     trainer = Trainer(
         accelerator="cpu",
+        precision=sections["trainer"]["precision"],
         max_epochs=-1,
         callbacks=[CPUBudget(seconds)],
         gradient_clip_val=1.0,

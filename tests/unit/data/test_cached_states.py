@@ -78,13 +78,30 @@ def test_a_run_that_was_stopped_goes_on(corpus: Path, tmp_path: Path) -> None:
     assert torch.equal(cache.rows(rows, made, window=16).batch(rows.fixed_ids())["hidden"], whole)
 
 
+def test_the_trunk_reads_in_the_precision_of_the_run(corpus: Path, tmp_path: Path) -> None:
+    rows, trained = data(corpus).rows("train"), module()
+    cache = CachedStates(folder=str(tmp_path / "states"), dtype="float32")
+    trainer(tmp_path, max_steps=1, precision="bf16-mixed").fit(trained, data(corpus, cache))
+    trained.trunk.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cache.rows(rows, trained.trunk, window=16).batch(rows.fixed_ids()[:2])
+        given = {name: tensor[:, :16] for name, tensor in found.items() if name != "hidden"}
+        wanted = trained.trunk(given["tokens"], document_ids=given.get("document_ids")).hidden
+    assert torch.equal(found["hidden"], wanted.float())
+    assert not torch.equal(found["hidden"], trained.trunk(given["tokens"]).hidden)
+    with pytest.raises(ValueError, match=r"^CachedStates: .* of another trunk, text, cut or precision; name another"):
+        cache.rows(rows, trained.trunk, window=16)
+
+
 def test_what_is_refused(corpus: Path, tmp_path: Path) -> None:
     rows, cache = data(corpus).rows("train"), CachedStates(folder=str(tmp_path / "states"))
     with pytest.raises(ValueError, match=r"^CachedStates: the trunk is trained, so its hidden states change"):
         cache.rows(rows, module(freeze=()).trunk, window=16)
     cache.rows(rows, module().trunk, window=16)
     other = RecurrentTrunk(vocab_size=256, d_model=16).requires_grad_(False)
-    with pytest.raises(ValueError, match=r"^CachedStates: .* holds the states of another trunk, text or cut"):
+    with pytest.raises(
+        ValueError, match=r"^CachedStates: .* holds the states of another trunk, text, cut or precision"
+    ):
         cache.rows(rows, other, window=16)
     with pytest.raises(ValueError, match=r"^TextDataModule: cached_states hold what the trunk says of one cut of the"):
         data(corpus, cache, random_offsets=True)

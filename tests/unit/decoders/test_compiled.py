@@ -9,6 +9,7 @@ import torch
 
 from mtp_modules import AutoregressiveDecoder, MTPModel
 from mtp_modules.decoders import BeamDecoder, compile_for_decoding
+from mtp_modules.decoders.compiled import inductor_options
 from tests.drafting import ScriptedHeads
 from tests.helpers import make_model, random_tokens
 
@@ -54,6 +55,19 @@ def test_what_cannot_be_compiled_is_refused(name: str) -> None:
     make, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("gcc", [True, False])
+def test_only_gcc_is_given_its_own_flags(gcc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.cpp_builder.is_gcc", lambda: gcc)
+    rounding = "cpp.enable_floating_point_contract_flag"
+    options = inductor_options(torch.device("cpu"), freeze=True)
+    assert options["max_autotune_gemm_backends"] == "CPP"
+    assert options.get(rounding, "").startswith("off -fno-tree") is gcc
+    for device, freeze in (("cpu", False), ("cuda", False), ("cuda", True)):
+        assert (
+            not {rounding, "max_autotune_gemm_backends"} & inductor_options(torch.device(device), freeze=freeze).keys()
+        )
 
 
 def _changed(model: MTPModel) -> None:
