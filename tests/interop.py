@@ -33,6 +33,10 @@ def glm(
     return make(heads, trunk=trunk, seed=seed, tie_embeddings=tied)
 
 
+def deepseek(num_horizons: int = 3, *, trunk: dict[str, Any] | None = None, **options: Any) -> MTPModel:
+    return glm(num_horizons, trunk={"num_kv_heads": 1, **(trunk or {})}, num_kv_heads=1, **options)
+
+
 def qwen(num_horizons: int = 2, **options: Any) -> MTPModel:
     options = {"qk_norm": True, "chain_norm": True, "shared": num_horizons > 2, **options}
     heads = SequentialHeads(num_horizons=num_horizons, **SIZES, **options)

@@ -11,7 +11,7 @@ def export(format: str, ckpt_path: str, out: str, before: str | None = None, add
     """Write a trained model, or its heads, as another program reads it.
 
     Args:
-        format: mtp_modules, glm, qwen, mimo, speculators, medusa, medusa_vllm or founding_paper.
+        format: mtp_modules, deepseek, glm, qwen, mimo, speculators, medusa, medusa_vllm or founding_paper.
         ckpt_path: A checkpoint file, the folder of a run, or a folder that save_pretrained wrote.
         out: New folder; with add the folder of a model of transformers.
         before: The model before it was trained, to find heads that never were.
@@ -37,7 +37,7 @@ def import_(
     """Read a model, or heads, that another program wrote, and save it so that every command here takes it.
 
     Args:
-        format: mtp_modules, glm, qwen, mimo, speculators, medusa, medusa_vllm or founding_paper.
+        format: mtp_modules, deepseek, glm, qwen, mimo, speculators, medusa, medusa_vllm or founding_paper.
         path: Folder of the checkpoint.
         out: New folder.
         trunk: Checkpoint of ours whose trunk the heads belong to; needed if the format keeps heads alone.

@@ -4,10 +4,10 @@ from mtp_modules.interop.conventions import Conventions
 from mtp_modules.interop.exchange import export_model, import_model
 from mtp_modules.interop.format import Format
 from mtp_modules.interop.founding_paper import FoundingPaper
-from mtp_modules.interop.glm import GLM
 from mtp_modules.interop.medusa import Medusa
 from mtp_modules.interop.medusa_vllm import MedusaVLLM
 from mtp_modules.interop.mimo import MiMo
+from mtp_modules.interop.next_predict import GLM, DeepSeek
 from mtp_modules.interop.own_trunk import with_own_trunk
 from mtp_modules.interop.qwen import Qwen
 from mtp_modules.interop.speculators import Speculators
@@ -17,6 +17,7 @@ from mtp_modules.interop.trunks import NamedTrunk
 __all__ = [
     "GLM",
     "Conventions",
+    "DeepSeek",
     "Format",
     "FoundingPaper",
     "Medusa",

@@ -13,10 +13,10 @@ from mtp_modules.interop import files
 from mtp_modules.interop.conventions import check_export, resolve
 from mtp_modules.interop.format import Format, Wanted
 from mtp_modules.interop.founding_paper import FoundingPaper
-from mtp_modules.interop.glm import GLM
 from mtp_modules.interop.medusa import Medusa
 from mtp_modules.interop.medusa_vllm import MedusaVLLM
 from mtp_modules.interop.mimo import MiMo
+from mtp_modules.interop.next_predict import GLM, DeepSeek
 from mtp_modules.interop.qwen import Qwen
 from mtp_modules.interop.speculators import Speculators
 from mtp_modules.interop.tensors import Tensors, check_trained
@@ -24,7 +24,8 @@ from mtp_modules.interop.trunks import NamedTrunk
 from mtp_modules.model import MTPModel
 
 FORMATS: dict[str, Format] = {
-    found.name: found for found in (GLM(), Qwen(), MiMo(), Speculators(), Medusa(), MedusaVLLM(), FoundingPaper())
+    found.name: found
+    for found in (DeepSeek(), GLM(), Qwen(), MiMo(), Speculators(), Medusa(), MedusaVLLM(), FoundingPaper())
 }
 """Every foreign format by its name."""
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Float, Tensor
+from mtp_modules.interop.latents import alternate, apart, read_latents, write_latents
 from mtp_modules.interop.tensors import Tensors
 from mtp_modules.layers.feed_forward import SwiGLU
 from mtp_modules.layers.transformer import Attention, RMSNorm, TransformerLayer
@@ -36,6 +37,7 @@ class LayerStyle(NamedTuple):
         unit_offset: Norms scale by ``1 + w`` (Qwen3-Next).
         qk_norm: Whether queries and keys are normalised; ``None`` if both are possible.
         experts: The feed-forward layer is a mixture of experts.
+        latent: Keys and values come from latents (DeepSeek-V3); see :mod:`mtp_modules.interop.latents`.
     """
 
     bias: bool = False
@@ -43,6 +45,7 @@ class LayerStyle(NamedTuple):
     unit_offset: bool = False
     qk_norm: bool | None = None
     experts: Experts | None = None
+    latent: bool = False
 
 
 class LayerShape(NamedTuple):
@@ -183,12 +186,12 @@ def write_layer(owner: str, layer: TransformerLayer, prefix: str, style: LayerSt
     for short, norm in (("input", layer.attention_norm), ("post_attention", layer.ffn_norm)):
         name = f"{prefix}{short}_layernorm.weight"
         written[name] = write_norm(owner, name, norm, style)
-    written |= {
-        f"{prefix}self_attn.q_proj.weight": queries,
-        f"{prefix}self_attn.k_proj.weight": keys,
-        f"{prefix}self_attn.v_proj.weight": values,
-        f"{prefix}self_attn.o_proj.weight": out,
-    }
+    if style.latent:
+        queries = alternate(queries, attention.head_dim)
+        written |= write_latents(owner, keys, values, prefix, layer.attention_norm.weight.detach(), attention.num_heads)
+    else:
+        written |= {f"{prefix}self_attn.k_proj.weight": keys, f"{prefix}self_attn.v_proj.weight": values}
+    written |= {f"{prefix}self_attn.q_proj.weight": queries, f"{prefix}self_attn.o_proj.weight": out}
     return written | _write_ffn(layer.ffn, f"{prefix}mlp.", style.experts)
 
 
@@ -221,10 +224,14 @@ def read_layer(tensors: Tensors, prefix: str, style: LayerStyle, shape: LayerSha
     """
     width, head_dim = shape.d_model, shape.head_dim
     num_queries, num_keys = shape.num_heads * head_dim, shape.num_kv_heads * head_dim
-    _refuse_foreign(tensors, prefix)
+    _refuse_foreign(tensors, prefix, style)
     queries = tensors.take(f"{prefix}self_attn.q_proj.weight", num_queries * (2 if style.gate else 1), width)
-    keys = tensors.take(f"{prefix}self_attn.k_proj.weight", num_keys, width)
-    values = tensors.take(f"{prefix}self_attn.v_proj.weight", num_keys, width)
+    if style.latent:
+        queries = apart(queries, head_dim)
+        keys, values = read_latents(tensors, prefix, width, head_dim, shape.num_heads)
+    else:
+        keys = tensors.take(f"{prefix}self_attn.k_proj.weight", num_keys, width)
+        values = tensors.take(f"{prefix}self_attn.v_proj.weight", num_keys, width)
     out = tensors.take(f"{prefix}self_attn.o_proj.weight", width, num_queries)
     for name, part in (("q", queries), ("k", keys), ("v", values)):
         bias = f"{prefix}self_attn.{name}_proj.bias"
@@ -270,10 +277,10 @@ def _drop_silent_experts(tensors: Tensors, prefix: str, experts: Experts, width:
             )
 
 
-def _refuse_foreign(tensors: Tensors, prefix: str) -> None:
+def _refuse_foreign(tensors: Tensors, prefix: str, style: LayerStyle) -> None:
     for part, what in (
         ("self_attn.kv_a_proj_with_mqa.weight", "attention over latents (DeepSeek-V3's own)"),
         ("linear_attn.A_log", "linear attention"),
     ):
-        if f"{prefix}{part}" in tensors:
+        if f"{prefix}{part}" in tensors and not (style.latent and "kv_a" in part):
             refuse(tensors.owner, f"{prefix}{part} belongs to {what}, which our layers do not have.")

@@ -32,6 +32,7 @@ def test_the_tables_name_every_format_and_every_convention() -> None:
 def test_the_page_says_what_import_asks_for() -> None:
     asked = {f: {k for k, values in FORMATS[f].takes.items() if len(values) > 1} for f in FORMATS}
     assert {f: keys for f, keys in asked.items() if keys} == {
+        "deepseek": {"chain_state", "position_0"},
         "glm": {"chain_state", "position_0"},
         "mimo": {"position_0"},
     }

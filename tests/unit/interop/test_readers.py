@@ -1,6 +1,7 @@
 """What other programs make of our files: those that run here read them, the rules of others are stated again."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from mtp_modules import SpeculativeDecoder
+from mtp_modules import MTPModel, SpeculativeDecoder
 from mtp_modules.interop import export_model, import_model
 from tests import interop
 from tests.interop import D, L, V, all_logits, some_tokens, stored
@@ -179,13 +180,16 @@ def test_qwen3_5_reads_the_trunk(tmp_path: Path) -> None:
     torch.testing.assert_close(logits, all_logits(model, tokens)[0], **CLOSE)
 
 
-def test_transformers_decodes_with_our_module_what_we_decode(tmp_path: Path) -> None:
+# it knows where a model has its module by the depths of the released ones, and reads one
+@pytest.mark.parametrize(("name", "make", "depth"), [("glm", interop.glm, 46), ("deepseek", interop.deepseek, 61)])
+def test_transformers_decodes_with_our_module_what_we_decode(
+    name: str, make: Callable[..., MTPModel], depth: int, tmp_path: Path
+) -> None:
     import transformers
     from transformers.modeling_layers import MtpModel
 
-    # it knows where a GLM has its module by the depths of the released ones, 46 and 92 layers, and reads one
-    model, tokens = interop.glm(2, trunk={"num_layers": 46}), some_tokens()
-    export_model(model, tmp_path, format="glm")
+    model, tokens = make(2, trunk={"num_layers": depth}), some_tokens()
+    export_model(model, tmp_path, format=name)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
     length = tokens.shape[1] - model.lookahead
     ours = all_logits(model, tokens)

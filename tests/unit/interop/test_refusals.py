@@ -31,7 +31,7 @@ EXPORTS: dict[str, Refused] = {
     "an unknown format": (
         "gguf",
         interop.glm,
-        "format: 'gguf' is unknown. Known: mtp_modules, glm, qwen, mimo, speculators, medusa, medusa_vllm, "
+        "format: 'gguf' is unknown. Known: mtp_modules, deepseek, glm, qwen, mimo, speculators, medusa, medusa_vllm, "
         "founding_paper.",
     ),
     "other heads": (
@@ -53,6 +53,17 @@ EXPORTS: dict[str, Refused] = {
         "glm",
         lambda: make(sequential(num_horizons=1)),
         "glm: the heads have no horizon beyond the first, so there is nothing to write.",
+    ),
+    "keys of several heads in latents": (
+        "deepseek",
+        interop.glm,
+        "deepseek: rotated keys of this format are shared by all queries, the layers have num_kv_heads=2; "
+        "build trunk and heads with num_kv_heads=1.",
+    ),
+    "a gain that latents cannot undo": (
+        "deepseek",
+        lambda: _with(interop.deepseek(), "trunk.layers.1.attention_norm.weight", 0.0),
+        "deepseek: a gain of model.layers.1.input_layernorm is 0, which latents cannot undo; take another format.",
     ),
     "another order": (
         "mimo",
@@ -207,13 +218,14 @@ def edited(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
 
 
-def shifted(name: str) -> Callable[[Path], None]:
+def shifted(name: str, where: slice = slice(None)) -> Callable[[Path], None]:
     """Return what changes a tensor."""
 
     def change(folder: Path) -> None:
         path = folder / "model.safetensors"
         tensors = stored(path)
-        tensors[name] = tensors[name] + 1
+        tensors[name] = tensors[name].clone()
+        tensors[name][where] += 1
         save_file(tensors, path)
 
     return change
@@ -242,7 +254,26 @@ def half(folder: Path) -> None:
 
 
 GLM_TENSOR = "model.layers.2."
+LATENTS = [
+    (
+        change,
+        r"^deepseek: model\.layers\.[02]\.self_attn compresses keys and values, and our layers attend to them as they "
+        r"are; this model cannot be read\.$",
+    )
+    for change in (
+        shifted("model.layers.0.self_attn.kv_a_proj_with_mqa.weight"),
+        shifted("model.layers.2.self_attn.kv_a_layernorm.weight"),
+        shifted("model.layers.2.self_attn.kv_b_proj.weight", slice(0, 1)),
+    )
+]
 IMPORTS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
+    **{f"real latents, {index}": ("deepseek", change, {}, told) for index, (change, told) in enumerate(LATENTS)},
+    "compressed queries": (
+        "deepseek",
+        lambda folder: edited(folder, q_lora_rank=8),
+        {},
+        r"^deepseek: config\.json says q_lora_rank=8, latents that our layers can be have None; this model cannot",
+    ),
     "an unknown format": ("glm", lambda _: None, {"format": "hf"}, r"^format: 'hf' is unknown\. Known: mtp_modules, "),
     "another format": (
         "glm",
@@ -388,6 +419,7 @@ IMPORTS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
     ),
 }
 MODELS = {
+    "deepseek": interop.deepseek,
     "glm": interop.glm,
     "qwen": interop.qwen,
     "mimo": interop.mimo,

@@ -47,6 +47,15 @@ def trunk(**options: bool | int) -> Shapes:
     return found
 
 
+def deepseek() -> Shapes:
+    found = {name: shape for name, shape in glm().items() if ".k_proj" not in name and ".v_proj" not in name}
+    for index in range(L + 2):
+        prefix = f"model.layers.{index}.self_attn."
+        found[f"{prefix}kv_a_proj_with_mqa.weight"] = (D + D // 4, D)
+        found |= {f"{prefix}kv_a_layernorm.weight": (D,), f"{prefix}kv_b_proj.weight": (D, D)}
+    return found
+
+
 def glm() -> Shapes:
     found = trunk() | {"lm_head.weight": (V, D)}
     for index in (L, L + 1):
@@ -122,6 +131,7 @@ def founding_paper() -> Shapes:
 Case = tuple[str, Callable[[], MTPModel], Callable[[], Shapes]]
 
 CASES: dict[str, Case] = {
+    "deepseek": ("deepseek", interop.deepseek, deepseek),
     "glm": ("glm", interop.glm, glm),
     "qwen": ("qwen", interop.qwen, qwen),
     "qwen, one module for many horizons": ("qwen", lambda: interop.qwen(4), qwen),
@@ -194,7 +204,7 @@ def test_a_checkpoint_without_any_one_tensor_or_with_one_more_is_refused(
     whole, config = FORMATS[name].open(tmp_path)
     copies = ("embed_tokens.weight", "shared_head.head.weight")  # of layers behind the trunk, which may be left out
     for missing in whole:
-        if name == "glm" and missing.startswith("model.layers.") and missing.endswith(copies):
+        if name in ("deepseek", "glm") and missing.startswith("model.layers.") and missing.endswith(copies):
             continue
         if missing.endswith("_proj.bias"):  # an absent bias is 0, as ours is
             continue

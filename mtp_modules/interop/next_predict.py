@@ -1,6 +1,7 @@
-"""GLM-4.5, whose modules have DeepSeek-V3's names: ``model.layers.{L + i}``, behind the trunk's ``L`` layers."""
+"""GLM-4.5 and DeepSeek-V3, whose modules have the same names: ``model.layers.{L + i}``, behind the ``L`` layers."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.interop.conventions import Conventions, Takes
 from mtp_modules.interop.format import Format, Wanted, fill, put_on
-from mtp_modules.interop.layers import Experts, LayerStyle, shape_of
+from mtp_modules.interop.layers import Experts, LayerShape, LayerStyle, shape_of
 from mtp_modules.interop.sequential import (
     ModuleNames,
     build_heads,
@@ -30,19 +31,19 @@ from mtp_modules.interop.trunks import (
 )
 from mtp_modules.model import MTPModel
 
-_TRUNK = LayerStyle()
 
-
-class GLM(Format):
-    """SequentialHeads and their trunk as GLM-4.5, in DeepSeek-V3's names for modules.
+class NextPredict(Format):
+    """SequentialHeads and their trunk, in DeepSeek-V3's names for modules.
 
     Readers build every module with a mixture of experts, also where the trunk's layers are dense. Ours is written as
     the shared expert, beside routed experts whose output is 0.
+
+    Attributes:
+        style: Of the trunk's layers.
     """
 
-    name = "glm"
     keeps_trunk = True
-    model_types = ("glm4_moe",)
+    style: ClassVar[LayerStyle]
     takes: ClassVar[Takes] = {
         "concatenation": ("embedding_first",),
         "trunk_state": ("after_norm",),
@@ -50,19 +51,39 @@ class GLM(Format):
         "position_0": ("token", "zero"),
     }
 
+    @abstractmethod
+    def attention(self, shape: LayerShape) -> dict[str, Any]:
+        """Return what the configuration says of attention, and of the kind of the model.
+
+        Args:
+            shape: Of the trunk's layers.
+
+        Raises:
+            ValueError: If the format's attention cannot be ours.
+        """
+
+    @abstractmethod
+    def sizes(self, config: Mapping[str, Any]) -> Sizes:
+        """Read the sizes of a model.
+
+        Args:
+            config: What ``config.json`` holds.
+
+        Raises:
+            ValueError: If its layers are not what ours can be.
+        """
+
     def conventions(self, model: MTPModel) -> Conventions:
         """Return how the heads of a model are meant."""
         return conventions_of(sequential_heads(self.name, model))
 
     def trunk(self, model: MTPModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the trunk as GLM's dense layers."""
-        config = trunk_config(self.name, model, _TRUNK)
+        """Return the trunk as dense layers."""
+        config = trunk_config(self.name, model, self.style)
         width = shape_of(sequential_heads(self.name, model).steps[0].layer).ffn_width
         routed = math.gcd(width, 64)
+        config |= self.attention(shape_of(transformer_trunk(self.name, model).layers[0]))
         config |= {
-            "architectures": ["Glm4MoeForCausalLM"],
-            "model_type": "glm4_moe",
-            "use_qk_norm": shape_of(transformer_trunk(self.name, model).layers[0]).qk_norm,
             "first_k_dense_replace": config["num_hidden_layers"],
             "n_routed_experts": 2,
             "num_experts_per_tok": 1,
@@ -73,14 +94,14 @@ class GLM(Format):
             "norm_topk_prob": True,
             "routed_scaling_factor": 1.0,
         }
-        return write_trunk(self.name, model, _TRUNK), config
+        return write_trunk(self.name, model, self.style), config
 
     def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the modules, each with a copy of the embedding and of the output matrix, which some readers want."""
         heads = sequential_heads(self.name, model)
-        sizes = _sizes(config)
+        sizes = self.sizes(config)
         check_sizes(self.name, model, heads, sizes, any_ffn=True)
-        experts = _experts(config)
+        experts = _experts(self.name, config)
         width = shape_of(heads.steps[0].layer).ffn_width
         if width != experts.width * experts.shared:
             refuse(
@@ -89,7 +110,7 @@ class GLM(Format):
                 f"{experts.shared} wide; train heads of that ffn_width.",
             )
         names = _names(sizes.num_layers)
-        written = write_modules(self.name, heads, names, LayerStyle(experts=experts))
+        written = write_modules(self.name, heads, names, self.style._replace(experts=experts))
         for index in range(len(heads.steps)):
             written[f"{names(index).layer}embed_tokens.weight"] = _embedding(model)
             written[f"{names(index).layer}shared_head.head.weight"] = model.unembedding.weight
@@ -97,15 +118,15 @@ class GLM(Format):
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
         """Make a model of a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
-        sizes = _sizes(config)
+        sizes = self.sizes(config)
         count = field(self.name, config, "num_nextn_predict_layers")
-        names, experts = _names(sizes.num_layers), _experts(config)
+        names, experts = _names(sizes.num_layers), _experts(self.name, config)
         shape = sizes.layer._replace(ffn_width=experts.width * experts.shared)
         trunk, state = None, dict[str, Tensor]()
         if wanted.trunk is None:
             if field(self.name, config, "first_k_dense_replace", 0) < sizes.num_layers:
                 refuse(self.name, "layers of the trunk are mixtures of experts, which ours are not; give trunk.")
-            trunk, state = read_trunk(tensors, sizes, _TRUNK)
+            trunk, state = read_trunk(tensors, sizes, self.style)
             embedding, output = state["trunk.embedding.weight"], state["unembedding.weight"]
         else:
             embedding, output = _embedding(wanted.trunk), wanted.trunk.unembedding.weight
@@ -113,7 +134,7 @@ class GLM(Format):
             prefix = names(index).layer
             tensors.same(f"{prefix}embed_tokens.weight", embedding, "model.embed_tokens.weight")
             tensors.same(f"{prefix}shared_head.head.weight", output, "the output matrix")
-        read = read_modules(tensors, names, count, LayerStyle(experts=experts), shape)
+        read = read_modules(tensors, names, count, self.style._replace(experts=experts), shape)
         heads = build_heads(self.name, sizes, shape, wanted.conventions, count=count, num_horizons=wanted.num_horizons)
         if trunk is None:
             _drop_trunk(tensors, sizes.num_layers)
@@ -121,18 +142,74 @@ class GLM(Format):
         return fill(trunk, heads, state | read, tie_embeddings=sizes.tied)
 
 
+class GLM(NextPredict):
+    """GLM-4.5."""
+
+    name = "glm"
+    model_types = ("glm4_moe",)
+    style = LayerStyle()
+
+    def attention(self, shape: LayerShape) -> dict[str, Any]:
+        """Return what the configuration says of attention, and of the kind of the model."""
+        return {"architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "use_qk_norm": shape.qk_norm}
+
+    def sizes(self, config: Mapping[str, Any]) -> Sizes:
+        """Read the sizes of a model."""
+        return read_sizes(self.name, config, qk_norm=field(self.name, config, "use_qk_norm", False), turned=0.5)
+
+
+class DeepSeek(NextPredict):
+    """DeepSeek-V3, whose attention over latents is ours where all queries share one key-value head.
+
+    See :mod:`mtp_modules.interop.latents`.
+    """
+
+    name = "deepseek"
+    model_types = ("deepseek_v3",)
+    style = LayerStyle(latent=True, qk_norm=False)
+
+    def attention(self, shape: LayerShape) -> dict[str, Any]:
+        """Return what the configuration says of attention, and of the kind of the model."""
+        if shape.num_kv_heads != 1:
+            refuse(
+                self.name,
+                f"rotated keys of this format are shared by all queries, the layers have num_kv_heads="
+                f"{shape.num_kv_heads}; build trunk and heads with num_kv_heads=1.",
+            )
+        return {
+            "architectures": ["DeepseekV3ForCausalLM"],
+            "model_type": "deepseek_v3",
+            "num_key_value_heads": shape.num_heads,
+            "q_lora_rank": None,
+            "kv_lora_rank": shape.d_model,
+            "qk_rope_head_dim": shape.head_dim,
+            "qk_nope_head_dim": 0,
+            "v_head_dim": shape.head_dim,
+            "rope_interleave": True,
+        }
+
+    def sizes(self, config: Mapping[str, Any]) -> Sizes:
+        """Read the sizes of a model."""
+        sizes = read_sizes(self.name, config, qk_norm=False)
+        ours = self.attention(sizes.layer._replace(num_kv_heads=1))
+        for name in ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"):
+            if (value := config.get(name)) != ours[name]:
+                refuse(
+                    self.name,
+                    f"config.json says {name}={value}, latents that our layers can be have {ours[name]}; "
+                    "this model cannot be read.",
+                )
+        return sizes._replace(layer=sizes.layer._replace(num_kv_heads=1))
+
+
 def _embedding(model: MTPModel) -> Tensor:
     weight: Tensor = model.trunk.embedding.weight  # type: ignore[assignment]
     return weight
 
 
-def _sizes(config: Mapping[str, Any]) -> Sizes:
-    return read_sizes(GLM.name, config, qk_norm=field(GLM.name, config, "use_qk_norm", False), turned=0.5)
-
-
-def _experts(config: Mapping[str, Any]) -> Experts:
+def _experts(owner: str, config: Mapping[str, Any]) -> Experts:
     num, width, shared = (
-        field(GLM.name, config, name) for name in ("n_routed_experts", "moe_intermediate_size", "n_shared_experts")
+        field(owner, config, name) for name in ("n_routed_experts", "moe_intermediate_size", "n_shared_experts")
     )
     return Experts(num, width, shared)
 
