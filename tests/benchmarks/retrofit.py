@@ -212,6 +212,7 @@ def main() -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("tokens a pass", "over plain", "over lookup", "equal outputs"):
         table.add_column(column, justify="right", no_wrap=True)
+    lookup = 1.0
     for turn, kind in enumerate(options.kinds):
         if options.load:
             module, data, steps = loaded(sections, Path(options.load) / kind)
@@ -228,16 +229,19 @@ def main() -> None:
             console.print(f"reading one token takes {1e3 * costs[0]:.1f} ms; relative cost of a chunk: {told}")
         sides: dict[str, Decoder] = {
             "plain": AutoregressiveDecoder(),
-            "lookup": SpeculativeDecoder(drafter=PromptLookup(num_drafts=options.drafts)),
             kind: SpeculativeDecoder(num_drafts=options.drafts),
             f"{kind} or lookup": SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=options.drafts)),
         }
+        if turn == 0:  # which is the same with all heads
+            sides["lookup"] = SpeculativeDecoder(drafter=PromptLookup(num_drafts=options.drafts))
         used = compile_for_decoding(with_own_trunk(model), freeze=True) if options.compile else model
         found = compare(used, sides, prompts, options.new_tokens)
         parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
         draft = 1e3 * cost_of_drafting(model, prompts[0], options.drafts)
-        for name, (brought, faster, equal) in found.items():
-            if turn and name in ("plain", "lookup"):
+        lookup = found["lookup"][1] if turn == 0 else lookup
+        for name in sorted(found, key=lambda name: name not in ("plain", "lookup")):
+            brought, faster, equal = found[name]
+            if turn and name == "plain":
                 continue
             own = name == kind
             table.add_row(
@@ -248,10 +252,10 @@ def main() -> None:
                 f"{draft:.1f}" if own else "",
                 f"{brought:.2f}",
                 f"{faster:.2f}x",
-                f"{faster / found['lookup'][1]:.2f}x",
+                f"{faster / lookup:.2f}x",
                 f"{equal}/{len(prompts)}",
             )
-    console.print(table)
+        console.print(table)
 
 
 if __name__ == "__main__":
