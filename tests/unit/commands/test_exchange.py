@@ -34,7 +34,7 @@ def test_heads_alone_come_back_on_their_trunk(tmp_path: Path) -> None:
 def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     interop.glm().save_pretrained(tmp_path)
     said = refusal("export", "hf", "--ckpt_path", tmp_path, "--out", tmp_path / "out")
-    assert said.startswith("format: 'hf' is unknown. Known: mtp_modules, glm, qwen,")
+    assert said.startswith("format: 'hf' is unknown. Known: mtp_modules, deepseek, glm, qwen,")
     assert not (tmp_path / "out").exists()
 
 
