@@ -26,7 +26,7 @@ class CachedStates(Component):
 
     For a frozen trunk only. The first run writes them, window by window, and goes on where it was stopped; later runs,
     of any heads, read them from a memory-mapped file. Batches carry them as ``hidden``. The trunk reads in the
-    trainer's precision: ``bf16-mixed`` takes half of the time where the processor multiplies bfloat16. A folder belongs
+    trainer's precision: ``bf16-mixed`` is faster where the processor multiplies bfloat16. A folder belongs
     to one trunk, one text, one cut of it, and one such precision.
 
     Args:
