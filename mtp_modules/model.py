@@ -110,7 +110,7 @@ class MTPModel(Component, nn.Module):
         document_ids: Int[Tensor, "B L"] | None = None,
         positions: Int[Tensor, "B P"] | None = None,
         detach: Collection[str] = (),
-        hidden: Float[Tensor, "B T D"] | None = None,
+        known: TrunkOutput | None = None,
     ) -> tuple[Float[Tensor, "B _ D"], ...] | MixtureStates:
         """Return one state a horizon for a training batch, or the mixture that heads with a joint law return.
 
@@ -121,24 +121,23 @@ class MTPModel(Component, nn.Module):
             document_ids: Which document every token belongs to.
             positions: Where horizons beyond the first are wanted; everywhere if ``None``.
             detach: What horizons beyond the first give no gradient to: ``"trunk"``, ``"embedding"``.
-            hidden: What a frozen trunk has said of these tokens before, which then does not run.
+            known: What a frozen trunk has said of these tokens before, which then does not run.
 
         Raises:
-            ValueError: If ``hidden`` is of other positions or widths.
+            ValueError: If ``known`` is of other positions, widths or layers.
         """
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             tokens_in_vocabulary(self, tokens, self.trunk.vocab_size)
         length = num_positions(tokens, self.horizons)
         read = None if document_ids is None else document_ids[:, :length]
-        given: dict[str, Any] = {}
-        if hidden is None:
+        if known is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.trunk)):
                 output: TrunkOutput = self.trunk(tokens[:, :length], document_ids=read)
-            hidden, given = output.hidden, self.heads.features_of(output)
-            if given and "trunk" in detach:
-                given["features"] = tuple(feature.detach() for feature in output.features)
         else:
-            hidden = self._known(hidden, (len(tokens), length))
+            output = self._checked(known, (len(tokens), length))
+        hidden, given = output.hidden, self.heads.features_of(output)
+        if given and "trunk" in detach:
+            given["features"] = tuple(feature.detach() for feature in output.features)
         future = None
         if self.heads.reads_future:
             wanted = None if self.heads.reads_every_token else positions
@@ -154,15 +153,17 @@ class MTPModel(Component, nn.Module):
         )
         return states
 
-    def _known(self, hidden: Float[Tensor, "B T D"], positions: tuple[int, int]) -> Float[Tensor, "B T D"]:
+    def _checked(self, known: TrunkOutput, positions: tuple[int, int]) -> TrunkOutput:
         """Return what the trunk has said before, in the precision of the weights, if it is that of these tokens."""
-        if self.heads.num_features:
+        has, needs = len(known.features), self.heads.num_features
+        if needs and has != needs:
             heads = type(self.heads).__name__
-            refuse(self, f"hidden holds the trunk's last state alone, but {heads} read inner layers; leave it out.")
-        wanted = (*positions, self.trunk.d_model)
-        if hidden.shape != wanted:
-            refuse(self, f"hidden has shape {tuple(hidden.shape)}, these tokens need {wanted}; read them anew.")
-        return hidden.to(self.unembedding.weight.dtype)
+            refuse(self, f"known holds {has} inner layers, but {heads} read {needs}; read the tokens anew.")
+        wanted, dtype = (*positions, self.trunk.d_model), self.unembedding.weight.dtype
+        for state in (known.hidden, *known.features):
+            if state.shape != wanted:
+                refuse(self, f"known has shape {tuple(state.shape)}, these tokens need {wanted}; read them anew.")
+        return TrunkOutput(known.hidden.to(dtype), tuple(feature.to(dtype) for feature in known.features))
 
     def trim_drafts(self, tokens: Sequence[int]) -> None:
         """Let horizons beyond the first score these tokens only, such as the most frequent ones of a corpus.

@@ -25,9 +25,10 @@ class CachedStates(Component):
     """Where the training windows' hidden states are kept, so that heads are trained without running the trunk again.
 
     For a frozen trunk only. The first run writes them, window by window, and goes on where it was stopped; later runs,
-    of any heads, read them from a memory-mapped file. Batches carry them as ``hidden``. The trunk reads in the
-    trainer's precision: ``bf16-mixed`` is faster where the processor multiplies bfloat16. A folder belongs
-    to one trunk, one text, one cut of it, and one such precision.
+    of any heads, read them from a memory-mapped file. Batches carry them as ``hidden``, and those of the trunk's
+    ``feature_layers``, if it names any, as ``features``. The trunk reads in the trainer's precision: ``bf16-mixed`` is
+    faster where the processor multiplies bfloat16. A folder belongs to one trunk, its feature layers, one text, one cut
+    of it, and one such precision.
 
     Args:
         folder: Made if it is not there.
@@ -65,9 +66,11 @@ class CachedStates(Component):
         if any(parameter.requires_grad for parameter in trunk.parameters()):
             refuse(self, "the trunk is trained, so its hidden states change; freeze it (model.freeze: [trunk]).")
         ids = evenly_spread(rows.fixed_ids(), self.max_windows)
-        shape = [len(ids), window, trunk.d_model]
-        index, path = self.folder / "index.json", self.folder / "hidden.bin"
+        layers = list(trunk.feature_layers)
+        shape = [len(ids), 1 + len(layers), window, trunk.d_model]
+        index, path = self.folder / "index.json", self.folder / "states.bin"
         told = {"of": _fingerprint(rows, trunk, ids), "read_in": _precision(trunk), "dtype": self.dtype, "shape": shape}
+        told["feature_layers"] = layers
         self.folder.mkdir(parents=True, exist_ok=True)
         known: dict[str, Any] = {**told, "written": 0}
         if index.is_file():
@@ -75,8 +78,8 @@ class CachedStates(Component):
         if {name: known.get(name) for name in told} != told:
             refuse(
                 self,
-                f"{self.folder} holds the states of another trunk, text, cut or precision; name another folder, or "
-                "delete it.",
+                f"{self.folder} holds the states of another trunk, other layers, text, cut or precision; name another "
+                "folder, or delete it.",
             )
         states = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=DTYPES[self.dtype]).view(shape)
         if writes and known["written"] < len(ids):
@@ -90,15 +93,16 @@ class CachedStates(Component):
         """Fill in what is missing, and note how far that has come."""
         was_training, device = trunk.training, next(trunk.parameters()).device
         trunk.eval()
-        done, window = known["written"], states.shape[1]
+        done, window = known["written"], states.shape[2]
         for turn, start in enumerate(range(done, len(ids), self.rows_per_pass), start=1):
             batch = rows.batch(ids[start : start + self.rows_per_pass])
             given = {name: tensor[:, :window].to(device) for name, tensor in batch.items()}
-            hidden = trunk(given["tokens"], document_ids=given.get("document_ids")).hidden.to(states.dtype)
-            if not hidden.isfinite().all():
+            output = trunk(given["tokens"], document_ids=given.get("document_ids"))
+            said = torch.stack((output.hidden, *output.features), dim=1).to(states.dtype)
+            if not said.isfinite().all():
                 refuse(self, f"a hidden state is too large for {self.dtype}, or no number; try float32.")
-            states[start : start + len(hidden)] = hidden.cpu()
-            end = start + len(hidden)
+            end = start + len(said)
+            states[start:end] = said.cpu()
             if turn % _SAVED_EVERY == 0 or end == len(ids):
                 index.write_text(json.dumps({**known, "written": end}), encoding="utf-8")
                 print(f"CachedStates: {end} of {len(ids)} windows in {self.folder}", file=sys.stderr, flush=True)
@@ -111,7 +115,7 @@ class CachedRows(TokenRows):
     Args:
         rows: Where tokens come from.
         ids: Which rows of them, ascending.
-        states: ``(rows, T, D)``.
+        states: ``(rows, 1 + F, T, D)``: the last state, then those of the feature layers.
     """
 
     def __init__(self, rows: TokenRows, ids: IntArray, states: Tensor) -> None:
@@ -126,9 +130,10 @@ class CachedRows(TokenRows):
         return self._ids
 
     def batch(self, ids: IntArray) -> dict[str, Tensor]:
-        """Return tokens, and ``hidden`` ``(B, T, D)`` in the precision on disk."""
-        places = torch.from_numpy(np.searchsorted(self._ids, ids))
-        return {**self._rows.batch(ids), "hidden": self._states[places]}
+        """Return tokens, ``hidden`` ``(B, T, D)``, and ``features`` ``(B, F, T, D)``, in the precision on disk."""
+        states = self._states[torch.from_numpy(np.searchsorted(self._ids, ids))]
+        batch = {**self._rows.batch(ids), "hidden": states[:, 0]}
+        return {**batch, "features": states[:, 1:]} if states.shape[1] > 1 else batch
 
     def digest(self) -> str:
         """Return a hash of the rows and of which they are."""

@@ -35,6 +35,8 @@ class EarlyExitHeads(LastStateHeads):
         exits: For each horizon beyond the first, nearest first, which of these layers it reads, counted from 0, the
             shallowest. If ``None``, they are shared out evenly, the deepest to the nearest horizons.
         num_layers: Blocks of each horizon beyond the first; 0 for a norm alone.
+        norm_gain: What the gains of the norm of each horizon start from: the root mean square of the hidden state,
+            where the trunk is trained already (2.2 for SmolLM2-135M), as the output matrix is used to it.
 
     Shape:
         hidden ``(B, T, D)``, features: so many ``(B, T, D)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -61,6 +63,7 @@ class EarlyExitHeads(LastStateHeads):
         num_features: int,
         exits: Sequence[int] | None = None,
         num_layers: int = 1,
+        norm_gain: float = 1.0,
     ) -> None:
         super().__init__()
         for name, value, limit in (
@@ -81,7 +84,8 @@ class EarlyExitHeads(LastStateHeads):
             )
         self.exits = list(exits)
         stacks = (
-            nn.Sequential(RMSNorm(d_model), *(ResidualBlock(d_model) for _ in range(num_layers))) for _ in range(count)
+            nn.Sequential(RMSNorm(d_model, gain=norm_gain), *(ResidualBlock(d_model) for _ in range(num_layers)))
+            for _ in range(count)
         )
         self.stacks = cast("Sequence[nn.Sequential]", nn.ModuleList(stacks))
 

@@ -36,6 +36,8 @@ class FusedFeatureHeads(Heads):
         max_positions: Longest sequence.
         embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
         rope_base: Base of the rotary positions.
+        norm_gain: What the gains of the norm behind the layer start from: the root mean square of the hidden state,
+            where the trunk is trained already (2.2 for SmolLM2-135M), as the output matrix is used to it.
 
     Shape:
         hidden and features ``(B, T, D)``, future ``(B, T, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others
@@ -69,6 +71,7 @@ class FusedFeatureHeads(Heads):
         max_positions: int = 2048,
         embedding_width: int | None = None,
         rope_base: float = 10000.0,
+        norm_gain: float = 1.0,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -89,6 +92,7 @@ class FusedFeatureHeads(Heads):
             embedding_width=embedding_width,
             shared=True,
             rope_base=rope_base,
+            norm_gain=norm_gain,
         )
         self.d_model, self.num_horizons, self.num_features = d_model, num_horizons, num_features
         self.max_positions, self.embedding_width = max_positions, self.drafter.embedding_width

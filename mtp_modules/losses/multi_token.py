@@ -8,7 +8,7 @@ from torch import nn
 
 from mtp_modules.core.checks import at_least, fraction, refuse
 from mtp_modules.core.component import Component
-from mtp_modules.core.interfaces import Heads, MixtureStates
+from mtp_modules.core.interfaces import Heads, MixtureStates, TrunkOutput
 from mtp_modules.core.objective import HorizonWeights, LinearCrossEntropy, NextTokenLaw, Teacher
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
@@ -40,7 +40,7 @@ class MultiTokenModel(Protocol):
         document_ids: Tensor | None,
         positions: Tensor | None,
         detach: Collection[str],
-        hidden: Tensor | None = None,
+        known: TrunkOutput | None = None,
     ) -> tuple[Tensor, ...]:
         """Return one state a horizon."""
 
@@ -138,7 +138,7 @@ class MultiTokenLoss(Component, nn.Module):
         counts: Int[Tensor, " H"] | None = None,
         weights: Sequence[float] | None = None,
         teacher: NextTokenLaw | None = None,
-        hidden: Float[Tensor, "B T D"] | None = None,
+        known: TrunkOutput | None = None,
     ) -> LossTerms:
         """Run the model on a batch and score every horizon.
 
@@ -153,7 +153,7 @@ class MultiTokenLoss(Component, nn.Module):
             weights: One weight a horizon; those of the start of a run if ``None``.
             teacher: What another model says of the next token; imitated by every horizon for the token that it
                 predicts, where the other model has read up to there.
-            hidden: What the model's frozen trunk has said of the tokens before, so that it need not run.
+            known: What the model's frozen trunk has said of the tokens before, so that it need not run.
 
         Raises:
             ValueError: If there is a teacher, and ``distillation`` makes horizon 1 another; if the heads have a joint
@@ -166,7 +166,7 @@ class MultiTokenLoss(Component, nn.Module):
         wanted, targets = targets, targets.masked_fill(~valid, -1)
         positions = self._positions(tokens, length)
         read = tokens if inputs is None else inputs
-        passed = {} if hidden is None else {"hidden": hidden}
+        passed = {} if known is None else {"known": known}
         states = model(read, document_ids=document_ids, positions=positions, detach=self.detach, **passed)
 
         if positions is None:
@@ -183,8 +183,7 @@ class MultiTokenLoss(Component, nn.Module):
         scale[1:] *= length / every.shape[1]
         scale = scale.to(_real(states[0].dtype))
 
-        joint = isinstance(states, MixtureStates)
-        first = slice(0, length if joint or self._scores_first(unembedding, states[0]) else 0)
+        first = slice(0, length if self._scores_first(unembedding, states[0]) else 0)
         near, far = valid[:, first, 0] * scale[0], far_valid * scale[1:]
         count[0] = valid[:, first, 0].sum()
         if isinstance(states, MixtureStates):
@@ -192,8 +191,8 @@ class MultiTokenLoss(Component, nn.Module):
             conditions = at_positions(wanted, every)[:, :, 1:]
             terms = mixture_terms(
                 unembedding,
-                states,
-                (targets[:, :, 0], conditions),
+                states._replace(first=states.first[:, first]),
+                (targets[:, first, 0], conditions),
                 (near, far),
                 self.backend,
                 detach_far="unembedding" in self.detach,
@@ -236,10 +235,10 @@ class MultiTokenLoss(Component, nn.Module):
         same = positions_of_horizon_one(every, horizons)
         own = predicted[torch.arange(len(tokens), device=tokens.device)[:, None, None], same.clamp(max=length - 1)]
         agrees = torch.cat((at_positions(predicted, every)[:, :, None], far_predicted), dim=2) == own
-        known = (same < length) & at_every
+        both_said = (same < length) & at_every
         if max(horizons) > len(horizons):  # drafts come from positions before too, which a sample does not hold
             agrees = in_order_of_drafts(agrees, horizons)
-            known = in_order_of_drafts(known, horizons) & (positions is None)
+            both_said = in_order_of_drafts(both_said, horizons) & (positions is None)
         return LossTerms(
             loss=terms.loss,
             nll=(sums / count.clamp(min=1)).to(scale.dtype),
@@ -247,7 +246,7 @@ class MultiTokenLoss(Component, nn.Module):
             rank=torch.cat((at_positions(rank, every)[:, :, None], far_rank), dim=2),
             valid=at_every,
             agrees=agrees,
-            comparable=known.all(dim=2),
+            comparable=both_said.all(dim=2),
         )
 
     def _check_mixture(self, heads: Heads, inputs: Tensor | None, teacher: NextTokenLaw | None) -> None:

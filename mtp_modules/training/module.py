@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import describe
-from mtp_modules.core.interfaces import Heads, Trunk
+from mtp_modules.core.interfaces import Heads, Trunk, TrunkOutput
 from mtp_modules.core.mixture import marginal_logits
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
@@ -46,8 +46,9 @@ class MTPModule(LightningModule):
     """Train a multi-token model: what ``python -m mtp_modules fit`` runs.
 
     Batches are dictionaries with ``tokens (B, T + max(horizons))`` and optionally ``document_ids``, ``loss_mask`` and
-    ``inputs`` (read in the place of ``tokens``) of the same shape, and ``hidden``, what a frozen trunk says of the
-    tokens. Logged, each as ``train/``, ``val/`` and ``test/``, are per head ``loss/head_h`` (unweighted, nats),
+    ``inputs`` (read in the place of ``tokens``) of the same shape, and ``hidden`` ``(B, T, D)``, what a frozen trunk
+    says of the tokens, with ``features`` ``(B, F, T, D)``, what its inner layers say.
+    Logged, each as ``train/``, ``val/`` and ``test/``, are per head ``loss/head_h`` (unweighted, nats),
     ``perplexity/head_h``, ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``; in training also
     ``loss``, gradient norms before clipping, and what :class:`~mtp_modules.training.monitoring.TokenThroughput` says.
     The page "What is logged" has every key.
@@ -175,11 +176,14 @@ class MTPModule(LightningModule):
         """Score a batch.
 
         Args:
-            batch: ``tokens``, and optionally ``document_ids``, ``loss_mask`` and ``inputs``.
+            batch: ``tokens``, and optionally the others of the class's description.
             counts: Valid targets a horizon in all that the optimizer step sees; only this batch if ``None``.
             weights: One weight a horizon; those of the start of a run if ``None``.
         """
-        tokens, document_ids, law = batch["tokens"], batch.get("document_ids"), None
+        tokens, document_ids, law, known = batch["tokens"], batch.get("document_ids"), None, None
+        if (hidden := batch.get("hidden")) is not None:
+            features = batch.get("features")
+            known = TrunkOutput(hidden, () if features is None else features.unbind(1))
         if self.teacher is not None and self.training:
             law = self.teacher(tokens, length=num_positions(tokens, self.horizons), document_ids=document_ids)
         terms: LossTerms = self.loss(
@@ -191,7 +195,7 @@ class MTPModule(LightningModule):
             counts=counts,
             weights=weights,
             teacher=law,
-            hidden=batch.get("hidden"),
+            known=known,
         )
         return terms
 

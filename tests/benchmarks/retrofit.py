@@ -12,6 +12,7 @@ compared with that of plain decoding.
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -34,18 +35,26 @@ from mtp_modules.training import MTPModule
 
 ROOT = Path(__file__).parents[2]
 LAYER = {"num_heads": 9, "num_kv_heads": 3}
-# Not LinearHeads, ParallelHeads and ChainedHeads: horizon 1 has weights of its own there, so the model would not stay
-# what it was. Not JointHeads: their law is over the whole vocabulary, which takes a dozen times longer to train.
+GAIN = {"norm_gain": 2.2}
 KINDS: dict[str, dict[str, Any]] = {
     kind: {"class_path": name, "init_args": {"num_horizons": 5, **more}}
     for kind, name, more in (
         ("residual", "ResidualHeads", {}),
         ("conditioned", "ConditionedHeads", {}),
-        ("recurrent", "RecurrentHeads", {"width": 1152, "norm_gain": 2.2}),
-        ("sequential", "SequentialHeads", {**LAYER, "shared": True, "norm_gain": 2.2}),
-        ("diffusion", "BlockDiffusionHeads", LAYER),
+        ("recurrent", "RecurrentHeads", {"width": 1152, **GAIN}),
+        ("sequential", "SequentialHeads", {**LAYER, "shared": True, **GAIN}),
+        ("diffusion", "BlockDiffusionHeads", {**LAYER, **GAIN}),
+        ("early_exit", "EarlyExitHeads", GAIN),
+        ("fused_feature", "FusedFeatureHeads", {**LAYER, **GAIN}),
+        ("joint", "JointHeads", {"num_components": 4}),
+        # Horizon 1 has weights of its own in these, so that the model does not stay what it was.
+        ("linear", "LinearHeads", {}),
+        ("parallel", "ParallelHeads", LAYER),
+        ("causal", "ChainedHeads", {**LAYER, "order": "causal"}),
+        ("anticausal", "ChainedHeads", {**LAYER, "order": "anticausal"}),
     )
 }
+READ_INNER_LAYERS = ("early_exit", "fused_feature")
 
 
 class CPUBudget(Callback):
@@ -75,10 +84,25 @@ class CPUBudget(Callback):
             group["lr"] = rate * factor
 
 
-def trained(sections: dict[str, Any], heads: dict[str, Any], seconds: float) -> tuple[MTPModule, Any, int]:
-    """Train heads of a kind, and return the module, its data and the number of steps."""
+def sections_of(sections: dict[str, Any], kind: str, feature_layers: list[int]) -> dict[str, Any]:
+    """Return a configuration with heads of a kind, and what has to change for them."""
+    sections = copy.deepcopy(sections)
+    model, cached = sections["model"], sections["data"]["init_args"].get("cached_states")
+    model["heads"] = copy.deepcopy(KINDS[kind])
+    if kind in READ_INNER_LAYERS:
+        model["heads"]["init_args"]["num_features"] = len(feature_layers)
+        model["trunk"]["init_args"]["feature_layers"] = feature_layers
+        if cached:
+            cached["init_args"]["folder"] += "_features"
+    if kind == "joint":  # its law is over the whole vocabulary, and imitates nobody
+        model["num_draft_tokens"], model["loss"]["init_args"]["distillation"] = None, 0.0
+    return sections
+
+
+def trained(sections: dict[str, Any], seconds: float) -> tuple[MTPModule, Any, int]:
+    """Train heads, and return the module, its data and the number of steps."""
     torch.manual_seed(1)
-    model = {**sections["model"], "heads": heads}
+    model = dict(sections["model"])
     model.pop("lr_schedule", None)  # the budget is in seconds, and so is the schedule here
     module, data = assemble(model, sections["data"])
     trainer = Trainer(
@@ -151,9 +175,9 @@ def cost_of_reading(model: MTPModel, prompt: list[int], sizes: list[int]) -> lis
 def cost_of_drafting(model: MTPModel, prompt: list[int], num_drafts: int) -> float:
     """Return the seconds of one draft step."""
     state = model.heads.new_state(1, len(prompt) + 1)
-    hidden = model.trunk(torch.tensor([prompt])).hidden
-    embed = model.trunk.embedding
-    model.heads.extend(hidden, state, tokens=torch.tensor([prompt]), embed=embed)
+    read, embed = model.trunk(torch.tensor([prompt])), model.trunk.embedding
+    given = model.heads.features_of(read)
+    model.heads.extend(read.hidden, state, tokens=torch.tensor([prompt]), embed=embed, **given)
     state.commit([len(prompt)])
     token, unembed = torch.tensor([prompt[0]]), model.unembedding.logits
     return seconds_of(lambda: model.heads.draft(token, state, num_drafts=num_drafts, embed=embed, unembed=unembed)) / (
@@ -195,6 +219,13 @@ def main() -> None:
     parser.add_argument("--config", default=str(ROOT / "configs" / "retrofit_smollm2.yaml"))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--seconds", type=float, default=420.0, help="CPU seconds of training for each kind")
+    parser.add_argument(
+        "--feature_layers",
+        type=int,
+        nargs="+",
+        default=[2, 15, 27],
+        help="inner layers of the trunk, a low, a middle and a high one by default, for heads that read such",
+    )
     parser.add_argument("--drafts", type=int, default=4)
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--prompt_tokens", type=int, default=64)
@@ -214,10 +245,11 @@ def main() -> None:
         table.add_column(column, justify="right", no_wrap=True)
     lookup = 1.0
     for turn, kind in enumerate(options.kinds):
+        given = sections_of(sections, kind, options.feature_layers)
         if options.load:
-            module, data, steps = loaded(sections, Path(options.load) / kind)
+            module, data, steps = loaded(given, Path(options.load) / kind)
         else:
-            module, data, steps = trained(sections, KINDS[kind], options.seconds)
+            module, data, steps = trained(given, options.seconds)
         right, model = accuracies(module, data), module.model.eval()
         if options.save:
             model.save_pretrained(Path(options.save) / kind, tokenizer=data.tokenizer)

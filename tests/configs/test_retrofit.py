@@ -100,10 +100,15 @@ def test_the_benchmark_prints_its_table(
     config: Path, trained: tuple, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = ["--seconds=0.3", "--prompts=2", "--prompt_tokens=12", "--new_tokens=8", "--drafts=2"]
-    monkeypatch.setattr(sys, "argv", ["retrofit.py", f"--config={config}", "--kinds", "residual", "recurrent", *sizes])
+    kinds = ["residual", "recurrent", "early_exit", "joint", "linear"]
+    told = [f"--config={config}", "--feature_layers", "0", "--kinds", *kinds, *sizes]
+    monkeypatch.setattr(sys, "argv", ["retrofit.py", *told])
     runpy.run_path(str(ROOT / "tests" / "benchmarks" / "retrofit.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert "reading one token takes" in printed
-    for name in ("plain", "lookup", "residual", "recurrent", "recurrent or lookup"):
+    for name in ("plain", "lookup", *kinds, *(f"{kind} or lookup" for kind in kinds)):
         assert f" {name} " in printed
-    assert printed.count("2/2") == 4 + 6  # the table is printed behind each kind
+    assert printed.count("2/2") == 4 + 6 + 8 + 10 + 12  # the table is printed behind each kind
+    index = json.loads((config.parent / "states_features" / "index.json").read_text())
+    assert index["shape"][:2] == [12, 2]
+    assert index["feature_layers"] == [0]

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from mtp_modules import MultiTokenLoss, RecurrentHeads, RecurrentTrunk, TransformerTrunk
-from mtp_modules.core import Trunk
+from mtp_modules import (
+    EarlyExitHeads,
+    FusedFeatureHeads,
+    MultiTokenLoss,
+    RecurrentHeads,
+    RecurrentTrunk,
+    TransformerTrunk,
+)
+from mtp_modules.core import Heads, Trunk, TrunkOutput
 from mtp_modules.data import CachedStates, TextDataModule
 from mtp_modules.training import MTPModule
 from tests.unit.training.running import trainer
@@ -21,12 +28,20 @@ def data(corpus: Path, cached: CachedStates | None = None, **options: object) ->
     return TextDataModule(sources=[str(corpus)], cached_states=cached, **sizes | options)
 
 
-def module(trunk: Trunk | None = None, freeze: tuple[str, ...] = ("trunk",)) -> MTPModule:
+def read_inner_layers(kind: type[Heads]) -> Heads:
+    more = {"num_heads": 2, "max_positions": 32} if kind is FusedFeatureHeads else {}
+    return kind(d_model=16, num_horizons=3, num_features=2, **more)
+
+
+def module(
+    trunk: Trunk | None = None, freeze: tuple[str, ...] = ("trunk",), inner: type[Heads] | None = None
+) -> MTPModule:
     torch.manual_seed(0)
-    made = TransformerTrunk(vocab_size=256, d_model=16, num_layers=1, num_heads=2, max_positions=32)
+    layers = {"num_layers": 3, "feature_layers": [0, 1]} if inner else {"num_layers": 1}
+    made = TransformerTrunk(vocab_size=256, d_model=16, num_heads=2, max_positions=32, **layers)
     return MTPModule(
         trunk=trunk or made,
-        heads=RecurrentHeads(d_model=16, num_horizons=3),
+        heads=read_inner_layers(inner) if inner else RecurrentHeads(d_model=16, num_horizons=3),
         loss=MultiTokenLoss(distillation=0.9, total_variation=0.5),
         optimizer=partial(torch.optim.AdamW, lr=0.01),
         freeze=freeze,
@@ -39,16 +54,20 @@ def weights_after(folder: Path, trained: MTPModule, given: TextDataModule) -> di
     return {name: tensor for name, tensor in trained.model.state_dict().items() if not name.startswith("trunk")}
 
 
-def test_training_from_the_cache_is_training_with_the_trunk(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("inner", [None, EarlyExitHeads, FusedFeatureHeads])
+def test_training_from_the_cache_is_training_with_the_trunk(
+    corpus: Path, tmp_path: Path, inner: type[Heads] | None
+) -> None:
     wanted = weights_after(
-        tmp_path, module(), data(corpus, CachedStates(folder=str(tmp_path / "one"), dtype="float32"))
+        tmp_path, module(inner=inner), data(corpus, CachedStates(folder=str(tmp_path / "one"), dtype="float32"))
     )
     stored = json.loads((tmp_path / "one" / "index.json").read_text())
     assert stored["written"] == stored["shape"][0] > 4
+    assert stored["shape"][1] == (3 if inner else 1)
 
     uncached = data(corpus)
     uncached.rows("train").epoch_ids = lambda generator: generator.permutation(uncached.rows("train").fixed_ids())
-    plain = weights_after(tmp_path, module(), uncached)
+    plain = weights_after(tmp_path, module(inner=inner), uncached)
     torch.testing.assert_close(plain, wanted, rtol=1e-4, atol=1e-6)
 
 
@@ -74,7 +93,7 @@ def test_a_run_that_was_stopped_goes_on(corpus: Path, tmp_path: Path) -> None:
     whole = cache.rows(rows, made, window=16).batch(rows.fixed_ids())["hidden"]
     index = tmp_path / "index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "written": 3}))
-    torch.from_file(str(tmp_path / "hidden.bin"), shared=True, size=whole.numel())[3 * 16 * 16 :] = 0
+    torch.from_file(str(tmp_path / "states.bin"), shared=True, size=whole.numel())[3 * 16 * 16 :] = 0
     assert torch.equal(cache.rows(rows, made, window=16).batch(rows.fixed_ids())["hidden"], whole)
 
 
@@ -89,7 +108,7 @@ def test_the_trunk_reads_in_the_precision_of_the_run(corpus: Path, tmp_path: Pat
         wanted = trained.trunk(given["tokens"], document_ids=given.get("document_ids")).hidden
     assert torch.equal(found["hidden"], wanted.float())
     assert not torch.equal(found["hidden"], trained.trunk(given["tokens"]).hidden)
-    with pytest.raises(ValueError, match=r"^CachedStates: .* of another trunk, text, cut or precision; name another"):
+    with pytest.raises(ValueError, match=r"^CachedStates: .* of another trunk, other layers, text, cut or precision;"):
         cache.rows(rows, trained.trunk, window=16)
 
 
@@ -99,13 +118,17 @@ def test_what_is_refused(corpus: Path, tmp_path: Path) -> None:
         cache.rows(rows, module(freeze=()).trunk, window=16)
     cache.rows(rows, module().trunk, window=16)
     other = RecurrentTrunk(vocab_size=256, d_model=16).requires_grad_(False)
-    with pytest.raises(
-        ValueError, match=r"^CachedStates: .* holds the states of another trunk, text, cut or precision"
-    ):
+    with pytest.raises(ValueError, match=r"^CachedStates: .* holds the states of another trunk"):
         cache.rows(rows, other, window=16)
     with pytest.raises(ValueError, match=r"^TextDataModule: cached_states hold what the trunk says of one cut of the"):
         data(corpus, cache, random_offsets=True)
     with pytest.raises(ValueError, match=r"^CachedStates: dtype must be one of float32, float16, bfloat16, got"):
         CachedStates(folder=str(tmp_path), dtype="int8")
-    with pytest.raises(ValueError, match=r"^MTPModel: hidden has shape \(2, 16, 8\), these tokens need \(2, 16, 16\);"):
-        module().model(torch.zeros(2, 19, dtype=torch.long), hidden=torch.zeros(2, 16, 8))
+    inner = module(inner=EarlyExitHeads)
+    with pytest.raises(ValueError, match=r"^CachedStates: .* holds the states of another trunk, other layers"):
+        cache.rows(rows, inner.trunk, window=16)
+    tokens, hidden = torch.zeros(2, 19, dtype=torch.long), torch.zeros(2, 16, 16)
+    with pytest.raises(ValueError, match=r"^MTPModel: known holds 0 inner layers, but EarlyExitHeads read 2; read the"):
+        inner.model(tokens, known=TrunkOutput(hidden))
+    with pytest.raises(ValueError, match=r"^MTPModel: known has shape \(2, 16, 8\), these tokens need \(2, 16, 16\);"):
+        module().model(tokens, known=TrunkOutput(torch.zeros(2, 16, 8)))

@@ -7,9 +7,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtp_modules import (
+    BlockDiffusionHeads,
     ChainedHeads,
     ConditionedHeads,
     EarlyExitHeads,
+    FusedFeatureHeads,
     LinearHeads,
     ParallelHeads,
     RecurrentHeads,
@@ -44,6 +46,24 @@ def features(heads: Heads, rows: int, length: int) -> dict[str, tuple[Tensor, ..
     """Return outputs of inner layers, if the heads read them."""
     states = tuple(random_hidden(rows, length) for _ in range(heads.num_features))
     return heads.features_of(TrunkOutput(random_hidden(rows, length), states))
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        (RecurrentHeads, {}),
+        (SequentialHeads, {"num_heads": 2}),
+        (BlockDiffusionHeads, {"num_heads": 2}),
+        (FusedFeatureHeads, {"num_heads": 2}),
+        (EarlyExitHeads, {"num_features": 2, "num_layers": 0}),
+    ],
+)
+def test_far_states_start_at_the_scale_that_is_asked_for(kind: type[Heads], more: dict[str, int]) -> None:
+    heads = kind(d_model=WIDTH, num_horizons=3, norm_gain=2.5, **more).double()
+    future = torch.randn(2, 6, 2, WIDTH, dtype=torch.float64) if heads.reads_future else None
+    states = heads(random_hidden(2, 6), future=future, **features(heads, 2, 6))
+    for state in states[1:]:
+        assert_same(state.square().mean(dim=-1).sqrt(), torch.full((2, 6), 2.5, dtype=torch.float64), tolerance=1e-4)
 
 
 @pytest.mark.parametrize("name", HEADS)

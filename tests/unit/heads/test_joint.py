@@ -110,6 +110,21 @@ def test_at_equal_weights_the_loss_is_that_of_whole_texts() -> None:
     assert_same(terms.nll[1:].sum(), total.detach(), tolerance=1e-9)
 
 
+def test_a_frozen_horizon_1_is_not_scored_in_training() -> None:
+    model, loss = make_model("transformer", "joint"), MultiTokenLoss()
+    model.trunk.requires_grad_(False)
+    model.unembedding.requires_grad_(False)
+    tokens = random_tokens(2, 9)
+    trained, whole = loss.train()(model, tokens), loss.eval()(model, tokens)
+    assert (trained.nll[0], trained.count[0]) == (0, 0)
+    assert whole.count[0] > 0
+    assert_same(trained.nll[1:], whole.nll[1:])
+    assert_same(trained.loss, whole.nll[1:].sum())
+    trained_slopes = torch.autograd.grad(trained.loss, list(model.heads.parameters()))
+    for one, other in zip(trained_slopes, torch.autograd.grad(whole.loss, list(model.heads.parameters())), strict=True):
+        assert_same(one, other)
+
+
 def test_what_metrics_need_is_that_of_the_mixture() -> None:
     model, tokens = make_model("transformer", "joint", 3), random_tokens(2, 9)
     tokens_and_ids = {"document_ids": torch.tensor([[0] * 5 + [1] * 4, [0] * 9])}
