@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.drafts import ancestors_of
+from mtp_modules.core.selection import holes_filled
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.acceptance import greedy_round
 from mtp_modules.decoders.compiled import CompiledModel
@@ -67,7 +68,7 @@ def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterato
         if not going_on:
             return
         if len(going_on) < len(rows):
-            run.select(going_on)
+            run.select(going_on := holes_filled(going_on))
             rows = [rows[index] for index in going_on]
         started = now()
         last = [tokens[index][-1] for index in going_on]
@@ -85,8 +86,7 @@ class _Run:
         if self.compiled is not None:
             self.compiled.check()
         self.embed, self.unembedding = model.trunk.embedding, model.unembedding
-        self.device = self.unembedding.weight.device
-        self.limit = model.trunk.max_positions
+        self.device, self.limit = self.unembedding.weight.device, model.trunk.max_positions
         prompts, vocab_size = request.prompts, model.trunk.vocab_size
         longest = max(len(prompt) for prompt in prompts)
         capacity = longest + max(request.budgets) + how.most

@@ -7,6 +7,7 @@ import torch
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.core.interfaces import DecodingState
+from mtp_modules.core.selection import moves_into_holes
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 
@@ -119,7 +120,7 @@ class KeyValueState(ChunkedState):
         nothing: int = 0,
     ) -> None:
         super().__init__(batch_size, capacity, max_positions=max_positions)
-        self.num_layers = num_layers
+        self.num_layers, self._allotted = num_layers, batch_size
         # One run of slots, layer by layer and row by row, written by index, which compiled code can do in place. One
         # of each row is never used: what a chunk sees is never all, which compiled code would take for another kind.
         shape = (num_layers * batch_size * (capacity + 1), num_kv_heads, head_dim)
@@ -215,7 +216,14 @@ class KeyValueState(ChunkedState):
         """Go on with some of the rows only."""
         super().select(rows)
         self._back = None
-        self.keys, self.values = (self._by_row(kept)[:, rows].flatten(0, 2) for kept in (self.keys, self.values))
+        moves = moves_into_holes(rows)
+        if moves is None:
+            self.keys, self.values = (self._by_row(kept)[:, rows].flatten(0, 2) for kept in (self.keys, self.values))
+            self._allotted = len(rows)
+        elif moves[0]:
+            for kept in (self.keys, self.values):
+                by_row = self._by_row(kept)
+                by_row[:, moves[0]] = by_row[:, moves[1]]
         self._rows = torch.arange(len(rows), device=self._rows.device)[:, None]
         self._layers = self._by_layer()
         self.tokens = self.tokens[rows]
@@ -260,18 +268,23 @@ class KeyValueState(ChunkedState):
         return self._until(len(self._seen), layer)
 
     def _by_row(self, kept: Float[Tensor, "_ h d"]) -> Float[Tensor, "L B _ h d"]:
-        each = kept.shape[0] // (self.num_layers * len(self._rows)) if self.num_layers else self.capacity + 1
-        return kept.view(self.num_layers, len(self._rows), each, *kept.shape[1:])
+        """Return the slots of all rows that there is room for; those in use come first."""
+        each = kept.shape[0] // (self.num_layers * self._allotted) if self.num_layers else self.capacity + 1
+        return kept.view(self.num_layers, self._allotted, each, *kept.shape[1:])
 
     def _by_layer(self) -> list[tuple[Float[Tensor, "B h _ d"], Float[Tensor, "B h _ d"]]]:
         """Return every layer's slots, for what is not compiled: graphs would take them for tensors of their own."""
-        keys, values = (self._by_row(kept).transpose(2, 3).unbind() for kept in (self.keys, self.values))
+        count = len(self._rows)
+        keys, values = (self._by_row(kept)[:, :count].transpose(2, 3).unbind() for kept in (self.keys, self.values))
         return list(zip(keys, values, strict=True))
 
     def _until(self, end: int, layer: int) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"]]:
         """Return a layer's first keys and values."""
         if torch.compiler.is_compiling():
-            keys, values = (self._by_row(kept)[layer, :, :end].transpose(1, 2) for kept in (self.keys, self.values))
+            count = len(self._rows)
+            keys, values = (
+                self._by_row(kept)[layer, :count, :end].transpose(1, 2) for kept in (self.keys, self.values)
+            )
         else:
             keys, values = (kept.narrow(2, 0, end) for kept in self._layers[layer])
         return keys, values

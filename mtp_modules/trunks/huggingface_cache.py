@@ -11,6 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from mtp_modules.core.selection import moves_into_holes
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 from mtp_modules.core.targets import same_document_keys
 from mtp_modules.layers.cache import KeyValueState
@@ -87,13 +88,14 @@ class HuggingFaceState(KeyValueState):
         """How many slots the announced chunk looks at, its own included."""
         return max(self.lengths) + self.chunk
 
-    def write(self, slots: Float[Tensor, "B h _ d"], new: Float[Tensor, "B h T d"]) -> Float[Tensor, "B h S d"]:
+    def write(self, slots: Float[Tensor, "_ h _ d"], new: Float[Tensor, "B h T d"]) -> Float[Tensor, "B h S d"]:
         """Write the chunk that was announced, and return the slots up to its end; no gradients.
 
         Args:
             slots: Of a layer.
             new: What the layer makes of the chunk.
         """
+        slots = slots[: len(self.lengths)]
         if self._ragged:
             slots[self._rows, :, self._slots] = new.detach().transpose(1, 2)
         else:
@@ -131,9 +133,15 @@ class HuggingFaceState(KeyValueState):
     def select(self, rows: list[int]) -> None:
         """Go on with some of the rows only."""
         super().select(rows)
+        moves = moves_into_holes(rows)
         for layer in self.slot_layers:
-            if layer.is_initialized:
+            if not layer.is_initialized:
+                continue
+            if moves is None:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+            elif moves[0]:
+                for kept in (layer.keys, layer.values):
+                    kept[moves[0]] = kept[moves[1]]
 
 
 class PackedRows:

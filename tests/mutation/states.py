@@ -53,7 +53,16 @@ MUTANTS = (
         "(self._by_row(kept)[:, : len(rows)].flatten(0, 2)",
         "a row goes on with the keys of one that has left",
         "vllm#26498",
-        (SELECTED + "[[2, 0]-transformer-linear]",),
+        (SELECTED + "[[2, 1, 0]-transformer-linear]",),
+    ),
+    Mutant(
+        "holes-filled-by-the-wrong-row",
+        "layers/cache.py",
+        "by_row[:, moves[0]] = by_row[:, moves[1]]",
+        "by_row[:, moves[0]] = by_row[:, [len(rows)] * len(moves[0])]",
+        "a row that takes the place of one that has left goes on with a neighbour's keys",
+        OURS,
+        (SELECTED + "[[2]-transformer-linear]",),
     ),
     Mutant(
         "chunk-written-to-one-slot",
