@@ -34,7 +34,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(..., D)``."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # Under autocast x may be narrower than the gains, for which torch has no fused kernel.
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class RotaryPositions(nn.Module):

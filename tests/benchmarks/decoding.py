@@ -162,11 +162,13 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--decoders", nargs="+", default=DECODERS, help="kind:sizes, kinds as in the source")
     parser.add_argument("--compile", action="store_true", help="compile our rounds, plain ones too")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all weights")
     parser.add_argument("--freeze", action="store_true", help="with compile: take weights for constants")
     parser.add_argument("--hugging_face", type=int, default=8, help="prompts to compare with; 0 leaves it out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load_model(options.ckpt_path)
+    model = model.to(getattr(torch, options.dtype))
     data = TextDataModule(sources=["stdlib"], window=256, lookahead=model.lookahead, batch_size=8, tokenizer=tokenizer)
     prompts = data.prompts("test", options.prompts, options.prompt_length, seed=0)
     batches = [prompts[start : start + options.batch] for start in range(0, len(prompts), options.batch)]
@@ -192,7 +194,7 @@ def main() -> None:
 
     seconds = alternate({name: run(name) for name in decoders}, options.repeats)
     title = f"{len(prompts)} held-out prompts x {options.new_tokens} tokens, batch {options.batch}"
-    title += (", compiled" if options.compile else "") + (", frozen" if options.freeze else "")
+    title += f", {options.dtype}" + (", compiled" if options.compile else "") + (", frozen" if options.freeze else "")
     table = Table(title=f"{title}, temperature {options.temperature}, one thread, CPU time")
     for column in ("decoding", "tokens/s", "tokens a forward", "speed-up", "equal outputs", "acceptance by depth"):
         table.add_column(column, justify="right")

@@ -46,7 +46,7 @@ KINDS: dict[str, dict[str, Any]] = {
         ("diffusion", "BlockDiffusionHeads", {**LAYER, **GAIN}),
         ("early_exit", "EarlyExitHeads", GAIN),
         ("fused_feature", "FusedFeatureHeads", {**LAYER, **GAIN}),
-        ("joint", "JointHeads", {"num_components": 4}),
+        ("joint", "JointHeads", {"num_components": 2}),
         # Horizon 1 has weights of its own in these, so that the model does not stay what it was.
         ("linear", "LinearHeads", {}),
         ("parallel", "ParallelHeads", LAYER),
@@ -94,8 +94,9 @@ def sections_of(sections: dict[str, Any], kind: str, feature_layers: list[int]) 
         model["trunk"]["init_args"]["feature_layers"] = feature_layers
         if cached:
             cached["init_args"]["folder"] += "_features"
-    if kind == "joint":  # its law is over the whole vocabulary, and imitates nobody
-        model["num_draft_tokens"], model["loss"]["init_args"]["distillation"] = None, 0.0
+    if kind == "joint":  # its law is over the whole vocabulary, and imitates nobody; fewer positions make more steps
+        model["num_draft_tokens"] = None
+        model["loss"]["init_args"] |= {"distillation": 0.0, "share_of_positions": 0.05}
     return sections
 
 

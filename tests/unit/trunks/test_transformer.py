@@ -170,3 +170,11 @@ def test_what_does_not_go_with_a_state() -> None:
         ValueError, match=r"^TransformerTrunk: state must come from this trunk's new_state, got RecurrentState"
     ):
         trunk(tokens, state=other)
+
+
+def test_a_narrow_norm_is_torch_s_fused_one() -> None:
+    norm, x = RMSNorm(8, gain=1.001), torch.randn(3, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = norm(x)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, torch.nn.functional.rms_norm(x, (8,), norm.weight.bfloat16(), norm.eps))
