@@ -48,8 +48,6 @@ class BlockDiffusionHeads(LastStateHeads):
         num_kv_heads: Key-value heads; as many as query heads if ``None``.
         ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model``, up to a multiple of 64, if ``None``.
         embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
-        norm_gain: What the gains of the norm behind the layers start from: the root mean square of the hidden state,
-            where the trunk is trained already (2.2 for SmolLM2-135M), as the output matrix is used to it.
 
     Shape:
         hidden ``(B, T, D)``, future ``(B, P, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -80,7 +78,6 @@ class BlockDiffusionHeads(LastStateHeads):
         num_kv_heads: int | None = None,
         ffn_width: int | None = None,
         embedding_width: int | None = None,
-        norm_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.embedding_width = d_model if embedding_width is None else embedding_width
@@ -112,7 +109,7 @@ class BlockDiffusionHeads(LastStateHeads):
             for _ in range(num_layers)
         )
         self.layers = cast("Sequence[TransformerLayer]", nn.ModuleList(layers))
-        self.norm = RMSNorm(d_model, gain=norm_gain)
+        self.norm = RMSNorm(d_model)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

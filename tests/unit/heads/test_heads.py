@@ -7,7 +7,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtp_modules import (
-    BlockDiffusionHeads,
     ChainedHeads,
     ConditionedHeads,
     EarlyExitHeads,
@@ -53,7 +52,6 @@ def features(heads: Heads, rows: int, length: int) -> dict[str, tuple[Tensor, ..
     [
         (RecurrentHeads, {}),
         (SequentialHeads, {"num_heads": 2}),
-        (BlockDiffusionHeads, {"num_heads": 2}),
         (FusedFeatureHeads, {"num_heads": 2}),
         (EarlyExitHeads, {"num_features": 2, "num_layers": 0}),
     ],
