@@ -11,8 +11,7 @@ from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.draft_policy import DepthChooser
-from mtp_modules.decoders.sampling import History, RowLaws
-from mtp_modules.decoders.verification import Acceptance, RowNoise
+from mtp_modules.decoders.drawing import Drawing
 
 
 class Proposal(NamedTuple):
@@ -42,17 +41,20 @@ class Found(NamedTuple):
     counts: Int[Tensor, " B"]
 
     def instead_of(
-        self, drafts: Int[Tensor, "B K"], limits: Int[Tensor, " B"]
-    ) -> tuple[Int[Tensor, "B K"], Int[Tensor, " B"]]:
-        """Return these drafts and how many count, in rows that have any; others keep theirs.
+        self, drafts: Int[Tensor, "B K"], limits: Int[Tensor, " B"], source: Float[Tensor, "B K V"] | None = None
+    ) -> tuple[Int[Tensor, "B K"], Int[Tensor, " B"], Float[Tensor, "B K V"] | None]:
+        """Return these drafts, how many count, and their laws, in rows that have any; others keep theirs.
 
         Args:
             drafts: Of the heads.
             limits: How many drafts of each row may count.
+            source: The laws that the heads' were drawn from, if they were drawn.
         """
         there, width = self.counts > 0, drafts.shape[1]
         tokens = torch.where(there[:, None], self.tokens[:, :width], drafts)
-        return tokens, torch.where(there, torch.minimum(limits, self.counts).clamp(max=width), limits)
+        if source is not None:
+            source = torch.where(there[:, None, None], F.one_hot(tokens, source.shape[2]).double(), source)
+        return tokens, torch.where(there, torch.minimum(limits, self.counts).clamp(max=width), limits), source
 
 
 class DraftChoice:
@@ -60,34 +62,26 @@ class DraftChoice:
 
     Args:
         limits: Most drafts of each row.
-        laws: Of the rows; ``None`` chooses the likeliest token.
-        acceptance: How drafts are drawn.
-        noise: Of the round.
-        history: Counts for penalties.
-        chooser: The policy's.
+        drawing: What they are drawn with; ``None`` chooses the likeliest token.
+        chooser: The policy's; ``None`` if it watches nothing.
         keep_laws: Also keep the laws at temperature 1 where the likeliest token is chosen.
     """
 
     def __init__(
         self,
         limits: Int[Tensor, " B"],
-        laws: RowLaws | None,
-        acceptance: Acceptance,
-        noise: RowNoise | None,
-        history: History | None,
-        chooser: DepthChooser,
+        drawing: Drawing | None,
+        chooser: DepthChooser | None = None,
         *,
         keep_laws: bool = False,
     ) -> None:
-        self.limits, self.laws, self.acceptance, self.noise = limits, laws, acceptance, noise
-        self.keep_laws = keep_laws
-        self.history, self.chooser = history, chooser
+        self.limits, self.drawing, self.chooser, self.keep_laws = limits, drawing, chooser, keep_laws
         self.tokens: list[Int[Tensor, " B"]] = []
         self.sources: list[Float[Tensor, "B V"]] = []
         self.done = False
         self._confidence = torch.ones_like(limits, dtype=torch.float64)
         self._going = limits > 0
-        self._emitted = None if history is None else history.emitted
+        self._emitted = None if drawing is None or drawing.history is None else drawing.history.emitted
 
     def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
         """Choose the next draft of every row.
@@ -97,29 +91,27 @@ class DraftChoice:
         """
         depth = len(self.tokens)
         law = None
-        if self.laws is None:
+        if self.drawing is None:
             token = logits.argmax(dim=-1)
             if self.keep_laws:
                 self.sources.append(logits.double().softmax(dim=-1))
         else:
-            assert self.noise is not None
             emitted = None if self._emitted is None else self._emitted[:, None]
-            prompted = None if self.history is None else self.history.prompted
-            law = self.laws(self.laws.scores(logits[:, None], emitted, prompted))[:, 0]
-            token = self.acceptance.choose(law, depth, self.noise)
+            law = self.drawing.law(logits[:, None], emitted)[:, 0]
+            token = self.drawing.acceptance.choose(law, depth, self.drawing.noise)
             self.sources.append(law)
             if self._emitted is not None:
                 self._emitted = self._emitted + F.one_hot(token, self._emitted.shape[1])
         self.tokens.append(token)
-        if self.chooser.watches:
-            self._watch(logits, law, token, depth)
+        if self.chooser is not None and self.chooser.watches:
+            self._watch(self.chooser, logits, law, token, depth)
         return token
 
-    def _watch(self, logits: Tensor, law: Tensor | None, token: Tensor, depth: int) -> None:
+    def _watch(self, chooser: DepthChooser, logits: Tensor, law: Tensor | None, token: Tensor, depth: int) -> None:
         """Let the policy end rows by what has been drafted up to here; the token it has looked at stays."""
         law = logits.double().softmax(dim=-1) if law is None else law
         self._confidence = self._confidence * law.gather(1, token[:, None])[:, 0]
-        goes_on = self._going & self.chooser.goes_on(self._confidence)
+        goes_on = self._going & chooser.goes_on(self._confidence)
         self.limits = torch.where(self._going & ~goes_on, self.limits.clamp(max=depth + 1), self.limits)
         self._going = goes_on & (self.limits > depth + 1)
         self.done = not bool(self._going.any())

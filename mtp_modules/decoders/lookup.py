@@ -61,7 +61,7 @@ class PromptLookup(Drafter):
         """Return what followed the same words."""
         assert text is not None
         tokens, counts = self.look_up(text, num_drafts)
-        source = None if choice.laws is None else F.one_hot(tokens, choice.laws.vocab_size).double()
+        source = None if choice.drawing is None else F.one_hot(tokens, choice.drawing.laws.vocab_size).double()
         return Proposal(tokens, source, torch.minimum(choice.limits, counts))
 
 
@@ -112,8 +112,5 @@ class LookupOrHeads(Drafter):
         found, limits = self.offered(text, num_drafts), choice.limits
         from_heads(choice, num_drafts)
         drafted, there = choice.proposal(), found.counts > 0
-        tokens, limits = found.instead_of(drafted.tokens, limits)
-        source = drafted.source
-        if source is not None:
-            source = torch.where(there[:, None, None], F.one_hot(tokens, source.shape[2]).double(), source)
+        tokens, limits, source = found.instead_of(drafted.tokens, limits, drafted.source)
         return Proposal(tokens, source, torch.where(there, limits, drafted.limits))

@@ -13,6 +13,7 @@ from mtp_modules.decoders.acceptance import greedy_round
 from mtp_modules.decoders.compiled import CompiledModel
 from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy, now
 from mtp_modules.decoders.drafting import DraftChoice, Drafter, Proposal, Text, heads_draft
+from mtp_modules.decoders.drawing import Drawing
 from mtp_modules.decoders.generation import DecodableModel, Request, Round, RoundLaws
 from mtp_modules.decoders.sampling import History, RowLaws
 from mtp_modules.decoders.stopping import cut
@@ -94,10 +95,10 @@ class _Run:
             capacity = min(capacity, self.limit + how.most)
         if how.tree is not None:
             capacity += how.tree.nodes - how.tree.depth  # a tree has more tokens than positions
-        laws = RowLaws(request.laws, vocab_size, self.device)
-        # Without a law of its own and without a lossy rule, choosing the likeliest token is all there is to do.
-        self.laws = None if laws.greedy and how.acceptance.lossless else laws
         with torch.inference_mode():
+            laws = RowLaws(request.laws, vocab_size, self.device)
+            # Without a law of its own and without a lossy rule, choosing the likeliest token is all there is to do.
+            self.laws = None if laws.greedy and how.acceptance.lossless else laws
             self.trunk_state = model.trunk.new_state(len(prompts), capacity)
             uses_heads = how.drafter is not None and how.drafter.uses_heads
             self.heads_state = model.heads.new_state(len(prompts), capacity, for_drafts=uses_heads)
@@ -121,12 +122,9 @@ class _Run:
         states = states[torch.arange(len(lengths), device=self.device), counts - 1]
         self._commit(lengths)
         logits = self.unembedding.logits(states)[:, None]
-        target = None
-        if self.laws is None:
-            first = logits.argmax(dim=-1)
-        else:
-            target = self.laws(self._scores(logits, None))
-            first = own_choice(target, self._noise(unread=0))
+        drawing = self._drawing(unread=0)
+        target = None if drawing is None else drawing.law(logits)
+        first = logits.argmax(dim=-1) if drawing is None or target is None else own_choice(target, drawing.noise)
         self._keep_laws(Proposal(first[:, :0], None, counts), target, logits)
         if self.text is not None:
             self.text.append(chunk, counts)
@@ -150,32 +148,27 @@ class _Run:
             The new tokens of each row, how many of them were drafts, and how many drafts counted.
         """
         token = torch.tensor(last, device=self.device)
-        noise = None if self.laws is None else self._noise(unread=1)
+        drawing = self._drawing(unread=1)
         if self.how.tree is not None and max(limits) >= self.how.tree.depth:
-            return self._tree_round(self.how.tree, token, limits, noise)
+            return self._tree_round(self.how.tree, token, limits, drawing)
         compiled = self._compiled()
         # A graph is made for one number of drafts: a row that can use fewer gets as many, of which fewer count.
         most = max(limits) if compiled is None or self.how.tree is not None else wanted
         if compiled is not None and self._is_one_graph(most, depths):
             counted = torch.tensor(limits, device=self.device)
             found = self.how.drafter.offered(self.text, most) if self.how.drafter and self.text else None
-            told = compiled.round(token, counted, most, self.trunk_state, self.heads_state, found)
+            told = compiled.round(token, counted, most, self.trunk_state, self.heads_state, found, drawing)
             self._remember(told[:, : most + 1], told[:, most + 1] + 1)
             return self._settle(told)
-        proposal = self._propose(token, limits, most, depths, noise)
+        proposal = self._propose(token, limits, most, depths, drawing)
         drafts, counted = proposal.tokens, proposal.limits
         compiled = compiled if drafts.shape[1] in (0, most) else None  # graphs are for whole rounds
         logits = self._logits(torch.cat((token[:, None], drafts), dim=1), compiled)
         target = None
-        if self.laws is None or noise is None:
+        if drawing is None:
             tokens, accepted = greedy_round(drafts, counted, logits)
         else:
-            scores = self._scores(logits, drafts)
-            target = self.laws(scores)
-            source = target[:, :0] if proposal.source is None else proposal.source
-            accepted, following = self.how.acceptance.verify(drafts, source, target, scores, counted, noise)
-            tokens = torch.cat((drafts, following[:, None]), dim=1)
-            tokens = tokens.scatter(1, accepted[:, None], following[:, None])
+            tokens, accepted, target = drawing.verify(drafts, proposal.source, counted, logits)
         self._keep_laws(proposal, target, logits)
         return self._finish(logits, tokens, accepted, counted)
 
@@ -206,10 +199,10 @@ class _Run:
         return self.compiled
 
     def _is_one_graph(self, num_drafts: int, depths: DepthChooser) -> bool:
-        """Say whether nothing but the likeliest tokens is asked for, of the model and of the heads."""
+        """Say whether drafts come from the heads alone, or from the text, and nobody looks on."""
         drafter = self.how.drafter
         by_heads = drafter is not None and drafter.in_one_graph and self.how.tree is None and not depths.watches
-        return self.laws is None and not self.how.keep_laws and (num_drafts == 0 or by_heads)
+        return not self.how.keep_laws and (num_drafts == 0 or by_heads)
 
     def _logits(self, chunk: Int[Tensor, "B C"], compiled: CompiledModel | None) -> Float[Tensor, "B C V"]:
         if compiled is not None:
@@ -217,47 +210,42 @@ class _Run:
         return self.unembedding.logits(self._extend(chunk))
 
     def _tree_round(
-        self, shape: DraftTree, token: Int[Tensor, " B"], limits: list[int], noise: RowNoise | None
+        self, shape: DraftTree, token: Int[Tensor, " B"], limits: list[int], drawing: Drawing | None
     ) -> tuple[list[list[int]], list[int], list[int]]:
         """Verify a tree of drafts by the model's own choices."""
 
         def guess(logits: Tensor, depth: int) -> Guess:
-            if self.laws is None or noise is None:
+            if drawing is None:
                 return Guess(logits, logits.double().log_softmax(dim=-1))
-            emitted = None if self.history is None else self.history.emitted[:, None]
-            prompted = None if self.history is None else self.history.prompted
-            log_law = self.laws(self.laws.scores(logits, emitted, prompted)).log()
-            return Guess(log_law + noise.own(depth), log_law)
+            log_law = drawing.law(logits).log()
+            return Guess(log_law + drawing.noise.own(depth), log_law)
 
         grower = Grower(self.model.heads, self.heads_state, token, self.embed, self.unembedding.logits, guess)
         tree = shape.grow(grower)
         for state in (self.trunk_state, self.heads_state):
             state.expect_tree(tree.parents, shape.depth)
         logits = self._logits(tree.tokens, self._compiled())
-        if self.laws is None or noise is None:
+        if drawing is None:
             own = logits.argmax(dim=-1)
         else:
             ancestors = ancestors_of(tree.parents)
-            emitted = prompted = None
-            if self.history is not None:
-                emitted, prompted = counts_along(tree, ancestors, self.history.emitted), self.history.prompted
-            law = self.laws(self.laws.scores(logits, emitted, prompted))
-            own = (law.log() + noise.own_at(ancestors.sum(dim=2) - 1)).argmax(dim=-1)
+            history = self.history
+            emitted = None if history is None else counts_along(tree, ancestors, history.emitted)
+            law = drawing.law(logits, emitted)
+            own = (law.log() + drawing.noise.own_at(ancestors.sum(dim=2) - 1)).argmax(dim=-1)
         tokens, path, accepted = walk(tree, own, shape.depth)
         counts = torch.tensor(limits, device=self.device).clamp(max=shape.depth)
         accepted = torch.minimum(accepted, counts)
         return self._finish(logits, tokens, accepted, counts, path)
 
     def _propose(
-        self, token: Int[Tensor, " B"], limits: list[int], most: int, depths: DepthChooser, noise: RowNoise | None
+        self, token: Int[Tensor, " B"], limits: list[int], most: int, depths: DepthChooser, drawing: Drawing | None
     ) -> Proposal:
         drafter = None if self.how.tree is not None else self.how.drafter
         counts = torch.tensor(limits, device=self.device)
         if drafter is None or most == 0:
             return Proposal(token.new_zeros(len(limits), 0), None, counts)
-        choice = DraftChoice(
-            counts, self.laws, self.how.acceptance, noise, self.history, depths, keep_laws=self.how.keep_laws
-        )
+        choice = DraftChoice(counts, drawing, depths, keep_laws=self.how.keep_laws)
         from_heads = heads_draft(self.model.heads, self.heads_state, token, self.embed, self.unembedding.logits)
         return drafter.propose(token, choice, most, from_heads=from_heads, text=self.text)
 
@@ -303,16 +291,13 @@ class _Run:
             if part is not None:
                 part.select(rows)
 
-    def _noise(self, unread: int) -> RowNoise:
+    def _drawing(self, unread: int) -> Drawing | None:
+        """Return what the tokens of a round are drawn with; ``None`` where the likeliest are chosen."""
+        if self.laws is None:
+            return None
         places = torch.tensor(self.trunk_state.lengths, device=self.device) + unread
-        return RowNoise(self.seeds, places, self.model.trunk.vocab_size)
-
-    def _scores(self, logits: Float[Tensor, "B C V"], drafts: Tensor | None) -> Float[Tensor, "B C V"]:
-        assert self.laws is not None
-        if self.history is None:
-            return self.laws.scores(logits)
-        emitted = self.history.emitted[:, None] if drafts is None else self.history.after(drafts)
-        return self.laws.scores(logits, emitted, self.history.prompted)
+        noise = RowNoise(self.seeds, places, self.model.trunk.vocab_size)
+        return Drawing(self.laws, self.how.acceptance, noise, self.history)
 
     def _remember(self, tokens: Int[Tensor, "B C"], counts: Int[Tensor, " B"]) -> None:
         if self.history is not None:

@@ -25,6 +25,7 @@ from mtp_modules.decoders import (
 from mtp_modules.decoders.acceptance import Verdict
 from mtp_modules.decoders.draft_policy import DepthChooser
 from mtp_modules.decoders.drafting import DraftChoice
+from mtp_modules.decoders.drawing import Drawing
 from mtp_modules.decoders.sampling import RowLaws
 from mtp_modules.decoders.verification import RowNoise
 from tests.helpers import VOCAB, make_model
@@ -179,7 +180,8 @@ def test_confidence_counts_the_draft_that_fell_below_it_and_none_after(
     noise = RowNoise(torch.arange(rows), torch.full((rows,), seed), VOCAB)
     laws = RowLaws([SamplingLaw(temperature=0.5)] * rows, VOCAB, cpu) if drawn else None
     chooser = ConfidentDepth(threshold=threshold).start(depth)
-    choice = DraftChoice(torch.tensor(limits), laws, RejectionSampling(), noise, None, chooser)
+    drawing = None if laws is None else Drawing(laws, RejectionSampling(), noise, None)
+    choice = DraftChoice(torch.tensor(limits), drawing, chooser)
     for said in logits.unbind(dim=1):
         choice(said)
         if choice.done:

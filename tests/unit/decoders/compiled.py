@@ -9,6 +9,7 @@ import torch
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.decoders import (
+    BlockVerification,
     ConfidentDepth,
     Decoder,
     DynamicTree,
@@ -16,12 +17,14 @@ from mtp_modules.decoders import (
     PromptLookup,
     RejectionSampling,
     SamplingLaw,
+    TypicalAcceptance,
     compile_for_decoding,
 )
 from mtp_modules.decoders.compiled import CompiledModel
 from tests.helpers import make_model
 
 DRAWN, GREEDY = SamplingLaw(temperature=0.8, presence_penalty=0.5), SamplingLaw(temperature=0.0)
+CUT = SamplingLaw(temperature=1.2, top_k=7, top_p=0.9, min_p=0.01, allowed_tokens=[0, 1, 2, 3, 5, 6, 7, 8])
 CASES: list[tuple[Decoder, SamplingLaw]] = [
     (AutoregressiveDecoder(), GREEDY),
     (AutoregressiveDecoder(), DRAWN),
@@ -31,6 +34,9 @@ CASES: list[tuple[Decoder, SamplingLaw]] = [
     (SpeculativeDecoder(acceptance=RejectionSampling()), DRAWN),
     (SpeculativeDecoder(drafter=PromptLookup(num_drafts=2)), GREEDY),
     (SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1)), GREEDY),
+    (SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1)), DRAWN),
+    (SpeculativeDecoder(acceptance=BlockVerification()), CUT),
+    (SpeculativeDecoder(acceptance=TypicalAcceptance()), CUT),
     (SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
 ]
 OTHERS = (
@@ -68,7 +74,7 @@ def main(backend: str) -> None:
     fast_ones = backend == "eager"
     for trunk, heads, cases in (
         ("transformer_previous", "recurrent", CASES),
-        ("transformer_grouped", "parallel", CASES),
+        ("transformer_grouped", "parallel", CASES[:9] if fast_ones else CASES),
         *((*pair, CASES[2:4] if fast_ones else CASES) for pair in OTHERS),
         *((*pair, CASES) for pair in MORE if not fast_ones),
     ):
@@ -90,7 +96,7 @@ def main(backend: str) -> None:
             wanted = decoder.generate(model, PROMPTS[0], **asked)
             assert decoder.generate(fast, PROMPTS[0], **asked).tokens == wanted.tokens
         assert len(graphs) == made, "a text of another length was compiled anew"
-        for function in (CompiledModel._reading, CompiledModel._greedy):
+        for function in (CompiledModel._reading, CompiledModel._whole):
             for entry in torch._dynamo.eval_frame._debug_get_cache_entry_list(function.__code__):
                 assert "L['self']" not in str(entry.guard_manager), "the model is looked at before every round"
 
