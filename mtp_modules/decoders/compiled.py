@@ -12,8 +12,7 @@ from mtp_modules.core.checks import at_least, is_distributed, refuse
 from mtp_modules.core.interfaces import DecodingState, Heads, Trunk
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.acceptance import greedy_round
-from mtp_modules.decoders.drafting import DraftChoice, Found
-from mtp_modules.decoders.drawing import Drawing
+from mtp_modules.decoders.drafting import Found
 from mtp_modules.decoders.generation import DecodableModel
 from mtp_modules.decoders.transfer import told_of_round
 
@@ -62,10 +61,9 @@ def compile_for_decoding(
 ) -> "CompiledModel":
     """Return the model for decoders with its rounds compiled; the output is the same, up to rounding.
 
-    A round becomes one graph, drafts and all, drawn tokens too. Where a policy watches the drafts, where they are a
-    tree or come from the text alone, reading and scoring a chunk does, and drafts are made step by step. Prompts and
-    batches of other sizes go through the model as it is. Each number of drafts is compiled when it is first used, which
-    takes up to a minute; so is each kind of law (penalties, truncation, allowed tokens) and of acceptance.
+    A round of greedy decoding, drafts and all, becomes one graph. Otherwise reading and scoring a chunk does, while
+    drafts are made step by step. Prompts and batches of other sizes go through the model as it is. Each number of
+    drafts is compiled when it is first used, which takes up to a minute.
 
     Args:
         model: Not changed. The result shares its weights.
@@ -136,7 +134,7 @@ class CompiledModel:
             kept = {**options, "guard_filter_fn": _of_the_round}  # anew, for torch.compile takes the filter out of it
             return torch.compile(function, **compiler, options=kept)
 
-        self._read, self._round = compiled(self._reading), compiled(self._whole)
+        self._read, self._round = compiled(self._reading), compiled(self._greedy)
         self._constants = torch._dynamo.config.patch(prepare_freezing=True) if freeze else nullcontext()
         self._compiled_for = self._weights()
 
@@ -190,9 +188,8 @@ class CompiledModel:
         trunk_state: DecodingState,
         heads_state: DecodingState,
         found: Found | None = None,
-        drawing: Drawing | None = None,
     ) -> Int[Tensor, "B M"]:
-        """Draft with the heads, and verify: a whole round.
+        """Draft greedily with the heads, and verify: a whole round of greedy decoding.
 
         Args:
             token: The token that each row emitted last.
@@ -201,7 +198,6 @@ class CompiledModel:
             trunk_state: Committed.
             heads_state: Committed.
             found: Drafts that go before those of the heads.
-            drawing: What tokens are drawn with; ``None`` for the likeliest.
 
         Returns:
             What :func:`~mtp_modules.decoders.transfer.told_of_round` says.
@@ -209,7 +205,7 @@ class CompiledModel:
         heads_state.settle()
         self._announce(1 + num_drafts, trunk_state, heads_state)
         with self._constants:
-            told: Tensor = self._round(token, limits, num_drafts, trunk_state, heads_state, found, drawing)
+            told: Tensor = self._round(token, limits, num_drafts, trunk_state, heads_state, found)
         return told
 
     @staticmethod
@@ -225,7 +221,7 @@ class CompiledModel:
         first = self.heads.read(output.hidden, heads_state, tokens=chunk, embed=self.trunk.embedding, **given)
         return self.unembedding.logits(first)
 
-    def _whole(
+    def _greedy(
         self,
         token: Tensor,
         limits: Tensor,
@@ -233,19 +229,12 @@ class CompiledModel:
         trunk_state: DecodingState,
         heads_state: DecodingState,
         found: Found | None,
-        drawing: Drawing | None,
     ) -> Tensor:
-        drafts, source = token[:, None][:, :0], None
+        drafts = token[:, None][:, :0]
         if num_drafts:
-            choice, heads = DraftChoice(limits, drawing), self.heads
             embed, unembed = self.trunk.embedding, self.unembedding.logits
-            heads.draft(token, heads_state, num_drafts=num_drafts, embed=embed, unembed=unembed, choose=choice)
-            drafts, source, _ = choice.proposal()
+            drafts = self.heads.draft(token, heads_state, num_drafts=num_drafts, embed=embed, unembed=unembed).tokens
             if found is not None:
-                drafts, limits, source = found.instead_of(drafts, limits, source)
+                drafts, limits, _ = found.instead_of(drafts, limits)
         logits = self._reading(torch.cat((token[:, None], drafts), dim=1), trunk_state, heads_state)
-        if drawing is None:
-            tokens, accepted = greedy_round(drafts, limits, logits)
-        else:
-            tokens, accepted, _ = drawing.verify(drafts, source, limits, logits)
-        return told_of_round(tokens, accepted, limits, logits)
+        return told_of_round(*greedy_round(drafts, limits, logits), limits, logits)

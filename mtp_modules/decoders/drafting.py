@@ -63,7 +63,7 @@ class DraftChoice:
     Args:
         limits: Most drafts of each row.
         drawing: What they are drawn with; ``None`` chooses the likeliest token.
-        chooser: The policy's; ``None`` if it watches nothing.
+        chooser: The policy's.
         keep_laws: Also keep the laws at temperature 1 where the likeliest token is chosen.
     """
 
@@ -71,7 +71,7 @@ class DraftChoice:
         self,
         limits: Int[Tensor, " B"],
         drawing: Drawing | None,
-        chooser: DepthChooser | None = None,
+        chooser: DepthChooser,
         *,
         keep_laws: bool = False,
     ) -> None:
@@ -103,15 +103,15 @@ class DraftChoice:
             if self._emitted is not None:
                 self._emitted = self._emitted + F.one_hot(token, self._emitted.shape[1])
         self.tokens.append(token)
-        if self.chooser is not None and self.chooser.watches:
-            self._watch(self.chooser, logits, law, token, depth)
+        if self.chooser.watches:
+            self._watch(logits, law, token, depth)
         return token
 
-    def _watch(self, chooser: DepthChooser, logits: Tensor, law: Tensor | None, token: Tensor, depth: int) -> None:
+    def _watch(self, logits: Tensor, law: Tensor | None, token: Tensor, depth: int) -> None:
         """Let the policy end rows by what has been drafted up to here; the token it has looked at stays."""
         law = logits.double().softmax(dim=-1) if law is None else law
         self._confidence = self._confidence * law.gather(1, token[:, None])[:, 0]
-        goes_on = self._going & chooser.goes_on(self._confidence)
+        goes_on = self._going & self.chooser.goes_on(self._confidence)
         self.limits = torch.where(self._going & ~goes_on, self.limits.clamp(max=depth + 1), self.limits)
         self._going = goes_on & (self.limits > depth + 1)
         self.done = not bool(self._going.any())

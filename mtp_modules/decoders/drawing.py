@@ -8,7 +8,7 @@ from mtp_modules.decoders.verification import Acceptance, RowNoise
 
 
 class Drawing:
-    """What the tokens of one round are drawn with. Tensor operations only, so that a compiled round can hold it.
+    """What the tokens of one round are drawn with.
 
     Args:
         laws: Of the rows.

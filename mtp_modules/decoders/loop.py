@@ -157,7 +157,7 @@ class _Run:
         if compiled is not None and self._is_one_graph(most, depths):
             counted = torch.tensor(limits, device=self.device)
             found = self.how.drafter.offered(self.text, most) if self.how.drafter and self.text else None
-            told = compiled.round(token, counted, most, self.trunk_state, self.heads_state, found, drawing)
+            told = compiled.round(token, counted, most, self.trunk_state, self.heads_state, found)
             self._remember(told[:, : most + 1], told[:, most + 1] + 1)
             return self._settle(told)
         proposal = self._propose(token, limits, most, depths, drawing)
@@ -199,10 +199,13 @@ class _Run:
         return self.compiled
 
     def _is_one_graph(self, num_drafts: int, depths: DepthChooser) -> bool:
-        """Say whether drafts come from the heads alone, or from the text, and nobody looks on."""
+        """Say whether nothing but the likeliest tokens is asked for, of the model and of the heads.
+
+        Not drawn tokens: their noise is products that wrap around, which in the C++ of a graph mean nothing.
+        """
         drafter = self.how.drafter
         by_heads = drafter is not None and drafter.in_one_graph and self.how.tree is None and not depths.watches
-        return not self.how.keep_laws and (num_drafts == 0 or by_heads)
+        return self.laws is None and not self.how.keep_laws and (num_drafts == 0 or by_heads)
 
     def _logits(self, chunk: Int[Tensor, "B C"], compiled: CompiledModel | None) -> Float[Tensor, "B C V"]:
         if compiled is not None:
