@@ -120,7 +120,7 @@ class KeyValueState(ChunkedState):
         nothing: int = 0,
     ) -> None:
         super().__init__(batch_size, capacity, max_positions=max_positions)
-        self.num_layers, self._allotted = num_layers, batch_size
+        self.num_layers, self._allotted, self._in_graphs = num_layers, batch_size, False
         # One run of slots, layer by layer and row by row, written by index, which compiled code can do in place. One
         # of each row is never used: what a chunk sees is never all, which compiled code would take for another kind.
         shape = (num_layers * batch_size * (capacity + 1), num_kv_heads, head_dim)
@@ -168,7 +168,7 @@ class KeyValueState(ChunkedState):
 
     def growing(self) -> list[tuple[Tensor, int]]:
         """Return keys, values and tokens once, and what each chunk and each look back brings."""
-        found, self._unannounced = self._unannounced, []
+        found, self._unannounced, self._in_graphs = self._unannounced, [], True
         found = [*found, (self._seen, 0)]
         if self.mask is not None:
             found.append((self.mask, 3))
@@ -216,7 +216,7 @@ class KeyValueState(ChunkedState):
         """Go on with some of the rows only."""
         super().select(rows)
         self._back = None
-        moves = moves_into_holes(rows)
+        moves = None if self._in_graphs else moves_into_holes(rows)  # graphs are for one number of rows in memory
         if moves is None:
             self.keys, self.values = (self._by_row(kept)[:, rows].flatten(0, 2) for kept in (self.keys, self.values))
             self._allotted = len(rows)

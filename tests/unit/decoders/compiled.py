@@ -98,6 +98,20 @@ def main(backend: str) -> None:
                 assert "L['self']" not in str(entry.guard_manager), "the model is looked at before every round"
 
 
+def rows_that_end() -> None:
+    """See that a row which goes on alone uses the graph of one row, whoever was there before."""
+    for first in ([[1], [2]], [[1]]):
+        model, graphs = make_model("transformer", "recurrent", 3).eval(), []
+        fast = compile_for_decoding(
+            model, batch_sizes=(1, 2), backend=lambda graph, inputs, graphs=graphs: graphs.append(graph) or graph
+        )
+        for prompts in (first, [[1], [2]], [[1]]):
+            asked = {"max_new_tokens": [3, 6][-len(prompts) :]}
+            wanted = AutoregressiveDecoder().generate(model, prompts, **asked)
+            assert AutoregressiveDecoder().generate(fast, prompts, **asked).tokens == wanted.tokens
+        assert len(graphs) == 2, len(graphs)
+
+
 def side_by_side() -> None:
     """See that two models of the same shapes, each compiled, do not get each other's graphs."""
     models = [make_model("transformer", "recurrent", 3, seed=seed).eval() for seed in (1, 2)]
@@ -123,4 +137,5 @@ if __name__ == "__main__":
     else:
         main(sys.argv[1])
         side_by_side()
+        rows_that_end()
     print("equal")
