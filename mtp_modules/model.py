@@ -155,15 +155,16 @@ class MTPModel(Component, nn.Module):
 
     def _checked(self, known: TrunkOutput, positions: tuple[int, int]) -> TrunkOutput:
         """Return what the trunk has said before, in the precision of the weights, if it is that of these tokens."""
-        has, needs = len(known.features), self.heads.num_features
-        if needs and has != needs:
+        needs = self.heads.num_features
+        read = known.features if needs else ()
+        if len(read) != needs:
             heads = type(self.heads).__name__
-            refuse(self, f"known holds {has} inner layers, but {heads} read {needs}; read the tokens anew.")
+            refuse(self, f"known holds {len(read)} inner layers, but {heads} read {needs}; read the tokens anew.")
         wanted, dtype = (*positions, self.trunk.d_model), self.unembedding.weight.dtype
-        for state in (known.hidden, *known.features):
+        for state in (known.hidden, *read):
             if state.shape != wanted:
                 refuse(self, f"known has shape {tuple(state.shape)}, these tokens need {wanted}; read them anew.")
-        return TrunkOutput(known.hidden.to(dtype), tuple(feature.to(dtype) for feature in known.features))
+        return TrunkOutput(known.hidden.to(dtype), tuple(feature.to(dtype) for feature in read))
 
     def trim_drafts(self, tokens: Sequence[int]) -> None:
         """Let horizons beyond the first score these tokens only, such as the most frequent ones of a corpus.

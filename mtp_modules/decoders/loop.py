@@ -201,7 +201,7 @@ class _Run:
     def _is_one_graph(self, num_drafts: int, depths: DepthChooser) -> bool:
         """Say whether nothing but the likeliest tokens is asked for, of the model and of the heads.
 
-        Not drawn tokens: their noise is products that wrap around, which in the C++ of a graph mean nothing.
+        Not drawn tokens: their noise is products that wrap around, which C++ leaves undefined for signed numbers.
         """
         drafter = self.how.drafter
         by_heads = drafter is not None and drafter.in_one_graph and self.how.tree is None and not depths.watches

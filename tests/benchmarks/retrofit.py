@@ -286,9 +286,7 @@ def main() -> None:
                 " ".join(f"{share:.0%}" for share in right) if own else "",
                 f"{parameters:,}" if own else "",
                 f"{draft:.1f}" if own else "",
-                f"{brought:.2f}",
-                f"{faster:.2f}x",
-                f"{faster / lookup:.2f}x",
+                *((f"{brought:.2f}", f"{faster:.2f}x", f"{faster / lookup:.2f}x") if options.prompts else "---"),
                 f"{equal}/{options.prompts}",
             )
         console.print(table)

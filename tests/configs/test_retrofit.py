@@ -109,6 +109,12 @@ def test_the_benchmark_prints_its_table(
     for name in ("plain", "lookup", *kinds, *(f"{kind} or lookup" for kind in kinds)):
         assert f" {name} " in printed
     assert printed.count("2/2") == 4 + 6 + 8 + 10 + 12  # the table is printed behind each kind
+    alone = [f"--config={config}", "--seconds=0.3", "--prompt_tokens=12", "--prompts=0", "--kinds", "linear"]
+    monkeypatch.setattr(sys, "argv", ["retrofit.py", *alone])
+    runpy.run_path(str(ROOT / "tests" / "benchmarks" / "retrofit.py"), run_name="__main__")
+    told = capsys.readouterr().out
+    assert " linear " in told
+    assert told.count("0/0") == 1  # and no row of plain decoding or lookup
     index = json.loads((config.parent / "states_features" / "index.json").read_text())
     assert index["shape"][:2] == [12, 2]
     assert index["feature_layers"] == [0]
