@@ -12,8 +12,11 @@ from mtp_modules.core.checks import at_least, is_distributed, refuse
 from mtp_modules.core.interfaces import DecodingState, Heads, Trunk
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.acceptance import greedy_round
-from mtp_modules.decoders.drafting import Found
+from mtp_modules.decoders.draft_policy import DepthChooser
+from mtp_modules.decoders.drafting import DraftChoice, Found, heads_draft
+from mtp_modules.decoders.drawing import Drawing
 from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.noise import gumbels
 from mtp_modules.decoders.transfer import told_of_round
 
 FAST = {"cpp_wrapper": True}
@@ -29,6 +32,8 @@ _KEPT_IN_REGISTERS = "-fno-tree-loop-distribute-patterns --param max-completely-
 """For GCC, which otherwise clears the 16 and more vectors that a product of six or more rows is summed in by a call of
 ``memset`` or in a loop, and from then on writes all of them to memory at every step.
 """
+_WRAPPING = "-fwrapv"
+"""For GCC too: the products that random numbers come from wrap around, which C++ otherwise leaves undefined."""
 
 
 def inductor_options(device: torch.device, *, freeze: bool) -> dict[str, Any]:
@@ -38,16 +43,17 @@ def inductor_options(device: torch.device, *, freeze: bool) -> dict[str, Any]:
         device: Where the model is.
         freeze: Whether weights are constants.
     """
-    if not freeze or device.type != "cpu":
-        return FROZEN if freeze else FAST
+    options: dict[str, Any] = {**(FROZEN if freeze else FAST)}
+    if device.type != "cpu":
+        return options
     from torch._inductor import config, cpp_builder  # takes a second, so only where it is in use
 
-    # Products of a library look better than they are when they are tried alone, again and again, on one small matrix.
-    options = {**FROZEN, "max_autotune_gemm_backends": "CPP"}
+    if freeze:  # products of a library look better than they are when they are tried alone, on one small matrix
+        options["max_autotune_gemm_backends"] = "CPP"
     if cpp_builder.is_gcc():
         # The only flag of the compiler that an option gives; what stands behind it goes along.
-        rounding = config.cpp.enable_floating_point_contract_flag
-        options["cpp.enable_floating_point_contract_flag"] = f"{rounding} {_KEPT_IN_REGISTERS}"
+        flags = [config.cpp.enable_floating_point_contract_flag, _WRAPPING, *[_KEPT_IN_REGISTERS] * freeze]
+        options["cpp.enable_floating_point_contract_flag"] = " ".join(flags)
     return options
 
 
@@ -61,9 +67,10 @@ def compile_for_decoding(
 ) -> "CompiledModel":
     """Return the model for decoders with its rounds compiled; the output is the same, up to rounding.
 
-    A round of greedy decoding, drafts and all, becomes one graph. Otherwise reading and scoring a chunk does, while
-    drafts are made step by step. Prompts and batches of other sizes go through the model as it is. Each number of
-    drafts is compiled when it is first used, which takes up to a minute.
+    A round with no drafts or with drafts of the heads, verification and all, becomes one graph, whether tokens are
+    drawn or not. Reading and scoring a chunk does where drafts come from the text alone, form a tree, end by
+    confidence, or where laws are kept. Prompts and batches of other sizes go through the model as it is. Each number
+    of drafts is compiled when it is first used, which takes up to a minute.
 
     Args:
         model: Not changed. The result shares its weights.
@@ -134,7 +141,7 @@ class CompiledModel:
             kept = {**options, "guard_filter_fn": _of_the_round}  # anew, for torch.compile takes the filter out of it
             return torch.compile(function, **compiler, options=kept)
 
-        self._read, self._round = compiled(self._reading), compiled(self._greedy)
+        self._read, self._round, self._gumbels = compiled(self._reading), compiled(self._whole), compiled(gumbels)
         self._constants = torch._dynamo.config.patch(prepare_freezing=True) if freeze else nullcontext()
         self._compiled_for = self._weights()
 
@@ -188,8 +195,9 @@ class CompiledModel:
         trunk_state: DecodingState,
         heads_state: DecodingState,
         found: Found | None = None,
+        drawing: Drawing | None = None,
     ) -> Int[Tensor, "B M"]:
-        """Draft greedily with the heads, and verify: a whole round of greedy decoding.
+        """Draft with the heads, and verify: a whole round.
 
         Args:
             token: The token that each row emitted last.
@@ -198,15 +206,32 @@ class CompiledModel:
             trunk_state: Committed.
             heads_state: Committed.
             found: Drafts that go before those of the heads.
+            drawing: What drafts and tokens are drawn with; ``None`` chooses the likeliest.
 
         Returns:
             What :func:`~mtp_modules.decoders.transfer.told_of_round` says.
         """
         heads_state.settle()
+        if drawing is not None:
+            drawing.acceptance.prepare(drawing.noise)
         self._announce(1 + num_drafts, trunk_state, heads_state)
         with self._constants:
-            told: Tensor = self._round(token, limits, num_drafts, trunk_state, heads_state, found)
+            told: Tensor = self._round(token, limits, num_drafts, trunk_state, heads_state, found, drawing)
         return told
+
+    def gumbels(
+        self, seeds: Int[Tensor, " B"], positions: Int[Tensor, "B C"], *, stream: int, width: int
+    ) -> Float[Tensor, "B C W"]:
+        """Return what :func:`mtp_modules.decoders.noise.gumbels` does, by a graph.
+
+        Args:
+            seeds: One a row.
+            positions: Places in the row's text.
+            stream: Of numbers.
+            width: How many numbers a place has.
+        """
+        numbers: Tensor = self._gumbels(seeds, positions, stream=stream, width=width)
+        return numbers
 
     @staticmethod
     def _announce(chunk: int, *states: DecodingState) -> None:
@@ -221,7 +246,7 @@ class CompiledModel:
         first = self.heads.read(output.hidden, heads_state, tokens=chunk, embed=self.trunk.embedding, **given)
         return self.unembedding.logits(first)
 
-    def _greedy(
+    def _whole(
         self,
         token: Tensor,
         limits: Tensor,
@@ -229,12 +254,20 @@ class CompiledModel:
         trunk_state: DecodingState,
         heads_state: DecodingState,
         found: Found | None,
+        drawing: Drawing | None,
     ) -> Tensor:
-        drafts = token[:, None][:, :0]
+        drafts, source = token[:, None][:, :0], None
         if num_drafts:
-            embed, unembed = self.trunk.embedding, self.unembedding.logits
-            drafts = self.heads.draft(token, heads_state, num_drafts=num_drafts, embed=embed, unembed=unembed).tokens
+            choice = DraftChoice(limits, drawing, DepthChooser(num_drafts))
+            heads_draft(self.heads, heads_state, token, self.trunk.embedding, self.unembedding.logits)(
+                choice, num_drafts
+            )
+            drafts, source, limits = choice.proposal()
             if found is not None:
-                drafts, limits, _ = found.instead_of(drafts, limits)
+                drafts, limits, source = found.instead_of(drafts, limits, source)
         logits = self._reading(torch.cat((token[:, None], drafts), dim=1), trunk_state, heads_state)
-        return told_of_round(*greedy_round(drafts, limits, logits), limits, logits)
+        if drawing is None:
+            tokens, accepted = greedy_round(drafts, limits, logits)
+        else:
+            tokens, accepted, _ = drawing.verify(drafts, source, limits, logits)
+        return told_of_round(tokens, accepted, limits, logits)

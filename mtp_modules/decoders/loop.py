@@ -15,6 +15,7 @@ from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy, now
 from mtp_modules.decoders.drafting import DraftChoice, Drafter, Proposal, Text, heads_draft
 from mtp_modules.decoders.drawing import Drawing
 from mtp_modules.decoders.generation import DecodableModel, Request, Round, RoundLaws
+from mtp_modules.decoders.noise import gumbels
 from mtp_modules.decoders.sampling import History, RowLaws
 from mtp_modules.decoders.stopping import cut
 from mtp_modules.decoders.transfer import on_host, told_of_round
@@ -122,7 +123,7 @@ class _Run:
         states = states[torch.arange(len(lengths), device=self.device), counts - 1]
         self._commit(lengths)
         logits = self.unembedding.logits(states)[:, None]
-        drawing = self._drawing(unread=0)
+        drawing = self._drawing(unread=0, most=1)
         target = None if drawing is None else drawing.law(logits)
         first = logits.argmax(dim=-1) if drawing is None or target is None else own_choice(target, drawing.noise)
         self._keep_laws(Proposal(first[:, :0], None, counts), target, logits)
@@ -148,7 +149,7 @@ class _Run:
             The new tokens of each row, how many of them were drafts, and how many drafts counted.
         """
         token = torch.tensor(last, device=self.device)
-        drawing = self._drawing(unread=1)
+        drawing = self._drawing(unread=1, most=wanted + 1)
         if self.how.tree is not None and max(limits) >= self.how.tree.depth:
             return self._tree_round(self.how.tree, token, limits, drawing)
         compiled = self._compiled()
@@ -157,7 +158,7 @@ class _Run:
         if compiled is not None and self._is_one_graph(most, depths):
             counted = torch.tensor(limits, device=self.device)
             found = self.how.drafter.offered(self.text, most) if self.how.drafter and self.text else None
-            told = compiled.round(token, counted, most, self.trunk_state, self.heads_state, found)
+            told = compiled.round(token, counted, most, self.trunk_state, self.heads_state, found, drawing)
             self._remember(told[:, : most + 1], told[:, most + 1] + 1)
             return self._settle(told)
         proposal = self._propose(token, limits, most, depths, drawing)
@@ -199,13 +200,11 @@ class _Run:
         return self.compiled
 
     def _is_one_graph(self, num_drafts: int, depths: DepthChooser) -> bool:
-        """Say whether nothing but the likeliest tokens is asked for, of the model and of the heads.
-
-        Not drawn tokens: their noise is products that wrap around, which C++ leaves undefined for signed numbers.
-        """
+        """Say whether nothing has to be decided, or kept, in the middle of the round."""
         drafter = self.how.drafter
         by_heads = drafter is not None and drafter.in_one_graph and self.how.tree is None and not depths.watches
-        return self.laws is None and not self.how.keep_laws and (num_drafts == 0 or by_heads)
+        verified = self.laws is None or self.how.acceptance.in_one_graph
+        return verified and not self.how.keep_laws and (num_drafts == 0 or by_heads)
 
     def _logits(self, chunk: Int[Tensor, "B C"], compiled: CompiledModel | None) -> Float[Tensor, "B C V"]:
         if compiled is not None:
@@ -221,7 +220,7 @@ class _Run:
             if drawing is None:
                 return Guess(logits, logits.double().log_softmax(dim=-1))
             log_law = drawing.law(logits).log()
-            return Guess(log_law + drawing.noise.own(depth), log_law)
+            return Guess(log_law + drawing.noise.own()[:, depth : depth + 1], log_law)
 
         grower = Grower(self.model.heads, self.heads_state, token, self.embed, self.unembedding.logits, guess)
         tree = shape.grow(grower)
@@ -235,7 +234,8 @@ class _Run:
             history = self.history
             emitted = None if history is None else counts_along(tree, ancestors, history.emitted)
             law = drawing.law(logits, emitted)
-            own = (law.log() + drawing.noise.own_at(ancestors.sum(dim=2) - 1)).argmax(dim=-1)
+            places = (ancestors.sum(dim=2) - 1)[:, :, None].expand_as(law)
+            own = (law.log() + drawing.noise.own().gather(1, places)).argmax(dim=-1)
         tokens, path, accepted = walk(tree, own, shape.depth)
         counts = torch.tensor(limits, device=self.device).clamp(max=shape.depth)
         accepted = torch.minimum(accepted, counts)
@@ -294,12 +294,14 @@ class _Run:
             if part is not None:
                 part.select(rows)
 
-    def _drawing(self, unread: int) -> Drawing | None:
-        """Return what the tokens of a round are drawn with; ``None`` where the likeliest are chosen."""
+    def _drawing(self, unread: int, most: int) -> Drawing | None:
+        """Return what the tokens of a round, ``most`` a row, are drawn with; ``None`` if the likeliest are chosen."""
         if self.laws is None:
             return None
         places = torch.tensor(self.trunk_state.lengths, device=self.device) + unread
-        noise = RowNoise(self.seeds, places, self.model.trunk.vocab_size)
+        compiled = self._compiled()
+        make = gumbels if compiled is None else compiled.gumbels
+        noise = RowNoise(self.seeds, places, self.model.trunk.vocab_size, most, make)
         return Drawing(self.laws, self.how.acceptance, noise, self.history)
 
     def _remember(self, tokens: Int[Tensor, "B C"], counts: Int[Tensor, " B"]) -> None:

@@ -1,6 +1,7 @@
 """How drafts are drawn and which of them a verification accepts, as components."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 
@@ -18,38 +19,47 @@ from mtp_modules.decoders.acceptance import (
 )
 from mtp_modules.decoders.noise import draw, gumbels, uniforms
 
-_OWN, _DRAFTS, _VERDICTS = 0, 1, 2
+_OWN, _APART = 0, 1
 
 
 class RowNoise:
     """The random numbers of one round: functions of each row's seed and of how far its text has come.
 
+    They are made once, when they are first asked for.
+
     Args:
         seeds: ``(B,)``.
         places: ``(B,)``, how many tokens each row has, prompt included: the place of the next one.
         vocab_size: Number ``V`` of token ids.
+        most: Most tokens ``C`` that the round can bring a row.
+        gumbels: What makes Gumbel numbers; a compiled :func:`~mtp_modules.decoders.noise.gumbels`, for instance.
     """
 
-    def __init__(self, seeds: Int[Tensor, " B"], places: Int[Tensor, " B"], vocab_size: int) -> None:
-        self.seeds, self.places, self.vocab_size = seeds, places, vocab_size
+    def __init__(
+        self,
+        seeds: Int[Tensor, " B"],
+        places: Int[Tensor, " B"],
+        vocab_size: int,
+        most: int,
+        gumbels: Callable[..., Tensor] = gumbels,
+    ) -> None:
+        self.seeds, self.places, self.vocab_size, self.most = seeds, places, vocab_size, most
+        self._gumbels = gumbels
+        self._own: Float[Tensor, "B C V"] | None = None
+        self._apart: Float[Tensor, "B _"] | None = None
 
-    def own(self, depth: int, count: int = 1) -> Float[Tensor, "B C V"]:
-        """Return the Gumbel numbers that the tokens at ``count`` places from ``depth`` on are chosen with, by whomever.
+    def own(self) -> Float[Tensor, "B C V"]:
+        """Return the Gumbel numbers that the tokens at the next places are chosen with, by whomever."""
+        if self._own is None:
+            places = self.places[:, None] + torch.arange(self.most, device=self.places.device)
+            self._own = self._gumbels(self.seeds, places, stream=_OWN, width=self.vocab_size)
+        return self._own
 
-        Args:
-            depth: Places after the next one.
-            count: How many places.
-        """
-        places = self.places[:, None] + torch.arange(depth, depth + count, device=self.places.device)
-        return gumbels(self.seeds, places, stream=_OWN, width=self.vocab_size)
-
-    def own_at(self, depths: Int[Tensor, "B C"]) -> Float[Tensor, "B C V"]:
-        """Return the numbers of :meth:`own` at any places.
-
-        Args:
-            depths: Places after the next one.
-        """
-        return gumbels(self.seeds, self.places[:, None] + depths, stream=_OWN, width=self.vocab_size)
+    def apart(self) -> Float[Tensor, "B _"]:
+        """Return the numbers of this round alone: by turns one for a draft, and one for the verification."""
+        if self._apart is None:
+            self._apart = uniforms(self.seeds, self.places[:, None], stream=_APART, width=2 * self.most)[:, 0]
+        return self._apart
 
     def for_draft(self, depth: int) -> Float[Tensor, " B"]:
         """Return the number that a draft of this round is drawn with.
@@ -57,15 +67,15 @@ class RowNoise:
         Args:
             depth: Its place among the drafts, from 0.
         """
-        return uniforms(self.seeds, self.places[:, None], stream=_DRAFTS, width=depth + 1)[:, 0, depth]
+        return self.apart()[:, 2 * depth]
 
     def for_verdict(self, width: int) -> Float[Tensor, "B W"]:
         """Return the numbers that a verification of this round needs.
 
         Args:
-            width: How many.
+            width: How many, at most ``C``.
         """
-        return uniforms(self.seeds, self.places[:, None], stream=_VERDICTS, width=width)[:, 0]
+        return self.apart()[:, 1 : 2 * width : 2]
 
 
 class Acceptance(Component, ABC):
@@ -73,9 +83,19 @@ class Acceptance(Component, ABC):
 
     Attributes:
         lossless: Whether the tokens that come out follow the law of plain decoding.
+        in_one_graph: Whether it is tensor operations alone, so that a compiled round can hold it.
     """
 
     lossless: bool = True
+    in_one_graph: bool = False
+
+    def prepare(self, noise: RowNoise) -> None:
+        """Ask for the random numbers that a round needs, so that a compiled round need not make them.
+
+        Args:
+            noise: Of the round.
+        """
+        noise.apart()
 
     @abstractmethod
     def choose(self, law: Float[Tensor, "B V"], depth: int, noise: RowNoise) -> Int[Tensor, " B"]:
@@ -117,7 +137,7 @@ def own_choice(law: Float[Tensor, "B C V"], noise: RowNoise, depth: int = 0) -> 
         noise: Of the round.
         depth: Place of the first law after the next token's.
     """
-    return (law.log() + noise.own(depth, law.shape[1])).argmax(dim=-1)
+    return (law.log() + noise.own()[:, depth : depth + law.shape[1]]).argmax(dim=-1)
 
 
 class ExactMatch(Acceptance):
@@ -129,6 +149,12 @@ class ExactMatch(Acceptance):
     draft with probability at least ``(1 - TV) / (1 + TV)``, a little less than :class:`RejectionSampling`, which
     reaches ``1 - TV``. Daliri et al. 2024 (arXiv 2408.07978).
     """
+
+    in_one_graph = True
+
+    def prepare(self, noise: RowNoise) -> None:
+        """Ask for the numbers of the next places."""
+        noise.own()
 
     def choose(self, law: Float[Tensor, "B V"], depth: int, noise: RowNoise) -> Int[Tensor, " B"]:
         """Draw a draft with the numbers of its place."""
@@ -152,6 +178,8 @@ class ExactMatch(Acceptance):
 
 class _DrawnDrafts(Acceptance):
     """What acceptance rules with a draft's own random numbers share."""
+
+    in_one_graph = True
 
     def choose(self, law: Float[Tensor, "B V"], depth: int, noise: RowNoise) -> Int[Tensor, " B"]:
         """Draw a draft from exactly this law."""

@@ -152,8 +152,8 @@ MUTANTS = (
     Mutant(
         "tree-numbers-by-slot",
         "decoders/loop.py",
-        "noise.own_at(ancestors.sum(dim=2) - 1)",
-        "noise.own_at(torch.arange(tree.tokens.shape[1]).expand_as(tree.tokens))",
+        "(ancestors.sum(dim=2) - 1)[:, :, None].expand_as(law)",
+        "torch.arange(tree.tokens.shape[1])[None, :, None].expand_as(law).clamp(max=shape.depth)",
         "a tree's tokens draw with the numbers of their slots, not of their places",
         OURS,
         (TREES + "::test_a_tree_gives_the_sample_of_plain_decoding",),

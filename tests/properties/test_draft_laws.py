@@ -122,7 +122,7 @@ def test_drafts_follow_the_law_that_they_are_said_to_be_drawn_from(name: str) ->
     n, acceptance = 20_000, DRAWING[name]()
     generator = torch.Generator().manual_seed(1)
     law = torch.randn(VOCAB, generator=generator, dtype=torch.float64).softmax(0)
-    noise = RowNoise(torch.arange(n), torch.full((n,), 7), VOCAB)
+    noise = RowNoise(torch.arange(n), torch.full((n,), 7), VOCAB, 3)
     seen = [acceptance.choose(law.expand(n, VOCAB), depth, noise) for depth in range(3)]
     for tokens in seen:
         statistic, degrees = naive.chi_square(torch.bincount(tokens, minlength=VOCAB).tolist(), law.tolist())
@@ -177,7 +177,7 @@ def test_confidence_counts_the_draft_that_fell_below_it_and_none_after(
 ) -> None:
     rows, depth, cpu = len(limits), max(limits), torch.device("cpu")
     logits = 3 * torch.randn(rows, depth, VOCAB, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    noise = RowNoise(torch.arange(rows), torch.full((rows,), seed), VOCAB)
+    noise = RowNoise(torch.arange(rows), torch.full((rows,), seed), VOCAB, depth)
     laws = RowLaws([SamplingLaw(temperature=0.5)] * rows, VOCAB, cpu) if drawn else None
     chooser = ConfidentDepth(threshold=threshold).start(depth)
     drawing = None if laws is None else Drawing(laws, RejectionSampling(), noise, None)

@@ -9,9 +9,11 @@ import torch
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.decoders import (
+    BlockVerification,
     ConfidentDepth,
     Decoder,
     DynamicTree,
+    ExactMatch,
     LookupOrHeads,
     PromptLookup,
     RejectionSampling,
@@ -19,8 +21,20 @@ from mtp_modules.decoders import (
     TypicalAcceptance,
     compile_for_decoding,
 )
+from mtp_modules.decoders.acceptance import Verdict
 from mtp_modules.decoders.compiled import CompiledModel
 from tests.helpers import make_model
+
+
+class OnTheHost(ExactMatch):
+    """Somebody's rule, which looks at numbers, as a graph cannot."""
+
+    in_one_graph = False
+
+    def verify(self, drafts: torch.Tensor, *others: object) -> Verdict:
+        assert min(drafts.flatten().tolist(), default=0) >= 0
+        return super().verify(drafts, *others)
+
 
 DRAWN, GREEDY = SamplingLaw(temperature=0.8, presence_penalty=0.5), SamplingLaw(temperature=0.0)
 CUT = SamplingLaw(temperature=1.2, top_k=7, top_p=0.9, min_p=0.01, allowed_tokens=[0, 1, 2, 3, 5, 6, 7, 8])
@@ -31,6 +45,8 @@ CASES: list[tuple[Decoder, SamplingLaw]] = [
     (SpeculativeDecoder(), DRAWN),
     (SpeculativeDecoder(policy=ConfidentDepth(threshold=0.1)), GREEDY),
     (SpeculativeDecoder(acceptance=RejectionSampling()), DRAWN),
+    (SpeculativeDecoder(acceptance=BlockVerification()), CUT),
+    (SpeculativeDecoder(acceptance=OnTheHost()), DRAWN),
     (SpeculativeDecoder(drafter=PromptLookup(num_drafts=2)), GREEDY),
     (SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1)), GREEDY),
     (SpeculativeDecoder(acceptance=TypicalAcceptance()), CUT),
@@ -93,7 +109,7 @@ def main(backend: str) -> None:
             wanted = decoder.generate(model, PROMPTS[0], **asked)
             assert decoder.generate(fast, PROMPTS[0], **asked).tokens == wanted.tokens
         assert len(graphs) == made, "a text of another length was compiled anew"
-        for function in (CompiledModel._reading, CompiledModel._greedy):
+        for function in (CompiledModel._reading, CompiledModel._whole):
             for entry in torch._dynamo.eval_frame._debug_get_cache_entry_list(function.__code__):
                 assert "L['self']" not in str(entry.guard_manager), "the model is looked at before every round"
 

@@ -60,14 +60,14 @@ def test_what_cannot_be_compiled_is_refused(name: str) -> None:
 @pytest.mark.parametrize("gcc", [True, False])
 def test_only_gcc_is_given_its_own_flags(gcc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.cpp_builder.is_gcc", lambda: gcc)
-    rounding = "cpp.enable_floating_point_contract_flag"
-    options = inductor_options(torch.device("cpu"), freeze=True)
-    assert options["max_autotune_gemm_backends"] == "CPP"
-    assert options.get(rounding, "").startswith("off -fno-tree") is gcc
-    for device, freeze in (("cpu", False), ("cuda", False), ("cuda", True)):
-        assert (
-            not {rounding, "max_autotune_gemm_backends"} & inductor_options(torch.device(device), freeze=freeze).keys()
-        )
+    rounding, products = "cpp.enable_floating_point_contract_flag", "max_autotune_gemm_backends"
+    frozen, followed = (inductor_options(torch.device("cpu"), freeze=freeze) for freeze in (True, False))
+    assert frozen[products] == "CPP"
+    assert products not in followed
+    assert frozen.get(rounding, "").startswith("off -fwrapv -fno-tree") is gcc
+    assert (followed.get(rounding) == "off -fwrapv") is gcc
+    for freeze in (True, False):
+        assert not {rounding, products} & inductor_options(torch.device("cuda"), freeze=freeze).keys()
 
 
 def _changed(model: MTPModel) -> None:
