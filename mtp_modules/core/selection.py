@@ -13,15 +13,11 @@ def holes_filled(going_on: list[int]) -> list[int]:
     return [place if place in staying else next(behind) for place in range(count)]
 
 
-def moves_into_holes(rows: list[int]) -> tuple[list[int], list[int]] | None:
-    """Return which rows are overwritten, and with which, where a selection can be made in place; ``None`` where not.
-
-    It can where every row stays in its place, or comes from behind all places that are left.
+def moved(rows: list[int]) -> tuple[list[int], list[int]]:
+    """Return which places get another row, and which: what a selection in place has to copy, all of it at once.
 
     Args:
-        rows: What is selected, in its new order.
+        rows: What is selected, in its new order; no more than there are places.
     """
-    moved = [(place, row) for place, row in enumerate(rows) if place != row]
-    if any(row < len(rows) for _, row in moved):
-        return None
-    return [place for place, _ in moved], [row for _, row in moved]
+    places = [place for place, row in enumerate(rows) if place != row]
+    return places, [rows[place] for place in places]

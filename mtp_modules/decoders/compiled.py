@@ -69,12 +69,13 @@ def compile_for_decoding(
 
     A round with no drafts or with drafts of the heads, verification and all, becomes one graph, whether tokens are
     drawn or not. Reading and scoring a chunk does where drafts come from the text alone, form a tree, end by
-    confidence, or where laws are kept. Prompts and batches of other sizes go through the model as it is. Each number
-    of drafts is compiled when it is first used, which takes up to a minute.
+    confidence, or where laws are kept. Prompts and larger batches go through the model as it is. Each number of drafts
+    is compiled when it is first used, which takes up to a minute.
 
     Args:
         model: Not changed. The result shares its weights.
-        batch_sizes: Numbers of rows to compile for; a batch gets smaller as rows end.
+        batch_sizes: Numbers of rows to compile for, such as ``(1, 4, 16)``. A batch of fewer is filled up to the next
+            of them; a larger one goes through the model as it is, until enough of its rows have ended.
         freeze: Take the weights for constants. Faster, above all on CPUs, where they are then laid out for the products
             they go into; needs memory for them once more for each graph, and longer to compile. When weights change,
             decoding is refused; without, it follows them as long as they change in place.
@@ -171,6 +172,14 @@ class CompiledModel:
                 version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version) if self.freeze else ()
                 found[f"{name}.{key}"] = weight.shape, weight.stride(), weight.dtype, weight.device, *version
         return found
+
+    def size_for(self, rows: int) -> int:
+        """Return the smallest batch that there are graphs for and that holds so many rows; just those if there is none.
+
+        Args:
+            rows: How many.
+        """
+        return min((size for size in self.batch_sizes if size >= rows), default=rows)
 
     def read(
         self, chunk: Int[Tensor, "B C"], trunk_state: DecodingState, heads_state: DecodingState

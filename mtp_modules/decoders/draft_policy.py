@@ -1,5 +1,6 @@
 """How many tokens to draft in a round."""
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -113,13 +114,14 @@ class CostAwareDepth(DraftPolicy):
 
     Measures the time of rounds with each number of drafts and the acceptance at each depth, as running averages, and
     takes the number with the best ratio. No drafts at all is one of the choices, so decoding does not stay slower than
-    plain where drafting does not pay. A few rounds are spent on numbers that have not been tried for long.
+    plain where drafting does not pay. A few rounds are spent on numbers that have not been tried for long. As rows end,
+    times of rounds with more rows are what rounds with fewer are first compared by.
 
     The choice rests on time and on rounds that are over, so it does not bend the law; but it is not reproducible, and
     with an acceptance other than :class:`~mtp_modules.decoders.ExactMatch` neither is the sample.
 
     Args:
-        memory: Share of the past that a running average keeps at each new round.
+        memory: Share of the past that a running average keeps with each round since.
         explore_every: Rounds between two tries of a number that is not the best.
 
     Raises:
@@ -138,19 +140,24 @@ class CostAwareDepth(DraftPolicy):
 
 
 class _ByCost(DepthChooser):
-    """Running averages of one run; those of times are kept for each number of rows."""
+    """Running averages of one run; those of times are kept for each number of rows.
+
+    Only their ratios matter. So a new number of rows begins with the times of the nearest one, and its first round says
+    how much all of them are longer or shorter.
+    """
 
     def __init__(self, most: int, memory: float, explore_every: int) -> None:
         super().__init__(most)
         self.memory, self.explore_every = memory, explore_every
         self.choices = sorted({0, most, *(2**power for power in range(most.bit_length()) if 2**power < most)})
-        self.seconds: dict[tuple[int, int], float] = {}
+        self.seconds: dict[int, dict[int, float]] = {}
+        self.tried: dict[tuple[int, int], int] = {}
         self.held = [0.7] * most
         self.rounds = 0
 
     def depth(self, rows: int) -> int:
         self.rounds += 1
-        untried = [choice for choice in self.choices if (rows, choice) not in self.seconds]
+        untried = [choice for choice in self.choices if choice not in self._seconds(rows)]
         if untried:
             return untried[-1]
         best = max(self.choices, key=lambda choice: self._speed(rows, choice))
@@ -160,24 +167,40 @@ class _ByCost(DepthChooser):
             return others[self.rounds // self.explore_every % len(others)]
         return best
 
+    def _seconds(self, rows: int) -> dict[int, float]:
+        if rows not in self.seconds:
+            nearest = min(self.seconds, key=lambda known: abs(known - rows), default=None)
+            self.seconds[rows] = {} if nearest is None else dict(self.seconds[nearest])
+        return self.seconds[rows]
+
     def _speed(self, rows: int, choice: int) -> float:
         expected, chance = 1.0, 1.0
         for share in self.held[:choice]:
             chance *= share
             expected += chance
-        return expected / self.seconds[rows, choice]
+        return expected / self.seconds[rows][choice]
 
     def learn(self, rows: int, drafted: int, accepted: Sequence[int], limits: Sequence[int], seconds: float) -> None:
-        known = self.seconds.get((rows, drafted))
         if drafted in self.choices:
-            new = seconds if known is None else self.memory * known + (1 - self.memory) * min(seconds, 4 * known)
-            self.seconds[rows, drafted] = new
+            self._learn_time(rows, drafted, seconds)
         for depth in range(drafted):
             tried = sum(count >= depth and limit > depth for count, limit in zip(accepted, limits, strict=True))
             if tried:
                 held = sum(count > depth for count in accepted) / tried
                 weight = self.memory**tried
                 self.held[depth] = weight * self.held[depth] + (1 - weight) * held
+
+    def _learn_time(self, rows: int, drafted: int, seconds: float) -> None:
+        times = self._seconds(rows)
+        known = times.get(drafted, seconds)
+        if not any((rows, choice) in self.tried for choice in self.choices):
+            times.update({choice: time * seconds / known for choice, time in times.items()})
+            known = seconds
+        past = self.memory ** (self.rounds - self.tried.get((rows, drafted), -math.inf))
+        if seconds < known / 4:  # what took so much longer was something else: compilation, say
+            past = 0.0
+        times[drafted] = past * known + (1 - past) * min(seconds, 4 * known)
+        self.tried[rows, drafted] = self.rounds
 
 
 def now() -> float:

@@ -66,12 +66,11 @@ def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterato
             reasons.append(reason or ("context" if run.room(index) < 1 else None))
         used = [min(taken, len(kept)) for taken, kept in zip(accepted, tokens, strict=True)]
         yield Round(rows, tokens, used, limits, reasons, run.kept_laws)
-        going_on = [index for index, reason in enumerate(reasons) if reason is None]
+        going_on = holes_filled([index for index, reason in enumerate(reasons) if reason is None])
         if not going_on:
             return
-        if len(going_on) < len(rows):
-            run.select(going_on := holes_filled(going_on))
-            rows = [rows[index] for index in going_on]
+        run.select(going_on)
+        rows = [rows[index] for index in going_on]
         started = now()
         last = [tokens[index][-1] for index in going_on]
         wanted = depths.depth(len(rows)) if how.drafter is not None else 0
@@ -108,6 +107,8 @@ class _Run:
             reads_text = how.drafter is not None and how.drafter.reads_text
             self.text = Text(len(prompts), capacity + 1, self.device) if reads_text else None
         self.kept_laws: RoundLaws | None = None
+        self.live = len(prompts)
+        """Rows whose tokens are wanted. Others make the batch as large as a graph needs it, and repeat the first."""
 
     @torch.inference_mode()
     def read_prompts(self) -> list[list[int]]:
@@ -148,7 +149,9 @@ class _Run:
         Returns:
             The new tokens of each row, how many of them were drafts, and how many drafts counted.
         """
-        token = torch.tensor(last, device=self.device)
+        spare = len(self.trunk_state.lengths) - self.live
+        limits = [*limits, *limits[:1] * spare]
+        token = torch.tensor([*last, *last[:1] * spare], device=self.device)
         drawing = self._drawing(unread=1, most=wanted + 1)
         if self.how.tree is not None and max(limits) >= self.how.tree.depth:
             return self._tree_round(self.how.tree, token, limits, drawing)
@@ -191,7 +194,8 @@ class _Run:
         """Learn what holds, and commit it."""
         tokens, kept, limits = on_host(told)
         self._commit([count + 1 for count in kept], path)
-        return [row[: count + 1] for row, count in zip(tokens, kept, strict=True)], kept, limits
+        new = [row[: count + 1] for row, count in zip(tokens, kept, strict=True)]
+        return new[: self.live], kept[: self.live], limits[: self.live]
 
     def _compiled(self) -> CompiledModel | None:
         """Return the graphs, where there are any for so many rows."""
@@ -260,7 +264,7 @@ class _Run:
         if source is None:  # no drafts, or drafts from the text
             source = F.one_hot(proposal.tokens, logits.shape[2]).double()
         target = logits.double().softmax(dim=-1) if target is None else target
-        self.kept_laws = RoundLaws(proposal.tokens, source, target)
+        self.kept_laws = RoundLaws(*(kept[: self.live] for kept in (proposal.tokens, source, target)))
 
     def room(self, index: int) -> int:
         """Return how many more tokens a row can read.
@@ -281,11 +285,15 @@ class _Run:
 
     @torch.inference_mode()
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only.
+        """Go on with some of the rows only, or with as many copies of one as a graph needs to be full.
 
         Args:
-            rows: Which, in their new order.
+            rows: Which, in their new order; in their old order if all go on.
         """
+        size = len(rows) if self.compiled is None else self.compiled.size_for(len(rows))
+        if len(rows) == self.live and size == len(self.trunk_state.lengths):
+            return
+        self.live, rows = len(rows), [*rows, *rows[:1] * (size - len(rows))]
         self.trunk_state.select(rows)
         self.heads_state.select(rows)
         self.seeds = self.seeds[rows]

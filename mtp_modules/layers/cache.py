@@ -7,7 +7,7 @@ import torch
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.core.interfaces import DecodingState
-from mtp_modules.core.selection import moves_into_holes
+from mtp_modules.core.selection import moved
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 
@@ -216,14 +216,15 @@ class KeyValueState(ChunkedState):
         """Go on with some of the rows only."""
         super().select(rows)
         self._back = None
-        moves = None if self._in_graphs else moves_into_holes(rows)  # graphs are for one number of rows in memory
-        if moves is None:
+        fits = len(rows) == self._allotted if self._in_graphs else len(rows) <= self._allotted
+        if fits:  # graphs are for one number of rows in memory
+            places, sources = moved(rows)
+            for kept in (self.keys, self.values) if places else ():
+                by_row = self._by_row(kept)
+                by_row[:, places] = by_row[:, sources]
+        else:
             self.keys, self.values = (self._by_row(kept)[:, rows].flatten(0, 2) for kept in (self.keys, self.values))
             self._allotted = len(rows)
-        elif moves[0]:
-            for kept in (self.keys, self.values):
-                by_row = self._by_row(kept)
-                by_row[:, moves[0]] = by_row[:, moves[1]]
         self._rows = torch.arange(len(rows), device=self._rows.device)[:, None]
         self._layers = self._by_layer()
         self.tokens = self.tokens[rows]

@@ -11,7 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mtp_modules.core.selection import moves_into_holes
+from mtp_modules.core.selection import moved
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 from mtp_modules.core.targets import same_document_keys
 from mtp_modules.layers.cache import KeyValueState
@@ -133,15 +133,15 @@ class HuggingFaceState(KeyValueState):
     def select(self, rows: list[int]) -> None:
         """Go on with some of the rows only."""
         super().select(rows)
-        moves = moves_into_holes(rows)
+        places, sources = moved(rows)
         for layer in self.slot_layers:
             if not layer.is_initialized:
                 continue
-            if moves is None:
+            if len(rows) > len(layer.keys):
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-            elif moves[0]:
+            elif places:
                 for kept in (layer.keys, layer.values):
-                    kept[moves[0]] = kept[moves[1]]
+                    kept[places] = kept[sources]
 
 
 class PackedRows:

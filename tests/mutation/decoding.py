@@ -188,7 +188,7 @@ MUTANTS = (
     Mutant(
         "cost-ignored",
         "decoders/draft_policy.py",
-        "return expected / self.seconds[rows, choice]",
+        "return expected / self.seconds[rows][choice]",
         "return expected",
         "the depth looks at tokens only, not at time",
         OURS,

@@ -218,8 +218,8 @@ MUTANTS = (
     Mutant(
         "verdicts-reuse-the-drafts-numbers",
         "decoders/verification.py",
-        "_OWN, _DRAFTS, _VERDICTS = 0, 1, 2",
-        "_OWN, _DRAFTS, _VERDICTS = 0, 1, 1",
+        "self.apart()[:, 1 : 2 * width : 2]",
+        "self.apart()[:, : 2 * width : 2].roll(1, dims=1)",
         "a draft is judged by the number that it was drawn with",
         OURS,
         (SEQUENCES + "[recurrent-plain-rejection]",),
@@ -227,8 +227,8 @@ MUTANTS = (
     Mutant(
         "all-drafts-draw-one-number",
         "decoders/verification.py",
-        "stream=_DRAFTS, width=depth + 1)[:, 0, depth]",
-        "stream=_DRAFTS, width=depth + 1)[:, 0, 0]",
+        "self.apart()[:, 2 * depth]",
+        "self.apart()[:, 0]",
         "all drafts of a round are drawn with one number",
         OURS,
         (DRAWN,),

@@ -3,7 +3,9 @@
 ``compiled.py frozen`` does so with weights that are constants, in float32, as only those are laid out anew.
 """
 
+import dataclasses
 import sys
+from collections.abc import Callable
 
 import torch
 
@@ -128,6 +130,44 @@ def rows_that_end() -> None:
         assert len(graphs) == 2, len(graphs)
 
 
+def counted(made: Callable[..., torch.Tensor], sizes: set[int]) -> Callable[..., torch.Tensor]:
+    """Return the graphs with a note of the number of rows that each call has."""
+
+    def call(chunk: torch.Tensor, *others: object) -> torch.Tensor:
+        sizes.add(len(chunk))
+        return made(chunk, *others)
+
+    return call
+
+
+def rows_that_fill() -> None:
+    """See that a batch between two sizes uses graphs of the larger, and that the rows which fill it leave no trace."""
+    for heads, decoder, law in (
+        ("recurrent", SpeculativeDecoder(), GREEDY),
+        ("parallel", SpeculativeDecoder(), DRAWN),
+        ("linear", SpeculativeDecoder(acceptance=RejectionSampling()), DRAWN),
+        ("recurrent", AutoregressiveDecoder(), DRAWN),
+        ("linear", SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
+        ("linear", SpeculativeDecoder(keep_laws=True), DRAWN),
+    ):
+        model, sizes = make_model("transformer_previous", heads, 3).eval(), set()
+        fast = compile_for_decoding(model, batch_sizes=(2, 4), backend="eager")
+        for name in ("_read", "_round"):
+            setattr(fast, name, counted(getattr(fast, name), sizes))
+        asked = {"max_new_tokens": [4, 13, 9], "sampling": law, "seed": [5, 5, 7]}
+        wanted = list(decoder.stream(model, [[1, 2, 3], [4], [5, 6]], **asked))
+        found = list(decoder.stream(fast, [[1, 2, 3], [4], [5, 6]], **asked))
+        assert [dataclasses.replace(done, laws=None) for done in found] == [
+            dataclasses.replace(done, laws=None) for done in wanted
+        ], heads
+        for one, other in zip(found, wanted, strict=True):
+            if one.laws is not None and other.laws is not None:
+                count = other.laws.drafts.shape[1]
+                assert torch.equal(one.laws.drafts[:, :count], other.laws.drafts)
+                torch.testing.assert_close(one.laws.laws[:, : count + 1], other.laws.laws)
+        assert sizes == {2, 4}, sizes
+
+
 def side_by_side() -> None:
     """See that two models of the same shapes, each compiled, do not get each other's graphs."""
     models = [make_model("transformer", "recurrent", 3, seed=seed).eval() for seed in (1, 2)]
@@ -154,4 +194,5 @@ if __name__ == "__main__":
         main(sys.argv[1])
         side_by_side()
         rows_that_end()
+        rows_that_fill()
     print("equal")
