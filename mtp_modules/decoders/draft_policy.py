@@ -196,7 +196,7 @@ class _ByCost(DepthChooser):
         if not any((rows, choice) in self.tried for choice in self.choices):
             times.update({choice: time * seconds / known for choice, time in times.items()})
             known = seconds
-        past = self.memory ** (self.rounds - self.tried.get((rows, drafted), -math.inf))
+        past = self.memory ** max(1.0, self.rounds - self.tried.get((rows, drafted), -math.inf))
         if seconds < known / 4:  # what took so much longer was something else: compilation, say
             past = 0.0
         times[drafted] = past * known + (1 - past) * min(seconds, 4 * known)
@@ -204,7 +204,5 @@ class _ByCost(DepthChooser):
 
 
 def now() -> float:
-    """Return the time in seconds, with all work on a GPU done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    """Return the time in seconds. A round ends with its tokens on the host, so with all of its work on a GPU done."""
     return time.perf_counter()

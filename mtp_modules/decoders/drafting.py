@@ -60,6 +60,8 @@ class Found(NamedTuple):
 class DraftChoice:
     """Chooses one draft after the other from a head's logits, as the sampling laws and the acceptance ask.
 
+    On a CPU drafting ends once no row wants another draft; elsewhere drafts that nobody wants do not count.
+
     Args:
         limits: Most drafts of each row.
         drawing: What they are drawn with; ``None`` chooses the likeliest token.
@@ -81,6 +83,7 @@ class DraftChoice:
         self.done = False
         self._confidence = torch.ones_like(limits, dtype=torch.float64)
         self._going = limits > 0
+        self._looks = limits.device.type == "cpu"  # a GPU would have to be waited for, which takes longer than drafts
         self._emitted = None if drawing is None or drawing.history is None else drawing.history.emitted
 
     def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
@@ -114,7 +117,8 @@ class DraftChoice:
         goes_on = self._going & self.chooser.goes_on(self._confidence)
         self.limits = torch.where(self._going & ~goes_on, self.limits.clamp(max=depth + 1), self.limits)
         self._going = goes_on & (self.limits > depth + 1)
-        self.done = not bool(self._going.any())
+        if self._looks:
+            self.done = not bool(self._going.any())
 
     def proposal(self) -> Proposal:
         """Return what was chosen."""

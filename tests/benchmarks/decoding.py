@@ -176,7 +176,8 @@ def main() -> None:
     used: DecodableModel = model
     if options.compile:
         model = with_own_trunk(model)
-        used = compile_for_decoding(model, batch_sizes=(options.batch,), freeze=options.freeze)
+        sizes = {max(options.batch // 4, 1), options.batch}
+        used = compile_for_decoding(model, batch_sizes=sizes, freeze=options.freeze)
 
     decoders: dict[str, Decoder] = {"plain": AutoregressiveDecoder()}
     decoders |= {name: decoder_of(name) for name in options.decoders}

@@ -171,9 +171,10 @@ def test_lookup_and_confidence_keep_the_law(acceptance: str, options: str) -> No
     limits=st.lists(st.integers(0, 5), min_size=1, max_size=3).filter(any),
     threshold=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
     drawn=st.booleans(),
+    looks=st.booleans(),
 )
 def test_confidence_counts_the_draft_that_fell_below_it_and_none_after(
-    seed: int, limits: list[int], threshold: float, drawn: bool
+    seed: int, limits: list[int], threshold: float, drawn: bool, looks: bool
 ) -> None:
     rows, depth, cpu = len(limits), max(limits), torch.device("cpu")
     logits = 3 * torch.randn(rows, depth, VOCAB, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -182,6 +183,7 @@ def test_confidence_counts_the_draft_that_fell_below_it_and_none_after(
     chooser = ConfidentDepth(threshold=threshold).start(depth)
     drawing = None if laws is None else Drawing(laws, RejectionSampling(), noise, None)
     choice = DraftChoice(torch.tensor(limits), drawing, chooser)
+    choice._looks = looks
     for said in logits.unbind(dim=1):
         choice(said)
         if choice.done:
@@ -196,7 +198,8 @@ def test_confidence_counts_the_draft_that_fell_below_it_and_none_after(
             count += 1
         counts.append(count)
     assert proposal.limits.tolist() == counts
-    assert proposal.tokens.shape[1] == max(counts)  # drafting ends when no row goes on
+    if looks:
+        assert proposal.tokens.shape[1] == max(counts)  # drafting ends when no row goes on
 
 
 def test_a_policy_never_sees_the_model_s_own_law() -> None:

@@ -104,7 +104,9 @@ def test_generation_takes_time() -> None:
 
 
 @pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_EVERY_HEADS)
-@pytest.mark.parametrize("rows", [[0, 1, 2], [2, 0], [1], [2], [2, 1], [0, 2], [2, 2], [2, 1, 0], [2, 1, 0, 1]], ids=str)
+@pytest.mark.parametrize(
+    "rows", [[0, 1, 2], [2, 0], [1], [2], [2, 1], [0, 2], [2, 2], [2, 1, 0], [2, 1, 0, 1]], ids=str
+)
 def test_selected_rows_equal_a_batch_of_those_rows(trunk: str, heads: str, rows: list[int]) -> None:
     model = make_model(trunk, heads, 3).eval()
     chunk, keep, after = random_tokens(3, 4), [4, 1, 3], random_tokens(3, 2, seed=1)
