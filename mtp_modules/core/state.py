@@ -31,6 +31,10 @@ class DecodingState(ABC):
         """
         refuse(self, "cannot be told of a chunk before it is read; decode without compiling.")
 
+    def expect_graphs(self) -> None:
+        """Announce that compiled graphs will read chunks, so that what differs between rounds should be little."""
+        return
+
     def settle(self) -> None:
         """Do on the host what drafting after the last commit needs, so that drafting is tensor operations only."""
         return

@@ -21,6 +21,7 @@ from mtp_modules.decoders.verification import (
     TopKAcceptance,
     TypicalAcceptance,
 )
+from mtp_modules.decoders.warming import warm_up
 
 __all__ = [
     "Acceptance",
@@ -59,4 +60,5 @@ __all__ = [
     "TypicalAcceptance",
     "compile_for_decoding",
     "measure_speeds",
+    "warm_up",
 ]

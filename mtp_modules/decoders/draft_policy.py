@@ -67,6 +67,14 @@ class DraftPolicy(Component, ABC):
             most: Most drafts that the decoder allows.
         """
 
+    def depths(self, most: int) -> list[int]:
+        """Return which numbers of drafts rounds will be given.
+
+        Args:
+            most: Most drafts that the decoder allows.
+        """
+        return [most]
+
 
 class FixedDepth(DraftPolicy):
     """Draft as many tokens as the decoder allows, in every round."""
@@ -136,7 +144,11 @@ class CostAwareDepth(DraftPolicy):
 
     def start(self, most: int) -> DepthChooser:
         """Begin a run."""
-        return _ByCost(most, self.memory, self.explore_every)
+        return _ByCost(self.depths(most), self.memory, self.explore_every)
+
+    def depths(self, most: int) -> list[int]:
+        """Return 0, powers of 2, and ``most``."""
+        return sorted({0, most, *(2**power for power in range(most.bit_length()) if 2**power < most)})
 
 
 class _ByCost(DepthChooser):
@@ -146,13 +158,12 @@ class _ByCost(DepthChooser):
     how much all of them are longer or shorter.
     """
 
-    def __init__(self, most: int, memory: float, explore_every: int) -> None:
-        super().__init__(most)
-        self.memory, self.explore_every = memory, explore_every
-        self.choices = sorted({0, most, *(2**power for power in range(most.bit_length()) if 2**power < most)})
+    def __init__(self, choices: list[int], memory: float, explore_every: int) -> None:
+        super().__init__(choices[-1])
+        self.choices, self.memory, self.explore_every = choices, memory, explore_every
         self.seconds: dict[int, dict[int, float]] = {}
         self.tried: dict[tuple[int, int], int] = {}
-        self.held = [0.7] * most
+        self.held = [0.7] * self.most
         self.rounds = 0
 
     def depth(self, rows: int) -> int:

@@ -102,13 +102,15 @@ class _Run:
             self.trunk_state = model.trunk.new_state(len(prompts), capacity)
             uses_heads = how.drafter is not None and how.drafter.uses_heads
             self.heads_state = model.heads.new_state(len(prompts), capacity, for_drafts=uses_heads)
+            if self.compiled is not None:
+                self.trunk_state.expect_graphs()
+                self.heads_state.expect_graphs()
             self.seeds = torch.tensor(request.seeds, device=self.device)
             self.history = History(prompts, vocab_size, self.device) if laws.penalises else None
             reads_text = how.drafter is not None and how.drafter.reads_text
             self.text = Text(len(prompts), capacity + 1, self.device) if reads_text else None
         self.kept_laws: RoundLaws | None = None
-        self.live = len(prompts)
-        """Rows whose tokens are wanted. Others make the batch as large as a graph needs it, and repeat the first."""
+        self.live = len(prompts)  # rows whose tokens are wanted; others fill the batch of a graph, and repeat the first
 
     @torch.inference_mode()
     def read_prompts(self) -> list[list[int]]:

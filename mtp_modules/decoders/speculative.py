@@ -87,6 +87,20 @@ class SpeculativeDecoder(Decoder):
         seed: int | Sequence[int] = 0,
     ) -> Iterator[Round]:
         """Yield the tokens of each round; see :class:`~mtp_modules.decoders.generation.Decoder`."""
+        most = self.most(model)
+        request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)
+        how = Speculation(self.drafter, self.acceptance, self.policy, most, self.tree, self.keep_laws)
+        return rounds(model, request, how)
+
+    def most(self, model: DecodableModel) -> int:
+        """Return the most drafts of a round, one after the other.
+
+        Args:
+            model: Trunk, heads and unembedding.
+
+        Raises:
+            ValueError: If it can draft nothing, or not so many; if the trunk cannot read trees.
+        """
         usual, possible = self.drafter.most(model.heads)
         if usual < 1:
             refuse(
@@ -100,12 +114,9 @@ class SpeculativeDecoder(Decoder):
                 f"num_drafts={self.num_drafts} is more than the {possible} that {type(model.heads).__name__} can "
                 "draft; lower it.",
             )
-        most = self.num_drafts or usual
-        if self.tree is not None:
-            most = self.tree.depth
-            model.heads.check_num_drafts(most)
-            if not model.trunk.supports_trees:
-                refuse(self, f"{type(model.trunk).__name__} cannot read a tree of drafts; leave tree out.")
-        request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)
-        how = Speculation(self.drafter, self.acceptance, self.policy, most, self.tree, self.keep_laws)
-        return rounds(model, request, how)
+        if self.tree is None:
+            return self.num_drafts or usual
+        model.heads.check_num_drafts(self.tree.depth)
+        if not model.trunk.supports_trees:
+            refuse(self, f"{type(model.trunk).__name__} cannot read a tree of drafts; leave tree out.")
+        return self.tree.depth

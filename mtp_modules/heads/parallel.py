@@ -37,6 +37,10 @@ class ParallelState(DecodingState):
         """Return what keys and values say."""
         return self.keys_values.growing()
 
+    def expect_graphs(self) -> None:
+        """Tell the keys and values."""
+        self.keys_values.expect_graphs()
+
     def settle(self) -> None:
         """Find, once a round, what drafts look back at."""
         self.keys_values.settle()

@@ -91,6 +91,10 @@ class SequentialState(DecodingState):
         """Return what keys and values say, and the masks at the start of a text."""
         return [*self.keys_values.growing(), *((mask, 3) for mask in self._early if mask is not None)]
 
+    def expect_graphs(self) -> None:
+        """Tell the keys and values."""
+        self.keys_values.expect_graphs()
+
     def settle(self) -> None:
         """Find, once a round, what drafts look back at."""
         self.keys_values.settle()

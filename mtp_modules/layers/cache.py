@@ -141,7 +141,7 @@ class KeyValueState(ChunkedState):
         """Announce a chunk: place its positions and what each of them may look at."""
         super().begin(chunk)
         self._folded = None
-        self._ragged = min(self.lengths) != max(self.lengths)
+        self._ragged = self._looks_ragged()
         device = self._rows.device
         self._seen = torch.arange(max(self.lengths) + chunk, device=device)
         if not self._ragged:
@@ -162,14 +162,20 @@ class KeyValueState(ChunkedState):
         if self.max_positions is not None:
             self.positions = self.positions.clamp(max=self.max_positions - 1)
 
+    def expect_graphs(self) -> None:
+        """Announce that compiled graphs will read chunks, which treat several rows alike, of one length or not."""
+        self._in_graphs = True
+
+    def _looks_ragged(self) -> bool:
+        return min(self.lengths) != max(self.lengths) or (self._in_graphs and len(self.lengths) > 1)
+
     @property
     def _lasting(self) -> list[tuple[Tensor, int]]:
         return [(self.tokens, 1), (self.keys, 0), (self.values, 0)]
 
     def growing(self) -> list[tuple[Tensor, int]]:
         """Return keys, values and tokens once, and what each chunk and each look back brings."""
-        found, self._unannounced, self._in_graphs = self._unannounced, [], True
-        found = [*found, (self._seen, 0)]
+        found, self._unannounced = [*self._unannounced, (self._seen, 0)], []
         if self.mask is not None:
             found.append((self.mask, 3))
         return found if self._back is None else found + self._back.growing
@@ -311,5 +317,5 @@ class KeyValueState(ChunkedState):
             return
         seen = torch.arange(max(self.lengths), device=self._rows.device)
         positions = torch.tensor(self.lengths, device=seen.device)[:, None] - 1
-        ragged = min(self.lengths) != len(seen)
-        self._back = _LookBack(seen, positions, seen <= positions[:, None, :, None] if ragged else None)
+        mask = seen <= positions[:, None, :, None] if self._looks_ragged() else None
+        self._back = _LookBack(seen, positions, mask)

@@ -22,6 +22,7 @@ from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder, Tra
 from mtp_modules.data import TextDataModule
 from mtp_modules.decoders import (
     BlockVerification,
+    CompiledModel,
     ConfidentDepth,
     CostAwareDepth,
     Decoder,
@@ -33,6 +34,7 @@ from mtp_modules.decoders import (
     SamplingLaw,
     StaticTree,
     compile_for_decoding,
+    warm_up,
 )
 from mtp_modules.decoders.generation import DecodableModel
 from mtp_modules.interop import with_own_trunk
@@ -193,6 +195,10 @@ def main() -> None:
 
         return all_prompts
 
+    if isinstance(used, CompiledModel):
+        for decoder in decoders.values():
+            if isinstance(decoder, AutoregressiveDecoder | SpeculativeDecoder):
+                warm_up(used, decoder, sampling=law)
     seconds = alternate({name: run(name) for name in decoders}, options.repeats)
     title = f"{len(prompts)} held-out prompts x {options.new_tokens} tokens, batch {options.batch}"
     title += f", {options.dtype}" + (", compiled" if options.compile else "") + (", frozen" if options.freeze else "")

@@ -7,7 +7,7 @@ GREEDY = "properties/test_decoding.py::test_speculative_decoding_equals_plain_de
 PARTLY = "properties/test_decoding.py::test_partly_right_drafts_change_nothing_and_are_counted_exactly"
 CONTEXT = "properties/test_stops.py::test_the_end_of_the_context_and_stops_before_it"
 TREES = "properties/test_trees.py"
-NEIGHBOURS = "properties/test_sampling.py::test_a_row_does_not_depend_on_its_neighbours"
+OTHERS_END = "properties/test_sampling.py::test_a_row_keeps_what_is_its_own_as_others_end"
 REFUSED = "unit/decoders/test_refusals.py::test_logits_that_are_not_numbers_are_refused"
 POLICY = "unit/decoders/test_draft_policy.py"
 LOOKUP = "unit/decoders/test_lookup.py::test_lookup_finds_the_latest_of_the_longest_matches"
@@ -21,7 +21,7 @@ MUTANTS = (
         "self.laws = None if self.laws is None else self.laws.select(list(range(len(rows))))",
         "a row goes on with the law of one that has left",
         "vllm#26498",
-        (NEIGHBOURS,),
+        (OTHERS_END,),
     ),
     Mutant(
         "seeds-of-rows-that-left",
@@ -30,7 +30,7 @@ MUTANTS = (
         "self.seeds = self.seeds[: len(rows)]",
         "a row goes on with the seed of one that has left",
         "vllm#26498",
-        (NEIGHBOURS,),
+        (OTHERS_END,),
     ),
     Mutant(
         "history-of-rows-that-left",
@@ -39,7 +39,7 @@ MUTANTS = (
         "self.prompted, self.emitted = self.prompted[: len(rows)], self.emitted[: len(rows)]",
         "a row goes on with the counts of one that has left",
         "vllm#26498",
-        (NEIGHBOURS,),
+        (OTHERS_END,),
     ),
     Mutant(
         "text-of-rows-that-left",
@@ -161,8 +161,8 @@ MUTANTS = (
     Mutant(
         "tree-beyond-the-budget",
         "decoders/loop.py",
-        "if self.how.tree is not None and max(limits) >= self.how.tree.depth:",
-        "if self.how.tree is not None:",
+        "        accepted = torch.minimum(accepted, counts)\n",
+        "",
         "a tree reaches beyond the last position",
         OURS,
         (CONTEXT,),
@@ -186,6 +186,24 @@ MUTANTS = (
         (TREES + "::test_a_tree_s_drafts_are_those_of_the_chains_along_it",),
     ),
     Mutant(
+        "times-of-larger-batches-forgotten",
+        "decoders/draft_policy.py",
+        "{} if nearest is None else dict(self.seconds[nearest])",
+        "{}",
+        "every row that ends makes all depths be tried anew",
+        OURS,
+        (POLICY + "::test_a_batch_whose_rows_end_is_not_tried_anew_each_time",),
+    ),
+    Mutant(
+        "compilation-taken-for-cost",
+        "decoders/draft_policy.py",
+        "if seconds < known / 4:",
+        "if False:",
+        "the time of compiling a depth speaks against it for ever",
+        OURS,
+        (POLICY + "::test_a_first_round_that_compiles_is_forgotten",),
+    ),
+    Mutant(
         "cost-ignored",
         "decoders/draft_policy.py",
         "return expected / self.seconds[rows][choice]",
@@ -197,8 +215,8 @@ MUTANTS = (
     Mutant(
         "plain-decoding-is-no-choice",
         "decoders/draft_policy.py",
-        "self.choices = sorted({0, most,",
-        "self.choices = sorted({1, most,",
+        "return sorted({0, most,",
+        "return sorted({1, most,",
         "drafting that does not pay goes on",
         OURS,
         (POLICY + "::test_it_falls_back_to_plain_decoding_where_drafting_is_slow",),

@@ -4,6 +4,7 @@ from tests.mutation.mutant import OURS, Mutant
 
 KEEPS = "properties/test_states.py::test_every_keep_of_two_rows_equals_a_fresh_prefill"
 ROUNDS = "properties/test_states.py::test_repeated_rounds_equal_training"
+UNEQUAL = "properties/test_states.py::test_rows_of_unequal_length_go_on_token_by_token"
 LAST = "properties/test_states.py::test_the_last_hidden_states_are_those_of_each_row_s_last_tokens"
 TREES = "properties/test_states.py::test_a_tree_is_read_as_each_of_its_paths_would_be"
 SELECTED = "unit/decoders/test_decoders.py::test_selected_rows_equal_a_batch_of_those_rows"
@@ -80,16 +81,16 @@ MUTANTS = (
         "elif chunk == 1:",
         "with one new token, short rows see what is behind their end",
         "mlx-vlm#1962",
-        (ROUNDS + "[transformer-linear]",),
+        (UNEQUAL + "[transformer-linear]",),
     ),
     Mutant(
         "drafts-see-every-slot",
         "layers/cache.py",
-        "ragged = min(self.lengths) != len(seen)",
-        "ragged = False",
+        "mask = seen <= positions[:, None, :, None] if self._looks_ragged() else None",
+        "mask = None",
         "heads with attention draft from what is behind a short row's end",
         "mlx-vlm#1962",
-        (ROUNDS + "[transformer-parallel]",),
+        (UNEQUAL + "[transformer-parallel]",),
     ),
     Mutant(
         "drafts-from-a-rejected-token",
@@ -143,7 +144,7 @@ MUTANTS = (
         "allowed = (places >= 0)[:, None]",
         "a module attends to slots at the start of a text that it has no state for",
         OURS,
-        (ROUNDS + "[transformer-sequential]",),
+        (UNEQUAL + "[transformer-sequential]",),
     ),
     Mutant(
         "module-of-the-slot-before-in-a-tree",

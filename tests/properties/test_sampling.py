@@ -174,6 +174,23 @@ def test_a_row_does_not_depend_on_a_neighbour_at_the_end_of_the_context(acceptan
         assert together[:1] == generate(decoder, model, prompts[:1], seed=seed, **options)
 
 
+@pytest.mark.parametrize("acceptance", ACCEPTANCES)
+def test_a_row_keeps_what_is_its_own_as_others_end(acceptance: str) -> None:
+    model, decoder = make_model("gru", "recurrent", 4).eval(), SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]())
+    prompts, options = (
+        [[1], [2, 3], [4], [5]],
+        {
+            "max_new_tokens": [2, 25, 7, 25],
+            "sampling": [SamplingLaw(temperature=1.0 + row / 4, frequency_penalty=0.5 * row) for row in range(4)],
+            "seed": [5, 6, 7, 8],
+        },
+    )
+    together = generate(decoder, model, prompts, **options)
+    for row, prompt in enumerate(prompts):
+        own = {name: values[row] for name, values in options.items()}
+        assert generate(decoder, model, [prompt], **own) == [together[row]]
+
+
 def test_another_seed_is_another_sample_and_the_same_seed_the_same() -> None:
     model = make_model("gru", "recurrent", 3).eval()
     for acceptance in ACCEPTANCES.values():

@@ -81,6 +81,30 @@ def check_drafts(model: MTPModel, state: DecodingState, kept: list[list[int]], t
                 assert_same(draft.logits[b, depth].log_softmax(dim=0), laws[index][0, len(row) - 1 - back])
 
 
+def check_round(
+    model: MTPModel, states: list[DecodingState], kept: list[list[int]], chunk: Tensor, keep: list[int]
+) -> None:
+    """Read a chunk, and see that horizon 1 says what training would; then keep some of it."""
+    first = extend_heads(model, check_chunk(model.trunk, states[0], kept, chunk), chunk, states[1])
+    for b, row in enumerate(kept):
+        whole = torch.cat((torch.tensor(row, dtype=torch.long), chunk[b], chunk.new_zeros(model.lookahead)))
+        assert_same(first[b], model(whole[None])[0][0, len(row) :])
+    for state in states:
+        state.commit(keep)
+    keep_tokens(kept, chunk, keep)
+    assert states[0].lengths == states[1].lengths == [len(row) for row in kept]
+
+
+@pytest.mark.parametrize(("trunk", "heads"), [*TRUNKS_WITH_EVERY_HEADS, *TRUNKS_WITH_LEAPS])
+def test_rows_of_unequal_length_go_on_token_by_token(trunk: str, heads: str) -> None:
+    model = make_model(trunk, heads, 3).eval()
+    states = [part.new_state(3, CAPACITY) for part in (model.trunk, model.heads)]
+    kept: list[list[int]] = [[], [], []]
+    for seed, keep in enumerate(([1, 4, 2], [1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 2, 1], [1, 1, 1])):
+        check_round(model, states, kept, random_tokens(3, max(keep), seed=seed), keep)
+        check_drafts(model, states[1], kept, random_tokens(3, 1, seed=seed)[:, 0])
+
+
 @pytest.mark.parametrize(("trunk", "heads"), [*TRUNKS_WITH_EVERY_HEADS, *TRUNKS_WITH_LEAPS])
 @settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
@@ -88,28 +112,19 @@ def test_repeated_rounds_equal_training(trunk: str, heads: str, data: st.DataObj
     own = data.draw(st.booleans(), label="own")
     model = make_model(trunk, heads, data.draw(st.integers(1, 4), label="num_horizons"), own=own, bias=own).eval()
     rows = data.draw(st.integers(1, 3), label="rows")
-    state, heads_state = model.trunk.new_state(rows, CAPACITY), model.heads.new_state(rows, CAPACITY)
+    states = [part.new_state(rows, CAPACITY) for part in (model.trunk, model.heads)]
     kept: list[list[int]] = [[] for _ in range(rows)]
     for round_ in range(data.draw(st.integers(1, 4), label="rounds")):
         length = data.draw(st.integers(1, 4), label="chunk")
         chunk = random_tokens(rows, length, seed=data.draw(st.integers(0, 99), label="seed"))
-        output = check_chunk(model.trunk, state, kept, chunk)
-        first = extend_heads(model, output, chunk, heads_state)
-        for b, row in enumerate(kept):
-            whole = torch.cat((torch.tensor(row, dtype=torch.long), chunk[b], chunk.new_zeros(model.lookahead)))
-            assert_same(first[b], model(whole[None])[0][0, len(row) :])
         counts = st.integers(0 if round_ else 1, length)
-        keep = data.draw(st.lists(counts, min_size=rows, max_size=rows), label="keep")
-        state.commit(keep)
-        heads_state.commit(keep)
-        keep_tokens(kept, chunk, keep)
-        assert state.lengths == heads_state.lengths == [len(row) for row in kept]
+        check_round(model, states, kept, chunk, data.draw(st.lists(counts, min_size=rows, max_size=rows), label="keep"))
         if data.draw(st.booleans(), label="drop"):
             order = data.draw(st.permutations(range(rows)), label="order")[: max(1, rows - 1)]
-            state.select(order)
-            heads_state.select(order)
+            for state in states:
+                state.select(order)
             kept, rows = [kept[b] for b in order], len(order)
-        check_drafts(model, heads_state, kept, torch.randint(VOCAB, (rows,)))
+        check_drafts(model, states[1], kept, torch.randint(VOCAB, (rows,)))
 
 
 @given(data=st.data(), rows=st.integers(1, 3), count=st.integers(0, 3))

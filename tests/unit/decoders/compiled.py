@@ -13,6 +13,7 @@ from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.decoders import (
     BlockVerification,
     ConfidentDepth,
+    CostAwareDepth,
     Decoder,
     DynamicTree,
     ExactMatch,
@@ -22,6 +23,7 @@ from mtp_modules.decoders import (
     SamplingLaw,
     TypicalAcceptance,
     compile_for_decoding,
+    warm_up,
 )
 from mtp_modules.decoders.acceptance import Verdict
 from mtp_modules.decoders.compiled import CompiledModel
@@ -51,6 +53,7 @@ CASES: list[tuple[Decoder, SamplingLaw]] = [
     (SpeculativeDecoder(acceptance=OnTheHost()), DRAWN),
     (SpeculativeDecoder(drafter=PromptLookup(num_drafts=2)), GREEDY),
     (SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1)), GREEDY),
+    (SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1)), DRAWN),
     (SpeculativeDecoder(acceptance=TypicalAcceptance()), CUT),
     (SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
 ]
@@ -168,6 +171,26 @@ def rows_that_fill() -> None:
         assert sizes == {2, 4}, sizes
 
 
+def warm() -> None:
+    """See that nothing is compiled once a decoder was warmed up, whatever it comes to decode."""
+    for decoder, law in (
+        (AutoregressiveDecoder(), GREEDY),
+        (SpeculativeDecoder(policy=CostAwareDepth(explore_every=2)), DRAWN),
+        (SpeculativeDecoder(policy=ConfidentDepth(threshold=0.1)), GREEDY),
+        (SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
+    ):
+        model, graphs = make_model("transformer_previous", "recurrent", 3).eval(), []
+        fast = compile_for_decoding(
+            model, batch_sizes=(1, 2), backend=lambda graph, inputs, graphs=graphs: graphs.append(graph) or graph
+        )
+        warm_up(fast, decoder, sampling=law)
+        made = len(graphs)
+        assert made >= 2, made
+        for prompts in ([[1, 2, 3]], [[1, 2], [3, 4]], [[5], [3, 4, 1]]):
+            decoder.generate(fast, prompts, max_new_tokens=[20, 9][: len(prompts)], sampling=law)
+        assert len(graphs) == made, (decoder, made, len(graphs))
+
+
 def side_by_side() -> None:
     """See that two models of the same shapes, each compiled, do not get each other's graphs."""
     models = [make_model("transformer", "recurrent", 3, seed=seed).eval() for seed in (1, 2)]
@@ -195,4 +218,5 @@ if __name__ == "__main__":
         side_by_side()
         rows_that_end()
         rows_that_fill()
+        warm()
     print("equal")

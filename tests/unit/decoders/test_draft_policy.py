@@ -60,6 +60,30 @@ def test_times_are_kept_apart_for_each_number_of_rows() -> None:
     assert often(run(chooser, lambda depth: 1 + 0.02 * depth, held=0.8, rows=1)) == 4
 
 
+def test_a_batch_whose_rows_end_is_not_tried_anew_each_time() -> None:
+    """Drafts pay at every size, and each size costs its own time."""
+    chooser = CostAwareDepth(explore_every=1000).start(4)
+    run(chooser, lambda depth: 16 * (1 + 0.05 * depth), held=0.9, rows=16)
+    found = []
+    for rows in range(15, 0, -1):
+        for _ in range(3):
+            found.append(chooser.depth(rows))
+            chooser.learn(rows, found[-1], [4] * rows, [4] * rows, rows * (1 + 0.05 * found[-1]))
+    assert found == [4] * 45
+
+
+def test_a_first_round_that_compiles_is_forgotten() -> None:
+    chooser = CostAwareDepth().start(4)
+    assert isinstance(chooser, _ByCost)
+    depths = []
+    for _ in range(6):
+        depth = chooser.depth(2)
+        chooser.learn(2, depth, [depth] * 2, [depth] * 2, 1.0 if depth in depths else 60.0)
+        depths.append(depth)
+    assert depths == [4, 2, 1, 0, 4, 4]
+    assert chooser.seconds[2] == {4: 1.0, 2: 60.0, 1: 60.0, 0: 60.0}
+
+
 @given(most=st.integers(1, 9), held=st.floats(0, 1), slope=st.floats(0, 3))
 def test_it_stays_within_what_it_may_and_tries_everything_once(most: int, held: float, slope: float) -> None:
     depths = run(CostAwareDepth(explore_every=4).start(most), lambda depth: 1 + slope * depth, held)

@@ -1,0 +1,66 @@
+"""Compile beforehand what decoding will need."""
+
+import copy
+
+from mtp_modules.core.shapes import Bool, Float, Tensor
+from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
+from mtp_modules.decoders.compiled import CompiledModel
+from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy
+from mtp_modules.decoders.sampling import SamplingLaw
+from mtp_modules.decoders.speculative import SpeculativeDecoder
+
+
+class _InTurn(DraftPolicy):
+    """Draft every number of tokens that a policy may ask for, one round each."""
+
+    def __init__(self, *, policy: DraftPolicy) -> None:
+        self.policy = policy
+
+    def start(self, most: int) -> DepthChooser:
+        return _Turns(self.policy.start(most), self.policy.depths(most))
+
+
+class _Turns(DepthChooser):
+    def __init__(self, inner: DepthChooser, depths: list[int]) -> None:
+        super().__init__(inner.most)
+        self.inner, self.depths, self.watches = inner, list(depths), inner.watches
+
+    def depth(self, rows: int) -> int:
+        return self.depths.pop(0) if len(self.depths) > 1 else self.depths[0]
+
+    def goes_on(self, confidence: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        return self.inner.goes_on(confidence)
+
+
+def warm_up(
+    model: CompiledModel, decoder: AutoregressiveDecoder | SpeculativeDecoder, *, sampling: SamplingLaw | None = None
+) -> None:
+    """Compile all graphs that a decoder will use, so that no text has to wait for them.
+
+    It decodes a few tokens with each number of drafts that the decoder's policy may ask for, in batches of all sizes
+    that the model was compiled for.
+
+    Args:
+        model: What :func:`~mtp_modules.decoders.compile_for_decoding` has returned.
+        decoder: Will decode.
+        sampling: The law that tokens will be drawn from, for all or one of each kind: laws with penalties, with
+            truncation or with allowed tokens need graphs of their own. The likeliest token if ``None``.
+
+    Example:
+        >>> from mtp_modules import LinearHeads, MTPModel, TransformerTrunk
+        >>> from mtp_modules.decoders import SpeculativeDecoder, compile_for_decoding, warm_up
+        >>> trunk = TransformerTrunk(vocab_size=9, d_model=8, num_layers=1, num_heads=1)
+        >>> model = MTPModel(trunk=trunk, heads=LinearHeads(d_model=8, num_horizons=3))
+        >>> fast = compile_for_decoding(model, backend="eager")
+        >>> warm_up(fast, SpeculativeDecoder())
+        >>> len(SpeculativeDecoder().generate(fast, [[1, 2]], max_new_tokens=5).tokens[0])
+        5
+    """
+    depths, tried = [0], decoder
+    if isinstance(decoder, SpeculativeDecoder):
+        depths, tried = decoder.policy.depths(decoder.most(model)), copy.copy(decoder)
+        tried.policy = _InTurn(policy=decoder.policy)
+    budget = 1 + sum(depth + 1 for depth in depths)
+    for size in sorted(model.batch_sizes):
+        prompt = [0] * (1 + max(model.heads.horizons))  # the first tokens of a text may have graphs of their own
+        tried.generate(model, [prompt] * size, max_new_tokens=budget, sampling=sampling)
