@@ -32,8 +32,8 @@ _KEPT_IN_REGISTERS = "-fno-tree-loop-distribute-patterns --param max-completely-
 """For GCC, which otherwise clears the 16 and more vectors that a product of six or more rows is summed in by a call of
 ``memset`` or in a loop, and from then on writes all of them to memory at every step.
 """
-_WRAPPING = "-fwrapv"
-"""For GCC too: the products that random numbers come from wrap around, which C++ otherwise leaves undefined."""
+_ROUNDING = "cpp.enable_floating_point_contract_flag"
+"""The only flag of the compiler that an option of inductor gives; what stands behind it goes along."""
 
 
 def inductor_options(device: torch.device, *, freeze: bool) -> dict[str, Any]:
@@ -43,18 +43,27 @@ def inductor_options(device: torch.device, *, freeze: bool) -> dict[str, Any]:
         device: Where the model is.
         freeze: Whether weights are constants.
     """
-    options: dict[str, Any] = {**(FROZEN if freeze else FAST)}
-    if device.type != "cpu":
-        return options
+    if not freeze or device.type != "cpu":
+        return FROZEN if freeze else FAST
+    # Products of a library look better than they are when they are tried alone, again and again, on one small matrix.
+    return _with_flags({**FROZEN, "max_autotune_gemm_backends": "CPP"}, _KEPT_IN_REGISTERS)
+
+
+def _with_flags(options: Mapping[str, Any], flags: str) -> dict[str, Any]:
+    """Return options of inductor with flags for the compiler of C++, if that is GCC."""
     from torch._inductor import config, cpp_builder  # takes a second, so only where it is in use
 
-    if freeze:  # products of a library look better than they are when they are tried alone, on one small matrix
-        options["max_autotune_gemm_backends"] = "CPP"
-    if cpp_builder.is_gcc():
-        # The only flag of the compiler that an option gives; what stands behind it goes along.
-        flags = [config.cpp.enable_floating_point_contract_flag, _WRAPPING, *[_KEPT_IN_REGISTERS] * freeze]
-        options["cpp.enable_floating_point_contract_flag"] = " ".join(flags)
-    return options
+    if not cpp_builder.is_gcc():
+        return {**options}
+    return {**options, _ROUNDING: f"{options.get(_ROUNDING, config.cpp.enable_floating_point_contract_flag)} {flags}"}
+
+
+def _wrapping(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of inductor for random numbers: their products wrap around, which C++ leaves undefined.
+
+    For them alone, for what GCC is told with that makes products of several rows a tenth slower.
+    """
+    return _with_flags(options, "-fwrapv")
 
 
 def compile_for_decoding(
@@ -138,11 +147,13 @@ class CompiledModel:
         compiler: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
         compiler |= {"recompile_limit": 1000, "isolate_recompiles": True}  # one for each chunk of each batch size
 
-        def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def compiled(function: Callable[..., Tensor], options: Mapping[str, Any] = options) -> Callable[..., Tensor]:
             kept = {**options, "guard_filter_fn": _of_the_round}  # anew, for torch.compile takes the filter out of it
             return torch.compile(function, **compiler, options=kept)
 
-        self._read, self._round, self._gumbels = compiled(self._reading), compiled(self._whole), compiled(gumbels)
+        self._read, self._round = compiled(self._reading), compiled(self._whole)
+        on_cpu = backend == "inductor" and self.unembedding.weight.device.type == "cpu"
+        self._gumbels = compiled(gumbels, _wrapping(options) if on_cpu else options)
         self._constants = torch._dynamo.config.patch(prepare_freezing=True) if freeze else nullcontext()
         self._compiled_for = self._weights()
 

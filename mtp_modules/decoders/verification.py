@@ -48,8 +48,15 @@ class RowNoise:
         self._own: Float[Tensor, "B C V"] | None = None
         self._apart: Float[Tensor, "B _"] | None = None
 
+    @staticmethod
+    def _made_before(numbers: Tensor | None) -> None:
+        """Refuse to make numbers in a graph of a round, which is compiled for other things."""
+        if numbers is None and torch.compiler.is_compiling():
+            refuse("RowNoise", "numbers are asked for in a compiled round; let Acceptance.prepare ask for them before.")
+
     def own(self) -> Float[Tensor, "B C V"]:
         """Return the Gumbel numbers that the tokens at the next places are chosen with, by whomever."""
+        self._made_before(self._own)
         if self._own is None:
             places = self.places[:, None] + torch.arange(self.most, device=self.places.device)
             self._own = self._gumbels(self.seeds, places, stream=_OWN, width=self.vocab_size)
@@ -57,6 +64,7 @@ class RowNoise:
 
     def apart(self) -> Float[Tensor, "B _"]:
         """Return the numbers of this round alone: by turns one for a draft, and one for the verification."""
+        self._made_before(self._apart)
         if self._apart is None:
             self._apart = uniforms(self.seeds, self.places[:, None], stream=_APART, width=2 * self.most)[:, 0]
         return self._apart

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
@@ -27,6 +28,7 @@ from mtp_modules.decoders import (
 )
 from mtp_modules.decoders.acceptance import Verdict
 from mtp_modules.decoders.compiled import CompiledModel
+from mtp_modules.decoders.verification import RowNoise
 from tests.helpers import make_model
 
 
@@ -191,6 +193,20 @@ def warm() -> None:
         assert len(graphs) == made, (decoder, made, len(graphs))
 
 
+def unprepared() -> None:
+    """See that random numbers are not made in the middle of a graph, which is not compiled for them."""
+
+    class Unprepared(ExactMatch):
+        def prepare(self, noise: RowNoise) -> None:
+            """Forget to ask."""
+
+    fast = compile_for_decoding(make_model("transformer", "linear", 3), backend="eager")
+    decoder = SpeculativeDecoder(acceptance=Unprepared())
+    message = "RowNoise: numbers are asked for in a compiled round; let Acceptance.prepare"
+    with pytest.raises(Exception, match=message):  # the compiler wraps it in one of its own
+        decoder.generate(fast, [[1, 2]], max_new_tokens=3, sampling=DRAWN)
+
+
 def side_by_side() -> None:
     """See that two models of the same shapes, each compiled, do not get each other's graphs."""
     models = [make_model("transformer", "recurrent", 3, seed=seed).eval() for seed in (1, 2)]
@@ -219,4 +235,5 @@ if __name__ == "__main__":
         rows_that_end()
         rows_that_fill()
         warm()
+        unprepared()
     print("equal")

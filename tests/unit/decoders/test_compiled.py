@@ -9,7 +9,7 @@ import torch
 
 from mtp_modules import AutoregressiveDecoder, MTPModel
 from mtp_modules.decoders import BeamDecoder, compile_for_decoding
-from mtp_modules.decoders.compiled import inductor_options
+from mtp_modules.decoders.compiled import _wrapping, inductor_options
 from tests.drafting import ScriptedHeads
 from tests.helpers import make_model, random_tokens
 
@@ -61,13 +61,13 @@ def test_what_cannot_be_compiled_is_refused(name: str) -> None:
 def test_only_gcc_is_given_its_own_flags(gcc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.cpp_builder.is_gcc", lambda: gcc)
     rounding, products = "cpp.enable_floating_point_contract_flag", "max_autotune_gemm_backends"
-    frozen, followed = (inductor_options(torch.device("cpu"), freeze=freeze) for freeze in (True, False))
-    assert frozen[products] == "CPP"
-    assert products not in followed
-    assert frozen.get(rounding, "").startswith("off -fwrapv -fno-tree") is gcc
-    assert (followed.get(rounding) == "off -fwrapv") is gcc
-    for freeze in (True, False):
-        assert not {rounding, products} & inductor_options(torch.device("cuda"), freeze=freeze).keys()
+    options = inductor_options(torch.device("cpu"), freeze=True)
+    assert options[products] == "CPP"
+    assert options.get(rounding, "").startswith("off -fno-tree") is gcc
+    for device, freeze in (("cpu", False), ("cuda", False), ("cuda", True)):
+        assert not {rounding, products} & inductor_options(torch.device(device), freeze=freeze).keys()
+    assert _wrapping(options).get(rounding, "").endswith(" -fwrapv") is gcc
+    assert _wrapping({}) == ({rounding: "off -fwrapv"} if gcc else {})
 
 
 def _changed(model: MTPModel) -> None:
