@@ -45,16 +45,6 @@ def warm_up(
         decoder: Will decode.
         sampling: The law that tokens will be drawn from, for all or one of each kind: laws with penalties, with
             truncation or with allowed tokens need graphs of their own. The likeliest token if ``None``.
-
-    Example:
-        >>> from mtp_modules import LinearHeads, MTPModel, TransformerTrunk
-        >>> from mtp_modules.decoders import SpeculativeDecoder, compile_for_decoding, warm_up
-        >>> trunk = TransformerTrunk(vocab_size=9, d_model=8, num_layers=1, num_heads=1)
-        >>> model = MTPModel(trunk=trunk, heads=LinearHeads(d_model=8, num_horizons=3))
-        >>> fast = compile_for_decoding(model, backend="eager")
-        >>> warm_up(fast, SpeculativeDecoder())
-        >>> len(SpeculativeDecoder().generate(fast, [[1, 2]], max_new_tokens=5).tokens[0])
-        5
     """
     depths, tried = [0], decoder
     if isinstance(decoder, SpeculativeDecoder):
