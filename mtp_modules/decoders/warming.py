@@ -43,8 +43,8 @@ def warm_up(
     Args:
         model: What :func:`~mtp_modules.decoders.compile_for_decoding` has returned.
         decoder: Will decode.
-        sampling: The law that tokens will be drawn from, for all or one of each kind: laws with penalties, with
-            truncation or with allowed tokens need graphs of their own. The likeliest token if ``None``.
+        sampling: The law that tokens will be drawn from; the likeliest token if ``None``. Laws with penalties, with
+            truncation or with allowed tokens have graphs of their own, so call this once for each such kind.
     """
     depths, tried = [0], decoder
     if isinstance(decoder, SpeculativeDecoder):
