@@ -131,6 +131,9 @@ class CompiledModel:
         freeze: Whether weights are constants of the graphs.
         backend: Of ``torch.compile``.
         options: Of the backend.
+
+    Attributes:
+        gumbels: What :func:`mtp_modules.decoders.noise.gumbels` is, as a graph.
     """
 
     def __init__(
@@ -153,7 +156,7 @@ class CompiledModel:
 
         self._read, self._round = compiled(self._reading), compiled(self._whole)
         on_cpu = backend == "inductor" and self.unembedding.weight.device.type == "cpu"
-        self._gumbels = compiled(gumbels, _wrapping(options) if on_cpu else options)
+        self.gumbels = compiled(gumbels, _wrapping(options) if on_cpu else options)
         self._constants = torch._dynamo.config.patch(prepare_freezing=True) if freeze else nullcontext()
         self._compiled_for = self._weights()
 
@@ -238,20 +241,6 @@ class CompiledModel:
         with self._constants:
             told: Tensor = self._round(token, limits, num_drafts, trunk_state, heads_state, found, drawing)
         return told
-
-    def gumbels(
-        self, seeds: Int[Tensor, " B"], positions: Int[Tensor, "B C"], *, stream: int, width: int
-    ) -> Float[Tensor, "B C W"]:
-        """Return what :func:`mtp_modules.decoders.noise.gumbels` does, by a graph.
-
-        Args:
-            seeds: One a row.
-            positions: Places in the row's text.
-            stream: Of numbers.
-            width: How many numbers a place has.
-        """
-        numbers: Tensor = self._gumbels(seeds, positions, stream=stream, width=width)
-        return numbers
 
     @staticmethod
     def _announce(chunk: int, *states: DecodingState) -> None:
