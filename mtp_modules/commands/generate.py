@@ -15,15 +15,16 @@ from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.decoders import (
     AutoregressiveDecoder,
-    CompiledModel,
     Decoder,
     Generation,
     SamplingLaw,
     SpeculativeDecoder,
     StopRule,
     compile_for_decoding,
+    record_for_decoding,
 )
 from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.graphs import GraphModel
 from mtp_modules.interop import with_own_trunk
 
 _OWN = "\033[0m"
@@ -44,6 +45,7 @@ def generate(
     stop: list[str] | None = None,
     compare: bool = False,
     repeats: int = 3,
+    record: bool = False,
     compile: bool = False,
     device: str = "cpu",
 ) -> None:
@@ -64,11 +66,15 @@ def generate(
         stop: End after any of these texts.
         compare: Also decode plainly, and print speed, tokens per forward, acceptance by depth, and if outputs agree.
         repeats: How many times each side runs when comparing; medians are printed.
-        compile: Compile the rounds, which takes some minutes before the first token and pays where speed counts. A
+        record: Record the rounds once and replay them: faster from the first text on, and no compiler is needed. A
             Hugging Face trunk is replaced by our own with the same weights.
+        compile: Compile the rounds, which takes some minutes before the first token and pays where speed counts. The
+            trunk is replaced in the same way.
         device: Where to run, such as cpu or cuda.
     """
     at_least("generate", "repeats", repeats, 1)
+    if record and compile:
+        refuse("generate", "record and compile are both true; give one of them.")
     model, tokenizer = load_on(ckpt_path, device)
     tokens = encode(prompt, tokenizer)
     end = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
@@ -82,7 +88,9 @@ def generate(
     sys.stdout.write(prompt)
     written = _Writer(tokenizer, colour)
     used: DecodableModel = model
-    if compile:
+    if record:
+        used = record_for_decoding(with_own_trunk(model))
+    elif compile:
         used = compile_for_decoding(with_own_trunk(model), freeze=device == "cpu")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": rule, "sampling": law, "seed": seed}
     for done in decoder.stream(used, [tokens], **options):
@@ -134,9 +142,9 @@ def _compare(model: DecodableModel, decoder: Decoder, prompt: list[int], options
     """Run plain and speculative decoding in turn, and print medians."""
     sides: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), "self-speculative": decoder}
     runs: dict[str, list[Generation]] = {name: [] for name in sides}
-    if isinstance(model, CompiledModel):
+    if isinstance(model, GraphModel):
         for side in sides.values():
-            side.generate(model, [prompt], **options)  # compiles what is still missing
+            side.generate(model, [prompt], **options)  # makes the graphs that are still missing
     for _ in range(repeats):
         for name, side in sides.items():
             runs[name].append(side.generate(model, [prompt], **options))

@@ -45,6 +45,21 @@ class LikeliestToken:
         return logits.argmax(dim=-1)
 
 
+def one_hot(tokens: Int[Tensor, "*N"], size: int) -> Int[Tensor, "*N V"]:
+    """Return 1 at the place of each token and 0 elsewhere, without a look at the tokens from the host, as torch has it.
+
+    Args:
+        tokens: Numbers below ``size``.
+        size: Number ``V`` of places.
+
+    Example:
+        >>> import torch
+        >>> one_hot(torch.tensor([2, 0]), 3).tolist()
+        [[0, 0, 1], [1, 0, 0]]
+    """
+    return (tokens[..., None] == torch.arange(size, device=tokens.device)).long()
+
+
 def ancestors_of(parents: Int[Tensor, "B C"]) -> Bool[Tensor, "B C C"]:
     """Return for each token of a tree which tokens lie between the root and it, both included.
 
@@ -52,7 +67,7 @@ def ancestors_of(parents: Int[Tensor, "B C"]) -> Bool[Tensor, "B C C"]:
         parents: Place of the token before each token; -1 for the root. A parent comes before its children.
     """
     size = parents.shape[1]
-    known = torch.nn.functional.one_hot(parents + 1, size + 1)[:, :, 1:].float()
+    known = one_hot(parents + 1, size + 1)[:, :, 1:].float()
     known = known + torch.eye(size, device=parents.device)
     reach = 1
     while reach < size:

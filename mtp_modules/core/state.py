@@ -31,9 +31,18 @@ class DecodingState(ABC):
         """
         refuse(self, "cannot be told of a chunk before it is read; decode without compiling.")
 
-    def expect_graphs(self) -> None:
-        """Announce that compiled graphs will read chunks, so that what differs between rounds should be little."""
-        return
+    def expect_graphs(self, *, same_sizes: bool = False) -> None:
+        """Announce that graphs will read chunks, so that what differs between rounds should be little.
+
+        Args:
+            same_sizes: What a round computes must depend on the tensors that this state holds, on their sizes, and on
+                which are there, but not on its numbers on the host; and sizes should seldom change.
+
+        Raises:
+            ValueError: If this kind of state cannot promise that.
+        """
+        if same_sizes:
+            refuse(self, "has other sizes in every round, so rounds cannot be recorded; decode with the model itself.")
 
     def settle(self) -> None:
         """Do on the host what drafting after the last commit needs, so that drafting is tensor operations only."""

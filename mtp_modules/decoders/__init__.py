@@ -8,6 +8,7 @@ from mtp_modules.decoders.draft_policy import ConfidentDepth, CostAwareDepth, Dr
 from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
 from mtp_modules.decoders.generation import Decoder, DecodingStats, Generation, Round, RoundLaws
 from mtp_modules.decoders.lookup import LookupOrHeads, PromptLookup
+from mtp_modules.decoders.recorded import RecordedModel, record_for_decoding
 from mtp_modules.decoders.sampling import SamplingLaw
 from mtp_modules.decoders.speculative import SpeculativeDecoder
 from mtp_modules.decoders.speed import DecodingSpeed, measure_speeds
@@ -49,6 +50,7 @@ __all__ = [
     "JointBeamDecoder",
     "LookupOrHeads",
     "PromptLookup",
+    "RecordedModel",
     "RejectionSampling",
     "Round",
     "RoundLaws",
@@ -60,5 +62,6 @@ __all__ = [
     "TypicalAcceptance",
     "compile_for_decoding",
     "measure_speeds",
+    "record_for_decoding",
     "warm_up",
 ]

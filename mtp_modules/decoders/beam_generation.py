@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Heads
 from mtp_modules.decoders.beam_search import BeamSearch
-from mtp_modules.decoders.compiled import CompiledModel
 from mtp_modules.decoders.generation import (
     DecodableModel,
     Decoder,
@@ -18,6 +17,7 @@ from mtp_modules.decoders.generation import (
     Round,
     make_request,
 )
+from mtp_modules.decoders.graphs import GraphModel
 from mtp_modules.decoders.hypotheses import BeamPlan, BeamRule, Hypothesis
 from mtp_modules.decoders.sampling import RowLaws, SamplingLaw
 from mtp_modules.decoders.stopping import StopRule
@@ -155,8 +155,8 @@ class BeamSearchDecoder(Decoder):
         seed: int | Sequence[int],
     ) -> Iterator[tuple[list[int], BeamSearch]]:
         """Yield searches, and which prompts each of them is for; all checks come first."""
-        if isinstance(model, CompiledModel):
-            refuse(self, "has no compiled rounds; pass the model that compile_for_decoding was given.")
+        if isinstance(model, GraphModel):
+            refuse(self, f"has no {model.done} rounds; pass the model that {model.maker} was given.")
         plan = self.plan(model)
         sampling = SamplingLaw() if sampling is None else sampling
         request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)

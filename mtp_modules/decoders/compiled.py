@@ -6,18 +6,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
 
-from mtp_modules.core.checks import at_least, is_distributed, refuse
-from mtp_modules.core.interfaces import DecodingState, Heads, Trunk
-from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.decoders.acceptance import greedy_round
-from mtp_modules.decoders.draft_policy import DepthChooser
-from mtp_modules.decoders.drafting import DraftChoice, Found, heads_draft
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.interfaces import DecodingState
+from mtp_modules.core.shapes import Tensor
 from mtp_modules.decoders.drawing import Drawing
 from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.graphs import GraphModel
 from mtp_modules.decoders.noise import gumbels
-from mtp_modules.decoders.transfer import told_of_round
 
 FAST = {"cpp_wrapper": True}
 """Options of inductor that spare each call of a graph its way through Python."""
@@ -95,13 +91,6 @@ def compile_for_decoding(
         ValueError: If a batch size is below 1, the trunk or the heads cannot be compiled, or the model is shared out
             over several processes; when decoding, if the weights are no longer those that were compiled for.
     """
-    for size in batch_sizes:
-        at_least("compile_for_decoding", "batch_sizes", size, 1)
-    for part, base in ((model.trunk, Trunk), (model.heads, Heads)):
-        if type(part).read is base.read:
-            refuse(part, "has no read(...), so it cannot be compiled for decoding; decode with the model itself.")
-    if is_distributed(model.unembedding.weight):
-        refuse("compile_for_decoding", "the model is shared out over several processes; decode with the model itself.")
     if options is None and backend == "inductor":
         options = inductor_options(model.unembedding.weight.device, freeze=freeze)
     return CompiledModel(model, batch_sizes=batch_sizes, freeze=freeze, backend=backend, options=options or {})
@@ -110,7 +99,7 @@ def compile_for_decoding(
 def _of_the_round(guards: Sequence[Any]) -> list[bool]:
     """Say which of the compiler's checks before every round are kept: not those of the model and of the code.
 
-    :meth:`CompiledModel.check` looks at the model once a run instead.
+    :meth:`~mtp_modules.decoders.graphs.GraphModel.check` looks at the model once a run instead.
     """
     return [
         re.search(r"\bself\b", guard.name) is None
@@ -120,7 +109,7 @@ def _of_the_round(guards: Sequence[Any]) -> list[bool]:
     ]
 
 
-class CompiledModel:
+class CompiledModel(GraphModel):
     """A model for decoders whose rounds run as compiled graphs; made by :func:`compile_for_decoding`.
 
     It shares the weights of the model that it was made from.
@@ -131,10 +120,9 @@ class CompiledModel:
         freeze: Whether weights are constants of the graphs.
         backend: Of ``torch.compile``.
         options: Of the backend.
-
-    Attributes:
-        gumbels: What :func:`mtp_modules.decoders.noise.gumbels` is, as a graph.
     """
+
+    maker, done = "compile_for_decoding", "compiled"
 
     def __init__(
         self,
@@ -145,138 +133,55 @@ class CompiledModel:
         backend: str,
         options: Mapping[str, Any],
     ) -> None:
-        self.trunk, self.heads, self.unembedding = model.trunk, model.heads, model.unembedding
-        self.batch_sizes, self.freeze = frozenset(batch_sizes), freeze
-        compiler: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
-        compiler |= {"recompile_limit": 1000, "isolate_recompiles": True}  # one for each chunk of each batch size
-
-        def compiled(function: Callable[..., Tensor], options: Mapping[str, Any] = options) -> Callable[..., Tensor]:
-            kept = {**options, "guard_filter_fn": _of_the_round}  # anew, for torch.compile takes the filter out of it
-            return torch.compile(function, **compiler, options=kept)
-
-        self._read, self._round = compiled(self._reading), compiled(self._whole)
+        self.freeze, self.backend, self.options = freeze, backend, options
+        super().__init__(model, batch_sizes=batch_sizes)
         on_cpu = backend == "inductor" and self.unembedding.weight.device.type == "cpu"
-        self.gumbels = compiled(gumbels, _wrapping(options) if on_cpu else options)
-        self._constants = torch._dynamo.config.patch(prepare_freezing=True) if freeze else nullcontext()
-        self._compiled_for = self._weights()
+        self._gumbels = self._compiled(gumbels, _wrapping(options) if on_cpu else options)
 
-    def check(self) -> None:
-        """Refuse to decode with weights that are not those of the graphs.
+    def _compiled(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Callable[..., Tensor]:
+        compiler: dict[str, Any] = {"backend": self.backend, "fullgraph": True, "dynamic": False}
+        compiler |= {"recompile_limit": 1000, "isolate_recompiles": True}  # one for each chunk of each batch size
+        kept = {**options, "guard_filter_fn": _of_the_round}  # anew, for torch.compile takes the filter out of it
+        return torch.compile(function, **compiler, options=kept)
 
-        Raises:
-            ValueError: If they have changed.
-        """
-        now = self._weights()
-        for name, found in now.items():
-            if self._compiled_for.get(name) != found:
-                how = "changed" if self.freeze else "another shape, dtype, device or mode"
-                refuse(
-                    "compile_for_decoding",
-                    f"{name} has {how} since the model was compiled; call compile_for_decoding(model) again"
-                    + (", or leave freeze out while weights change." if self.freeze else "."),
-                )
+    def _graphs_of(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        graphs = self._compiled(function, self.options)
+        constants = torch._dynamo.config.patch(prepare_freezing=True) if self.freeze else nullcontext()
 
-    def _weights(self) -> dict[str, tuple[object, ...]]:
-        """Return what graphs rely on, of every part and weight."""
-        found: dict[str, tuple[object, ...]] = {}
-        for name in ("trunk", "heads", "unembedding"):
-            part: nn.Module = getattr(self, name)
-            found[name] = tuple(module.training for module in part.modules())
-            for key, weight in (*part.named_parameters(), *part.named_buffers()):
-                version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version) if self.freeze else ()
-                found[f"{name}.{key}"] = weight.shape, weight.stride(), weight.dtype, weight.device, *version
-        return found
+        def call(*inputs: object) -> Tensor:
+            with constants:
+                return graphs(*inputs)
 
-    def size_for(self, rows: int) -> int:
-        """Return the smallest batch that there are graphs for and that holds so many rows; just those if there is none.
+        return call
 
-        Args:
-            rows: How many.
-        """
-        return min((size for size in self.batch_sizes if size >= rows), default=rows)
+    @property
+    def gumbels(self) -> Callable[..., Tensor]:
+        """What :func:`mtp_modules.decoders.noise.gumbels` is, as a graph."""
+        return self._gumbels
 
-    def read(
-        self, chunk: Int[Tensor, "B C"], trunk_state: DecodingState, heads_state: DecodingState
-    ) -> Float[Tensor, "B C V"]:
-        """Append a chunk to both states, and return horizon 1's logits.
-
-        Args:
-            chunk: Tokens.
-            trunk_state: Committed.
-            heads_state: Committed.
-        """
-        self._announce(chunk.shape[1], trunk_state, heads_state)
-        with self._constants:
-            logits: Tensor = self._read(chunk, trunk_state, heads_state)
-        return logits
-
-    def round(
-        self,
-        token: Int[Tensor, " B"],
-        limits: Int[Tensor, " B"],
-        num_drafts: int,
-        trunk_state: DecodingState,
-        heads_state: DecodingState,
-        found: Found | None = None,
-        drawing: Drawing | None = None,
-    ) -> Int[Tensor, "B M"]:
-        """Draft with the heads, and verify: a whole round.
-
-        Args:
-            token: The token that each row emitted last.
-            limits: How many drafts of each row count.
-            num_drafts: How many to make.
-            trunk_state: Committed.
-            heads_state: Committed.
-            found: Drafts that go before those of the heads.
-            drawing: What drafts and tokens are drawn with; ``None`` chooses the likeliest.
-
-        Returns:
-            What :func:`~mtp_modules.decoders.transfer.told_of_round` says.
-        """
-        heads_state.settle()
-        if drawing is not None:
-            drawing.acceptance.prepare(drawing.noise)
-        self._announce(1 + num_drafts, trunk_state, heads_state)
-        with self._constants:
-            told: Tensor = self._round(token, limits, num_drafts, trunk_state, heads_state, found, drawing)
-        return told
-
-    @staticmethod
-    def _announce(chunk: int, *states: DecodingState) -> None:
+    def expect(self, *states: DecodingState) -> None:
+        """Tell the states of a run that graphs are coming, which serve texts of all lengths."""
         for state in states:
-            state.begin(chunk)
+            state.expect_graphs()
+
+    def _prepare(self, drawing: Drawing) -> None:
+        drawing.acceptance.prepare(drawing.noise)
+
+    def _announce(self, chunk: int, *states: DecodingState) -> None:
+        super()._announce(chunk, *states)
+        for state in states:
             for tensor, axis in state.growing():
                 torch._dynamo.maybe_mark_dynamic(tensor, axis)
 
-    def _reading(self, chunk: Tensor, trunk_state: DecodingState, heads_state: DecodingState) -> Tensor:
-        output = self.trunk.read(chunk, trunk_state)
-        given = self.heads.features_of(output)
-        first = self.heads.read(output.hidden, heads_state, tokens=chunk, embed=self.trunk.embedding, **given)
-        return self.unembedding.logits(first)
+    def _version(self, weight: Tensor) -> tuple[object, ...]:
+        if not self.freeze:
+            return ()
+        return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
-    def _whole(
-        self,
-        token: Tensor,
-        limits: Tensor,
-        num_drafts: int,
-        trunk_state: DecodingState,
-        heads_state: DecodingState,
-        found: Found | None,
-        drawing: Drawing | None,
-    ) -> Tensor:
-        drafts, source = token[:, None][:, :0], None
-        if num_drafts:
-            choice = DraftChoice(limits, drawing, DepthChooser(num_drafts))
-            heads_draft(self.heads, heads_state, token, self.trunk.embedding, self.unembedding.logits)(
-                choice, num_drafts
-            )
-            drafts, source, limits = choice.proposal()
-            if found is not None:
-                drafts, limits, source = found.instead_of(drafts, limits, source)
-        logits = self._reading(torch.cat((token[:, None], drafts), dim=1), trunk_state, heads_state)
-        if drawing is None:
-            tokens, accepted = greedy_round(drafts, limits, logits)
-        else:
-            tokens, accepted, _ = drawing.verify(drafts, source, limits, logits)
-        return told_of_round(tokens, accepted, limits, logits)
+    def _refuse_weights(self, name: str) -> None:
+        how = "changed" if self.freeze else "another shape, dtype, device or mode"
+        refuse(
+            "compile_for_decoding",
+            f"{name} has {how} since the model was compiled; call compile_for_decoding(model) again"
+            + (", or leave freeze out while weights change." if self.freeze else "."),
+        )

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.component import Component
+from mtp_modules.core.drafts import one_hot
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.draft_policy import DepthChooser
@@ -53,7 +54,7 @@ class Found(NamedTuple):
         there, width = self.counts > 0, drafts.shape[1]
         tokens = torch.where(there[:, None], self.tokens[:, :width], drafts)
         if source is not None:
-            source = torch.where(there[:, None, None], F.one_hot(tokens, source.shape[2]).double(), source)
+            source = torch.where(there[:, None, None], one_hot(tokens, source.shape[2]).double(), source)
         return tokens, torch.where(there, torch.minimum(limits, self.counts).clamp(max=width), limits), source
 
 
@@ -104,7 +105,7 @@ class DraftChoice:
             token = self.drawing.acceptance.choose(law, depth, self.drawing.noise)
             self.sources.append(law)
             if self._emitted is not None:
-                self._emitted = self._emitted + F.one_hot(token, self._emitted.shape[1])
+                self._emitted = self._emitted + one_hot(token, self._emitted.shape[1])
         self.tokens.append(token)
         if self.chooser.watches:
             self._watch(logits, law, token, depth)

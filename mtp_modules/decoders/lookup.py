@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.drafts import one_hot
 from mtp_modules.core.interfaces import Heads
 from mtp_modules.core.shapes import Int, Tensor
 from mtp_modules.decoders.drafting import DraftChoice, Drafter, Found, Proposal, Text
@@ -61,7 +61,7 @@ class PromptLookup(Drafter):
         """Return what followed the same words."""
         assert text is not None
         tokens, counts = self.look_up(text, num_drafts)
-        source = None if choice.drawing is None else F.one_hot(tokens, choice.drawing.laws.vocab_size).double()
+        source = None if choice.drawing is None else one_hot(tokens, choice.drawing.laws.vocab_size).double()
         return Proposal(tokens, source, torch.minimum(choice.limits, counts))
 
 

@@ -4,17 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 
-from mtp_modules.core.drafts import ancestors_of
+from mtp_modules.core.drafts import ancestors_of, one_hot
 from mtp_modules.core.selection import holes_filled
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.acceptance import greedy_round
-from mtp_modules.decoders.compiled import CompiledModel
 from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy, now
 from mtp_modules.decoders.drafting import DraftChoice, Drafter, Proposal, Text, heads_draft
 from mtp_modules.decoders.drawing import Drawing
 from mtp_modules.decoders.generation import DecodableModel, Request, Round, RoundLaws
+from mtp_modules.decoders.graphs import GraphModel
 from mtp_modules.decoders.noise import gumbels
 from mtp_modules.decoders.sampling import History, RowLaws
 from mtp_modules.decoders.stopping import cut
@@ -83,9 +82,9 @@ class _Run:
 
     def __init__(self, model: DecodableModel, request: Request, how: Speculation) -> None:
         self.model, self.request, self.how = model, request, how
-        self.compiled = model if isinstance(model, CompiledModel) else None
-        if self.compiled is not None:
-            self.compiled.check()
+        self.graph_model = model if isinstance(model, GraphModel) else None
+        if self.graph_model is not None:
+            self.graph_model.check()
         self.embed, self.unembedding = model.trunk.embedding, model.unembedding
         self.device, self.limit = self.unembedding.weight.device, model.trunk.max_positions
         prompts, vocab_size = request.prompts, model.trunk.vocab_size
@@ -95,6 +94,7 @@ class _Run:
             capacity = min(capacity, self.limit + how.most)
         if how.tree is not None:
             capacity += how.tree.nodes - how.tree.depth  # a tree has more tokens than positions
+        capacity = capacity if self.graph_model is None else self.graph_model.capacity_for(capacity)
         with torch.inference_mode():
             laws = RowLaws(request.laws, vocab_size, self.device)
             # Without a law of its own and without a lossy rule, choosing the likeliest token is all there is to do.
@@ -102,9 +102,8 @@ class _Run:
             self.trunk_state = model.trunk.new_state(len(prompts), capacity)
             uses_heads = how.drafter is not None and how.drafter.uses_heads
             self.heads_state = model.heads.new_state(len(prompts), capacity, for_drafts=uses_heads)
-            if self.compiled is not None:
-                self.trunk_state.expect_graphs()
-                self.heads_state.expect_graphs()
+            if self.graph_model is not None:
+                self.graph_model.expect(self.trunk_state, self.heads_state)
             self.seeds = torch.tensor(request.seeds, device=self.device)
             self.history = History(prompts, vocab_size, self.device) if laws.penalises else None
             reads_text = how.drafter is not None and how.drafter.reads_text
@@ -157,19 +156,19 @@ class _Run:
         drawing = self._drawing(unread=1, most=wanted + 1)
         if self.how.tree is not None and max(limits) >= self.how.tree.depth:
             return self._tree_round(self.how.tree, token, limits, drawing)
-        compiled = self._compiled()
+        graphs = self._graphs()
         # A graph is made for one number of drafts: a row that can use fewer gets as many, of which fewer count.
-        most = max(limits) if compiled is None or self.how.tree is not None else wanted
-        if compiled is not None and self._is_one_graph(most, depths):
+        most = max(limits) if graphs is None or self.how.tree is not None else wanted
+        if graphs is not None and self._is_one_graph(most, depths):
             counted = torch.tensor(limits, device=self.device)
             found = self.how.drafter.offered(self.text, most) if self.how.drafter and self.text else None
-            told = compiled.round(token, counted, most, self.trunk_state, self.heads_state, found, drawing)
+            told = graphs.round(token, counted, most, self.trunk_state, self.heads_state, found, drawing)
             self._remember(told[:, : most + 1], told[:, most + 1] + 1)
             return self._settle(told)
         proposal = self._propose(token, limits, most, depths, drawing)
         drafts, counted = proposal.tokens, proposal.limits
-        compiled = compiled if drafts.shape[1] in (0, most) else None  # graphs are for whole rounds
-        logits = self._logits(torch.cat((token[:, None], drafts), dim=1), compiled)
+        graphs = graphs if drafts.shape[1] in (0, most) else None  # graphs are for whole rounds
+        logits = self._logits(torch.cat((token[:, None], drafts), dim=1), graphs)
         target = None
         if drawing is None:
             tokens, accepted = greedy_round(drafts, counted, logits)
@@ -199,11 +198,11 @@ class _Run:
         new = [row[: count + 1] for row, count in zip(tokens, kept, strict=True)]
         return new[: self.live], kept[: self.live], limits[: self.live]
 
-    def _compiled(self) -> CompiledModel | None:
+    def _graphs(self) -> GraphModel | None:
         """Return the graphs, where there are any for so many rows."""
-        if self.compiled is None or len(self.trunk_state.lengths) not in self.compiled.batch_sizes:
+        if self.graph_model is None or len(self.trunk_state.lengths) not in self.graph_model.batch_sizes:
             return None
-        return self.compiled
+        return self.graph_model
 
     def _is_one_graph(self, num_drafts: int, depths: DepthChooser) -> bool:
         """Say whether nothing has to be decided, or kept, in the middle of the round."""
@@ -212,9 +211,9 @@ class _Run:
         verified = self.laws is None or self.how.acceptance.in_one_graph
         return verified and not self.how.keep_laws and (num_drafts == 0 or by_heads)
 
-    def _logits(self, chunk: Int[Tensor, "B C"], compiled: CompiledModel | None) -> Float[Tensor, "B C V"]:
-        if compiled is not None:
-            return compiled.read(chunk, self.trunk_state, self.heads_state)
+    def _logits(self, chunk: Int[Tensor, "B C"], graphs: GraphModel | None) -> Float[Tensor, "B C V"]:
+        if graphs is not None:
+            return graphs.read(chunk, self.trunk_state, self.heads_state)
         return self.unembedding.logits(self._extend(chunk))
 
     def _tree_round(
@@ -232,7 +231,7 @@ class _Run:
         tree = shape.grow(grower)
         for state in (self.trunk_state, self.heads_state):
             state.expect_tree(tree.parents, shape.depth)
-        logits = self._logits(tree.tokens, self._compiled())
+        logits = self._logits(tree.tokens, self._graphs())
         if drawing is None:
             own = logits.argmax(dim=-1)
         else:
@@ -264,7 +263,7 @@ class _Run:
             return
         source = proposal.source
         if source is None:  # no drafts, or drafts from the text
-            source = F.one_hot(proposal.tokens, logits.shape[2]).double()
+            source = one_hot(proposal.tokens, logits.shape[2]).double()
         target = logits.double().softmax(dim=-1) if target is None else target
         self.kept_laws = RoundLaws(*(kept[: self.live] for kept in (proposal.tokens, source, target)))
 
@@ -292,7 +291,7 @@ class _Run:
         Args:
             rows: Which, in their new order; in their old order if all go on.
         """
-        size = len(rows) if self.compiled is None else self.compiled.size_for(len(rows))
+        size = len(rows) if self.graph_model is None else self.graph_model.size_for(len(rows))
         if len(rows) == self.live and size == len(self.trunk_state.lengths):
             return
         self.live, rows = len(rows), [*rows, *rows[:1] * (size - len(rows))]
@@ -309,8 +308,8 @@ class _Run:
         if self.laws is None:
             return None
         places = torch.tensor(self.trunk_state.lengths, device=self.device) + unread
-        compiled = self._compiled()
-        make = gumbels if compiled is None else compiled.gumbels
+        graphs = self._graphs()
+        make = gumbels if graphs is None else graphs.gumbels
         noise = RowNoise(self.seeds, places, self.model.trunk.vocab_size, most, make)
         return Drawing(self.laws, self.how.acceptance, noise, self.history)
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least, fraction, refuse
 from mtp_modules.core.component import Component
+from mtp_modules.core.drafts import one_hot
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 
@@ -114,7 +114,7 @@ class History:
         Args:
             drafts: Tokens that may follow.
         """
-        steps = F.one_hot(drafts, self.emitted.shape[1])
+        steps = one_hot(drafts, self.emitted.shape[1])
         return torch.cat((self.emitted[:, None], self.emitted[:, None] + steps.cumsum(dim=1)), dim=1)
 
 
@@ -195,7 +195,7 @@ class RowLaws:
         Args:
             scores: What :meth:`scores` returned.
         """
-        choice = F.one_hot(scores.argmax(dim=-1), self.vocab_size).double()
+        choice = one_hot(scores.argmax(dim=-1), self.vocab_size).double()
         cold = self._temperature == 0
         if self._allowed is not None:
             cold = cold | (scores.amax(dim=-1, keepdim=True) == -torch.inf)

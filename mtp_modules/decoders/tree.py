@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.component import Component
+from mtp_modules.core.drafts import one_hot
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 
@@ -244,6 +244,6 @@ def counts_along(tree: Tree, ancestors: Tensor, emitted: Int[Tensor, "B V"]) -> 
         ancestors: ``(B, C, C)``, which tokens lie on the way to each.
         emitted: Counts of the output up to the root.
     """
-    drafts = F.one_hot(tree.tokens, emitted.shape[1]).float()
+    drafts = one_hot(tree.tokens, emitted.shape[1]).float()
     drafts[:, 0] = 0
     return emitted[:, None] + (ancestors.float() @ drafts).round().long()

@@ -1,11 +1,11 @@
-"""Compile beforehand what decoding will need."""
+"""Compile, or record, beforehand what decoding will need."""
 
 import copy
 
 from mtp_modules.core.shapes import Bool, Float, Tensor
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
-from mtp_modules.decoders.compiled import CompiledModel
 from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy
+from mtp_modules.decoders.graphs import GraphModel
 from mtp_modules.decoders.sampling import SamplingLaw
 from mtp_modules.decoders.speculative import SpeculativeDecoder
 
@@ -33,15 +33,16 @@ class _Turns(DepthChooser):
 
 
 def warm_up(
-    model: CompiledModel, decoder: AutoregressiveDecoder | SpeculativeDecoder, *, sampling: SamplingLaw | None = None
+    model: GraphModel, decoder: AutoregressiveDecoder | SpeculativeDecoder, *, sampling: SamplingLaw | None = None
 ) -> None:
-    """Compile all graphs that a decoder will use, so that no text has to wait for them.
+    """Compile all graphs that a decoder will use, so that no text has to wait for them; or record those of short texts.
 
     It decodes a few tokens with each number of drafts that the decoder's policy may ask for, in batches of all sizes
     that the model was compiled for.
 
     Args:
-        model: What :func:`~mtp_modules.decoders.compile_for_decoding` has returned.
+        model: What :func:`~mtp_modules.decoders.compile_for_decoding` has returned, or
+            :func:`~mtp_modules.decoders.record_for_decoding`, whose recordings of longer texts are made as they come.
         decoder: Will decode.
         sampling: The law that tokens will be drawn from; the likeliest token if ``None``. Laws with penalties, with
             truncation or with allowed tokens have graphs of their own, so call this once for each such kind.

@@ -37,9 +37,9 @@ class ParallelState(DecodingState):
         """Return what keys and values say."""
         return self.keys_values.growing()
 
-    def expect_graphs(self) -> None:
+    def expect_graphs(self, *, same_sizes: bool = False) -> None:
         """Tell the keys and values."""
-        self.keys_values.expect_graphs()
+        self.keys_values.expect_graphs(same_sizes=same_sizes)
 
     def settle(self) -> None:
         """Find, once a round, what drafts look back at."""

@@ -81,7 +81,7 @@ class SequentialState(DecodingState):
         positions = self.keys_values.positions.expand(len(self.lengths), -1)
         starts = torch.tensor(self.lengths, device=positions.device)[:, None]
         slots = starts + torch.arange(chunk, device=positions.device)
-        every = torch.arange(max(self.lengths) + chunk, device=positions.device)
+        every = torch.arange(self.keys_values.span(max(self.lengths) + chunk), device=positions.device)
         places = every.repeat(len(self.lengths), 1).scatter(1, slots, positions)
         allowed = (places >= first)[:, None] | (every == slots[:, :, None])
         seen = self.keys_values.mask
@@ -91,9 +91,9 @@ class SequentialState(DecodingState):
         """Return what keys and values say, and the masks at the start of a text."""
         return [*self.keys_values.growing(), *((mask, 3) for mask in self._early if mask is not None)]
 
-    def expect_graphs(self) -> None:
+    def expect_graphs(self, *, same_sizes: bool = False) -> None:
         """Tell the keys and values."""
-        self.keys_values.expect_graphs()
+        self.keys_values.expect_graphs(same_sizes=same_sizes)
 
     def settle(self) -> None:
         """Find, once a round, what drafts look back at."""

@@ -4,76 +4,20 @@ from typing import NamedTuple
 
 import torch
 
-from mtp_modules.core.checks import refuse
 from mtp_modules.core.drafts import ancestors_of
-from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.selection import moved
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.layers.chunks import ChunkedState
 
 
-class ChunkedState(DecodingState):
-    """Bookkeeping that every state shares: committed lengths, capacity, and the chunk that waits for its commit.
+def bucket_of(length: int) -> int:
+    """Return the next of 64, 96, 128, 192, 256, 384 and so on.
 
     Args:
-        batch_size: Number ``B`` of rows.
-        capacity: Most tokens a row can hold, the chunk included.
-        max_positions: Most tokens that a row can keep; ``None`` for no limit. A chunk may reach beyond, so that rows
-            near the end can be read with others, but what lies there cannot be kept.
+        length: At least 1.
     """
-
-    def __init__(self, batch_size: int, capacity: int, *, max_positions: int | None = None) -> None:
-        self.lengths = [0] * batch_size
-        self.capacity, self.max_positions = capacity, max_positions
-        self.chunk = 0
-        self.parents: Int[Tensor, "B C"] | None = None
-        self.depth = 0
-
-    def begin(self, chunk: int) -> None:
-        """Announce a chunk that is about to be appended to every row.
-
-        Args:
-            chunk: Number of its tokens.
-
-        Raises:
-            ValueError: If the last chunk was not committed, the state would overflow, or a row is full.
-        """
-        if self.chunk:
-            refuse(self, "the last chunk was not committed; call commit(keep) before the next forward pass.")
-        if max(self.lengths) + chunk > self.capacity:
-            refuse(
-                self,
-                f"capacity is {self.capacity} tokens a row, a chunk of {chunk} after {max(self.lengths)} needs "
-                f"{max(self.lengths) + chunk}; ask new_state for more.",
-            )
-        self._within(max(self.lengths) + 1)
-        self.chunk = chunk
-
-    def _within(self, length: int) -> None:
-        if self.max_positions is not None and length > self.max_positions:
-            refuse(
-                self,
-                f"a row of {length} tokens is longer than max_positions={self.max_positions}; "
-                "keep fewer tokens, or build trunk and heads with more positions.",
-            )
-
-    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
-        """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
-        if not self.chunk:
-            refuse(self, "there is no chunk to commit; run a forward pass with this state first.")
-        if len(keep) != len(self.lengths) or min(keep) < 0 or max(keep) > self.chunk:
-            refuse(self, f"keep must hold {len(self.lengths)} numbers from 0 to {self.chunk}, got {keep}.")
-        if (self.parents is None) != (path is None):
-            refuse(self, "a path goes with a chunk that is a tree, and only with that; give commit(keep, path).")
-        lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]
-        self._within(max(lengths))
-        self.lengths = lengths
-        self.chunk, self.parents = 0, None
-
-    def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only."""
-        if self.chunk:
-            refuse(self, "the last chunk was not committed; call commit(keep) before select(rows).")
-        self.lengths = [self.lengths[row] for row in rows]
+    size = max(64, 1 << (length - 1).bit_length())
+    return size * 3 // 4 if size > 64 and length <= size * 3 // 4 else size
 
 
 class _LookBack(NamedTuple):
@@ -120,7 +64,7 @@ class KeyValueState(ChunkedState):
         nothing: int = 0,
     ) -> None:
         super().__init__(batch_size, capacity, max_positions=max_positions)
-        self.num_layers, self._allotted, self._in_graphs = num_layers, batch_size, False
+        self.num_layers, self._allotted, self._in_graphs, self._same_sizes = num_layers, batch_size, False, False
         # One run of slots, layer by layer and row by row, written by index, which compiled code can do in place. One
         # of each row is never used: what a chunk sees is never all, which compiled code would take for another kind.
         shape = (num_layers * batch_size * (capacity + 1), num_kv_heads, head_dim)
@@ -143,7 +87,9 @@ class KeyValueState(ChunkedState):
         self._folded = None
         self._ragged = self._looks_ragged()
         device = self._rows.device
-        self._seen = torch.arange(max(self.lengths) + chunk, device=device)
+        span = self.span(max(self.lengths) + chunk)
+        if span != len(self._seen):
+            self._seen = torch.arange(span, device=device)
         if not self._ragged:
             start = self.lengths[0]
             self._new = torch.arange(start, start + chunk, device=device)
@@ -162,16 +108,29 @@ class KeyValueState(ChunkedState):
         if self.max_positions is not None:
             self.positions = self.positions.clamp(max=self.max_positions - 1)
 
-    def expect_graphs(self) -> None:
-        """Announce that compiled graphs will read chunks, which treat several rows alike, of one length or not."""
-        self._in_graphs = True
+    def expect_graphs(self, *, same_sizes: bool = False) -> None:
+        """Announce that graphs will read chunks; they treat several rows alike, of one length or not.
+
+        Args:
+            same_sizes: Let chunks look at a number of slots that is seldom another; a mask hides those beyond each row.
+        """
+        self._in_graphs, self._same_sizes = True, same_sizes
+        self._layers, self._unannounced = self._by_layer(), self._lasting
+
+    def span(self, length: int) -> int:
+        """Return how many slots of a row are looked at.
+
+        Args:
+            length: How many there are to see.
+        """
+        return min(self.capacity, bucket_of(length)) if self._same_sizes else length
 
     def _looks_ragged(self) -> bool:
-        return min(self.lengths) != max(self.lengths) or (self._in_graphs and len(self.lengths) > 1)
+        return self._same_sizes or min(self.lengths) != max(self.lengths) or (self._in_graphs and len(self.lengths) > 1)
 
     @property
     def _lasting(self) -> list[tuple[Tensor, int]]:
-        return [(self.tokens, 1), (self.keys, 0), (self.values, 0)]
+        return [] if self._same_sizes else [(self.tokens, 1), (self.keys, 0), (self.values, 0)]
 
     def growing(self) -> list[tuple[Tensor, int]]:
         """Return keys, values and tokens once, and what each chunk and each look back brings."""
@@ -190,7 +149,8 @@ class KeyValueState(ChunkedState):
             return None
         if self._folded is None:
             added = torch.zeros(self.mask.shape, dtype=self.keys.dtype, device=self.mask.device)
-            self._folded = added.masked_fill_(~self.mask, -torch.inf).repeat(1, 1, groups, 1)
+            added = added.masked_fill_(~self.mask, -torch.inf)
+            self._folded = added[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
         return self._folded
 
     def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
@@ -281,13 +241,15 @@ class KeyValueState(ChunkedState):
 
     def _by_layer(self) -> list[tuple[Float[Tensor, "B h _ d"], Float[Tensor, "B h _ d"]]]:
         """Return every layer's slots, for what is not compiled: graphs would take them for tensors of their own."""
+        if self._same_sizes:
+            return []
         count = len(self._rows)
         keys, values = (self._by_row(kept)[:, :count].transpose(2, 3).unbind() for kept in (self.keys, self.values))
         return list(zip(keys, values, strict=True))
 
     def _until(self, end: int, layer: int) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"]]:
         """Return a layer's first keys and values."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._same_sizes:
             count = len(self._rows)
             keys, values = (
                 self._by_row(kept)[layer, :count, :end].transpose(1, 2) for kept in (self.keys, self.values)
@@ -315,7 +277,7 @@ class KeyValueState(ChunkedState):
         """Find, once a round, what drafts look back at."""
         if self._back is not None:
             return
-        seen = torch.arange(max(self.lengths), device=self._rows.device)
+        seen = torch.arange(self.span(max(self.lengths)), device=self._rows.device)
         positions = torch.tensor(self.lengths, device=seen.device)[:, None] - 1
         mask = seen <= positions[:, None, :, None] if self._looks_ragged() else None
         self._back = _LookBack(seen, positions, mask)

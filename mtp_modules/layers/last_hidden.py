@@ -7,7 +7,7 @@ import torch
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.layers.cache import ChunkedState
+from mtp_modules.layers.chunks import ChunkedState
 
 
 class LastHiddenState(ChunkedState):
@@ -26,6 +26,9 @@ class LastHiddenState(ChunkedState):
         self._pending: Float[Tensor, "B T D"] | None = None
         self.walk: Any = None
         """What heads keep from one draft of a round to the next; forgotten when the round is over."""
+
+    def expect_graphs(self, *, same_sizes: bool = False) -> None:
+        """Nothing differs between rounds but the numbers of the hidden states."""
 
     def append(self, hidden: Float[Tensor, "B T D"]) -> None:
         """Remember the chunk that was announced.

@@ -82,7 +82,9 @@ class RotaryPositions(nn.Module):
         cos, sin = self._table(like.device, like.dtype)
         if positions is None:
             return cos[None, :length, None, None], sin[None, :length, None, None]
-        return cos[positions][:, :, None, None], sin[positions][:, :, None, None]
+        shape = (*positions.shape, 1, 1, self.head_dim)
+        places = positions.flatten()
+        return cos.index_select(0, places).view(shape), sin.index_select(0, places).view(shape)
 
     @staticmethod
     def rotate(x: Float[Tensor, "B T h g d"], table: tuple[Tensor, Tensor]) -> Float[Tensor, "B T h g d"]:

@@ -8,7 +8,7 @@ import torch
 from mtp_modules.core.checks import refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.layers.cache import ChunkedState
+from mtp_modules.layers.chunks import ChunkedState
 from mtp_modules.layers.documents import documents_apart
 
 

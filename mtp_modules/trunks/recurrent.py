@@ -8,7 +8,7 @@ from torch import nn
 from mtp_modules.core.checks import ascending_layers, at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.layers.cache import ChunkedState
+from mtp_modules.layers.chunks import ChunkedState
 from mtp_modules.layers.documents import documents_apart
 
 _CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}

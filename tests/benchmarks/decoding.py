@@ -5,6 +5,7 @@ Both sides of a ratio alternate in one process, on one thread. Times are CPU sec
     python tests/benchmarks/decoding.py --ckpt_path runs/quickstart
     python tests/benchmarks/decoding.py --temperature 0.8 --decoders heads:7 rejection:7 block:7 --hugging_face 0
     python tests/benchmarks/decoding.py --batch 16 --decoders heads:7 cost:7 --hugging_face 0
+    python tests/benchmarks/decoding.py --record --decoders heads:3 heads:7
     python tests/benchmarks/decoding.py --compile --decoders heads:3 heads:7
     python tests/benchmarks/decoding.py --compile --freeze --decoders heads:3 heads:7
 """
@@ -22,7 +23,6 @@ from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder, Tra
 from mtp_modules.data import TextDataModule
 from mtp_modules.decoders import (
     BlockVerification,
-    CompiledModel,
     ConfidentDepth,
     CostAwareDepth,
     Decoder,
@@ -34,9 +34,11 @@ from mtp_modules.decoders import (
     SamplingLaw,
     StaticTree,
     compile_for_decoding,
+    record_for_decoding,
     warm_up,
 )
 from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.graphs import GraphModel
 from mtp_modules.interop import with_own_trunk
 from mtp_modules.training import load_model
 
@@ -61,16 +63,19 @@ def decoder_of(name: str) -> Decoder:
     return made[kind]()
 
 
-def alternate(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Run the sides in turn and return the CPU seconds of every run."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+def alternate(sides: dict[str, Callable[[int], object]], parts: int, repeats: int) -> dict[str, list[float]]:
+    """Run the sides in turn, part by part, so that both see the same minutes, and return the CPU seconds of every run.
+
+    The first run, which compiles and fills caches, is left out.
+    """
+    seconds: dict[str, list[float]] = {name: [0.0] * (repeats + 1) for name in sides}
     for repeat in range(repeats + 1):
-        for name, side in sides.items():
-            started = time.process_time()
-            side()
-            if repeat:
-                seconds[name].append(time.process_time() - started)
-    return seconds
+        for part in range(parts):
+            for name, side in sides.items():
+                started = time.process_time()
+                side(part)
+                seconds[name][repeat] += time.process_time() - started
+    return {name: runs[1:] for name, runs in seconds.items()}
 
 
 def pooled(generations: list[Generation]) -> tuple[float, list[float]]:
@@ -152,6 +157,18 @@ def without_previous_tokens(model: MTPModel) -> MTPModel:
     return plain.eval()
 
 
+def as_graphs(model: DecodableModel, options: argparse.Namespace, sizes: set[int]) -> GraphModel:
+    """Return the model with its rounds compiled or recorded."""
+    if options.record:
+        return record_for_decoding(model, batch_sizes=sizes)
+    return compile_for_decoding(model, batch_sizes=sizes, freeze=options.freeze)
+
+
+def how_it_runs(options: argparse.Namespace) -> str:
+    """Say what was done to the rounds."""
+    return ", compiled" if options.compile else ", recorded" if options.record else ""
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -163,7 +180,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--decoders", nargs="+", default=DECODERS, help="kind:sizes, kinds as in the source")
-    parser.add_argument("--compile", action="store_true", help="compile our rounds, plain ones too")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--record", action="store_true", help="record our rounds, plain ones too")
+    how.add_argument("--compile", action="store_true", help="compile our rounds, plain ones too")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all weights")
     parser.add_argument("--freeze", action="store_true", help="with compile: take weights for constants")
     parser.add_argument("--hugging_face", type=int, default=8, help="prompts to compare with; 0 leaves it out")
@@ -176,37 +195,36 @@ def main() -> None:
     batches = [prompts[start : start + options.batch] for start in range(0, len(prompts), options.batch)]
     console = Console(width=120)
     used: DecodableModel = model
-    if options.compile:
+    if options.compile or options.record:
         model = with_own_trunk(model)
-        sizes = {max(options.batch // 4, 1), options.batch}
-        used = compile_for_decoding(model, batch_sizes=sizes, freeze=options.freeze)
+        used = as_graphs(model, options, {max(options.batch // 4, 1), options.batch})
 
     decoders: dict[str, Decoder] = {"plain": AutoregressiveDecoder()}
     decoders |= {name: decoder_of(name) for name in options.decoders}
-    found: dict[str, list[Generation]] = {}
+    found: dict[str, dict[int, Generation]] = {name: {} for name in decoders}
     law = SamplingLaw(temperature=options.temperature)
 
-    def run(name: str) -> Callable[[], None]:
-        def all_prompts() -> None:
-            found[name] = [
-                decoders[name].generate(used, batch, max_new_tokens=options.new_tokens, sampling=law, seed=index)
-                for index, batch in enumerate(batches)
-            ]
+    def run(name: str) -> Callable[[int], None]:
+        def one_batch(index: int) -> None:
+            found[name][index] = decoders[name].generate(
+                used, batches[index], max_new_tokens=options.new_tokens, sampling=law, seed=index
+            )
 
-        return all_prompts
+        return one_batch
 
-    if isinstance(used, CompiledModel):
+    if isinstance(used, GraphModel):
         for decoder in decoders.values():
             if isinstance(decoder, AutoregressiveDecoder | SpeculativeDecoder):
                 warm_up(used, decoder, sampling=law)
-    seconds = alternate({name: run(name) for name in decoders}, options.repeats)
+    seconds = alternate({name: run(name) for name in decoders}, len(batches), options.repeats)
     title = f"{len(prompts)} held-out prompts x {options.new_tokens} tokens, batch {options.batch}"
-    title += f", {options.dtype}" + (", compiled" if options.compile else "") + (", frozen" if options.freeze else "")
+    title += f", {options.dtype}" + how_it_runs(options) + (", frozen" if options.freeze else "")
     table = Table(title=f"{title}, temperature {options.temperature}, one thread, CPU time")
     for column in ("decoding", "tokens/s", "tokens a forward", "speed-up", "equal outputs", "acceptance by depth"):
         table.add_column(column, justify="right")
-    plain = [tokens for g in found["plain"] for tokens in g.tokens]
-    for name, generations in found.items():
+    plain = [tokens for g in found["plain"].values() for tokens in g.tokens]
+    for name, by_batch in found.items():
+        generations = list(by_batch.values())
         rate, acceptance = pooled(generations)
         outputs = [tokens for g in generations for tokens in g.tokens]
         same = sum(tokens == p for tokens, p in zip(outputs, plain, strict=True))
@@ -234,35 +252,41 @@ def compare_with_hugging_face(
         return
     ours: DecodableModel = without_previous_tokens(model)
     with_heads: DecodableModel = model
-    if options.compile:
-        ours, with_heads = (compile_for_decoding(part, freeze=options.freeze) for part in (ours, model))
+    if options.compile or options.record:
+        ours, with_heads = (as_graphs(part, options, {1}) for part in (ours, model))
     new_tokens = options.new_tokens
-    outputs: dict[str, list[list[int]]] = {}
+    outputs: dict[str, dict[int, list[int]]] = {}
 
-    def side(name: str, decoder: Decoder, of: DecodableModel) -> None:
-        outputs[name] = [decoder.generate(of, [p], max_new_tokens=new_tokens).tokens[0] for p in prompts]
+    def side(name: str, decoder: Decoder, of: DecodableModel) -> Callable[[int], None]:
+        def one(index: int) -> None:
+            tokens = decoder.generate(of, [prompts[index]], max_new_tokens=new_tokens).tokens[0]
+            outputs.setdefault(name, {})[index] = tokens
 
-    def theirs(name: str, **kwargs: int) -> None:
-        outputs[name] = [
-            twin.generate(torch.tensor([p]), max_new_tokens=new_tokens, do_sample=False, **kwargs)[0, len(p) :].tolist()
-            for p in prompts
-        ]
+        return one
+
+    def theirs(name: str, **kwargs: int) -> Callable[[int], None]:
+        def one(index: int) -> None:
+            given = torch.tensor([prompts[index]])
+            tokens = twin.generate(given, max_new_tokens=new_tokens, do_sample=False, **kwargs)[0, given.shape[1] :]
+            outputs.setdefault(name, {})[index] = tokens.tolist()
+
+        return one
 
     sides = {
-        "ours": lambda: side("ours", AutoregressiveDecoder(), ours),
-        "our lookup": lambda: side("our lookup", SpeculativeDecoder(drafter=PromptLookup()), ours),
-        "our heads": lambda: side("our heads", SpeculativeDecoder(), with_heads),
-        "theirs": lambda: theirs("theirs"),
-        "their lookup": lambda: theirs("their lookup", prompt_lookup_num_tokens=7),
+        "ours": side("ours", AutoregressiveDecoder(), ours),
+        "our lookup": side("our lookup", SpeculativeDecoder(drafter=PromptLookup()), ours),
+        "our heads": side("our heads", SpeculativeDecoder(), with_heads),
+        "theirs": theirs("theirs"),
+        "their lookup": theirs("their lookup", prompt_lookup_num_tokens=7),
     }
-    seconds = alternate(sides, options.repeats)
+    seconds = alternate(sides, len(prompts), options.repeats)
     pairs = ("ours", "theirs"), ("our lookup", "their lookup"), ("our heads", "their lookup"), ("our heads", "theirs")
-    compiled = ", compiled," if options.compile else ""
     for mine, other in pairs:
         ratio = statistics.median(b / a for a, b in zip(seconds[mine], seconds[other], strict=True))
-        same = sum(a == b for a, b in zip(outputs[mine], outputs[other], strict=True))
+        same = sum(outputs[mine][index] == outputs[other][index] for index in range(len(prompts)))
         console.print(
-            f"{mine}{compiled} over {other} (Hugging Face, eager): {ratio:.2f}x; equal outputs {same}/{len(prompts)}"
+            f"{mine}{how_it_runs(options)} over {other} (Hugging Face, eager): {ratio:.2f}x; "
+            f"equal outputs {same}/{len(prompts)}"
         )
 
 

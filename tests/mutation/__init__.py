@@ -1,7 +1,13 @@
 """Bugs that others shipped, and some of our own, put back in one at a time: the tests must notice each of them."""
 
-from tests.mutation import decoding, sampling, states, training
+from tests.mutation import decoding, recorded, sampling, states, training
 from tests.mutation.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*sampling.MUTANTS, *decoding.MUTANTS, *states.MUTANTS, *training.MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (
+    *sampling.MUTANTS,
+    *decoding.MUTANTS,
+    *states.MUTANTS,
+    *recorded.MUTANTS,
+    *training.MUTANTS,
+)
 """All of them, in the order of the table."""

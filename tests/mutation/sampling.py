@@ -38,7 +38,7 @@ MUTANTS = (
     Mutant(
         "looked-up-draft-with-a-soft-law",
         "decoders/drafting.py",
-        "torch.where(there[:, None, None], F.one_hot(tokens, source.shape[2]).double(), source)",
+        "torch.where(there[:, None, None], one_hot(tokens, source.shape[2]).double(), source)",
         "source",
         "a looked-up draft is judged by the heads' law",
         "vllm#40149",
@@ -47,7 +47,7 @@ MUTANTS = (
     Mutant(
         "lookup-with-a-uniform-law",
         "decoders/lookup.py",
-        "F.one_hot(tokens, choice.drawing.laws.vocab_size).double()",
+        "one_hot(tokens, choice.drawing.laws.vocab_size).double()",
         "torch.full((*tokens.shape, (size := choice.drawing.laws.vocab_size)), 1 / size).double()",
         "a looked-up draft is judged as if it had been drawn evenly",
         "vllm#40149",

@@ -13,7 +13,7 @@ OVERFLOW = "properties/test_states.py::test_a_state_refuses_to_overflow"
 MUTANTS = (
     Mutant(
         "positions-after-rollback",
-        "layers/cache.py",
+        "layers/chunks.py",
         "        lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]\n",
         "        lengths = [length + self.chunk for length, kept in zip(self.lengths, keep, strict=True)]\n",
         "after a rollback the next tokens have the positions of rejected ones",
@@ -40,7 +40,7 @@ MUTANTS = (
     ),
     Mutant(
         "one-rollback-for-all-rows",
-        "layers/cache.py",
+        "layers/chunks.py",
         "        lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]\n",
         "        lengths = [length + min(keep) for length, kept in zip(self.lengths, keep, strict=True)]\n",
         "rows that accept unequally are all cut to the shortest",
@@ -221,7 +221,7 @@ MUTANTS = (
     ),
     Mutant(
         "overflow-unnoticed",
-        "layers/cache.py",
+        "layers/chunks.py",
         "if max(self.lengths) + chunk > self.capacity:",
         "if min(self.lengths) + chunk > self.capacity + chunk:",
         "a chunk that does not fit is not refused",

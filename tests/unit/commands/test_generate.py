@@ -87,3 +87,22 @@ def test_a_hugging_face_model_is_compiled_in_our_own_trunk(tmp_path: Path, capsy
     assert compiled.returncode == 0, compiled.stderr[-4000:]
     generate(str(tmp_path), prompt="ab", max_new_tokens=12)
     assert compiled.stdout == capsys.readouterr().out
+
+
+def test_a_hugging_face_model_is_recorded_in_our_own_trunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    sizes = {"vocab_size": 256, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = {"model_type": "llama", **sizes, "num_attention_heads": 2, "max_position_embeddings": 64}
+    model = MTPModel(trunk=HuggingFaceTrunk(config=config), heads=RecurrentHeads(d_model=16, num_horizons=3))
+    model.save_pretrained(tmp_path, tokenizer=ByteTokenizer())
+    generate(str(tmp_path), prompt="ab", max_new_tokens=12)
+    wanted = capsys.readouterr().out
+    generate(str(tmp_path), prompt="ab", max_new_tokens=12, record=True, compare=True, repeats=1)
+    printed = capsys.readouterr().out
+    assert printed.startswith(wanted)
+    assert "outputs             identical" in printed
+
+
+def test_rounds_are_recorded_or_compiled_but_not_both() -> None:
+    with pytest.raises(ValueError, match=r"^generate: record and compile are both true; give one of them\.$"):
+        generate("nowhere", record=True, compile=True)

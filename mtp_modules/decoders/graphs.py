@@ -1,0 +1,203 @@
+"""Models for decoders whose rounds are graphs, made beforehand by one means or another."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+
+import torch
+from torch import nn
+
+from mtp_modules.core.checks import at_least, is_distributed, refuse
+from mtp_modules.core.interfaces import DecodingState, Heads, Trunk
+from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.decoders.acceptance import greedy_round
+from mtp_modules.decoders.draft_policy import DepthChooser
+from mtp_modules.decoders.drafting import DraftChoice, Found, heads_draft
+from mtp_modules.decoders.drawing import Drawing
+from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.noise import gumbels
+from mtp_modules.decoders.transfer import told_of_round
+
+
+class GraphModel(ABC):
+    """A model for decoders whose rounds run as graphs. It shares the weights of the model that it was made from.
+
+    Args:
+        model: Trunk, heads and unembedding.
+        batch_sizes: Numbers of rows that graphs are used for.
+
+    Attributes:
+        maker: The function that makes such a model, for what users are told.
+        done: What it does to a model.
+
+    Raises:
+        ValueError: If a batch size is below 1, the trunk or the heads have no step that is tensor operations alone, or
+            the model is shared out over several processes.
+    """
+
+    maker: str
+    done: str
+
+    def __init__(self, model: DecodableModel, *, batch_sizes: Collection[int]) -> None:
+        for size in batch_sizes:
+            at_least(self.maker, "batch_sizes", size, 1)
+        for part, base in ((model.trunk, Trunk), (model.heads, Heads)):
+            if type(part).read is base.read:
+                refuse(
+                    part, f"has no read(...), so it cannot be {self.done} for decoding; decode with the model itself."
+                )
+        if is_distributed(model.unembedding.weight):
+            refuse(self.maker, "the model is shared out over several processes; decode with the model itself.")
+        self.trunk, self.heads, self.unembedding = model.trunk, model.heads, model.unembedding
+        self.batch_sizes = frozenset(batch_sizes)
+        self._read, self._round = self._graphs_of(self._reading), self._graphs_of(self._whole)
+        self._made_for = self._weights()
+
+    @abstractmethod
+    def _graphs_of(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return what gives the same as a function of tensors and of objects that hold some, by graphs."""
+
+    @abstractmethod
+    def _version(self, weight: Tensor) -> tuple[object, ...]:
+        """Return what graphs rely on of a weight, besides its shape, dtype and device."""
+
+    @abstractmethod
+    def expect(self, *states: DecodingState) -> None:
+        """Tell the states of a run that graphs are coming.
+
+        Args:
+            *states: Empty.
+        """
+
+    def _announce(self, chunk: int, *states: DecodingState) -> None:
+        """Tell states of a chunk."""
+        for state in states:
+            state.begin(chunk)
+
+    def _prepare(self, drawing: Drawing) -> None:
+        """Make what a graph cannot make itself."""
+        return
+
+    def capacity_for(self, capacity: int) -> int:
+        """Return how many tokens a row of a run's states is to hold.
+
+        Args:
+            capacity: How many are needed.
+        """
+        return capacity
+
+    @property
+    def gumbels(self) -> Callable[..., Tensor]:
+        """What :func:`mtp_modules.decoders.noise.gumbels` is."""
+        return gumbels
+
+    def check(self) -> None:
+        """Refuse to decode with weights that are not those of the graphs.
+
+        Raises:
+            ValueError: If they have changed.
+        """
+        now = self._weights()
+        for name, found in now.items():
+            if self._made_for.get(name) != found:
+                self._refuse_weights(name)
+
+    def _refuse_weights(self, name: str) -> None:
+        refuse(
+            self.maker,
+            f"{name} has another shape, dtype, device, memory or mode since the model was {self.done}; "
+            f"call {self.maker}(model) again.",
+        )
+
+    def _weights(self) -> dict[str, tuple[object, ...]]:
+        """Return what graphs rely on, of every part and weight."""
+        found: dict[str, tuple[object, ...]] = {}
+        for name in ("trunk", "heads", "unembedding"):
+            part: nn.Module = getattr(self, name)
+            found[name] = tuple(module.training for module in part.modules())
+            for key, weight in (*part.named_parameters(), *part.named_buffers()):
+                version = self._version(weight)
+                found[f"{name}.{key}"] = weight.shape, weight.stride(), weight.dtype, weight.device, *version
+        return found
+
+    def size_for(self, rows: int) -> int:
+        """Return the smallest batch that there are graphs for and that holds so many rows; just those if there is none.
+
+        Args:
+            rows: How many.
+        """
+        return min((size for size in self.batch_sizes if size >= rows), default=rows)
+
+    def read(
+        self, chunk: Int[Tensor, "B C"], trunk_state: DecodingState, heads_state: DecodingState
+    ) -> Float[Tensor, "B C V"]:
+        """Append a chunk to both states, and return horizon 1's logits.
+
+        Args:
+            chunk: Tokens.
+            trunk_state: Committed.
+            heads_state: Committed.
+        """
+        self._announce(chunk.shape[1], trunk_state, heads_state)
+        return self._read(chunk, trunk_state, heads_state)
+
+    def round(
+        self,
+        token: Int[Tensor, " B"],
+        limits: Int[Tensor, " B"],
+        num_drafts: int,
+        trunk_state: DecodingState,
+        heads_state: DecodingState,
+        found: Found | None = None,
+        drawing: Drawing | None = None,
+    ) -> Int[Tensor, "B M"]:
+        """Draft with the heads, and verify: a whole round.
+
+        Args:
+            token: The token that each row emitted last.
+            limits: How many drafts of each row count.
+            num_drafts: How many to make.
+            trunk_state: Committed.
+            heads_state: Committed.
+            found: Drafts that go before those of the heads.
+            drawing: What drafts and tokens are drawn with; ``None`` chooses the likeliest.
+
+        Returns:
+            What :func:`~mtp_modules.decoders.transfer.told_of_round` says.
+        """
+        heads_state.settle()
+        if drawing is not None:
+            self._prepare(drawing)
+        self._announce(1 + num_drafts, trunk_state, heads_state)
+        return self._round(token, limits, num_drafts, trunk_state, heads_state, found, drawing)
+
+    def _reading(self, chunk: Tensor, trunk_state: DecodingState, heads_state: DecodingState) -> Tensor:
+        output = self.trunk.read(chunk, trunk_state)
+        given = self.heads.features_of(output)
+        first = self.heads.read(output.hidden, heads_state, tokens=chunk, embed=self.trunk.embedding, **given)
+        return self.unembedding.logits(first)
+
+    def _whole(
+        self,
+        token: Tensor,
+        limits: Tensor,
+        num_drafts: int,
+        trunk_state: DecodingState,
+        heads_state: DecodingState,
+        found: Found | None,
+        drawing: Drawing | None,
+    ) -> Tensor:
+        drafts, source = token[:, None][:, :0], None
+        if num_drafts:
+            choice = DraftChoice(limits, drawing, DepthChooser(num_drafts))
+            heads_draft(self.heads, heads_state, token, self.trunk.embedding, self.unembedding.logits)(
+                choice, num_drafts
+            )
+            drafts, source, limits = choice.proposal()
+            if found is not None:
+                drafts, limits, source = found.instead_of(drafts, limits, source)
+        logits = self._reading(torch.cat((token[:, None], drafts), dim=1), trunk_state, heads_state)
+        if drawing is None:
+            tokens, accepted = greedy_round(drafts, limits, logits)
+        else:
+            tokens, accepted, _ = drawing.verify(drafts, source, limits, logits)
+        return told_of_round(tokens, accepted, limits, logits)

@@ -1,0 +1,166 @@
+"""Functions of tensors, and of objects that hold some, whose kernels are recorded once and replayed from then on."""
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.shapes import Tensor
+from mtp_modules.core.state import DecodingState
+from mtp_modules.decoders.drawing import Drawing
+from mtp_modules.decoders.sampling import History, RowLaws
+from mtp_modules.decoders.tape import record
+from mtp_modules.decoders.verification import Acceptance, RowNoise
+
+_LOOKED_INTO = (DecodingState, Drawing, RowLaws, RowNoise, History, Acceptance)
+
+
+class _Recording(NamedTuple):
+    """A recorded call: its result, what computes it again, and the attributes that it leaves in states."""
+
+    result: Tensor
+    replay: Callable[[], object]
+    left: list[tuple[int, str, Any]]
+
+
+class Replays:
+    """Recordings that share the memory of what they read.
+
+    Before a call, every tensor that it can read is moved to a place of its own, once; what a round brings anew is
+    copied there. A call with tensors of other sizes, or with other plain values, is recorded anew. The numbers that a
+    :class:`~mtp_modules.core.state.DecodingState` keeps on the host do not count as plain values: it has promised that
+    they change nothing (``expect_graphs(same_sizes=True)``).
+
+    Args:
+        device: Where tensors are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.places: dict[Hashable, Tensor] = {}
+        self.memory: set[int] = set()
+        self.recordings: dict[Hashable, _Recording] = {}
+
+    def __call__(self, function: Callable[..., Tensor], *inputs: object) -> Tensor:
+        """Return what the function returns, and leave in the states what it leaves there.
+
+        Args:
+            function: Computes a tensor with tensors alone.
+            *inputs: Tensors, plain values, and objects that hold some.
+        """
+        moving = _Moving(self)
+        inputs = tuple(moving.move(str(place), value, counts=True) for place, value in enumerate(inputs))
+        moving.copy()
+        key = (function.__name__, *moving.key)
+        recording = self.recordings.get(key)
+        if recording is None:
+            recording = self.recordings[key] = self._recorded(function, inputs, moving)
+        else:
+            recording.replay()
+        for index, name, value in recording.left:
+            setattr(moving.states[index], name, self._apart(value))
+        return recording.result.clone()
+
+    def _recorded(self, function: Callable[..., Tensor], inputs: tuple[object, ...], moved: "_Moving") -> _Recording:
+        before = [(found, dict(vars(found))) for found in (*moved.states, *moved.others)]
+
+        def from_the_start() -> Tensor:
+            for found, attributes in before:
+                vars(found).clear()
+                vars(found).update(attributes)
+            return function(*inputs)
+
+        result, replay = record(from_the_start, self.device)
+        left = [
+            (index, name, value)
+            for index, state in enumerate(moved.states)
+            for name, value in vars(state).items()
+            if value is not before[index][1].get(name, self)
+        ]
+        return _Recording(result, replay, left)
+
+    def _apart(self, value: Any) -> Any:
+        """Return a value with its tensors copied, as the next replay writes over them; but not what is read there."""
+        if isinstance(value, Tensor):
+            return value if value.untyped_storage()._cdata in self.memory else value.clone()
+        if isinstance(value, tuple | list):
+            return _like(value, [self._apart(part) for part in value])
+        return value
+
+
+def _like(value: tuple[Any, ...] | list[Any], parts: list[Any]) -> Any:
+    """Return a list, a tuple or a named tuple of the same kind with other parts."""
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+class _Moving:
+    """One look at all that a call can read."""
+
+    def __init__(self, replays: Replays) -> None:
+        self.replays = replays
+        self.key: list[Hashable] = []
+        self.states: list[DecodingState] = []
+        self.others: list[object] = []
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+
+    def move(self, place: str, value: Any, *, counts: bool) -> Any:
+        """Return a value with its tensors in their places; objects are the same, and hold them from now on.
+
+        Args:
+            place: Name of where it was found.
+            value: Anything.
+            counts: Whether numbers count.
+        """
+        if isinstance(value, Tensor):
+            return self._move_tensor(place, value)
+        if value is None or isinstance(value, bool | str):
+            self.key.append(value)
+        elif isinstance(value, int | float):
+            if counts:
+                self.key.append(value)
+        elif isinstance(value, tuple | list):
+            self.key.append(len(value))
+            parts = [self.move(f"{place}.{index}", part, counts=counts) for index, part in enumerate(value)]
+            if any(part is not old for part, old in zip(parts, value, strict=True)):
+                return _like(value, parts)
+        elif isinstance(value, _LOOKED_INTO):
+            self._look_into(place, value, counts=counts and not isinstance(value, DecodingState))
+        elif not counts and not isinstance(value, torch.device | torch.dtype):
+            refuse(
+                "record_for_decoding",
+                f"a state holds a {type(value).__name__}, which recordings do not look into; keep tensors, plain "
+                "values, tuples and lists of them, or decode with the model itself.",
+            )
+        return value
+
+    def _look_into(self, place: str, value: object, *, counts: bool) -> None:
+        self.key.append(type(value).__qualname__)
+        if isinstance(value, DecodingState):
+            self.states.append(value)
+        else:
+            self.others.append(value)
+        attributes = vars(value)
+        for name, part in attributes.items():
+            moved = self.move(f"{place}.{name}", part, counts=counts)
+            if moved is not part:
+                attributes[name] = moved  # the same name, so the walk may go on
+
+    def _move_tensor(self, place: str, tensor: Tensor) -> Tensor:
+        kind = (tensor.shape, tensor.dtype)
+        self.key.append(kind)
+        places = self.replays.places
+        kept = places.get((place, kind))
+        if kept is None:
+            kept = places[place, kind] = tensor.clone()
+            self.replays.memory.add(kept.untyped_storage()._cdata)
+        elif kept is not tensor:
+            self.pairs.append((kept, tensor))
+        return kept
+
+    def copy(self) -> None:
+        """Bring to their places what lies elsewhere."""
+        memory = self.replays.memory
+        new = [tensor.clone() if tensor.untyped_storage()._cdata in memory else tensor for _, tensor in self.pairs]
+        for (kept, _), tensor in zip(self.pairs, new, strict=True):
+            kept.copy_(tensor)

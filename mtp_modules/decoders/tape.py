@@ -1,0 +1,240 @@
+"""The kernels of a function of tensors, recorded once and launched again without the Python between them.
+
+A recording is a straight line: the same kernels, on the same memory, with the same sizes. What differs from one run to
+the next has to lie in the tensors that the recorded function reads.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.shapes import Tensor
+
+_T = TypeVar("_T")
+_Operator = torch._ops.OpOverload
+
+_OF_THE_HOST = frozenset({"aten::_local_scalar_dense", "aten::lift_fresh", "aten::is_nonzero", "aten::equal"})
+"""Between tensors and numbers of the host, either way: a recording would keep what they were."""
+_BY_INDEX = frozenset({"aten::index", "aten::index_put_", "aten::index_put", "aten::_unsafe_index"})
+_METHODS = {f"aten::{name}": getattr(torch.Tensor, name) for name in ("copy_", "index_copy_", "masked_fill_")}
+"""Called by a shorter way than through their operator."""
+
+
+def record(function: Callable[[], _T], device: torch.device) -> tuple[_T, Callable[[], object]]:
+    """Call a function, and return its result, and what computes it again into the very same tensors.
+
+    On a GPU it becomes a CUDA graph. Elsewhere its kernels are called one after the other; what they write goes where
+    it went when they were recorded, so that looking at memory in another way, and constants, need no call.
+
+    Args:
+        function: Computes with tensors alone. On a GPU it is called twice, so it has to start from the same each time.
+        device: Where its tensors are.
+
+    Raises:
+        ValueError: If the function looks at numbers in a tensor, or makes a tensor of numbers that the host has.
+    """
+    return _record_graph(function) if device.type == "cuda" else _record_kernels(function)
+
+
+def _record_graph(function: Callable[[], _T]) -> tuple[_T, Callable[[], object]]:
+    """Capture a CUDA graph, after a call on a stream of its own, in which libraries set up what they need."""
+    ahead = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    ahead.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(ahead):
+        function()
+    torch.cuda.current_stream().wait_stream(ahead)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+    graph.replay()
+    return result, graph.replay
+
+
+def _record_kernels(function: Callable[[], _T]) -> tuple[_T, Callable[[], object]]:
+    tape = _Tape()
+    with tape, _NoNumbers():
+        result = function()
+    kernels = tape.kernels()
+
+    def replay() -> None:
+        for kernel in kernels:
+            kernel()
+
+    return result, replay
+
+
+def _refuse_numbers(name: str) -> None:
+    refuse(
+        "record_for_decoding",
+        f"a round calls {name}, which takes numbers to the host or from it; decode with the model itself.",
+    )
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Refuse the ways from a tensor to its numbers that lie on no tape."""
+
+    def __torch_function__(
+        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
+        if func in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__):
+            _refuse_numbers(f"Tensor.{func.__name__}")
+        return func(*args, **({} if kwargs is None else kwargs))
+
+
+class _Call:
+    """One call of the tape.
+
+    Attributes:
+        kernel: Computes again what it made.
+        made: The tensors that it made.
+        constant: Whether that is always the same; then it is called only if the tensors are written to later on.
+    """
+
+    def __init__(self, kernel: Callable[[], object], made: list[Tensor], *, constant: bool = False) -> None:
+        self.kernel, self.made, self.constant = kernel, made, constant
+
+
+class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Write down every kernel that is called.
+
+    The tape keeps all tensors, so that memory is never used twice.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[_Call] = []
+        self.constants: dict[int, _Call] = {}
+        self.kept: list[Tensor] = []
+
+    def kernels(self) -> list[Callable[[], object]]:
+        """Return the calls that compute the result again."""
+        return [call.kernel for call in self.calls if not call.constant]
+
+    def __torch_dispatch__(
+        self, func: _Operator, types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
+        kwargs = {} if kwargs is None else kwargs
+        if _asks_the_host(func, args):
+            _refuse_numbers(func._schema.name)
+        before = len(self.calls)
+        with self:
+            result = func.decompose(*args, **kwargs)
+        if result is NotImplemented:
+            result = func(*args, **kwargs)
+            self._note(func, args, kwargs, result)
+        elif self._is_longer_in_parts(before, _tensors((args, kwargs)), _tensors(result)):
+            del self.calls[before:]
+            self._note(func, args, kwargs, result)
+        return result
+
+    def _is_longer_in_parts(self, before: int, given: list[Tensor], made: list[Tensor]) -> bool:
+        """Say whether an operator is better called as a whole than by the kernels it has come down to."""
+        parts = [call for call in self.calls[before:] if not call.constant]
+        outputs = sum(len(call.made) for call in parts)
+        return outputs > len(made) and not _memory(given) & _memory(made)
+
+    def _note(self, func: _Operator, args: Sequence[Any], kwargs: dict[str, Any], result: object) -> None:
+        given, made = _tensors((args, kwargs)), _tensors(result)
+        self.kept += [*given, *made]
+        if func._schema.is_mutable:
+            for memory in _memory(_written(func, args, kwargs)) & self.constants.keys():
+                self.constants.pop(memory).constant = False
+            kernel = partial(_METHODS.get(func._schema.name, func), *args, **kwargs)
+            self.calls.append(_Call(kernel, []))
+        elif not _memory(made) <= _memory(given):  # otherwise another look at memory
+            drawn = torch.Tag.nondeterministic_seeded in func.tags
+            if drawn or not _memory(given) <= self.constants.keys():
+                self.calls.append(_Call(_into(func, args, kwargs, made), made))
+            else:
+                first = [tensor.clone() for tensor in made]
+                call = _Call(partial(_copy, made, first), made, constant=True)
+                self.calls.append(call)
+                self.constants |= dict.fromkeys(_memory(made), call)
+
+
+def _asks_the_host(func: _Operator, args: Sequence[Any]) -> bool:
+    """Say whether an operator moves numbers between tensors and the host, or must know them to say what it makes."""
+    name = func._schema.name
+    if name in _BY_INDEX:  # a mask is counted before it is an index
+        return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in _tensors(args[1]))
+    return name in _OF_THE_HOST or torch.Tag.dynamic_output_shape in func.tags
+
+
+def _tensors(found: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+
+
+def _memory(tensors: Sequence[Tensor]) -> set[int]:
+    return {tensor.untyped_storage()._cdata for tensor in tensors}
+
+
+def _written(func: _Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors that an operator writes to."""
+    arguments = func._schema.arguments
+    given = {**dict(zip((argument.name for argument in arguments), args, strict=False)), **kwargs}
+    return _tensors(
+        [given.get(argument.name) for argument in arguments if argument.alias_info and argument.alias_info.is_write]
+    )
+
+
+def _copy(made: list[Tensor], new: list[Tensor]) -> None:
+    for tensor, other in zip(made, new, strict=True):
+        tensor.copy_(other)
+
+
+def _again(function: Callable[..., object], args: Sequence[Any], kwargs: dict[str, Any], made: list[Tensor]) -> None:
+    _copy(made, _tensors(function(*args, **kwargs)))
+
+
+def _again_one(function: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any], made: Tensor) -> None:
+    made.copy_(function(*args, **kwargs))
+
+
+def _into(func: _Operator, args: Sequence[Any], kwargs: dict[str, Any], made: list[Tensor]) -> Callable[[], object]:
+    """Return the shortest call that was seen to make the same, bit by bit, and that leaves it in the same tensors."""
+    if len(made) != 1:
+        return partial(_again, func, args, kwargs, made)
+    for function in _shorter(func):
+        tried = torch.empty_like(made[0])
+        if _makes(partial(function, *args, **kwargs, out=tried), made[0]):
+            return partial(function, *args, **kwargs, out=made[0])
+    for function in _shorter(func):
+        if _makes(partial(function, *args, **kwargs), made[0]):
+            return partial(_again_one, function, args, kwargs, made[0])
+    return partial(_again_one, func, args, kwargs, made[0])
+
+
+def _shorter(func: _Operator) -> Iterator[Callable[..., Any]]:
+    """Yield functions that may be the operator, first those that take less time to be found."""
+    name = func._schema.name.removeprefix("aten::")
+    if name == "roll":
+        yield _rolled
+    for place in (torch, torch._C._nn):
+        if hasattr(place, name):
+            yield getattr(place, name)
+    if "out" in func.overloadpacket.overloads():
+        yield func.overloadpacket.out
+
+
+def _rolled(x: Tensor, shifts: Sequence[int], dims: Sequence[int], *, out: Tensor) -> Tensor:
+    """Roll along one axis, straight to where the result belongs."""
+    (shift,), (dim,) = shifts, dims
+    shift %= x.shape[dim]
+    kept = x.shape[dim] - shift
+    return torch.cat((x.narrow(dim, kept, shift), x.narrow(dim, 0, kept)), dim=dim, out=out)
+
+
+def _makes(function: Callable[[], Any], wanted: Tensor) -> bool:
+    """Say whether a call makes the same numbers."""
+    try:
+        found = function()
+    except (TypeError, RuntimeError, ValueError):
+        return False
+    alike = isinstance(found, Tensor) and (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+    return alike and torch.allclose(found, wanted, rtol=0, atol=0, equal_nan=True)

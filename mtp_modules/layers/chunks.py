@@ -1,0 +1,70 @@
+"""What every decoding state keeps of lengths and of the chunk that waits for its commit."""
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.interfaces import DecodingState
+from mtp_modules.core.shapes import Int, Tensor
+
+
+class ChunkedState(DecodingState):
+    """Bookkeeping that every state shares: committed lengths, capacity, and the chunk that waits for its commit.
+
+    Args:
+        batch_size: Number ``B`` of rows.
+        capacity: Most tokens a row can hold, the chunk included.
+        max_positions: Most tokens that a row can keep; ``None`` for no limit. A chunk may reach beyond, so that rows
+            near the end can be read with others, but what lies there cannot be kept.
+    """
+
+    def __init__(self, batch_size: int, capacity: int, *, max_positions: int | None = None) -> None:
+        self.lengths = [0] * batch_size
+        self.capacity, self.max_positions = capacity, max_positions
+        self.chunk = 0
+        self.parents: Int[Tensor, "B C"] | None = None
+        self.depth = 0
+
+    def begin(self, chunk: int) -> None:
+        """Announce a chunk that is about to be appended to every row.
+
+        Args:
+            chunk: Number of its tokens.
+
+        Raises:
+            ValueError: If the last chunk was not committed, the state would overflow, or a row is full.
+        """
+        if self.chunk:
+            refuse(self, "the last chunk was not committed; call commit(keep) before the next forward pass.")
+        if max(self.lengths) + chunk > self.capacity:
+            refuse(
+                self,
+                f"capacity is {self.capacity} tokens a row, a chunk of {chunk} after {max(self.lengths)} needs "
+                f"{max(self.lengths) + chunk}; ask new_state for more.",
+            )
+        self._within(max(self.lengths) + 1)
+        self.chunk = chunk
+
+    def _within(self, length: int) -> None:
+        if self.max_positions is not None and length > self.max_positions:
+            refuse(
+                self,
+                f"a row of {length} tokens is longer than max_positions={self.max_positions}; "
+                "keep fewer tokens, or build trunk and heads with more positions.",
+            )
+
+    def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
+        """Keep the first ``keep[b]`` tokens of the chunk, or of the path in it, in row ``b``."""
+        if not self.chunk:
+            refuse(self, "there is no chunk to commit; run a forward pass with this state first.")
+        if len(keep) != len(self.lengths) or min(keep) < 0 or max(keep) > self.chunk:
+            refuse(self, f"keep must hold {len(self.lengths)} numbers from 0 to {self.chunk}, got {keep}.")
+        if (self.parents is None) != (path is None):
+            refuse(self, "a path goes with a chunk that is a tree, and only with that; give commit(keep, path).")
+        lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]
+        self._within(max(lengths))
+        self.lengths = lengths
+        self.chunk, self.parents = 0, None
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with some of the rows only."""
+        if self.chunk:
+            refuse(self, "the last chunk was not committed; call commit(keep) before select(rows).")
+        self.lengths = [self.lengths[row] for row in rows]

@@ -1,0 +1,270 @@
+"""Recorded rounds give what rounds give."""
+
+import dataclasses
+import gc
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
+from mtp_modules.decoders import (
+    BeamDecoder,
+    CostAwareDepth,
+    DynamicTree,
+    ExactMatch,
+    RecordedModel,
+    RejectionSampling,
+    SamplingLaw,
+    record_for_decoding,
+    tape,
+    warm_up,
+)
+from mtp_modules.decoders.acceptance import Verdict
+from mtp_modules.layers import cache
+from mtp_modules.layers.cache import bucket_of
+from tests.helpers import EVERY_HEADS, make_model
+from tests.unit.decoders.compiled import CASES, DRAWN, GREEDY, compare
+
+PLAIN = AutoregressiveDecoder()
+
+
+def recordings_of(fast: RecordedModel) -> int:
+    """Count the recordings that no run has."""
+    gc.collect()
+    return sum(len(replays.recordings) for replays in fast._free)
+
+
+@pytest.fixture(autouse=True)
+def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of tests are short, and are to cross sizes too."""
+    monkeypatch.setattr(cache, "bucket_of", lambda length: 8 * -(-length // 8))
+
+
+EVERY_CASE = {("transformer_previous", "recurrent"), ("transformer_grouped", "parallel")}
+
+
+@pytest.mark.parametrize("heads", EVERY_HEADS)
+@pytest.mark.parametrize("trunk", ["transformer_previous", "transformer_grouped"])
+def test_recorded_rounds_give_the_same_tokens_without_recording_twice(trunk: str, heads: str) -> None:
+    model = make_model(trunk, heads, 3).eval()
+    fast = record_for_decoding(model, batch_sizes=(1, 2))
+    cases = CASES if (trunk, heads) in EVERY_CASE else CASES[2:4]
+    compare(model, fast, cases)
+    made = recordings_of(fast)
+    assert made >= len(cases)
+    compare(model, fast, cases)
+    assert recordings_of(fast) == made
+    with torch.no_grad():
+        model.unembedding.weight.add_(torch.randn_like(model.unembedding.weight))
+    compare(model, fast, cases[:2])
+    assert len(fast._free) == 1
+
+
+def test_texts_that_outgrow_a_size_go_on_in_the_next() -> None:
+    model = make_model("transformer_previous", "recurrent", 3).eval()
+    fast = record_for_decoding(model)
+    for decoder, law in ((PLAIN, DRAWN), (SpeculativeDecoder(), GREEDY)):
+        asked = {"max_new_tokens": 40, "sampling": law, "seed": 1}
+        wanted = decoder.generate(model, [[1, 2, 3]], **asked).tokens
+        for _ in range(2):
+            assert decoder.generate(fast, [[1, 2, 3]], **asked).tokens == wanted
+    assert recordings_of(fast) == 2 * 6  # without drafts, and with two of them, in 8, 16, 24, 32, 40 and 48 slots
+
+
+def test_sizes_grow_by_a_half_or_a_third() -> None:
+    assert [bucket_of(length) for length in (1, 64, 65, 96, 97, 128, 129, 192, 193)] == [
+        *(64, 64, 96, 96, 128, 128, 192, 192, 256)
+    ]
+    assert all(length <= bucket_of(length) < 1.5 * length + 2 for length in range(65, 5000))
+
+
+@pytest.mark.parametrize(
+    ("heads", "decoder", "law"),
+    [
+        ("recurrent", SpeculativeDecoder(), GREEDY),
+        ("parallel", SpeculativeDecoder(), DRAWN),
+        ("linear", SpeculativeDecoder(acceptance=RejectionSampling()), DRAWN),
+        ("recurrent", PLAIN, DRAWN),
+        ("linear", SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
+        ("linear", SpeculativeDecoder(keep_laws=True), DRAWN),
+    ],
+)
+def test_batches_are_filled_and_shrink(heads: str, decoder: SpeculativeDecoder, law: object) -> None:
+    model = make_model("transformer_previous", heads, 3).eval()
+    fast = record_for_decoding(model, batch_sizes=(2, 4))
+    asked = {"max_new_tokens": [4, 13, 9], "sampling": law, "seed": [5, 5, 7]}
+    wanted = list(decoder.stream(model, [[1, 2, 3], [4], [5, 6]], **asked))
+    for _ in range(2):
+        found = list(decoder.stream(fast, [[1, 2, 3], [4], [5, 6]], **asked))
+        assert [dataclasses.replace(done, laws=None) for done in found] == [
+            dataclasses.replace(done, laws=None) for done in wanted
+        ]
+        for one, other in zip(found, wanted, strict=True):
+            if one.laws is not None and other.laws is not None:
+                count = other.laws.drafts.shape[1]
+                torch.testing.assert_close(one.laws.laws[:, : count + 1], other.laws.laws)
+                torch.testing.assert_close(one.laws.draft_laws[:, :count], other.laws.draft_laws)
+
+
+def test_several_runs_at_once_do_not_disturb_each_other() -> None:
+    model = make_model("transformer_previous", "recurrent", 3).eval()
+    fast = record_for_decoding(model)
+    prompts, asked = [[1, 2, 3], [4, 5], [6]], {"max_new_tokens": 20}
+    wanted = [SpeculativeDecoder().generate(model, [prompt], **asked).tokens[0] for prompt in prompts]
+    for _ in range(2):
+        streams = [SpeculativeDecoder().stream(fast, [prompt], **asked) for prompt in prompts]
+        found: list[list[int]] = [[] for _ in prompts]
+        going_on = list(range(len(prompts)))
+        while going_on:
+            for index in list(going_on):
+                done = next(streams[index], None)
+                if done is None:
+                    going_on.remove(index)
+                else:
+                    found[index] += done.tokens[0]
+        assert found == wanted
+        del streams
+    gc.collect()
+    assert len(fast._free) == 3
+
+
+@torch.inference_mode()
+def test_what_a_round_returns_is_not_written_over() -> None:
+    """Two rounds by hand, whose tokens are looked at after both."""
+    model = make_model("transformer", "linear", 3).eval()
+    prompt = [1, 8, 3]
+    wanted = PLAIN.generate(model, [prompt], max_new_tokens=3).tokens[0]
+    assert len(set(wanted)) == 3
+    fast = record_for_decoding(model)
+    states = model.trunk.new_state(1, 32), model.heads.new_state(1, 32)
+    fast.expect(*states)
+    hidden = model.trunk(torch.tensor([prompt]), state=states[0]).hidden
+    first = model.heads.extend(hidden, states[1])
+    found = [model.unembedding.logits(first[:, -1]).argmax(dim=-1)]
+    for keep in (3, 1):
+        for state in states:
+            state.commit([keep])
+        found.append(fast.round(found[-1], torch.zeros_like(found[-1]), 0, *states)[:, 0])
+    assert torch.cat(found).tolist() == wanted
+
+
+def test_a_stream_that_is_given_up_gives_back_its_recordings() -> None:
+    model = make_model("transformer", "recurrent", 3).eval()
+    fast = record_for_decoding(model)
+    stream = SpeculativeDecoder().stream(fast, [[1, 2]], max_new_tokens=20)
+    for _ in range(3):
+        next(stream)
+    assert not fast._free
+    stream.close()
+    made = recordings_of(fast)
+    assert made > 0
+    wanted = SpeculativeDecoder().generate(model, [[3, 4]], max_new_tokens=20).tokens
+    assert SpeculativeDecoder().generate(fast, [[3, 4]], max_new_tokens=20).tokens == wanted
+    assert len(fast._free) == 1
+
+
+def test_laws_share_recordings_where_only_their_numbers_differ() -> None:
+    model = make_model("transformer", "recurrent", 3).eval()
+    fast = record_for_decoding(model)
+    made = []
+    for temperature in (0.5, 1.5):
+        law = SamplingLaw(temperature=temperature)
+        wanted = SpeculativeDecoder().generate(model, [[1, 2]], max_new_tokens=20, sampling=law, seed=3).tokens
+        assert SpeculativeDecoder().generate(fast, [[1, 2]], max_new_tokens=20, sampling=law, seed=3).tokens == wanted
+        made.append(recordings_of(fast))
+    assert made[0] == made[1]
+
+
+def test_nothing_is_recorded_once_a_decoder_was_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "bucket_of", bucket_of)
+    model = make_model("transformer_previous", "recurrent", 3).eval()
+    decoder = SpeculativeDecoder(policy=CostAwareDepth(explore_every=2))
+    fast = record_for_decoding(model, batch_sizes=(1, 2))
+    warm_up(fast, decoder, sampling=DRAWN)
+    made = recordings_of(fast)
+    for prompts in ([[1, 2, 3]], [[1, 2], [3, 4]], [[5], [3, 4, 1]]):
+        decoder.generate(fast, prompts, max_new_tokens=[20, 9][: len(prompts)], sampling=DRAWN)
+    assert recordings_of(fast) == made
+
+
+def test_a_gpu_would_start_from_the_same_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph is captured in a second call of the round, which must not find a trace of the first."""
+
+    def twice(function: Callable[[], object]) -> object:
+        function()
+        return kernels(function)
+
+    kernels = tape._record_kernels
+    monkeypatch.setattr(tape, "_record_kernels", twice)
+    for heads in ("recurrent", "sequential", "joint", "conditioned", "block_diffusion"):
+        model = make_model("transformer_previous", heads, 3).eval()
+        compare(model, record_for_decoding(model, batch_sizes=(1, 2)), CASES[2:4])
+
+
+class LooksAtNumbers(ExactMatch):
+    """Somebody's rule, which says that a graph can hold it."""
+
+    def verify(self, drafts: torch.Tensor, *others: object) -> Verdict:
+        assert min(drafts.flatten().tolist(), default=0) >= 0
+        return super().verify(drafts, *others)
+
+
+def _moved(model: MTPModel) -> RecordedModel:
+    fast = record_for_decoding(model)
+    model.unembedding.weight = torch.nn.Parameter(model.unembedding.weight.detach().clone())
+    return fast
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "a recurrent trunk": (
+        lambda: record_for_decoding(make_model("gru", "linear", 3)),
+        r"^RecurrentTrunk: has no read\(\.\.\.\), so it cannot be recorded for decoding; decode with the model itself",
+    ),
+    "no rows": (
+        lambda: record_for_decoding(make_model("transformer", "linear", 3), batch_sizes=(0,)),
+        r"^record_for_decoding: batch_sizes must be at least 1, got 0",
+    ),
+    "beams": (
+        lambda: BeamDecoder(num_beams=2).generate(
+            record_for_decoding(make_model("transformer", "linear", 3)), [[1]], max_new_tokens=3
+        ),
+        r"^BeamDecoder: has no recorded rounds; pass the model that record_for_decoding was given",
+    ),
+    "weights that were moved": (
+        lambda: PLAIN.generate(_moved(make_model("transformer", "linear", 3).eval()), [[1]], max_new_tokens=3),
+        r"^record_for_decoding: unembedding.weight has another shape, dtype, device, memory or mode since the model "
+        r"was recorded; call record_for_decoding\(model\) again",
+    ),
+    "a rule that looks at numbers": (
+        lambda: SpeculativeDecoder(acceptance=LooksAtNumbers()).generate(
+            record_for_decoding(make_model("transformer", "linear", 3)), [[1]], max_new_tokens=3, sampling=DRAWN
+        ),
+        r"^record_for_decoding: a round calls Tensor.tolist, which takes numbers to the host",
+    ),
+    "a state with sizes of its own": (
+        lambda: make_model("gru", "linear", 3).trunk.new_state(1, 5).expect_graphs(same_sizes=True),
+        r"^RecurrentState: has other sizes in every round, so rounds cannot be recorded; decode with the model itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_recorded_is_refused(name: str) -> None:
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_state_that_hides_tensors_is_refused() -> None:
+    model = make_model("transformer", "linear", 3).eval()
+    made = model.heads.new_state
+
+    def new_state(*sizes: int, **options: bool) -> object:
+        state = made(*sizes, **options)
+        state.table = {"hidden": torch.ones(1)}
+        return state
+
+    model.heads.new_state = new_state
+    with pytest.raises(ValueError, match=r"^record_for_decoding: a state holds a dict, which recordings do not look"):
+        PLAIN.generate(record_for_decoding(model), [[1]], max_new_tokens=3)
