@@ -17,7 +17,7 @@ def record_for_decoding(model: DecodableModel, *, batch_sizes: Collection[int] =
 
     The kernels of a round are written down when a round of its kind is first run, and from then on launched without the
     Python between them: as a CUDA graph on a GPU, one call after the other elsewhere. No compiler is needed, and a
-    recording takes about as long as a few rounds. Attention looks at 64, 96, 128, 192 and so on slots, with a mask for
+    recording takes about as long as twenty rounds. Attention looks at 64, 96, 128, 192 and so on slots, with a mask for
     those beyond each row's length, and each of these sizes is recorded.
 
     The same rounds as with :func:`~mtp_modules.decoders.compile_for_decoding` become one recording, and of the others

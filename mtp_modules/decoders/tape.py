@@ -192,42 +192,43 @@ def _again(function: Callable[..., object], args: Sequence[Any], kwargs: dict[st
     _copy(made, _tensors(function(*args, **kwargs)))
 
 
-def _again_one(function: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any], made: Tensor) -> None:
-    made.copy_(function(*args, **kwargs))
+def _again_one(call: Callable[[], Tensor], made: Tensor) -> None:
+    made.copy_(call())
 
 
 def _into(func: _Operator, args: Sequence[Any], kwargs: dict[str, Any], made: list[Tensor]) -> Callable[[], object]:
     """Return the shortest call that was seen to make the same, bit by bit, and that leaves it in the same tensors."""
     if len(made) != 1:
         return partial(_again, func, args, kwargs, made)
-    for function in _shorter(func):
+    calls = list(_shorter(func, args, kwargs))
+    for call in calls:
         tried = torch.empty_like(made[0])
-        if _makes(partial(function, *args, **kwargs, out=tried), made[0]):
-            return partial(function, *args, **kwargs, out=made[0])
-    for function in _shorter(func):
-        if _makes(partial(function, *args, **kwargs), made[0]):
-            return partial(_again_one, function, args, kwargs, made[0])
-    return partial(_again_one, func, args, kwargs, made[0])
+        if _makes(partial(call, out=tried), made[0]):
+            return partial(call, out=made[0])
+    for call in calls:
+        if _makes(call, made[0]):
+            return partial(_again_one, call, made[0])
+    return partial(_again_one, partial(func, *args, **kwargs), made[0])
 
 
-def _shorter(func: _Operator) -> Iterator[Callable[..., Any]]:
-    """Yield functions that may be the operator, first those that take less time to be found."""
+def _shorter(func: _Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Callable[..., Any]]:
+    """Yield calls that may do the same, first those that take less time to be found."""
     name = func._schema.name.removeprefix("aten::")
-    if name == "roll":
-        yield _rolled
+    if name == "_to_copy":
+        yield partial(_converted, args[0])
+    if name == "roll" and len(args) == 3 and len(args[1]) == len(args[2]) == 1:
+        x, (shift,), (dim,) = args
+        kept = x.shape[dim] - shift % x.shape[dim]
+        yield partial(torch.cat, (x.narrow(dim, kept, x.shape[dim] - kept), x.narrow(dim, 0, kept)), dim=dim)
     for place in (torch, torch._C._nn):
         if hasattr(place, name):
-            yield getattr(place, name)
+            yield partial(getattr(place, name), *args, **kwargs)
     if "out" in func.overloadpacket.overloads():
-        yield func.overloadpacket.out
+        yield partial(func.overloadpacket.out, *args, **kwargs)
 
 
-def _rolled(x: Tensor, shifts: Sequence[int], dims: Sequence[int], *, out: Tensor) -> Tensor:
-    """Roll along one axis, straight to where the result belongs."""
-    (shift,), (dim,) = shifts, dims
-    shift %= x.shape[dim]
-    kept = x.shape[dim] - shift
-    return torch.cat((x.narrow(dim, kept, shift), x.narrow(dim, 0, kept)), dim=dim, out=out)
+def _converted(x: Tensor, *, out: Tensor) -> Tensor:
+    return out.copy_(x)
 
 
 def _makes(function: Callable[[], Any], wanted: Tensor) -> bool:

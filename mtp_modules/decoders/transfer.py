@@ -18,7 +18,7 @@ def told_of_round(
         logits: What it was decided by; the last number says whether it is free of NaN.
     """
     sound = torch.isnan(logits).any().logical_not().long().expand_as(accepted)
-    return torch.cat((tokens, torch.stack((accepted, limits, sound), dim=1)), dim=1)
+    return torch.cat((tokens, accepted[:, None], limits[:, None], sound[:, None]), dim=1)
 
 
 def on_host(told: Int[Tensor, "B M"]) -> tuple[list[list[int]], list[int], list[int]]:
