@@ -6,6 +6,16 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Int, Tensor
 
 
+def bucket_of(length: int) -> int:
+    """Return the next of 64, 96, 128, 192, 256, 384 and so on: sizes for what is recorded.
+
+    Args:
+        length: At least 1.
+    """
+    size = max(64, 1 << (length - 1).bit_length())
+    return size * 3 // 4 if size > 64 and length <= size * 3 // 4 else size
+
+
 class DecodingState(ABC):
     """What a module remembers of the tokens it has read, one row a sequence.
 
@@ -35,8 +45,11 @@ class DecodingState(ABC):
         """Announce that graphs will read chunks, so that what differs between rounds should be little.
 
         Args:
-            same_sizes: What a round computes must depend on the tensors that this state holds, on their sizes, and on
-                which are there, but not on its numbers on the host; and sizes should seldom change.
+            same_sizes: Rounds will be recorded. What ``read`` and drafting compute must depend on the tensors that this
+                state holds, on their sizes, and on which are there, but not on its numbers on the host; and sizes
+                should seldom change. The state may hold tensors, plain values, other states, and tuples and lists of
+                them. No tensor may be a view of another one, no list may change in place, and what a round writes into
+                tensors must be the same if it is done twice.
 
         Raises:
             ValueError: If this kind of state cannot promise that.

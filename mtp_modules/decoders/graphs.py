@@ -85,6 +85,14 @@ class GraphModel(ABC):
         """
         return capacity
 
+    def lengths_of_graphs(self, longest: int) -> list[int]:
+        """Return the lengths of texts from which on other graphs are used.
+
+        Args:
+            longest: Up to this length.
+        """
+        return []
+
     @property
     def gumbels(self) -> Callable[..., Tensor]:
         """What :func:`mtp_modules.decoders.noise.gumbels` is."""
@@ -138,7 +146,7 @@ class GraphModel(ABC):
             heads_state: Committed.
         """
         self._announce(chunk.shape[1], trunk_state, heads_state)
-        return self._read(chunk, trunk_state, heads_state)
+        return self._read(trunk_state, heads_state, chunk)
 
     def round(
         self,
@@ -168,9 +176,9 @@ class GraphModel(ABC):
         if drawing is not None:
             self._prepare(drawing)
         self._announce(1 + num_drafts, trunk_state, heads_state)
-        return self._round(token, limits, num_drafts, trunk_state, heads_state, found, drawing)
+        return self._round(trunk_state, heads_state, token, limits, num_drafts, found, drawing)
 
-    def _reading(self, chunk: Tensor, trunk_state: DecodingState, heads_state: DecodingState) -> Tensor:
+    def _reading(self, trunk_state: DecodingState, heads_state: DecodingState, chunk: Tensor) -> Tensor:
         output = self.trunk.read(chunk, trunk_state)
         given = self.heads.features_of(output)
         first = self.heads.read(output.hidden, heads_state, tokens=chunk, embed=self.trunk.embedding, **given)
@@ -178,11 +186,11 @@ class GraphModel(ABC):
 
     def _whole(
         self,
+        trunk_state: DecodingState,
+        heads_state: DecodingState,
         token: Tensor,
         limits: Tensor,
         num_drafts: int,
-        trunk_state: DecodingState,
-        heads_state: DecodingState,
         found: Found | None,
         drawing: Drawing | None,
     ) -> Tensor:
@@ -195,7 +203,7 @@ class GraphModel(ABC):
             drafts, source, limits = choice.proposal()
             if found is not None:
                 drafts, limits, source = found.instead_of(drafts, limits, source)
-        logits = self._reading(torch.cat((token[:, None], drafts), dim=1), trunk_state, heads_state)
+        logits = self._reading(trunk_state, heads_state, torch.cat((token[:, None], drafts), dim=1))
         if drawing is None:
             tokens, accepted = greedy_round(drafts, limits, logits)
         else:

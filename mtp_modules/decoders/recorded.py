@@ -3,16 +3,20 @@
 from collections.abc import Callable, Collection
 from weakref import WeakKeyDictionary, finalize
 
+import torch
+
+from mtp_modules.core.checks import at_least
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Tensor
+from mtp_modules.core.state import bucket_of
 from mtp_modules.decoders.generation import DecodableModel
 from mtp_modules.decoders.graphs import GraphModel
 from mtp_modules.decoders.replays import Replays
 
-_SMALLEST = 256
 
-
-def record_for_decoding(model: DecodableModel, *, batch_sizes: Collection[int] = (1,)) -> "RecordedModel":
+def record_for_decoding(
+    model: DecodableModel, *, batch_sizes: Collection[int] = (1,), capacity: int = 1024
+) -> "RecordedModel":
     """Return the model for decoders with its rounds recorded; the output is the same, up to rounding.
 
     The kernels of a round are written down when a round of its kind is first run, and from then on launched without the
@@ -21,43 +25,49 @@ def record_for_decoding(model: DecodableModel, *, batch_sizes: Collection[int] =
     those beyond each row's length, and each of these sizes is recorded.
 
     The same rounds as with :func:`~mtp_modules.decoders.compile_for_decoding` become one recording, and of the others
-    reading and scoring; prompts and larger batches go through the model as it is. Weights may change in place.
+    reading and scoring; prompts and larger batches go through the model as it is. Weights may change in place, but not
+    the settings of modules.
 
     Args:
         model: Not changed. The result shares its weights.
         batch_sizes: Numbers of rows to record for, such as ``(1, 4, 16)``. A batch of fewer is filled up to the next of
             them; a larger one goes through the model as it is, until enough of its rows have ended.
+        capacity: Most tokens of a row, prompt and drafts included, that keys and values are kept for. It grows when a
+            text needs more, to the next power of 2, and then everything is recorded anew.
 
     Raises:
-        ValueError: If a batch size is below 1, the trunk or the heads cannot be recorded, or the model is shared out
-            over several processes; when decoding, if weights are no longer where they were, or a round takes numbers to
-            the host.
+        ValueError: If a batch size or the capacity is below 1, the trunk or the heads cannot be recorded, or the model
+            is shared out over several processes; when decoding, if weights are no longer where they were, or a round
+            takes numbers to the host.
     """
-    return RecordedModel(model, batch_sizes=batch_sizes)
+    return RecordedModel(model, batch_sizes=batch_sizes, capacity=capacity)
 
 
 class RecordedModel(GraphModel):
     """A model for decoders whose rounds are recorded; made by :func:`record_for_decoding`.
 
-    It shares the weights of the model that it was made from. What recordings read and write is kept for the next run;
-    several runs at once have their own. Not for several threads at once.
+    It shares the weights of the model that it was made from. What recordings read and write is kept for the next run.
+    Several runs at once have recordings of their own, each of which is made and kept.
 
     Args:
         model: Trunk, heads and unembedding.
         batch_sizes: Numbers of rows that are recorded.
+        capacity: Most tokens of a row, to begin with.
     """
 
     maker, done = "record_for_decoding", "recorded"
 
-    def __init__(self, model: DecodableModel, *, batch_sizes: Collection[int]) -> None:
+    def __init__(self, model: DecodableModel, *, batch_sizes: Collection[int], capacity: int) -> None:
         super().__init__(model, batch_sizes=batch_sizes)
+        at_least(self.maker, "capacity", capacity, 1)
+        self.capacity = 1 << (capacity - 1).bit_length()
         self._lent: WeakKeyDictionary[DecodingState, Replays] = WeakKeyDictionary()
         self._free: list[Replays] = []
 
     def _graphs_of(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(*inputs: object) -> Tensor:
-            state = next(value for value in inputs if isinstance(value, DecodingState))
-            return self._replays_of(state)(function, *inputs)
+        @torch.inference_mode()
+        def call(trunk_state: DecodingState, *inputs: object) -> Tensor:
+            return self._replays_of(trunk_state)(function, trunk_state, *inputs)
 
         return call
 
@@ -71,12 +81,26 @@ class RecordedModel(GraphModel):
         return replays
 
     def capacity_for(self, capacity: int) -> int:
-        """Return the next power of 2, so that states of many runs have the same sizes.
+        """Return one number for all runs, as recordings are made for it; a longer one makes those before it useless.
 
         Args:
             capacity: How many tokens a row needs.
         """
-        return max(_SMALLEST, 1 << (capacity - 1).bit_length())
+        if capacity > self.capacity:
+            self.capacity = 1 << (capacity - 1).bit_length()
+            self._free = []  # those that are lent come back to the list that is given up here
+        return self.capacity
+
+    def lengths_of_graphs(self, longest: int) -> list[int]:
+        """Return how many slots attention looks at, but the last.
+
+        Args:
+            longest: Up to this length of a text.
+        """
+        sizes = [bucket_of(1)]
+        while sizes[-1] < longest:
+            sizes.append(bucket_of(sizes[-1] + 1))
+        return sizes[:-1]
 
     def expect(self, *states: DecodingState) -> None:
         """Tell the states of a run that sizes should seldom change."""

@@ -1,11 +1,12 @@
 """Functions of tensors, and of objects that hold some, whose kernels are recorded once and replayed from then on."""
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.core.component import Component
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.core.state import DecodingState
 from mtp_modules.decoders.drawing import Drawing
@@ -13,7 +14,7 @@ from mtp_modules.decoders.sampling import History, RowLaws
 from mtp_modules.decoders.tape import record
 from mtp_modules.decoders.verification import Acceptance, RowNoise
 
-_LOOKED_INTO = (DecodingState, Drawing, RowLaws, RowNoise, History, Acceptance)
+_LOOKED_INTO = (DecodingState, Drawing, RowLaws, RowNoise, History)
 
 
 class _Recording(NamedTuple):
@@ -30,7 +31,8 @@ class Replays:
     Before a call, every tensor that it can read is moved to a place of its own, once; what a round brings anew is
     copied there. A call with tensors of other sizes, or with other plain values, is recorded anew. The numbers that a
     :class:`~mtp_modules.core.state.DecodingState` keeps on the host do not count as plain values: it has promised that
-    they change nothing (``expect_graphs(same_sizes=True)``).
+    they change nothing (``expect_graphs(same_sizes=True)``). A rule of acceptance is the user's, so its tensors stay
+    where they are.
 
     Args:
         device: Where tensors are.
@@ -103,6 +105,8 @@ class _Moving:
         self.states: list[DecodingState] = []
         self.others: list[object] = []
         self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.moved: dict[int, tuple[int, Tensor, Tensor]] = {}
+        self.looked_into: dict[int, int] = {}
 
     def move(self, place: str, value: Any, *, counts: bool) -> Any:
         """Return a value with its tensors in their places; objects are the same, and hold them from now on.
@@ -118,35 +122,43 @@ class _Moving:
             self.key.append(value)
         elif isinstance(value, int | float):
             if counts:
-                self.key.append(value)
+                self.key.append((type(value), value))
         elif isinstance(value, tuple | list):
             self.key.append(len(value))
             parts = [self.move(f"{place}.{index}", part, counts=counts) for index, part in enumerate(value)]
             if any(part is not old for part, old in zip(parts, value, strict=True)):
                 return _like(value, parts)
+        elif isinstance(value, Acceptance):
+            self.key.append(_held(value))
+            self.others.append(value)
         elif isinstance(value, _LOOKED_INTO):
-            self._look_into(place, value, counts=counts and not isinstance(value, DecodingState))
+            self._look_into(place, value)
         elif not counts and not isinstance(value, torch.device | torch.dtype):
-            refuse(
-                "record_for_decoding",
-                f"a state holds a {type(value).__name__}, which recordings do not look into; keep tensors, plain "
-                "values, tuples and lists of them, or decode with the model itself.",
-            )
+            _refuse_to_follow("a state", value)
         return value
 
-    def _look_into(self, place: str, value: object, *, counts: bool) -> None:
-        self.key.append(type(value).__qualname__)
+    def _look_into(self, place: str, value: object) -> None:
+        if id(value) in self.looked_into:
+            self.key.append(self.looked_into[id(value)])
+            return
+        self.looked_into[id(value)] = len(self.looked_into)
+        self.key.append(cast("Hashable", type(value)))
+        of_a_state = isinstance(value, DecodingState)
         if isinstance(value, DecodingState):
             self.states.append(value)
         else:
             self.others.append(value)
         attributes = vars(value)
         for name, part in attributes.items():
-            moved = self.move(f"{place}.{name}", part, counts=counts)
+            moved = self.move(f"{place}.{name}", part, counts=not of_a_state)
             if moved is not part:
                 attributes[name] = moved  # the same name, so the walk may go on
 
     def _move_tensor(self, place: str, tensor: Tensor) -> Tensor:
+        if id(tensor) in self.moved:  # the same tensor under another name
+            index, _, known = self.moved[id(tensor)]
+            self.key.append(index)
+            return known
         kind = (tensor.shape, tensor.dtype)
         self.key.append(kind)
         places = self.replays.places
@@ -156,6 +168,7 @@ class _Moving:
             self.replays.memory.add(kept.untyped_storage()._cdata)
         elif kept is not tensor:
             self.pairs.append((kept, tensor))
+        self.moved[id(tensor)] = len(self.moved), tensor, kept
         return kept
 
     def copy(self) -> None:
@@ -164,3 +177,26 @@ class _Moving:
         new = [tensor.clone() if tensor.untyped_storage()._cdata in memory else tensor for _, tensor in self.pairs]
         for (kept, _), tensor in zip(self.pairs, new, strict=True):
             kept.copy_(tensor)
+
+
+def _held(value: Any) -> Hashable:
+    """Return what tells a rule from another one. Its tensors stay where they are, like weights."""
+    if isinstance(value, Tensor):
+        return value.data_ptr(), value.shape, value.stride(), value.dtype
+    if isinstance(value, Component):
+        return type(value), _held(vars(value))
+    if isinstance(value, dict):
+        return tuple((name, _held(part)) for name, part in value.items())
+    if isinstance(value, tuple | list):
+        return type(value), tuple(_held(part) for part in value)
+    if not isinstance(value, Hashable):
+        _refuse_to_follow("a rule of acceptance", value)
+    return type(value), value
+
+
+def _refuse_to_follow(holder: str, value: object) -> None:
+    refuse(
+        "record_for_decoding",
+        f"{holder} holds a {type(value).__name__}, which recordings cannot follow; keep tensors, plain values, and "
+        "tuples or lists of them, or decode with the model itself.",
+    )

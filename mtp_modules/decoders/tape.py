@@ -4,8 +4,9 @@ A recording is a straight line: the same kernels, on the same memory, with the s
 the next has to lie in the tensors that the recorded function reads.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
+from types import BuiltinFunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -37,22 +38,22 @@ def record(function: Callable[[], _T], device: torch.device) -> tuple[_T, Callab
         device: Where its tensors are.
 
     Raises:
-        ValueError: If the function looks at numbers in a tensor, or makes a tensor of numbers that the host has.
+        ValueError: If the function looks at numbers in a tensor, or makes a tensor of data that the host has.
     """
-    return _record_graph(function) if device.type == "cuda" else _record_kernels(function)
+    return _record_graph(function, device) if device.type == "cuda" else _record_kernels(function)
 
 
-def _record_graph(function: Callable[[], _T]) -> tuple[_T, Callable[[], object]]:
-    """Capture a CUDA graph, after a call on a stream of its own, in which libraries set up what they need."""
-    ahead = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    ahead.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(ahead):
-        function()
-    torch.cuda.current_stream().wait_stream(ahead)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = function()
-    graph.replay()
+def _record_graph(function: Callable[[], _T], device: torch.device) -> tuple[_T, Callable[[], object]]:
+    """Capture a CUDA graph, after a call on the same stream in which libraries set up what they need."""
+    with torch.cuda.device(device):
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), _Watch(device), _NoNumbers():
+            function()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
+            result = function()
+        graph.replay()
     return result, graph.replay
 
 
@@ -85,6 +86,25 @@ class _NoNumbers(TorchFunctionMode):
         if func in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__):
             _refuse_numbers(f"Tensor.{func.__name__}")
         return func(*args, **({} if kwargs is None else kwargs))
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuse operators that ask the host, and tensors that are elsewhere: a graph would not compute them again."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+
+    def __torch_dispatch__(
+        self, func: _Operator, types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
+        kwargs = {} if kwargs is None else kwargs
+        if _asks_the_host(func, args):
+            _refuse_numbers(func._schema.name)
+        result = func(*args, **kwargs)
+        if any(tensor.device.type != self.device.type and tensor.dim() for tensor in _tensors(result)):
+            _refuse_numbers(f"{func._schema.name} on another device")
+        return result
 
 
 class _Call:
@@ -196,19 +216,39 @@ def _again_one(call: Callable[[], Tensor], made: Tensor) -> None:
     made.copy_(call())
 
 
+_SHORTEST: dict[Hashable, tuple[int, bool]] = {}
+"""For each kind of call the place of the shortest among its candidates, and whether it takes a place for the result."""
+
+
 def _into(func: _Operator, args: Sequence[Any], kwargs: dict[str, Any], made: list[Tensor]) -> Callable[[], object]:
-    """Return the shortest call that was seen to make the same, bit by bit, and that leaves it in the same tensors."""
+    """Return the shortest call that makes the same, and that leaves it in the same tensors.
+
+    It was seen to make the same numbers, once for each kind of call: operator, plain arguments, dtypes, dimensions.
+    """
     if len(made) != 1:
         return partial(_again, func, args, kwargs, made)
     calls = list(_shorter(func, args, kwargs))
-    for call in calls:
-        tried = torch.empty_like(made[0])
-        if _makes(partial(call, out=tried), made[0]):
-            return partial(call, out=made[0])
-    for call in calls:
-        if _makes(call, made[0]):
-            return partial(_again_one, call, made[0])
-    return partial(_again_one, partial(func, *args, **kwargs), made[0])
+    kind = func, *map(_plainly, tree_leaves((args, kwargs)))
+    if kind not in _SHORTEST:
+        _SHORTEST[kind] = _shortest(calls, made[0])
+    place, takes_place = _SHORTEST[kind]
+    call = calls[place] if place < len(calls) else partial(func, *args, **kwargs)
+    return partial(call, out=made[0]) if takes_place else partial(_again_one, call, made[0])
+
+
+def _plainly(argument: Any) -> Hashable:
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.dim(), argument.device.type
+    return type(argument), argument
+
+
+def _shortest(calls: list[Callable[..., Any]], made: Tensor) -> tuple[int, bool]:
+    """Return the place of the first call that makes this, and whether it can do so in a given place."""
+    for takes_place in (True, False):
+        for place, call in enumerate(calls):
+            if _makes(partial(call, out=torch.empty_like(made)) if takes_place else call, made):
+                return place, takes_place
+    return len(calls), False
 
 
 def _shorter(func: _Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Callable[..., Any]]:
@@ -221,8 +261,9 @@ def _shorter(func: _Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> It
         kept = x.shape[dim] - shift % x.shape[dim]
         yield partial(torch.cat, (x.narrow(dim, kept, x.shape[dim] - kept), x.narrow(dim, 0, kept)), dim=dim)
     for place in (torch, torch._C._nn):
-        if hasattr(place, name):
-            yield partial(getattr(place, name), *args, **kwargs)
+        function = getattr(place, name, None)
+        if isinstance(function, BuiltinFunctionType):  # the operator itself, found by its name
+            yield partial(function, *args, **kwargs)
     if "out" in func.overloadpacket.overloads():
         yield partial(func.overloadpacket.out, *args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 import copy
 
+from mtp_modules.core.checks import within_positions
 from mtp_modules.core.shapes import Bool, Float, Tensor
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
 from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy
@@ -33,25 +34,37 @@ class _Turns(DepthChooser):
 
 
 def warm_up(
-    model: GraphModel, decoder: AutoregressiveDecoder | SpeculativeDecoder, *, sampling: SamplingLaw | None = None
+    model: GraphModel,
+    decoder: AutoregressiveDecoder | SpeculativeDecoder,
+    *,
+    sampling: SamplingLaw | None = None,
+    longest: int = 1,
 ) -> None:
-    """Compile all graphs that a decoder will use, so that no text has to wait for them; or record those of short texts.
+    """Compile, or record, all graphs that a decoder will use, so that no text has to wait for them.
 
     It decodes a few tokens with each number of drafts that the decoder's policy may ask for, in batches of all sizes
-    that the model was compiled for.
+    that the model was compiled or recorded for.
 
     Args:
-        model: What :func:`~mtp_modules.decoders.compile_for_decoding` has returned, or
-            :func:`~mtp_modules.decoders.record_for_decoding`, whose recordings of longer texts are made as they come.
+        model: What :func:`~mtp_modules.decoders.compile_for_decoding` or
+            :func:`~mtp_modules.decoders.record_for_decoding` has returned.
         decoder: Will decode.
         sampling: The law that tokens will be drawn from; the likeliest token if ``None``. Laws with penalties, with
             truncation or with allowed tokens have graphs of their own, so call this once for each such kind.
+        longest: How many tokens a text will have, prompt included. Recordings are made for each size of texts up to
+            that; compiled graphs serve all lengths.
+
+    Raises:
+        ValueError: If the trunk cannot read so many.
     """
     depths, tried = [0], decoder
     if isinstance(decoder, SpeculativeDecoder):
         depths, tried = decoder.policy.depths(decoder.most(model)), copy.copy(decoder)
         tried.policy = _InTurn(policy=decoder.policy)
+    within_positions("warm_up", longest, model.trunk.max_positions, "trunk")
+    model.capacity_for(longest + max(depths))
     budget = 1 + sum(depth + 1 for depth in depths)
+    first = 1 + max(model.heads.horizons)  # the first tokens of a text may have graphs of their own
     for size in sorted(model.batch_sizes):
-        prompt = [0] * (1 + max(model.heads.horizons))  # the first tokens of a text may have graphs of their own
-        tried.generate(model, [prompt] * size, max_new_tokens=budget, sampling=sampling)
+        for length in (first, *model.lengths_of_graphs(longest)):
+            tried.generate(model, [[0] * length] * size, max_new_tokens=budget, sampling=sampling)

@@ -7,17 +7,8 @@ import torch
 from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.core.selection import moved
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.core.state import bucket_of
 from mtp_modules.layers.chunks import ChunkedState
-
-
-def bucket_of(length: int) -> int:
-    """Return the next of 64, 96, 128, 192, 256, 384 and so on.
-
-    Args:
-        length: At least 1.
-    """
-    size = max(64, 1 << (length - 1).bit_length())
-    return size * 3 // 4 if size > 64 and length <= size * 3 // 4 else size
 
 
 class _LookBack(NamedTuple):

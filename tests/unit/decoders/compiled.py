@@ -138,9 +138,9 @@ def rows_that_end() -> None:
 def counted(made: Callable[..., torch.Tensor], sizes: set[int]) -> Callable[..., torch.Tensor]:
     """Return the graphs with a note of the number of rows that each call has."""
 
-    def call(chunk: torch.Tensor, *others: object) -> torch.Tensor:
+    def call(trunk_state: object, heads_state: object, chunk: torch.Tensor, *others: object) -> torch.Tensor:
         sizes.add(len(chunk))
-        return made(chunk, *others)
+        return made(trunk_state, heads_state, chunk, *others)
 
     return call
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
+from mtp_modules.core.state import bucket_of
 from mtp_modules.decoders import (
     BeamDecoder,
     CostAwareDepth,
@@ -17,13 +18,14 @@ from mtp_modules.decoders import (
     RejectionSampling,
     SamplingLaw,
     record_for_decoding,
+    recorded,
     tape,
     warm_up,
 )
 from mtp_modules.decoders.acceptance import Verdict
-from mtp_modules.layers import cache
-from mtp_modules.layers.cache import bucket_of
-from tests.helpers import EVERY_HEADS, make_model
+from mtp_modules.decoders.replays import Replays
+from mtp_modules.layers import ChunkedState, cache
+from tests.helpers import EVERY_HEADS, VOCAB, make_model
 from tests.unit.decoders.compiled import CASES, DRAWN, GREEDY, compare
 
 PLAIN = AutoregressiveDecoder()
@@ -38,7 +40,8 @@ def recordings_of(fast: RecordedModel) -> int:
 @pytest.fixture(autouse=True)
 def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts of tests are short, and are to cross sizes too."""
-    monkeypatch.setattr(cache, "bucket_of", lambda length: 8 * -(-length // 8))
+    for module in (cache, recorded):
+        monkeypatch.setattr(module, "bucket_of", lambda length: 8 * -(-length // 8))
 
 
 EVERY_CASE = {("transformer_previous", "recurrent"), ("transformer_grouped", "parallel")}
@@ -129,7 +132,6 @@ def test_several_runs_at_once_do_not_disturb_each_other() -> None:
     assert len(fast._free) == 3
 
 
-@torch.inference_mode()
 def test_what_a_round_returns_is_not_written_over() -> None:
     """Two rounds by hand, whose tokens are looked at after both."""
     model = make_model("transformer", "linear", 3).eval()
@@ -176,16 +178,17 @@ def test_laws_share_recordings_where_only_their_numbers_differ() -> None:
     assert made[0] == made[1]
 
 
-def test_nothing_is_recorded_once_a_decoder_was_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "bucket_of", bucket_of)
-    model = make_model("transformer_previous", "recurrent", 3).eval()
-    decoder = SpeculativeDecoder(policy=CostAwareDepth(explore_every=2))
-    fast = record_for_decoding(model, batch_sizes=(1, 2))
-    warm_up(fast, decoder, sampling=DRAWN)
+@pytest.mark.parametrize("decoder", [SpeculativeDecoder(policy=CostAwareDepth(explore_every=2)), PLAIN])
+def test_nothing_is_recorded_once_a_decoder_was_warmed_up(decoder: SpeculativeDecoder) -> None:
+    model = make_model("transformer_previous", "recurrent", 2).eval()
+    fast = record_for_decoding(model, batch_sizes=(1, 2), capacity=16)
+    warm_up(fast, decoder, sampling=DRAWN, longest=40)
     made = recordings_of(fast)
     for prompts in ([[1, 2, 3]], [[1, 2], [3, 4]], [[5], [3, 4, 1]]):
-        decoder.generate(fast, prompts, max_new_tokens=[20, 9][: len(prompts)], sampling=DRAWN)
+        decoder.generate(fast, prompts, max_new_tokens=[36, 19][: len(prompts)], sampling=DRAWN)
     assert recordings_of(fast) == made
+    with pytest.raises(ValueError, match=r"^warm_up: a sequence of 49 tokens is longer than max_positions=48; shorten"):
+        warm_up(fast, decoder, longest=49)
 
 
 def test_a_gpu_would_start_from_the_same_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +203,86 @@ def test_a_gpu_would_start_from_the_same_twice(monkeypatch: pytest.MonkeyPatch) 
     for heads in ("recurrent", "sequential", "joint", "conditioned", "block_diffusion"):
         model = make_model("transformer_previous", heads, 3).eval()
         compare(model, record_for_decoding(model, batch_sizes=(1, 2)), CASES[2:4])
+
+
+def test_a_longer_text_makes_room_for_all_that_follow() -> None:
+    model = make_model("transformer", "recurrent", 3).eval()
+    fast = record_for_decoding(model, capacity=20)
+    assert fast.capacity == 32
+    made = []
+    for budget in (5, 20, 40, 5, 40):
+        wanted = PLAIN.generate(model, [[1, 2]], max_new_tokens=budget).tokens
+        assert PLAIN.generate(fast, [[1, 2]], max_new_tokens=budget).tokens == wanted
+        made.append(recordings_of(fast))
+    assert fast.capacity == 64
+    assert made == [1, 3, 6, 6, 6]  # a row of 5, 20 and 40 tokens looks at 8, at 24 and at 48 slots
+
+
+def rule(shift: int) -> type[ExactMatch]:
+    """Make a class of its own, as a cell of a notebook does that is run again."""
+
+    class Shifted(ExactMatch):
+        def verify(self, drafts: torch.Tensor, *others: torch.Tensor) -> Verdict:
+            accepted, following = super().verify(drafts, *others)
+            return Verdict(0 * accepted, (following + shift) % VOCAB)
+
+    return Shifted
+
+
+class Table(ExactMatch):
+    """A rule that keeps what recordings do not look into, and a tensor."""
+
+    def __init__(self, *, shift: int) -> None:
+        self.table = {"shift": [shift]}
+        self.added = torch.tensor(0)
+
+    def verify(self, drafts: torch.Tensor, *others: torch.Tensor) -> Verdict:
+        accepted, following = super().verify(drafts, *others)
+        return Verdict(0 * accepted, (following + self.table["shift"][0] + self.added) % VOCAB)
+
+
+def test_rules_of_somebody_else_are_told_apart_and_left_alone() -> None:
+    model = make_model("transformer", "recurrent", 3).eval()
+    fast = record_for_decoding(model)
+    table = Table(shift=3)
+    added = table.added
+    for found in (rule(1)(), rule(2)(), Table(shift=1), Table(shift=2), table):
+        asked = {"max_new_tokens": 9, "sampling": DRAWN, "seed": 2}
+        decoder = SpeculativeDecoder(acceptance=found)
+        assert decoder.generate(fast, [[1]], **asked).tokens == decoder.generate(model, [[1]], **asked).tokens
+    assert table.added is added
+    added.fill_(4)
+    assert decoder.generate(fast, [[1]], **asked).tokens == decoder.generate(model, [[1]], **asked).tokens
+    decoder.acceptance.table = {1, 2}
+    with pytest.raises(
+        ValueError, match=r"^record_for_decoding: a rule of acceptance holds a set, which recordings canno"
+    ):
+        decoder.generate(fast, [[1]], **asked)
+
+
+class Counting(ChunkedState):
+    """A state that has one tensor under two names, and another state that knows it."""
+
+    def __init__(self, other: "Counting | None" = None) -> None:
+        super().__init__(1, 99)
+        self.total = self.same = torch.zeros(1)
+        self.other = other
+
+    def expect_graphs(self, *, same_sizes: bool = False) -> None:
+        """Everything that counts is in tensors."""
+
+
+def test_what_is_there_twice_is_one_thing() -> None:
+    def add(one: Counting, two: Counting, x: torch.Tensor) -> torch.Tensor:
+        one.total.add_(x)
+        two.other.same.add_(x)
+        return one.total + two.other.total
+
+    replays, one = Replays(torch.device("cpu")), Counting()
+    two = Counting(one)
+    assert [int(replays(add, one, two, torch.ones(1))) for _ in range(4)] == [4, 8, 12, 16]
+    assert one.total is one.same
+    assert len(replays.recordings) == 1
 
 
 class LooksAtNumbers(ExactMatch):
@@ -220,6 +303,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a recurrent trunk": (
         lambda: record_for_decoding(make_model("gru", "linear", 3)),
         r"^RecurrentTrunk: has no read\(\.\.\.\), so it cannot be recorded for decoding; decode with the model itself",
+    ),
+    "no room": (
+        lambda: record_for_decoding(make_model("transformer", "linear", 3), capacity=0),
+        r"^record_for_decoding: capacity must be at least 1, got 0",
     ),
     "no rows": (
         lambda: record_for_decoding(make_model("transformer", "linear", 3), batch_sizes=(0,)),
@@ -266,5 +353,7 @@ def test_a_state_that_hides_tensors_is_refused() -> None:
         return state
 
     model.heads.new_state = new_state
-    with pytest.raises(ValueError, match=r"^record_for_decoding: a state holds a dict, which recordings do not look"):
+    with pytest.raises(
+        ValueError, match=r"^record_for_decoding: a state holds a dict, which recordings cannot follow; keep"
+    ):
         PLAIN.generate(record_for_decoding(model), [[1]], max_new_tokens=3)

@@ -1,7 +1,7 @@
 """What is recorded computes again what the function computes, on other numbers in the same tensors."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -151,7 +151,7 @@ def test_a_cuda_graph_is_captured_behind_a_first_call(monkeypatch: pytest.Monkey
         yield
 
     @contextmanager
-    def graph(made: _FakeGraph) -> object:
+    def graph(made: _FakeGraph, stream: Stream) -> object:
         calls.append("capture")
         with tape._Tape() as found:
             yield
@@ -163,8 +163,11 @@ def test_a_cuda_graph_is_captured_behind_a_first_call(monkeypatch: pytest.Monkey
         ("stream", stream),
         ("CUDAGraph", _FakeGraph),
         ("graph", graph),
+        ("device", nullcontext),
     ):
         monkeypatch.setattr(torch.cuda, name, fake)
+    watch = tape._Watch
+    monkeypatch.setattr(tape, "_Watch", lambda _: watch(CPU))
     x = torch.ones(2)
 
     def function() -> Tensor:
@@ -176,3 +179,10 @@ def test_a_cuda_graph_is_captured_behind_a_first_call(monkeypatch: pytest.Monkey
     x.fill_(5)
     replay()
     assert result.tolist() == [6, 6]
+    with pytest.raises(ValueError, match=r"a round calls aten::_local_scalar_dense, which takes numbers to the host"):
+        record(lambda: x * x.sum().item(), torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"a round calls Tensor.tolist, which takes numbers to the host"):
+        record(lambda: x * len(x.tolist()), torch.device("cuda"))
+    monkeypatch.setattr(tape, "_Watch", lambda _: watch(torch.device("meta")))
+    with pytest.raises(ValueError, match=r"a round calls aten::add on another device, which takes numbers"):
+        record(lambda: x + 1, torch.device("cuda"))
