@@ -159,11 +159,6 @@ class CompiledModel(GraphModel):
         """What :func:`mtp_modules.decoders.noise.gumbels` is, as a graph."""
         return self._gumbels
 
-    def expect(self, *states: DecodingState) -> None:
-        """Tell the states of a run that graphs are coming, which serve texts of all lengths."""
-        for state in states:
-            state.expect_graphs()
-
     def _prepare(self, drawing: Drawing) -> None:
         drawing.acceptance.prepare(drawing.noise)
 

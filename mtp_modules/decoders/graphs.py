@@ -60,13 +60,30 @@ class GraphModel(ABC):
     def _version(self, weight: Tensor) -> tuple[object, ...]:
         """Return what graphs rely on of a weight, besides its shape, dtype and device."""
 
-    @abstractmethod
-    def expect(self, *states: DecodingState) -> None:
-        """Tell the states of a run that graphs are coming.
+    def new_states(
+        self, owner: object, rows: int, capacity: int, *, for_drafts: bool
+    ) -> tuple[DecodingState, DecodingState]:
+        """Return empty states of trunk and heads that know of graphs.
 
         Args:
-            *states: Empty.
+            owner: The run that they are for, as long as there is somebody who knows it.
+            rows: How many.
+            capacity: How many tokens a row needs.
+            for_drafts: Whether the heads will draft.
         """
+        trunk_state = self.trunk.new_state(rows, capacity)
+        heads_state = self.heads.new_state(rows, capacity, for_drafts=for_drafts)
+        for state in (trunk_state, heads_state):
+            state.expect_graphs()
+        return trunk_state, heads_state
+
+    def give_up(self, trunk_state: DecodingState) -> None:
+        """Learn that a run has failed, so that nobody knows what its states hold.
+
+        Args:
+            trunk_state: The trunk's.
+        """
+        return
 
     def _announce(self, chunk: int, *states: DecodingState) -> None:
         """Tell states of a chunk."""
@@ -76,14 +93,6 @@ class GraphModel(ABC):
     def _prepare(self, drawing: Drawing) -> None:
         """Make what a graph cannot make itself."""
         return
-
-    def capacity_for(self, capacity: int) -> int:
-        """Return how many tokens a row of a run's states is to hold.
-
-        Args:
-            capacity: How many are needed.
-        """
-        return capacity
 
     def lengths_of_graphs(self, longest: int) -> list[int]:
         """Return the lengths of texts from which on other graphs are used.

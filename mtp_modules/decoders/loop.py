@@ -1,7 +1,6 @@
 """The one decoding loop: draft, read a chunk, keep what holds, emit. Plain decoding is the loop with no drafts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -9,38 +8,18 @@ from mtp_modules.core.drafts import ancestors_of, one_hot
 from mtp_modules.core.selection import holes_filled
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.acceptance import greedy_round
-from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy, now
-from mtp_modules.decoders.drafting import DraftChoice, Drafter, Proposal, Text, heads_draft
+from mtp_modules.decoders.draft_policy import DepthChooser, now
+from mtp_modules.decoders.drafting import DraftChoice, Proposal, Text, heads_draft
 from mtp_modules.decoders.drawing import Drawing
 from mtp_modules.decoders.generation import DecodableModel, Request, Round, RoundLaws
 from mtp_modules.decoders.graphs import GraphModel
 from mtp_modules.decoders.noise import gumbels
 from mtp_modules.decoders.sampling import History, RowLaws
+from mtp_modules.decoders.speculation import Speculation
 from mtp_modules.decoders.stopping import cut
 from mtp_modules.decoders.transfer import on_host, told_of_round
 from mtp_modules.decoders.tree import DraftTree, Grower, Guess, counts_along, walk
-from mtp_modules.decoders.verification import Acceptance, RowNoise, own_choice
-
-
-@dataclass(frozen=True)
-class Speculation:
-    """How a run drafts and verifies.
-
-    Attributes:
-        drafter: Where drafts come from; ``None`` for plain decoding.
-        acceptance: Which drafts hold.
-        policy: How many tokens are drafted.
-        most: Most drafts of a round, one after the other.
-        tree: Shape of the drafts; ``None`` for a chain.
-        keep_laws: Whether rounds tell the laws of drafts and model; not with a tree.
-    """
-
-    drafter: Drafter | None
-    acceptance: Acceptance
-    policy: DraftPolicy
-    most: int
-    tree: DraftTree | None = None
-    keep_laws: bool = False
+from mtp_modules.decoders.verification import RowNoise, own_choice
 
 
 def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterator[Round]:
@@ -52,6 +31,15 @@ def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterato
         how: How to draft and verify.
     """
     run = _Run(model, request, how)
+    try:
+        yield from _rounds(run, request, how)
+    except Exception:
+        if run.graph_model is not None:
+            run.graph_model.give_up(run.trunk_state)
+        raise
+
+
+def _rounds(run: "_Run", request: Request, how: Speculation) -> Iterator[Round]:
     depths = how.policy.start(how.most)
     budgets, matchers = list(request.budgets), [rule.new() for rule in request.stops]
     rows, chosen = list(range(len(request.prompts))), run.read_prompts()
@@ -94,16 +82,17 @@ class _Run:
             capacity = min(capacity, self.limit + how.most)
         if how.tree is not None:
             capacity += how.tree.nodes - how.tree.depth  # a tree has more tokens than positions
-        capacity = capacity if self.graph_model is None else self.graph_model.capacity_for(capacity)
         with torch.inference_mode():
             laws = RowLaws(request.laws, vocab_size, self.device)
             # Without a law of its own and without a lossy rule, choosing the likeliest token is all there is to do.
             self.laws = None if laws.greedy and how.acceptance.lossless else laws
-            self.trunk_state = model.trunk.new_state(len(prompts), capacity)
-            uses_heads = how.drafter is not None and how.drafter.uses_heads
-            self.heads_state = model.heads.new_state(len(prompts), capacity, for_drafts=uses_heads)
-            if self.graph_model is not None:
-                self.graph_model.expect(self.trunk_state, self.heads_state)
+            for_drafts = how.drafter is not None and how.drafter.uses_heads
+            if self.graph_model is None:
+                self.trunk_state = model.trunk.new_state(len(prompts), capacity)
+                self.heads_state = model.heads.new_state(len(prompts), capacity, for_drafts=for_drafts)
+            else:
+                states = self.graph_model.new_states(self, len(prompts), capacity, for_drafts=for_drafts)
+                self.trunk_state, self.heads_state = states
             self.seeds = torch.tensor(request.seeds, device=self.device)
             self.history = History(prompts, vocab_size, self.device) if laws.penalises else None
             reads_text = how.drafter is not None and how.drafter.reads_text

@@ -1,6 +1,7 @@
 """A model whose decoding steps are recorded once, and replayed."""
 
 from collections.abc import Callable, Collection
+from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
 import torch
@@ -15,7 +16,7 @@ from mtp_modules.decoders.replays import Replays
 
 
 def record_for_decoding(
-    model: DecodableModel, *, batch_sizes: Collection[int] = (1,), capacity: int = 1024
+    model: DecodableModel, *, batch_sizes: Collection[int] = (1,), capacity: int = 256
 ) -> "RecordedModel":
     """Return the model for decoders with its rounds recorded; the output is the same, up to rounding.
 
@@ -43,6 +44,21 @@ def record_for_decoding(
     return RecordedModel(model, batch_sizes=batch_sizes, capacity=capacity)
 
 
+class _Set:
+    """Recordings, and the states that they read and write, which one run has at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.replays = Replays(device)
+        self.pairs: dict[tuple[int, bool], tuple[DecodingState, DecodingState]] = {}
+        self.states: dict[tuple[int, bool], list[tuple[DecodingState, dict[str, Any]]]] = {}
+        self.failed = False
+
+
+def _give_back(free: list[_Set], used: _Set) -> None:
+    if not used.failed:
+        free.append(used)
+
+
 class RecordedModel(GraphModel):
     """A model for decoders whose rounds are recorded; made by :func:`record_for_decoding`.
 
@@ -61,35 +77,64 @@ class RecordedModel(GraphModel):
         super().__init__(model, batch_sizes=batch_sizes)
         at_least(self.maker, "capacity", capacity, 1)
         self.capacity = 1 << (capacity - 1).bit_length()
-        self._lent: WeakKeyDictionary[DecodingState, Replays] = WeakKeyDictionary()
-        self._free: list[Replays] = []
+        self._sets: WeakKeyDictionary[DecodingState, _Set] = WeakKeyDictionary()
+        self._free: list[_Set] = []
 
     def _graphs_of(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @torch.inference_mode()
         def call(trunk_state: DecodingState, *inputs: object) -> Tensor:
-            return self._replays_of(trunk_state)(function, trunk_state, *inputs)
+            return self._sets[trunk_state].replays(function, trunk_state, *inputs)
 
         return call
 
-    def _replays_of(self, state: DecodingState) -> Replays:
-        """Return the recordings that are a run's own until its state is gone."""
-        replays = self._lent.get(state)
-        if replays is None:
-            replays = self._free.pop() if self._free else Replays(self.unembedding.weight.device)
-            self._lent[state] = replays
-            finalize(state, self._free.append, replays).atexit = False
-        return replays
+    def new_states(
+        self, owner: object, rows: int, capacity: int, *, for_drafts: bool
+    ) -> tuple[DecodingState, DecodingState]:
+        """Return empty states, those of a run that is over if there are any.
 
-    def capacity_for(self, capacity: int) -> int:
-        """Return one number for all runs, as recordings are made for it; a longer one makes those before it useless.
+        Recordings are made for one capacity. When a run needs more, all of them are useless.
 
         Args:
+            owner: The run that they are for, as long as there is somebody who knows it.
+            rows: How many.
             capacity: How many tokens a row needs.
+            for_drafts: Whether the heads will draft.
+        """
+        self.make_room(capacity)
+        used = self._free.pop() if self._free else _Set(self.unembedding.weight.device)
+        finalize(owner, _give_back, self._free, used).atexit = False
+        kind = rows, for_drafts
+        if kind in used.states:
+            for state, attributes in used.states[kind]:
+                vars(state).clear()
+                vars(state).update(attributes)
+        else:
+            trunk_state = self.trunk.new_state(rows, self.capacity)
+            heads_state = self.heads.new_state(rows, self.capacity, for_drafts=for_drafts)
+            for state in (trunk_state, heads_state):
+                state.expect_graphs(same_sizes=True)
+            used.states[kind] = used.replays.adopt(trunk_state, heads_state)
+            used.pairs[kind] = trunk_state, heads_state
+            self._sets[trunk_state] = used
+        return used.pairs[kind]
+
+    def give_up(self, trunk_state: DecodingState) -> None:
+        """Let no other run have the states of one that has failed.
+
+        Args:
+            trunk_state: The trunk's.
+        """
+        self._sets[trunk_state].failed = True
+
+    def make_room(self, capacity: int) -> None:
+        """Keep so many tokens a row from now on, if it was fewer.
+
+        Args:
+            capacity: How many.
         """
         if capacity > self.capacity:
             self.capacity = 1 << (capacity - 1).bit_length()
-            self._free = []  # those that are lent come back to the list that is given up here
-        return self.capacity
+            self._free = []  # what is in use comes back to the list that is given up here
 
     def lengths_of_graphs(self, longest: int) -> list[int]:
         """Return how many slots attention looks at, but the last.
@@ -101,11 +146,6 @@ class RecordedModel(GraphModel):
         while sizes[-1] < longest:
             sizes.append(bucket_of(sizes[-1] + 1))
         return sizes[:-1]
-
-    def expect(self, *states: DecodingState) -> None:
-        """Tell the states of a run that sizes should seldom change."""
-        for state in states:
-            state.expect_graphs(same_sizes=True)
 
     def _version(self, weight: Tensor) -> tuple[object, ...]:
         return (weight.data_ptr(),)

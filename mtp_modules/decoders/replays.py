@@ -64,6 +64,18 @@ class Replays:
             setattr(moving.states[index], name, self._apart(value))
         return recording.result.clone()
 
+    def adopt(self, *states: DecodingState) -> list[tuple[DecodingState, dict[str, Any]]]:
+        """Take the tensors of new states for places, where there are none yet, and return what the states are like.
+
+        Args:
+            *states: Those that calls will begin with, in this order.
+        """
+        moving = _Moving(self, adopts=True)
+        for place, state in enumerate(states):
+            moving.move(str(place), state, counts=False)
+        moving.copy()
+        return [(state, dict(vars(state))) for state in moving.states]
+
     def _recorded(self, function: Callable[..., Tensor], inputs: tuple[object, ...], moved: "_Moving") -> _Recording:
         before = [(found, dict(vars(found))) for found in (*moved.states, *moved.others)]
 
@@ -99,8 +111,8 @@ def _like(value: tuple[Any, ...] | list[Any], parts: list[Any]) -> Any:
 class _Moving:
     """One look at all that a call can read."""
 
-    def __init__(self, replays: Replays) -> None:
-        self.replays = replays
+    def __init__(self, replays: Replays, *, adopts: bool = False) -> None:
+        self.replays, self.adopts = replays, adopts
         self.key: list[Hashable] = []
         self.states: list[DecodingState] = []
         self.others: list[object] = []
@@ -164,7 +176,7 @@ class _Moving:
         places = self.replays.places
         kept = places.get((place, kind))
         if kept is None:
-            kept = places[place, kind] = tensor.clone()
+            kept = places[place, kind] = tensor if self.adopts else tensor.clone()
             self.replays.memory.add(kept.untyped_storage()._cdata)
         elif kept is not tensor:
             self.pairs.append((kept, tensor))

@@ -6,8 +6,9 @@ from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.decoders.draft_policy import DraftPolicy, FixedDepth
 from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
 from mtp_modules.decoders.generation import DecodableModel, Decoder, Round, make_request
-from mtp_modules.decoders.loop import Speculation, rounds
+from mtp_modules.decoders.loop import rounds
 from mtp_modules.decoders.sampling import SamplingLaw
+from mtp_modules.decoders.speculation import Speculation
 from mtp_modules.decoders.stopping import StopRule
 from mtp_modules.decoders.tree import DraftTree
 from mtp_modules.decoders.verification import Acceptance, ExactMatch

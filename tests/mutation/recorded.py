@@ -20,11 +20,20 @@ MUTANTS = (
     Mutant(
         "recordings-shared-by-runs",
         "decoders/recorded.py",
-        "replays = self._free.pop() if self._free else Replays(self.unembedding.weight.device)",
-        'replays = self._shared = getattr(self, "_shared", None) or Replays(self.unembedding.weight.device)',
+        "used = self._free.pop() if self._free else _Set(self.unembedding.weight.device)",
+        'used = self._shared = getattr(self, "_shared", None) or _Set(self.unembedding.weight.device)',
         "two runs at once write over each other's keys and values",
         OURS,
         (UNIT + "test_several_runs_at_once_do_not_disturb_each_other",),
+    ),
+    Mutant(
+        "states-of-a-failed-run-used-again",
+        "decoders/recorded.py",
+        "    if not used.failed:\n        free.append(used)",
+        "    free.append(used)",
+        "keys that are not numbers stay behind the mask, and spoil the next run",
+        OURS,
+        (UNIT + "test_states_of_a_run_that_failed_are_not_used_again",),
     ),
     Mutant(
         "recorded-from-what-the-first-call-left",

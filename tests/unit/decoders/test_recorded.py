@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import math
 from collections.abc import Callable
 
 import pytest
@@ -34,7 +35,7 @@ PLAIN = AutoregressiveDecoder()
 def recordings_of(fast: RecordedModel) -> int:
     """Count the recordings that no run has."""
     gc.collect()
-    return sum(len(replays.recordings) for replays in fast._free)
+    return sum(len(one.replays.recordings) for one in fast._free)
 
 
 @pytest.fixture(autouse=True)
@@ -139,8 +140,7 @@ def test_what_a_round_returns_is_not_written_over() -> None:
     wanted = PLAIN.generate(model, [prompt], max_new_tokens=3).tokens[0]
     assert len(set(wanted)) == 3
     fast = record_for_decoding(model)
-    states = model.trunk.new_state(1, 32), model.heads.new_state(1, 32)
-    fast.expect(*states)
+    states = fast.new_states(fast, 1, 32, for_drafts=False)
     hidden = model.trunk(torch.tensor([prompt]), state=states[0]).hidden
     first = model.heads.extend(hidden, states[1])
     found = [model.unembedding.logits(first[:, -1]).argmax(dim=-1)]
@@ -258,6 +258,36 @@ def test_rules_of_somebody_else_are_told_apart_and_left_alone() -> None:
         ValueError, match=r"^record_for_decoding: a rule of acceptance holds a set, which recordings canno"
     ):
         decoder.generate(fast, [[1]], **asked)
+
+
+def test_states_of_a_run_that_failed_are_not_used_again() -> None:
+    model = make_model("transformer", "recurrent", 3).eval()
+    fast = record_for_decoding(model)
+    wanted = SpeculativeDecoder().generate(model, [[1, 2]], max_new_tokens=9).tokens
+    weight = model.trunk.embedding.weight
+    for spoil in (math.nan, None):
+        assert SpeculativeDecoder().generate(fast, [[1, 2]], max_new_tokens=9).tokens == wanted
+        assert len(fast._free) == 1
+        if spoil is not None:
+            kept = weight.detach().clone()
+            with torch.no_grad():
+                weight.fill_(spoil)
+            with pytest.raises(ValueError, match=r"^generate: the model's logits are not numbers"):
+                SpeculativeDecoder().generate(fast, [[1, 2, 3, 4, 5, 6]], max_new_tokens=9)
+            with torch.no_grad():
+                weight.copy_(kept)
+            gc.collect()
+            assert len(fast._free) == 0
+
+
+def test_the_next_run_has_the_same_memory() -> None:
+    model = make_model("transformer_previous", "parallel", 3).eval()
+    fast = record_for_decoding(model, batch_sizes=(1, 2))
+    made = []
+    for _ in range(3):
+        PLAIN.generate(fast, [[1, 2], [3]], max_new_tokens=[3, 9])
+        made.append({pair[0].keys.data_ptr() for pair in fast._free[0].pairs.values()})
+    assert made[0] == made[1] == made[2]
 
 
 class Counting(ChunkedState):
