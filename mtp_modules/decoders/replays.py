@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, cast
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
@@ -11,7 +12,7 @@ from mtp_modules.core.shapes import Tensor
 from mtp_modules.core.state import DecodingState
 from mtp_modules.decoders.drawing import Drawing
 from mtp_modules.decoders.sampling import History, RowLaws
-from mtp_modules.decoders.tape import record
+from mtp_modules.decoders.tape import Recording, record
 from mtp_modules.decoders.verification import Acceptance, RowNoise
 
 _LOOKED_INTO = (DecodingState, Drawing, RowLaws, RowNoise, History)
@@ -21,7 +22,7 @@ class _Recording(NamedTuple):
     """A recorded call: its result, what computes it again, and the attributes that it leaves in states."""
 
     result: Tensor
-    replay: Callable[[], object]
+    recorded: Recording
     left: list[tuple[int, str, Any]]
 
 
@@ -59,7 +60,7 @@ class Replays:
         if recording is None:
             recording = self.recordings[key] = self._recorded(function, inputs, moving)
         else:
-            recording.replay()
+            recording.recorded.replay()
         for index, name, value in recording.left:
             setattr(moving.states[index], name, self._apart(value))
         return recording.result.clone()
@@ -85,14 +86,17 @@ class Replays:
                 vars(found).update(attributes)
             return function(*inputs)
 
-        result, replay = record(from_the_start, self.device)
+        result, recorded = record(from_the_start, self.device)
         left = [
             (index, name, value)
             for index, state in enumerate(moved.states)
             for name, value in vars(state).items()
             if value is not before[index][1].get(name, self)
         ]
-        return _Recording(result, replay, left)
+        seen = tree_leaves([value for _, _, value in left])
+        if all(value is None or isinstance(value, Tensor | bool | int | float | str) for value in seen):
+            recorded.share_memory([result, *(value for value in seen if isinstance(value, Tensor))])
+        return _Recording(result, recorded, left)
 
     def _apart(self, value: Any) -> Any:
         """Return a value with its tensors copied, as the next replay writes over them; but not what is read there."""

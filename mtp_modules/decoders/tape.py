@@ -27,8 +27,28 @@ _METHODS = {f"aten::{name}": getattr(torch.Tensor, name) for name in ("copy_", "
 """Called by a shorter way than through their operator."""
 
 
-def record(function: Callable[[], _T], device: torch.device) -> tuple[_T, Callable[[], object]]:
-    """Call a function, and return its result, and what computes it again into the very same tensors.
+class Recording:
+    """What computes a result again, into the very same tensors.
+
+    Args:
+        replay: Does so.
+        calls: The calls that it makes, if it makes them one by one.
+    """
+
+    def __init__(self, replay: Callable[[], object], calls: Sequence["_Call"] = ()) -> None:
+        self.replay, self._calls = replay, calls
+
+    def share_memory(self, kept: Sequence[Tensor]) -> None:
+        """Let what is made later on use the memory of what is not needed any more, so that it stays in the cache.
+
+        Args:
+            kept: Tensors that are looked at when all is over; nothing else that was made means anything then.
+        """
+        _share_memory(self._calls, _memory(kept))
+
+
+def record(function: Callable[[], _T], device: torch.device) -> tuple[_T, Recording]:
+    """Call a function, and return its result, and what computes it again.
 
     On a GPU it becomes a CUDA graph. Elsewhere its kernels are called one after the other; what they write goes where
     it went when they were recorded, so that looking at memory in another way, and constants, need no call.
@@ -43,7 +63,7 @@ def record(function: Callable[[], _T], device: torch.device) -> tuple[_T, Callab
     return _record_graph(function, device) if device.type == "cuda" else _record_kernels(function)
 
 
-def _record_graph(function: Callable[[], _T], device: torch.device) -> tuple[_T, Callable[[], object]]:
+def _record_graph(function: Callable[[], _T], device: torch.device) -> tuple[_T, Recording]:
     """Capture a CUDA graph, after a call on the same stream in which libraries set up what they need."""
     with torch.cuda.device(device):
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
@@ -54,20 +74,21 @@ def _record_graph(function: Callable[[], _T], device: torch.device) -> tuple[_T,
         with torch.cuda.graph(graph, stream=stream):
             result = function()
         graph.replay()
-    return result, graph.replay
+    return result, Recording(graph.replay)
 
 
-def _record_kernels(function: Callable[[], _T]) -> tuple[_T, Callable[[], object]]:
+def _record_kernels(function: Callable[[], _T]) -> tuple[_T, Recording]:
     tape = _Tape()
     with tape, _NoNumbers():
         result = function()
-    kernels = tape.kernels()
+    calls = [call for call in tape.calls if not call.constant]
+    kernels = [call.kernel for call in calls]
 
     def replay() -> None:
         for kernel in kernels:
             kernel()
 
-    return result, replay
+    return result, Recording(replay, calls)
 
 
 def _refuse_numbers(name: str) -> None:
@@ -112,7 +133,7 @@ class _Call:
 
     Attributes:
         kernel: Computes again what it made.
-        made: The tensors that it made.
+        made: The tensors that it made, in memory of their own.
         constant: Whether that is always the same; then it is called only if the tensors are written to later on.
     """
 
@@ -131,10 +152,6 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: list[_Call] = []
         self.constants: dict[int, _Call] = {}
         self.kept: list[Tensor] = []
-
-    def kernels(self) -> list[Callable[[], object]]:
-        """Return the calls that compute the result again."""
-        return [call.kernel for call in self.calls if not call.constant]
 
     def __torch_dispatch__(
         self, func: _Operator, types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -170,7 +187,8 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif not _memory(made) <= _memory(given):  # otherwise another look at memory
             drawn = torch.Tag.nondeterministic_seeded in func.tags
             if drawn or not _memory(given) <= self.constants.keys():
-                self.calls.append(_Call(_into(func, args, kwargs, made), made))
+                fresh = [tensor for tensor in made if not _memory([tensor]) <= _memory(given)]
+                self.calls.append(_Call(_into(func, args, kwargs, made), fresh))
             else:
                 first = [tensor.clone() for tensor in made]
                 call = _Call(partial(_copy, made, first), made, constant=True)
@@ -184,6 +202,39 @@ def _asks_the_host(func: _Operator, args: Sequence[Any]) -> bool:
     if name in _BY_INDEX:  # a mask is counted before it is an index
         return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in _tensors(args[1]))
     return name in _OF_THE_HOST or torch.Tag.dynamic_output_shape in func.tags
+
+
+def _looked_at(call: object) -> list[Tensor]:
+    """Return the tensors that a call reads and writes."""
+    if not isinstance(call, partial):
+        return _tensors(call)
+    return [tensor for part in (*call.args, *call.keywords.values()) for tensor in _looked_at(part)]
+
+
+def _share_memory(calls: Sequence[_Call], kept: set[int]) -> None:
+    """Give tensors other memory: in the order of the calls, that of tensors which no later call looks at."""
+    tensors: dict[int, list[Tensor]] = {}
+    last: dict[int, int] = {}
+    for index, call in enumerate(calls):
+        for tensor in _looked_at(call.kernel):
+            memory = tensor.untyped_storage()._cdata
+            tensors.setdefault(memory, []).append(tensor)
+            last[memory] = index
+    ending: dict[int, list[torch.UntypedStorage]] = {}
+    free: list[torch.UntypedStorage] = []
+    for index, call in enumerate(calls):
+        free += ending.pop(index - 1, [])
+        for made in call.made:
+            old = made.untyped_storage()
+            if old._cdata in kept or old._cdata not in tensors:
+                continue
+            fits = [block for block in free if block.nbytes() >= old.nbytes()]
+            block = min(fits, key=torch.UntypedStorage.nbytes, default=old)
+            if block is not old:
+                free.remove(block)
+                for tensor in tensors.pop(old._cdata):
+                    tensor.set_(block, tensor.storage_offset(), tensor.shape, tensor.stride())
+            ending.setdefault(last[old._cdata], []).append(block)
 
 
 def _tensors(found: object) -> list[Tensor]:

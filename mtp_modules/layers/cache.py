@@ -175,10 +175,10 @@ class KeyValueState(ChunkedState):
         self._back = None
         fits = len(rows) == self._allotted if self._in_graphs else len(rows) <= self._allotted
         if fits:  # graphs are for one number of rows in memory
-            places, sources = moved(rows)
+            (places, sources), used = moved(rows), max(self.lengths)
             for kept in (self.keys, self.values) if places else ():
                 by_row = self._by_row(kept)
-                by_row[:, places] = by_row[:, sources]
+                by_row[:, places, :used] = by_row[:, sources, :used]
         else:
             self.keys, self.values = (self._by_row(kept)[:, rows].flatten(0, 2) for kept in (self.keys, self.values))
             self._allotted = len(rows)

@@ -76,11 +76,10 @@ class Clock:
         watch(Replays, "__call__", "replayed")
         record = tapes._record_kernels
 
-        def recorded(function: Callable[[], object]) -> tuple[object, Callable[[], object]]:
-            tape = tapes._Tape()
-            with tape:
-                result = function()
-            return result, lambda: self.run(tape.kernels())
+        def recorded(function: Callable[[], object]) -> tuple[object, tapes.Recording]:
+            result, recording = record(function)
+            recording.replay = lambda: self.run([call.kernel for call in recording._calls])
+            return result, recording
 
         patched.append((tapes, "_record_kernels", record))
         tapes._record_kernels = recorded

@@ -59,8 +59,8 @@ MUTANTS = (
     Mutant(
         "holes-filled-by-the-wrong-row",
         "layers/cache.py",
-        "by_row[:, places] = by_row[:, sources]",
-        "by_row[:, places] = by_row[:, [len(rows)] * len(places)]",
+        "by_row[:, places, :used] = by_row[:, sources, :used]",
+        "by_row[:, places, :used] = by_row[:, [len(rows)] * len(places), :used]",
         "a row that takes the place of one that has left goes on with a neighbour's keys",
         OURS,
         (SELECTED + "[[2]-transformer-linear]",),

@@ -62,31 +62,34 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("inference", [True, False])
-def test_a_recording_computes_what_the_function_computes(name: str, inference: bool) -> None:
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_recording_computes_what_the_function_computes(name: str, inference: bool, shares: bool) -> None:
     function = FUNCTIONS[name]
     numbers = [torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     with torch.inference_mode(inference), torch.no_grad():
         x = numbers[0].clone()
-        result, replay = record(lambda: function(x), CPU)
+        result, recording = record(lambda: function(x), CPU)
         place = result.data_ptr()
+        if shares:
+            recording.share_memory([result])
         for again in (numbers[0], *numbers[1:], numbers[1]):
             x.copy_(again)
             mine = again.clone()
             wanted = function(mine)
             if again is not numbers[0]:
-                replay()
+                recording.replay()
                 assert result.data_ptr() == place
                 torch.testing.assert_close(x, mine, rtol=0, atol=0)
             else:
                 x.copy_(again)
-                replay()
+                recording.replay()
             torch.testing.assert_close(result, wanted, rtol=0, atol=0, equal_nan=True)
 
 
 def test_random_numbers_are_drawn_anew() -> None:
-    result, replay = record(lambda: torch.rand(100), CPU)
+    result, recording = record(lambda: torch.rand(100), CPU)
     before = result.clone()
-    replay()
+    recording.replay()
     assert not torch.equal(result, before)
 
 
@@ -119,11 +122,44 @@ def test_looking_at_memory_and_constants_take_no_call() -> None:
         y = x.t().reshape(2, 6)[:, 1:]
         torch.eye(3) + torch.arange(3)
         y.unsqueeze(0).expand(2, -1, -1)
-    assert len(found.kernels()) == 0
+    assert len(kernels_of(found)) == 0
     with tape._Tape() as found:
         F.linear(WEIGHT[None], WEIGHT)  # views and one product
         F.rms_norm(WEIGHT, (4,))  # six kernels
-    assert len(found.kernels()) == 2
+    assert len(kernels_of(found)) == 2
+
+
+@torch.inference_mode()
+def test_what_is_not_needed_any_more_gives_its_memory_away() -> None:
+    x = torch.randn(50)
+
+    def long_chain() -> tuple[Tensor, Tensor]:
+        y = first = x + 1
+        for _ in range(20):
+            y = (y * 2).view(5, 10).t().sin().flatten()
+        return y, first
+
+    (result, first), recording = record(long_chain, CPU)
+    wanted = result.clone()
+    recording.share_memory([result, first])
+    places = {tensor.data_ptr() for call in recording._calls for tensor in call.made}
+    assert len(recording._calls) > 40
+    assert len(places) <= 5
+    for number in (7.0, None):
+        before = x.clone()
+        if number is not None:
+            x.fill_(number)
+        recording.replay()
+        again = long_chain()
+        assert torch.equal(result, again[0])
+        assert torch.equal(first, again[1])
+        x.copy_(before)
+    recording.replay()
+    assert torch.equal(result, wanted)
+
+
+def kernels_of(found: tape._Tape) -> list[Callable[[], object]]:
+    return [call.kernel for call in found.calls if not call.constant]
 
 
 class _FakeGraph:
@@ -155,7 +191,7 @@ def test_a_cuda_graph_is_captured_behind_a_first_call(monkeypatch: pytest.Monkey
         calls.append("capture")
         with tape._Tape() as found:
             yield
-        made.kernels = found.kernels()
+        made.kernels = kernels_of(found)
 
     for name, fake in (
         ("Stream", Stream),
@@ -174,10 +210,10 @@ def test_a_cuda_graph_is_captured_behind_a_first_call(monkeypatch: pytest.Monkey
         calls.append("call")
         return x + 1
 
-    result, replay = record(function, torch.device("cuda"))
+    result, recording = record(function, torch.device("cuda"))
     assert calls == ["wait", "ahead", "call", "wait", "capture", "call"]
     x.fill_(5)
-    replay()
+    recording.replay()
     assert result.tolist() == [6, 6]
     with pytest.raises(ValueError, match=r"a round calls aten::_local_scalar_dense, which takes numbers to the host"):
         record(lambda: x * x.sum().item(), torch.device("cuda"))
