@@ -20,7 +20,7 @@ from rich.table import Table
 
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
 from mtp_modules.data import TextDataModule
-from mtp_modules.decoders import RecordedModel, record_for_decoding
+from mtp_modules.decoders import RecordedModel, kernels, record_for_decoding
 from mtp_modules.decoders import tape as tapes
 from mtp_modules.decoders.graphs import GraphModel
 from mtp_modules.decoders.loop import _Run
@@ -39,7 +39,7 @@ KINDS = {
 def kind_of(kernel: Callable[[], object]) -> str:
     """Say what a recorded call computes."""
     function = getattr(kernel, "func", kernel)
-    if function in (tapes._again_one, tapes._again):
+    if function in (kernels.again_one, kernels.again):
         return kind_of(kernel.args[0])
     name = getattr(function, "__name__", str(function))
     return next((kind for kind, names in KINDS.items() if name.startswith(names)), "other kernels")
@@ -89,17 +89,17 @@ class Clock:
             for owner, name, function in patched:
                 setattr(owner, name, function)
 
-    def run(self, kernels: list[Callable[[], object]]) -> None:
+    def run(self, calls: list[Callable[[], object]]) -> None:
         """Replay a round, and time all of it or each kernel."""
         started = time.perf_counter()
         if not self.each_kernel:
-            for kernel in kernels:
+            for kernel in calls:
                 kernel()
             self.rounds["kernels"].append(time.perf_counter() - started)
             return
         found: dict[str, float] = defaultdict(float)
         self.calls.clear()
-        for kernel in kernels:
+        for kernel in calls:
             before = time.perf_counter()
             kernel()
             found[kind_of(kernel)] += time.perf_counter() - before
