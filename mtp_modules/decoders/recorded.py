@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 from typing import Any
-from weakref import WeakKeyDictionary, finalize
+from weakref import ReferenceType, WeakKeyDictionary, finalize, ref
 
 import torch
 
@@ -77,15 +77,20 @@ class RecordedModel(GraphModel):
         super().__init__(model, batch_sizes=batch_sizes)
         at_least(self.maker, "capacity", capacity, 1)
         self.capacity = 1 << (capacity - 1).bit_length()
-        self._sets: WeakKeyDictionary[DecodingState, _Set] = WeakKeyDictionary()
+        self._sets: WeakKeyDictionary[DecodingState, ReferenceType[_Set]] = WeakKeyDictionary()  # which hold the keys
         self._free: list[_Set] = []
 
     def _graphs_of(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @torch.inference_mode()
         def call(trunk_state: DecodingState, *inputs: object) -> Tensor:
-            return self._sets[trunk_state].replays(function, trunk_state, *inputs)
+            return self._set_of(trunk_state).replays(function, trunk_state, *inputs)
 
         return call
+
+    def _set_of(self, trunk_state: DecodingState) -> _Set:
+        found = self._sets[trunk_state]()
+        assert found is not None  # it is with the run, or among the free ones
+        return found
 
     def new_states(
         self, owner: object, rows: int, capacity: int, *, for_drafts: bool
@@ -115,7 +120,7 @@ class RecordedModel(GraphModel):
                 state.expect_graphs(same_sizes=True)
             used.states[kind] = used.replays.adopt(trunk_state, heads_state)
             used.pairs[kind] = trunk_state, heads_state
-            self._sets[trunk_state] = used
+            self._sets[trunk_state] = ref(used)
         return used.pairs[kind]
 
     def give_up(self, trunk_state: DecodingState) -> None:
@@ -124,7 +129,7 @@ class RecordedModel(GraphModel):
         Args:
             trunk_state: The trunk's.
         """
-        self._sets[trunk_state].failed = True
+        self._set_of(trunk_state).failed = True
 
     def make_room(self, capacity: int) -> None:
         """Keep so many tokens a row from now on, if it was fewer.

@@ -214,6 +214,7 @@ def test_a_longer_text_makes_room_for_all_that_follow() -> None:
         wanted = PLAIN.generate(model, [[1, 2]], max_new_tokens=budget).tokens
         assert PLAIN.generate(fast, [[1, 2]], max_new_tokens=budget).tokens == wanted
         made.append(recordings_of(fast))
+        assert len(fast._free) == 1
     assert fast.capacity == 64
     assert made == [1, 3, 6, 6, 6]  # a row of 5, 20 and 40 tokens looks at 8, at 24 and at 48 slots
 
