@@ -66,8 +66,9 @@ def generate(
         stop: End after any of these texts.
         compare: Also decode plainly, and print speed, tokens per forward, acceptance by depth, and if outputs agree.
         repeats: How many times each side runs when comparing; medians are printed.
-        record: Record the rounds and replay them, which needs no compiler and pays in long texts, and in the runs that
-            compare makes. A Hugging Face trunk is replaced by our own with the same weights.
+        record: Record the rounds and replay them, which needs no compiler. The first text waits for recordings, so it
+            pays in the runs that compare makes, and in long texts. A Hugging Face trunk is replaced by our own with the
+            same weights.
         compile: Compile the rounds, which takes some minutes before the first token and pays where speed counts. The
             trunk is replaced in the same way.
         device: Where to run, such as cpu or cuda.

@@ -77,6 +77,14 @@ class GraphModel(ABC):
             state.expect_graphs()
         return trunk_state, heads_state
 
+    def make_room(self, capacity: int) -> None:
+        """Learn how many tokens a row will need, if graphs are made for that.
+
+        Args:
+            capacity: How many.
+        """
+        return
+
     def give_up(self, trunk_state: DecodingState) -> None:
         """Learn that a run has failed, so that nobody knows what its states hold.
 

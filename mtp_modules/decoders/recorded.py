@@ -21,8 +21,8 @@ def record_for_decoding(
     """Return the model for decoders with its rounds recorded; the output is the same, up to rounding.
 
     The kernels of a round are written down when a round of its kind is first run, and from then on launched without the
-    Python between them: as a CUDA graph on a GPU, one call after the other elsewhere. No compiler is needed, and a
-    recording takes about as long as twenty rounds. Attention looks at 64, 96, 128, 192 and so on slots, with a mask for
+    Python between them: as a CUDA graph on a GPU, one call after the other elsewhere. No compiler is needed, but a
+    recording takes the time of some rounds. Attention looks at 64, 96, 128, 192 and so on slots, with a mask for
     those beyond each row's length, and each of these sizes is recorded.
 
     The same rounds as with :func:`~mtp_modules.decoders.compile_for_decoding` become one recording, and of the others

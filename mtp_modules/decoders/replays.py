@@ -159,14 +159,14 @@ class _Moving:
             return
         self.looked_into[id(value)] = len(self.looked_into)
         self.key.append(cast("Hashable", type(value)))
-        of_a_state = isinstance(value, DecodingState)
+        counts = not isinstance(value, DecodingState)
         if isinstance(value, DecodingState):
             self.states.append(value)
         else:
             self.others.append(value)
         attributes = vars(value)
         for name, part in attributes.items():
-            moved = self.move(f"{place}.{name}", part, counts=not of_a_state)
+            moved = self.move(f"{place}.{name}", part, counts=counts)
             if moved is not part:
                 attributes[name] = moved  # the same name, so the walk may go on
 

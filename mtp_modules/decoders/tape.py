@@ -4,6 +4,7 @@ A recording is a straight line: the same kernels, on the same memory, with the s
 the next has to lie in the tensors that the recorded function reads.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -107,19 +108,29 @@ class _NoNumbers(TorchFunctionMode):
         return func(*args, **({} if kwargs is None else kwargs))
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuse operators that ask the host, and tensors that are elsewhere: a graph would not compute them again."""
+class _Listener(TorchDispatchMode, ABC):  # type: ignore[no-untyped-call]
+    """Hear of every operator, and refuse those that ask the host."""
+
+    def __torch_dispatch__(
+        self, func: Operator, types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
+        if _asks_the_host(func, args):
+            _refuse_numbers(func._schema.name)
+        return self.call(func, args, {} if kwargs is None else kwargs)
+
+    @abstractmethod
+    def call(self, func: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> object:
+        """Return what an operator returns."""
+
+
+class _Watch(_Listener):
+    """Refuse tensors that are elsewhere as well: a graph would not compute them again."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
 
-    def __torch_dispatch__(
-        self, func: Operator, types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> object:
-        kwargs = {} if kwargs is None else kwargs
-        if _asks_the_host(func, args):
-            _refuse_numbers(func._schema.name)
+    def call(self, func: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> object:
         result = func(*args, **kwargs)
         if any(tensor.device.type != self.device.type and tensor.dim() for tensor in tensors_in(result)):
             _refuse_numbers(f"{func._schema.name} on another device")
@@ -139,7 +150,7 @@ class _Call:
         self.kernel, self.made, self.constant = kernel, made, constant
 
 
-class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Tape(_Listener):
     """Write down every kernel that is called.
 
     The tape keeps all tensors, so that memory is never used twice.
@@ -151,12 +162,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.constants: dict[int, _Call] = {}
         self.kept: list[Tensor] = []
 
-    def __torch_dispatch__(
-        self, func: Operator, types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> object:
-        kwargs = {} if kwargs is None else kwargs
-        if _asks_the_host(func, args):
-            _refuse_numbers(func._schema.name)
+    def call(self, func: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> object:
         before = len(self.calls)
         with self:
             result = func.decompose(*args, **kwargs)
@@ -224,13 +230,14 @@ def _share_memory(calls: Sequence[_Call], kept: set[int]) -> None:
         free += ending.pop(index - 1, [])
         for made in call.made:
             old = made.untyped_storage()
-            if old._cdata in kept or old._cdata not in tensors:
+            looking = tensors.pop(old._cdata, [])  # none if several results lie there, and this is not the first
+            if old._cdata in kept or not looking:
                 continue
             fits = [block for block in free if block.nbytes() >= old.nbytes()]
             block = min(fits, key=torch.UntypedStorage.nbytes, default=old)
             if block is not old:
                 free.remove(block)
-                for tensor in tensors.pop(old._cdata):
+                for tensor in looking:
                     tensor.set_(block, tensor.storage_offset(), tensor.shape, tensor.stride())
             ending.setdefault(last[old._cdata], []).append(block)
 

@@ -7,7 +7,6 @@ from mtp_modules.core.shapes import Bool, Float, Tensor
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
 from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy
 from mtp_modules.decoders.graphs import GraphModel
-from mtp_modules.decoders.recorded import RecordedModel
 from mtp_modules.decoders.sampling import SamplingLaw
 from mtp_modules.decoders.speculative import SpeculativeDecoder
 
@@ -63,8 +62,7 @@ def warm_up(
         depths, tried = decoder.policy.depths(decoder.most(model)), copy.copy(decoder)
         tried.policy = _InTurn(policy=decoder.policy)
     within_positions("warm_up", longest, model.trunk.max_positions, "trunk")
-    if isinstance(model, RecordedModel):
-        model.make_room(longest + max(depths))
+    model.make_room(longest + max(depths))
     budget = 1 + sum(depth + 1 for depth in depths)
     first = 1 + max(model.heads.horizons)  # the first tokens of a text may have graphs of their own
     for size in sorted(model.batch_sizes):

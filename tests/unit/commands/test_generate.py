@@ -73,14 +73,18 @@ def test_generate_writes_prompt_and_continuation(
     assert len(printed) == 2 + 12 + 1
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_hugging_face_model_is_compiled_in_our_own_trunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def save_hugging_face_model(folder: Path) -> None:
     pytest.importorskip("transformers")
     sizes = {"vocab_size": 256, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     config = {"model_type": "llama", **sizes, "num_attention_heads": 2, "max_position_embeddings": 64}
     model = MTPModel(trunk=HuggingFaceTrunk(config=config), heads=RecurrentHeads(d_model=16, num_horizons=3))
-    model.save_pretrained(tmp_path, tokenizer=ByteTokenizer())
+    model.save_pretrained(folder, tokenizer=ByteTokenizer())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_hugging_face_model_is_compiled_in_our_own_trunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_hugging_face_model(tmp_path)
     options = ["--ckpt_path", str(tmp_path), "--prompt", "ab", "--max_new_tokens", "12", "--compile", "true"]
     command = [sys.executable, "-m", "mtp_modules", "generate", *options]
     compiled = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -90,11 +94,7 @@ def test_a_hugging_face_model_is_compiled_in_our_own_trunk(tmp_path: Path, capsy
 
 
 def test_a_hugging_face_model_is_recorded_in_our_own_trunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("transformers")
-    sizes = {"vocab_size": 256, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
-    config = {"model_type": "llama", **sizes, "num_attention_heads": 2, "max_position_embeddings": 64}
-    model = MTPModel(trunk=HuggingFaceTrunk(config=config), heads=RecurrentHeads(d_model=16, num_horizons=3))
-    model.save_pretrained(tmp_path, tokenizer=ByteTokenizer())
+    save_hugging_face_model(tmp_path)
     generate(str(tmp_path), prompt="ab", max_new_tokens=12)
     wanted = capsys.readouterr().out
     generate(str(tmp_path), prompt="ab", max_new_tokens=12, record=True, compare=True, repeats=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtp_modules import AutoregressiveDecoder, MTPModel
-from mtp_modules.decoders import BeamDecoder, compile_for_decoding
+from mtp_modules.decoders import compile_for_decoding
 from mtp_modules.decoders.compiled import _wrapping, inductor_options
 from tests.drafting import ScriptedHeads
 from tests.helpers import make_model, random_tokens
@@ -32,21 +32,7 @@ def _scripted() -> object:
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
-    "a recurrent trunk": (
-        lambda: compile_for_decoding(make_model("gru", "linear", 3)),
-        r"^RecurrentTrunk: has no read\(\.\.\.\), so it cannot be compiled for decoding; decode with the model itself",
-    ),
     "heads of somebody else": (_scripted, r"^ScriptedHeads: has no read\(\.\.\.\), so it cannot be compiled"),
-    "no rows": (
-        lambda: compile_for_decoding(make_model("transformer", "linear", 3), batch_sizes=(0,)),
-        r"^compile_for_decoding: batch_sizes must be at least 1, got 0",
-    ),
-    "beams": (
-        lambda: BeamDecoder(num_beams=2).generate(
-            compile_for_decoding(make_model("transformer", "linear", 3)), [[1]], max_new_tokens=3
-        ),
-        r"^BeamDecoder: has no compiled rounds; pass the model that compile_for_decoding was given",
-    ),
 }
 
 

@@ -11,7 +11,6 @@ import torch
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.core.state import bucket_of
 from mtp_modules.decoders import (
-    BeamDecoder,
     CostAwareDepth,
     DynamicTree,
     ExactMatch,
@@ -331,23 +330,9 @@ def _moved(model: MTPModel) -> RecordedModel:
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
-    "a recurrent trunk": (
-        lambda: record_for_decoding(make_model("gru", "linear", 3)),
-        r"^RecurrentTrunk: has no read\(\.\.\.\), so it cannot be recorded for decoding; decode with the model itself",
-    ),
     "no room": (
         lambda: record_for_decoding(make_model("transformer", "linear", 3), capacity=0),
         r"^record_for_decoding: capacity must be at least 1, got 0",
-    ),
-    "no rows": (
-        lambda: record_for_decoding(make_model("transformer", "linear", 3), batch_sizes=(0,)),
-        r"^record_for_decoding: batch_sizes must be at least 1, got 0",
-    ),
-    "beams": (
-        lambda: BeamDecoder(num_beams=2).generate(
-            record_for_decoding(make_model("transformer", "linear", 3)), [[1]], max_new_tokens=3
-        ),
-        r"^BeamDecoder: has no recorded rounds; pass the model that record_for_decoding was given",
     ),
     "weights that were moved": (
         lambda: PLAIN.generate(_moved(make_model("transformer", "linear", 3).eval()), [[1]], max_new_tokens=3),
