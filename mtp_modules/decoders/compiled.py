@@ -28,6 +28,13 @@ _KEPT_IN_REGISTERS = "-fno-tree-loop-distribute-patterns --param max-completely-
 """For GCC, which otherwise clears the 16 and more vectors that a product of six or more rows is summed in by a call of
 ``memset`` or in a loop, and from then on writes all of them to memory at every step.
 """
+_FETCHED_AHEAD = (
+    "-fprefetch-loop-arrays --param prefetch-latency=1000 --param simultaneous-prefetches=100 "
+    "--param prefetch-min-insn-to-mem-ratio=1 --param min-insn-to-prefetch-ratio=1"
+)
+"""For GCC, so that products ask for weights some kilobytes before they are their turn. A processor's own guesses are
+late as soon as there is more than one row to compute with what comes, and then further rows are not free.
+"""
 _ROUNDING = "cpp.enable_floating_point_contract_flag"
 """The only flag of the compiler that an option of inductor gives; what stands behind it goes along."""
 
@@ -42,7 +49,7 @@ def inductor_options(device: torch.device, *, freeze: bool) -> dict[str, Any]:
     if not freeze or device.type != "cpu":
         return FROZEN if freeze else FAST
     # Products of a library look better than they are when they are tried alone, again and again, on one small matrix.
-    return _with_flags({**FROZEN, "max_autotune_gemm_backends": "CPP"}, _KEPT_IN_REGISTERS)
+    return _with_flags({**FROZEN, "max_autotune_gemm_backends": "CPP"}, f"{_KEPT_IN_REGISTERS} {_FETCHED_AHEAD}")
 
 
 def _with_flags(options: Mapping[str, Any], flags: str) -> dict[str, Any]:

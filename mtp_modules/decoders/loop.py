@@ -61,8 +61,9 @@ def _rounds(run: "_Run", request: Request, how: Speculation) -> Iterator[Round]:
         started = now()
         last = [tokens[index][-1] for index in going_on]
         wanted = depths.depth(len(rows)) if how.drafter is not None else 0
-        chosen, accepted, limits = run.round(last, run.limits(wanted, [budgets[row] for row in rows]), wanted, depths)
-        depths.learn(len(rows), max(limits), accepted, limits, now() - started)
+        useful = run.limits(wanted, [budgets[row] for row in rows])
+        chosen, accepted, limits, drafted = run.round(last, useful, wanted, depths)
+        depths.learn(len(rows), drafted, accepted, limits, now() - started)
 
 
 class _Run:
@@ -127,7 +128,7 @@ class _Run:
     @torch.inference_mode()
     def round(
         self, last: list[int], limits: list[int], wanted: int, depths: DepthChooser
-    ) -> tuple[list[list[int]], list[int], list[int]]:
+    ) -> tuple[list[list[int]], list[int], list[int], int]:
         """Draft after the last token of every row, verify, and keep what holds.
 
         Args:
@@ -137,7 +138,7 @@ class _Run:
             depths: The policy's.
 
         Returns:
-            The new tokens of each row, how many of them were drafts, and how many drafts counted.
+            The new tokens of each row, how many of them were drafts, how many drafts counted, and how many were made.
         """
         spare = len(self.trunk_state.lengths) - self.live
         limits = [*limits, *limits[:1] * spare]
@@ -153,7 +154,7 @@ class _Run:
             found = self.how.drafter.offered(self.text, most) if self.how.drafter and self.text else None
             told = graphs.round(token, counted, most, self.trunk_state, self.heads_state, found, drawing)
             self._remember(told[:, : most + 1], told[:, most + 1] + 1)
-            return self._settle(told)
+            return *self._settle(told), most
         proposal = self._propose(token, limits, most, depths, drawing)
         drafts, counted = proposal.tokens, proposal.limits
         graphs = graphs if drafts.shape[1] in (0, most) else None  # graphs are for whole rounds
@@ -173,10 +174,11 @@ class _Run:
         accepted: Int[Tensor, " B"],
         counted: Int[Tensor, " B"],
         path: Int[Tensor, "B P"] | None = None,
-    ) -> tuple[list[list[int]], list[int], list[int]]:
+    ) -> tuple[list[list[int]], list[int], list[int], int]:
         """Remember what holds, bring it to the host, and commit it."""
         self._remember(tokens, accepted + 1)
-        return self._settle(told_of_round(tokens, accepted, counted, logits), path)
+        chosen, kept, limits = self._settle(told_of_round(tokens, accepted, counted, logits), path)
+        return chosen, kept, limits, max(limits)
 
     def _settle(
         self, told: Int[Tensor, "B M"], path: Int[Tensor, "B P"] | None = None
@@ -207,7 +209,7 @@ class _Run:
 
     def _tree_round(
         self, shape: DraftTree, token: Int[Tensor, " B"], limits: list[int], drawing: Drawing | None
-    ) -> tuple[list[list[int]], list[int], list[int]]:
+    ) -> tuple[list[list[int]], list[int], list[int], int]:
         """Verify a tree of drafts by the model's own choices."""
 
         def guess(logits: Tensor, depth: int) -> Guess:

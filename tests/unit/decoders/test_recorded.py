@@ -3,7 +3,7 @@
 import dataclasses
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.core.state import bucket_of
 from mtp_modules.decoders import (
     CostAwareDepth,
+    DraftPolicy,
     DynamicTree,
     ExactMatch,
     RecordedModel,
@@ -23,6 +24,7 @@ from mtp_modules.decoders import (
     warm_up,
 )
 from mtp_modules.decoders.acceptance import Verdict
+from mtp_modules.decoders.draft_policy import DepthChooser
 from mtp_modules.decoders.replays import Replays
 from mtp_modules.layers import ChunkedState, cache
 from tests.helpers import EVERY_HEADS, VOCAB, make_model
@@ -175,6 +177,28 @@ def test_laws_share_recordings_where_only_their_numbers_differ() -> None:
         assert SpeculativeDecoder().generate(fast, [[1, 2]], max_new_tokens=20, sampling=law, seed=3).tokens == wanted
         made.append(recordings_of(fast))
     assert made[0] == made[1]
+
+
+def test_a_policy_learns_how_many_drafts_a_round_was_made_of() -> None:
+    """Near the end of a row fewer of them count, but the graph, and the time, is that of all."""
+    rounds: list[tuple[int, int]] = []
+
+    class Watching(DepthChooser):
+        def learn(self, rows: int, drafted: int, accepted: object, limits: Sequence[int], seconds: float) -> None:
+            rounds.append((drafted, max(limits)))
+
+    class Watched(DraftPolicy):
+        def start(self, most: int) -> DepthChooser:
+            return Watching(most)
+
+    model = make_model("transformer", "recurrent", 4).eval()
+    decoder = SpeculativeDecoder(policy=Watched())
+    decoder.generate(record_for_decoding(model), [[1, 2]], max_new_tokens=12)
+    assert {drafted for drafted, _ in rounds} == {3}
+    assert min(counted for _, counted in rounds) < 3
+    rounds.clear()
+    decoder.generate(model, [[1, 2]], max_new_tokens=12)
+    assert all(drafted == counted for drafted, counted in rounds)
 
 
 @pytest.mark.parametrize("decoder", [SpeculativeDecoder(policy=CostAwareDepth(explore_every=2)), PLAIN])
