@@ -123,7 +123,8 @@ class CostAwareDepth(DraftPolicy):
     Measures the time of rounds with each number of drafts and the acceptance at each depth, as running averages, and
     takes the number with the best ratio. No drafts at all is one of the choices, so decoding does not stay slower than
     plain where drafting does not pay. A few rounds are spent on numbers that have not been tried for long. As rows end,
-    times of rounds with more rows are what rounds with fewer are first compared by.
+    times of rounds with more rows are what rounds with fewer are first compared by, and a run begins with what the last
+    one has learned; so keep the decoder for the next text.
 
     The choice rests on time and on rounds that are over, so it does not bend the law; but it is not reproducible, and
     with an acceptance other than :class:`~mtp_modules.decoders.ExactMatch` neither is the sample.
@@ -141,10 +142,12 @@ class CostAwareDepth(DraftPolicy):
             refuse(self, f"memory must lie in [0, 1), got {memory}.")
         at_least(self, "explore_every", explore_every, 2)
         self.memory, self.explore_every = memory, explore_every
+        self._last: dict[int, _ByCost] = {}
 
     def start(self, most: int) -> DepthChooser:
         """Begin a run."""
-        return _ByCost(self.depths(most), self.memory, self.explore_every)
+        self._last[most] = _ByCost(self.depths(most), self.memory, self.explore_every, self._last.get(most))
+        return self._last[most]
 
     def depths(self, most: int) -> list[int]:
         """Return 0, powers of 2, and ``most``."""
@@ -154,17 +157,20 @@ class CostAwareDepth(DraftPolicy):
 class _ByCost(DepthChooser):
     """Running averages of one run; those of times are kept for each number of rows.
 
-    Only their ratios matter. So a new number of rows begins with the times of the nearest one, and its first round says
-    how much all of them are longer or shorter.
+    Only their ratios matter. So a new number of rows begins with the times of the nearest one, a new run with those of
+    the run before, and the first round says how much all of them are longer or shorter.
     """
 
-    def __init__(self, choices: list[int], memory: float, explore_every: int) -> None:
+    def __init__(self, choices: list[int], memory: float, explore_every: int, before: "_ByCost | None" = None) -> None:
         super().__init__(choices[-1])
         self.choices, self.memory, self.explore_every = choices, memory, explore_every
         self.seconds: dict[int, dict[int, float]] = {}
         self.tried: dict[tuple[int, int], int] = {}
         self.held = [0.7] * self.most
         self.rounds = 0
+        if before is not None:
+            self.seconds = {rows: dict(times) for rows, times in before.seconds.items()}
+            self.held, self.rounds = list(before.held), before.rounds
 
     def depth(self, rows: int) -> int:
         self.rounds += 1

@@ -84,6 +84,29 @@ def test_a_first_round_that_compiles_is_forgotten() -> None:
     assert chooser.seconds[2] == {4: 1.0, 2: 60.0, 1: 60.0, 0: 60.0}
 
 
+@pytest.mark.parametrize("slower", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize(("slope", "best"), [(0.02, 4), (3.0, 0)])
+def test_a_run_begins_with_what_the_last_one_has_learned(slope: float, best: int, slower: float) -> None:
+    """Also where all rounds take longer than before, or are shorter."""
+    policy = CostAwareDepth(explore_every=1000)
+    first = run(policy.start(4), lambda depth: 1 + slope * depth, held=0.9)
+    assert set(first) == {0, 1, 2, 4}
+    assert set(run(policy.start(4), lambda depth: slower * (1 + slope * depth), held=0.9)) == {best}
+    assert set(run(policy.start(3), lambda depth: 1 + slope * depth, held=0.9)) == {0, 1, 2, 3}  # has other choices
+
+
+def test_runs_that_are_short_find_what_is_best_between_them() -> None:
+    """Drafts begin to pay after many texts of ten rounds each."""
+    policy = CostAwareDepth(memory=0.5, explore_every=16)
+    for cost in (3.0, 0.02):
+        for _ in range(60):
+            chooser = policy.start(4)
+            for _ in range(10):
+                depth = chooser.depth(1)
+                chooser.learn(1, depth, [depth], [depth], 1 + cost * depth)
+        assert chooser.depth(1) == (0 if cost > 1 else 4)
+
+
 @given(most=st.integers(1, 9), held=st.floats(0, 1), slope=st.floats(0, 3))
 def test_it_stays_within_what_it_may_and_tries_everything_once(most: int, held: float, slope: float) -> None:
     depths = run(CostAwareDepth(explore_every=4).start(most), lambda depth: 1 + slope * depth, held)
