@@ -50,6 +50,7 @@ def test_only_gcc_is_given_its_own_flags(gcc: bool, monkeypatch: pytest.MonkeyPa
     options = inductor_options(torch.device("cpu"), freeze=True)
     assert options[products] == "CPP"
     assert options.get(rounding, "").startswith("off -fno-tree") is gcc
+    assert ("-fprefetch-loop-arrays --param prefetch-latency=1000" in options.get(rounding, "")) is gcc
     for device, freeze in (("cpu", False), ("cuda", False), ("cuda", True)):
         assert not {rounding, products} & inductor_options(torch.device(device), freeze=freeze).keys()
     assert _wrapping(options).get(rounding, "").endswith(" -fwrapv") is gcc
