@@ -71,7 +71,11 @@ def leading(holds: Bool[Tensor, "B K"]) -> Int[Tensor, " B"]:
     Args:
         holds: Whether each draft would be accepted by itself.
     """
-    return holds.long().cumprod(dim=1).sum(dim=1)
+    num_drafts = holds.shape[1]
+    if num_drafts == 0:
+        return holds.new_zeros(len(holds), dtype=torch.long)
+    places = torch.arange(num_drafts, device=holds.device)
+    return torch.where(holds, num_drafts, places).amin(dim=1)
 
 
 def within(limits: Int[Tensor, " B"], num_drafts: int) -> Bool[Tensor, "B K"]:

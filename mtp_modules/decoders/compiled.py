@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Tensor
+from mtp_modules.decoders.constants import SharedConstants
 from mtp_modules.decoders.drawing import Drawing
 from mtp_modules.decoders.generation import DecodableModel
 from mtp_modules.decoders.graphs import GraphModel
@@ -39,15 +39,18 @@ _ROUNDING = "cpp.enable_floating_point_contract_flag"
 """The only flag of the compiler that an option of inductor gives; what stands behind it goes along."""
 
 
-def inductor_options(device: torch.device, *, freeze: bool) -> dict[str, Any]:
+def inductor_options(device: torch.device, *, freeze: bool, many_positions: bool = False) -> dict[str, Any]:
     """Return the options that inductor gets where none are given.
 
     Args:
         device: Where the model is.
         freeze: Whether weights are constants.
+        many_positions: Whether computing takes longer than fetching the weights, as it does for prompts.
     """
     if not freeze or device.type != "cpu":
         return FROZEN if freeze else FAST
+    if many_positions:
+        return {**FROZEN, "max_autotune_gemm_backends": "ATEN,CPP"}
     # Products of a library look better than they are when they are tried alone, again and again, on one small matrix.
     return _with_flags({**FROZEN, "max_autotune_gemm_backends": "CPP"}, f"{_KEPT_IN_REGISTERS} {_FETCHED_AHEAD}")
 
@@ -73,6 +76,7 @@ def compile_for_decoding(
     model: DecodableModel,
     *,
     batch_sizes: Collection[int] = (1,),
+    prompt_sizes: Collection[int] = (),
     freeze: bool = False,
     backend: str = "inductor",
     options: Mapping[str, Any] | None = None,
@@ -81,13 +85,16 @@ def compile_for_decoding(
 
     A round with no drafts or with drafts of the heads, verification and all, becomes one graph, whether tokens are
     drawn or not. Reading and scoring a chunk does where drafts come from the text alone, form a tree, end by
-    confidence, or where laws are kept. Prompts and larger batches go through the model as it is. Each number of drafts
-    is compiled when it is first used, which takes up to a minute.
+    confidence, or where laws are kept. Larger batches go through the model as it is, and so do prompts, unless there
+    are sizes for them. Each number of drafts is compiled when it is first used, which takes up to a minute.
 
     Args:
         model: Not changed. The result shares its weights.
         batch_sizes: Numbers of rows to compile for, such as ``(1, 4, 16)``. A batch of fewer is filled up to the next
             of them; a larger one goes through the model as it is, until enough of its rows have ended.
+        prompt_sizes: Numbers of positions to compile the reading of prompts for, such as ``(64,)``. A prompt is read by
+            as many of them as it takes, the last one filled up; what would fill less than half of it goes through the
+            model as it is, and so do prompts of a batch that is not of one of the ``batch_sizes``.
         freeze: Take the weights for constants. Faster, above all on CPUs, where they are then laid out for the products
             they go into; needs memory for them once more for each graph, and longer to compile. When weights change,
             decoding is refused; without, it follows them as long as they change in place.
@@ -95,12 +102,12 @@ def compile_for_decoding(
         options: Of the backend; for inductor, those of :func:`inductor_options` if ``None``.
 
     Raises:
-        ValueError: If a batch size is below 1, the trunk or the heads cannot be compiled, or the model is shared out
+        ValueError: If a size is below 1, the trunk or the heads cannot be compiled, or the model is shared out
             over several processes; when decoding, if the weights are no longer those that were compiled for.
     """
-    if options is None and backend == "inductor":
-        options = inductor_options(model.unembedding.weight.device, freeze=freeze)
-    return CompiledModel(model, batch_sizes=batch_sizes, freeze=freeze, backend=backend, options=options or {})
+    return CompiledModel(
+        model, batch_sizes=batch_sizes, prompt_sizes=prompt_sizes, freeze=freeze, backend=backend, options=options
+    )
 
 
 def _of_the_round(guards: Sequence[Any]) -> list[bool]:
@@ -124,6 +131,7 @@ class CompiledModel(GraphModel):
     Args:
         model: Trunk, heads and unembedding.
         batch_sizes: Numbers of rows that graphs are used for.
+        prompt_sizes: How many tokens of prompts are read at once by graphs.
         freeze: Whether weights are constants of the graphs.
         backend: Of ``torch.compile``.
         options: Of the backend.
@@ -136,14 +144,20 @@ class CompiledModel(GraphModel):
         model: DecodableModel,
         *,
         batch_sizes: Collection[int],
+        prompt_sizes: Collection[int],
         freeze: bool,
         backend: str,
-        options: Mapping[str, Any],
+        options: Mapping[str, Any] | None,
     ) -> None:
-        self.freeze, self.backend, self.options = freeze, backend, options
-        super().__init__(model, batch_sizes=batch_sizes)
+        self.freeze, self.backend, self._constants = freeze, backend, SharedConstants()
+        device = model.unembedding.weight.device
+        ours = options is None and backend == "inductor"
+        self.options = inductor_options(device, freeze=freeze) if ours else options or {}
+        many = inductor_options(device, freeze=freeze, many_positions=True) if ours else self.options
+        self._options_for_prompts = many
+        super().__init__(model, batch_sizes=batch_sizes, prompt_sizes=prompt_sizes)
         on_cpu = backend == "inductor" and self.unembedding.weight.device.type == "cpu"
-        self._gumbels = self._compiled(gumbels, _wrapping(options) if on_cpu else options)
+        self._gumbels = self._compiled(gumbels, _wrapping(self.options) if on_cpu else self.options)
 
     def _compiled(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Callable[..., Tensor]:
         compiler: dict[str, Any] = {"backend": self.backend, "fullgraph": True, "dynamic": False}
@@ -151,12 +165,14 @@ class CompiledModel(GraphModel):
         kept = {**options, "guard_filter_fn": _of_the_round}  # anew, for torch.compile takes the filter out of it
         return torch.compile(function, **compiler, options=kept)
 
-    def _graphs_of(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        graphs = self._compiled(function, self.options)
-        constants = torch._dynamo.config.patch(prepare_freezing=True) if self.freeze else nullcontext()
+    def _graphs_of(self, function: Callable[..., Tensor], *, many_positions: bool = False) -> Callable[..., Tensor]:
+        graphs = self._compiled(function, self._options_for_prompts if many_positions else self.options)
+        if not self.freeze:
+            return graphs
+        constants = torch._dynamo.config.patch(prepare_freezing=True)
 
         def call(*inputs: object) -> Tensor:
-            with constants:
+            with constants, self._constants.used():
                 return graphs(*inputs)
 
         return call

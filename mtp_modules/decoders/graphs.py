@@ -9,6 +9,7 @@ from torch import nn
 from mtp_modules.core.checks import at_least, is_distributed, refuse
 from mtp_modules.core.interfaces import DecodingState, Heads, Trunk
 from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import at_positions
 from mtp_modules.decoders.acceptance import greedy_round
 from mtp_modules.decoders.draft_policy import DepthChooser
 from mtp_modules.decoders.drafting import DraftChoice, Found, heads_draft
@@ -24,22 +25,24 @@ class GraphModel(ABC):
     Args:
         model: Trunk, heads and unembedding.
         batch_sizes: Numbers of rows that graphs are used for.
+        prompt_sizes: How many tokens of prompts are read at once by graphs.
 
     Attributes:
         maker: The function that makes such a model, for what users are told.
         done: What it does to a model.
 
     Raises:
-        ValueError: If a batch size is below 1, the trunk or the heads have no step that is tensor operations alone, or
-            the model is shared out over several processes.
+        ValueError: If a size is below 1, the trunk or the heads have no step that is tensor operations alone, or the
+            model is shared out over several processes.
     """
 
     maker: str
     done: str
 
-    def __init__(self, model: DecodableModel, *, batch_sizes: Collection[int]) -> None:
-        for size in batch_sizes:
-            at_least(self.maker, "batch_sizes", size, 1)
+    def __init__(self, model: DecodableModel, *, batch_sizes: Collection[int], prompt_sizes: Collection[int]) -> None:
+        for name, sizes in (("batch_sizes", batch_sizes), ("prompt_sizes", prompt_sizes)):
+            for size in sizes:
+                at_least(self.maker, name, size, 1)
         for part, base in ((model.trunk, Trunk), (model.heads, Heads)):
             if type(part).read is base.read:
                 refuse(
@@ -48,13 +51,19 @@ class GraphModel(ABC):
         if is_distributed(model.unembedding.weight):
             refuse(self.maker, "the model is shared out over several processes; decode with the model itself.")
         self.trunk, self.heads, self.unembedding = model.trunk, model.heads, model.unembedding
-        self.batch_sizes = frozenset(batch_sizes)
+        self.batch_sizes, self.prompt_sizes = frozenset(batch_sizes), frozenset(prompt_sizes)
         self._read, self._round = self._graphs_of(self._reading), self._graphs_of(self._whole)
+        self._prompt = self._graphs_of(self._reading_prompt, many_positions=True)
         self._made_for = self._weights()
 
     @abstractmethod
-    def _graphs_of(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return what gives the same as a function of tensors and of objects that hold some, by graphs."""
+    def _graphs_of(self, function: Callable[..., Tensor], *, many_positions: bool = False) -> Callable[..., Tensor]:
+        """Return what gives the same as a function of tensors and of objects that hold some, by graphs.
+
+        Args:
+            function: Which.
+            many_positions: Whether there are so many positions that computing takes longer than fetching the weights.
+        """
 
     @abstractmethod
     def _version(self, weight: Tensor) -> tuple[object, ...]:
@@ -152,6 +161,42 @@ class GraphModel(ABC):
         """
         return min((size for size in self.batch_sizes if size >= rows), default=rows)
 
+    def prompt_pieces(self, length: int) -> list[int]:
+        """Return how many tokens of prompts each graph reads; what is left of them goes through the model as it is.
+
+        The last piece may be filled up, if it is by less than as many tokens as it holds.
+
+        Args:
+            length: Of the longest prompt.
+
+        Example:
+            With graphs for 16 and 64 tokens, 100 are read as 64 and, filled up, 64; and 20 as 16, with 4 left.
+        """
+        pieces: list[int] = []
+        while length > 0:
+            holding = [size for size in self.prompt_sizes if length <= size < 2 * length]
+            fitting = [size for size in self.prompt_sizes if size < length]
+            if not holding and not fitting:
+                break
+            pieces.append(min(holding) if holding else max(fitting))
+            length -= pieces[-1]
+        return pieces
+
+    def read_prompt(
+        self, piece: Int[Tensor, "B C"], last: Int[Tensor, " B"], trunk_state: DecodingState, heads_state: DecodingState
+    ) -> Float[Tensor, "B 1 V"]:
+        """Append a piece of the prompts to both states, and return horizon 1's logits at one place of each row.
+
+        Args:
+            piece: Tokens, as many as there is a graph for.
+            last: The place.
+            trunk_state: Committed.
+            heads_state: Committed.
+        """
+        self._announce(piece.shape[1], trunk_state, heads_state)
+        piece = piece.clone(memory_format=torch.contiguous_format)  # graphs are for one layout of it
+        return self._prompt(trunk_state, heads_state, piece, last)
+
     def read(
         self, chunk: Int[Tensor, "B C"], trunk_state: DecodingState, heads_state: DecodingState
     ) -> Float[Tensor, "B C V"]:
@@ -195,11 +240,19 @@ class GraphModel(ABC):
         self._announce(1 + num_drafts, trunk_state, heads_state)
         return self._round(trunk_state, heads_state, token, limits, num_drafts, found, drawing)
 
-    def _reading(self, trunk_state: DecodingState, heads_state: DecodingState, chunk: Tensor) -> Tensor:
+    def _states(self, trunk_state: DecodingState, heads_state: DecodingState, chunk: Tensor) -> Tensor:
         output = self.trunk.read(chunk, trunk_state)
         given = self.heads.features_of(output)
-        first = self.heads.read(output.hidden, heads_state, tokens=chunk, embed=self.trunk.embedding, **given)
-        return self.unembedding.logits(first)
+        return self.heads.read(output.hidden, heads_state, tokens=chunk, embed=self.trunk.embedding, **given)
+
+    def _reading(self, trunk_state: DecodingState, heads_state: DecodingState, chunk: Tensor) -> Tensor:
+        return self.unembedding.logits(self._states(trunk_state, heads_state, chunk))
+
+    def _reading_prompt(
+        self, trunk_state: DecodingState, heads_state: DecodingState, piece: Tensor, last: Tensor
+    ) -> Tensor:
+        states = self._states(trunk_state, heads_state, piece)
+        return self.unembedding.logits(at_positions(states, last[:, None]))
 
     def _whole(
         self,

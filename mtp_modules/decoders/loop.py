@@ -7,6 +7,7 @@ import torch
 from mtp_modules.core.drafts import ancestors_of, one_hot
 from mtp_modules.core.selection import holes_filled
 from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.targets import at_positions
 from mtp_modules.decoders.acceptance import greedy_round
 from mtp_modules.decoders.draft_policy import DepthChooser, now
 from mtp_modules.decoders.drafting import DraftChoice, Proposal, Text, heads_draft
@@ -14,6 +15,7 @@ from mtp_modules.decoders.drawing import Drawing
 from mtp_modules.decoders.generation import DecodableModel, Request, Round, RoundLaws
 from mtp_modules.decoders.graphs import GraphModel
 from mtp_modules.decoders.noise import gumbels
+from mtp_modules.decoders.prompts import in_one_tensor, logits_behind
 from mtp_modules.decoders.sampling import History, RowLaws
 from mtp_modules.decoders.speculation import Speculation
 from mtp_modules.decoders.stopping import cut
@@ -83,6 +85,9 @@ class _Run:
             capacity = min(capacity, self.limit + how.most)
         if how.tree is not None:
             capacity += how.tree.nodes - how.tree.depth  # a tree has more tokens than positions
+        graphs = self._graphs_for(len(prompts))
+        self.pieces = [] if graphs is None else graphs.prompt_pieces(longest)
+        capacity = max(capacity, sum(self.pieces))
         with torch.inference_mode():
             laws = RowLaws(request.laws, vocab_size, self.device)
             # Without a law of its own and without a lossy rule, choosing the likeliest token is all there is to do.
@@ -103,27 +108,31 @@ class _Run:
 
     @torch.inference_mode()
     def read_prompts(self) -> list[list[int]]:
-        """Read all prompts at once, and return the first new token of each."""
-        prompts = self.request.prompts
+        """Read all prompts, and return the first new token of each."""
+        prompts, by_graphs = self.request.prompts, sum(self.pieces)
         lengths = [len(prompt) for prompt in prompts]
-        chunk = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            chunk[row, : len(prompt)] = torch.as_tensor(prompt)
-        chunk = chunk.to(self.device)
-        states = self._extend(chunk)
-        counts = torch.tensor(lengths, device=self.device)
-        states = states[torch.arange(len(lengths), device=self.device), counts - 1]
-        self._commit(lengths)
-        logits = self.unembedding.logits(states)[:, None]
+        chunk = in_one_tensor(prompts, max(*lengths, by_graphs), self.device)
+        logits = logits_behind(chunk, lengths, [*self.pieces, chunk.shape[1] - by_graphs], self._read_piece)
         drawing = self._drawing(unread=0, most=1)
         target = None if drawing is None else drawing.law(logits)
         first = logits.argmax(dim=-1) if drawing is None or target is None else own_choice(target, drawing.noise)
+        counts = torch.tensor(lengths, device=self.device)
         self._keep_laws(Proposal(first[:, :0], None, counts), target, logits)
         if self.text is not None:
-            self.text.append(chunk, counts)
+            self.text.append(chunk[:, : max(lengths)], counts)
         self._remember(first, torch.ones_like(counts))
         none = torch.zeros_like(counts)
         return on_host(told_of_round(first, none, none, logits))[0]
+
+    def _read_piece(
+        self, piece: Int[Tensor, "B C"], last: Int[Tensor, " B"], keep: list[int]
+    ) -> Float[Tensor, "B 1 V"]:
+        if self.graph_model is not None and piece.shape[1] in self.pieces:  # what is left is of another size
+            logits = self.graph_model.read_prompt(piece, last, self.trunk_state, self.heads_state)
+        else:
+            logits = self.unembedding.logits(at_positions(self._extend(piece), last[:, None]))
+        self._commit(keep)
+        return logits
 
     @torch.inference_mode()
     def round(
@@ -191,9 +200,10 @@ class _Run:
 
     def _graphs(self) -> GraphModel | None:
         """Return the graphs, where there are any for so many rows."""
-        if self.graph_model is None or len(self.trunk_state.lengths) not in self.graph_model.batch_sizes:
-            return None
-        return self.graph_model
+        return self._graphs_for(len(self.trunk_state.lengths))
+
+    def _graphs_for(self, rows: int) -> GraphModel | None:
+        return self.graph_model if self.graph_model is not None and rows in self.graph_model.batch_sizes else None
 
     def _is_one_graph(self, num_drafts: int, depths: DepthChooser) -> bool:
         """Say whether nothing has to be decided, or kept, in the middle of the round."""

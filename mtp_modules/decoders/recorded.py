@@ -16,7 +16,11 @@ from mtp_modules.decoders.replays import Replays
 
 
 def record_for_decoding(
-    model: DecodableModel, *, batch_sizes: Collection[int] = (1,), capacity: int = 256
+    model: DecodableModel,
+    *,
+    batch_sizes: Collection[int] = (1,),
+    prompt_sizes: Collection[int] = (),
+    capacity: int = 256,
 ) -> "RecordedModel":
     """Return the model for decoders with its rounds recorded; the output is the same, up to rounding.
 
@@ -26,22 +30,24 @@ def record_for_decoding(
     those beyond each row's length, and each of these sizes is recorded.
 
     The same rounds as with :func:`~mtp_modules.decoders.compile_for_decoding` become one recording, and of the others
-    reading and scoring; prompts and larger batches go through the model as it is. Weights may change in place, but not
-    the settings of modules.
+    reading and scoring; larger batches go through the model as it is, and so do prompts, unless there are sizes for
+    them. Weights may change in place, but not the settings of modules.
 
     Args:
         model: Not changed. The result shares its weights.
         batch_sizes: Numbers of rows to record for, such as ``(1, 4, 16)``. A batch of fewer is filled up to the next of
             them; a larger one goes through the model as it is, until enough of its rows have ended.
+        prompt_sizes: Numbers of positions to record the reading of prompts for, as with
+            :func:`~mtp_modules.decoders.compile_for_decoding`.
         capacity: Most tokens of a row, prompt and drafts included, that keys and values are kept for. It grows when a
             text needs more, to the next power of 2, and then everything is recorded anew.
 
     Raises:
-        ValueError: If a batch size or the capacity is below 1, the trunk or the heads cannot be recorded, or the model
+        ValueError: If a size or the capacity is below 1, the trunk or the heads cannot be recorded, or the model
             is shared out over several processes; when decoding, if weights are no longer where they were, or a round
             takes numbers to the host.
     """
-    return RecordedModel(model, batch_sizes=batch_sizes, capacity=capacity)
+    return RecordedModel(model, batch_sizes=batch_sizes, prompt_sizes=prompt_sizes, capacity=capacity)
 
 
 class _Set:
@@ -68,19 +74,22 @@ class RecordedModel(GraphModel):
     Args:
         model: Trunk, heads and unembedding.
         batch_sizes: Numbers of rows that are recorded.
+        prompt_sizes: How many tokens of prompts are read at once by recordings.
         capacity: Most tokens of a row, to begin with.
     """
 
     maker, done = "record_for_decoding", "recorded"
 
-    def __init__(self, model: DecodableModel, *, batch_sizes: Collection[int], capacity: int) -> None:
-        super().__init__(model, batch_sizes=batch_sizes)
+    def __init__(
+        self, model: DecodableModel, *, batch_sizes: Collection[int], prompt_sizes: Collection[int], capacity: int
+    ) -> None:
+        super().__init__(model, batch_sizes=batch_sizes, prompt_sizes=prompt_sizes)
         at_least(self.maker, "capacity", capacity, 1)
         self.capacity = 1 << (capacity - 1).bit_length()
         self._sets: WeakKeyDictionary[DecodingState, ReferenceType[_Set]] = WeakKeyDictionary()  # which hold the keys
         self._free: list[_Set] = []
 
-    def _graphs_of(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _graphs_of(self, function: Callable[..., Tensor], *, many_positions: bool = False) -> Callable[..., Tensor]:
         @torch.inference_mode()
         def call(trunk_state: DecodingState, *inputs: object) -> Tensor:
             return self._set_of(trunk_state).replays(function, trunk_state, *inputs)

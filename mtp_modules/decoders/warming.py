@@ -62,9 +62,9 @@ def warm_up(
         depths, tried = decoder.policy.depths(decoder.most(model)), copy.copy(decoder)
         tried.policy = _InTurn(policy=decoder.policy)
     within_positions("warm_up", longest, model.trunk.max_positions, "trunk")
-    model.make_room(longest + max(depths))
+    model.make_room(max(longest, sum(model.prompt_pieces(longest))) + max(depths))
     budget = 1 + sum(depth + 1 for depth in depths)
     first = 1 + max(model.heads.horizons)  # the first tokens of a text may have graphs of their own
     for size in sorted(model.batch_sizes):
-        for length in (first, *model.lengths_of_graphs(longest)):
+        for length in (first, *model.prompt_sizes, *model.lengths_of_graphs(longest)):
             tried.generate(model, [[0] * length] * size, max_new_tokens=budget, sampling=sampling)

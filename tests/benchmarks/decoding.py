@@ -8,6 +8,7 @@ Both sides of a ratio alternate in one process, on one thread. Times are CPU sec
     python tests/benchmarks/decoding.py --record --decoders heads:3 heads:7
     python tests/benchmarks/decoding.py --compile --decoders heads:3 heads:7
     python tests/benchmarks/decoding.py --compile --freeze --decoders heads:3 heads:7
+    python tests/benchmarks/decoding.py --compile --freeze --prompt_sizes 64 --decoders heads:3 heads:7
 """
 
 import argparse
@@ -78,14 +79,16 @@ def alternate(sides: dict[str, Callable[[int], object]], parts: int, repeats: in
     return {name: runs[1:] for name, runs in seconds.items()}
 
 
-def pooled(generations: list[Generation]) -> tuple[float, list[float]]:
-    """Return tokens per forward and acceptance by depth over all prompts."""
+def pooled(generations: list[Generation]) -> tuple[float, float, list[float]]:
+    """Return tokens per forward, the same without prompts and the token behind each, and acceptance by depth."""
+    prompts = sum(len(g.tokens) for g in generations)
     tokens = sum(g.stats.tokens for g in generations)
     forwards = sum(g.stats.forwards for g in generations)
     depths = max(len(g.stats.drafted) for g in generations)
     drafted = [sum(g.stats.drafted[d] for g in generations if len(g.stats.drafted) > d) for d in range(depths)]
     accepted = [sum(g.stats.accepted[d] for g in generations if len(g.stats.accepted) > d) for d in range(depths)]
-    return tokens / forwards, [a / d for a, d in zip(accepted, drafted, strict=True)]
+    shares = [a / d for a, d in zip(accepted, drafted, strict=True)]
+    return tokens / forwards, (tokens - prompts) / (forwards - prompts), shares
 
 
 def hugging_face_twin(model: MTPModel) -> torch.nn.Module | None:
@@ -160,8 +163,8 @@ def without_previous_tokens(model: MTPModel) -> MTPModel:
 def as_graphs(model: DecodableModel, options: argparse.Namespace, sizes: set[int]) -> GraphModel:
     """Return the model with its rounds compiled or recorded."""
     if options.record:
-        return record_for_decoding(model, batch_sizes=sizes)
-    return compile_for_decoding(model, batch_sizes=sizes, freeze=options.freeze)
+        return record_for_decoding(model, batch_sizes=sizes, prompt_sizes=options.prompt_sizes)
+    return compile_for_decoding(model, batch_sizes=sizes, prompt_sizes=options.prompt_sizes, freeze=options.freeze)
 
 
 def how_it_runs(options: argparse.Namespace) -> str:
@@ -184,6 +187,13 @@ def main() -> None:
     how.add_argument("--record", action="store_true", help="record our rounds, plain ones too")
     how.add_argument("--compile", action="store_true", help="compile our rounds, plain ones too")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all weights")
+    parser.add_argument(
+        "--prompt_sizes",
+        type=int,
+        nargs="*",
+        default=[],
+        help="with compile or record: of pieces that prompts are read in",
+    )
     parser.add_argument("--freeze", action="store_true", help="with compile: take weights for constants")
     parser.add_argument("--hugging_face", type=int, default=8, help="prompts to compare with; 0 leaves it out")
     options = parser.parse_args()
@@ -193,7 +203,7 @@ def main() -> None:
     data = TextDataModule(sources=["stdlib"], window=256, lookahead=model.lookahead, batch_size=8, tokenizer=tokenizer)
     prompts = data.prompts("test", options.prompts, options.prompt_length, seed=0)
     batches = [prompts[start : start + options.batch] for start in range(0, len(prompts), options.batch)]
-    console = Console(width=120)
+    console = Console(width=140)
     used: DecodableModel = model
     if options.compile or options.record:
         model = with_own_trunk(model)
@@ -212,28 +222,53 @@ def main() -> None:
 
         return one_batch
 
+    def prompts_alone(name: str) -> Callable[[int], None]:
+        def one_batch(index: int) -> None:
+            decoders[name].generate(used, batches[index], max_new_tokens=1, sampling=law, seed=index)
+
+        return one_batch
+
     if isinstance(used, GraphModel):
         for decoder in decoders.values():
             if isinstance(decoder, AutoregressiveDecoder | SpeculativeDecoder):
                 warm_up(used, decoder, sampling=law)
-    seconds = alternate({name: run(name) for name in decoders}, len(batches), options.repeats)
+    sides = {name: run(name) for name in decoders}
+    sides |= {f"{name}, prompts": prompts_alone(name) for name in decoders}
+    seconds = alternate(sides, len(batches), options.repeats)
     title = f"{len(prompts)} held-out prompts x {options.new_tokens} tokens, batch {options.batch}"
     title += f", {options.dtype}" + how_it_runs(options) + (", frozen" if options.freeze else "")
     table = Table(title=f"{title}, temperature {options.temperature}, one thread, CPU time")
-    for column in ("decoding", "tokens/s", "tokens a forward", "speed-up", "equal outputs", "acceptance by depth"):
+    columns = (
+        "decoding",
+        "tokens/s",
+        "tokens a forward",
+        "speed-up",
+        "share",
+        "without prompts",
+        "share",
+        "equal outputs",
+    )
+    for column in (*columns, "acceptance by depth"):
         table.add_column(column, justify="right")
     plain = [tokens for g in found["plain"].values() for tokens in g.tokens]
     for name, by_batch in found.items():
         generations = list(by_batch.values())
-        rate, acceptance = pooled(generations)
+        rate, rate_of_rounds, acceptance = pooled(generations)
         outputs = [tokens for g in generations for tokens in g.tokens]
         same = sum(tokens == p for tokens, p in zip(outputs, plain, strict=True))
         ratio = statistics.median(a / b for a, b in zip(seconds["plain"], seconds[name], strict=True))
+        plain_rounds, rounds = (
+            [a - b for a, b in zip(seconds[side], seconds[f"{side}, prompts"], strict=True)] for side in ("plain", name)
+        )
+        of_rounds = statistics.median(a / b for a, b in zip(plain_rounds, rounds, strict=True))
         table.add_row(
             name,
             f"{sum(len(p) for p in plain) / statistics.median(seconds[name]):.0f}",
             f"{rate:.2f}",
             f"{ratio:.2f}x",
+            f"{ratio / rate:.0%}",
+            f"{of_rounds:.2f}x",
+            f"{of_rounds / rate_of_rounds:.0%}",
             f"{same}/{len(prompts)}",
             " ".join(f"{share:.0%}" for share in acceptance),
         )

@@ -119,7 +119,7 @@ MUTANTS = (
     Mutant(
         "accepted-after-a-rejection",
         "decoders/acceptance.py",
-        "return holds.long().cumprod(dim=1).sum(dim=1)",
+        "return torch.where(holds, num_drafts, places).amin(dim=1)",
         "return holds.long().sum(dim=1)",
         "drafts behind a rejected one count",
         OURS,

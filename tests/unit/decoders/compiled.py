@@ -105,7 +105,7 @@ def main(backend: str) -> None:
             graphs.append(len(graph.graph.nodes))
             return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
-        fast = compile_for_decoding(model, batch_sizes=(1, 2), backend=compiler)
+        fast = compile_for_decoding(model, batch_sizes=(1, 2), prompt_sizes=(3,), backend=compiler)
         compare(model, fast, cases)
         made = len(graphs)
         assert made >= len(cases)
@@ -116,7 +116,7 @@ def main(backend: str) -> None:
             wanted = decoder.generate(model, PROMPTS[0], **asked)
             assert decoder.generate(fast, PROMPTS[0], **asked).tokens == wanted.tokens
         assert len(graphs) == made, "a text of another length was compiled anew"
-        for function in (CompiledModel._reading, CompiledModel._whole):
+        for function in (CompiledModel._reading, CompiledModel._reading_prompt, CompiledModel._whole):
             for entry in torch._dynamo.eval_frame._debug_get_cache_entry_list(function.__code__):
                 assert "L['self']" not in str(entry.guard_manager), "the model is looked at before every round"
 
@@ -133,6 +133,41 @@ def rows_that_end() -> None:
             wanted = AutoregressiveDecoder().generate(model, prompts, **asked)
             assert AutoregressiveDecoder().generate(fast, prompts, **asked).tokens == wanted.tokens
         assert len(graphs) == 2, len(graphs)
+
+
+def prompts_in_pieces() -> None:
+    """See that the graph of a prompt serves all prompts, and that those which lie between two sizes leave no trace."""
+    graphs: list[object] = []
+    model = make_model("transformer_previous", "sequential", 3).eval()
+    fast = compile_for_decoding(
+        model,
+        batch_sizes=(1, 2),
+        prompt_sizes=(4,),
+        backend=lambda graph, inputs: graphs.append(graph) or graph,
+    )
+    for pieces, prompts in ((1, [[1, 2, 3]]), (3, [[1, 2, 3, 4] * 3]), (2, [[5, 6] * 4, [7]]), (2, [[5], [6, 7] * 4])):
+        sizes: list[int] = []
+        fast._prompt, made = noted(fast._prompt, sizes), fast._prompt
+        for decoder, law in ((AutoregressiveDecoder(), GREEDY), (SpeculativeDecoder(), DRAWN)):
+            asked = {"max_new_tokens": 9, "sampling": law, "seed": 5}
+            wanted = decoder.generate(model, prompts, **asked).tokens
+            assert decoder.generate(fast, prompts, **asked).tokens == wanted
+        assert sizes == [4] * (2 * pieces), sizes
+        fast._prompt = made
+    count = len(graphs)
+    for length in (4, 5, 11, 23, 42):
+        AutoregressiveDecoder().generate(fast, [[1] * length], max_new_tokens=3)
+    assert len(graphs) == count, (count, len(graphs))
+
+
+def noted(made: Callable[..., torch.Tensor], sizes: list[int]) -> Callable[..., torch.Tensor]:
+    """Return the graphs of prompts with a note of how many tokens each call reads."""
+
+    def call(trunk_state: object, heads_state: object, piece: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        sizes.append(piece.shape[1])
+        return made(trunk_state, heads_state, piece, last)
+
+    return call
 
 
 def counted(made: Callable[..., torch.Tensor], sizes: set[int]) -> Callable[..., torch.Tensor]:
@@ -183,7 +218,10 @@ def warm() -> None:
     ):
         model, graphs = make_model("transformer_previous", "recurrent", 3).eval(), []
         fast = compile_for_decoding(
-            model, batch_sizes=(1, 2), backend=lambda graph, inputs, graphs=graphs: graphs.append(graph) or graph
+            model,
+            batch_sizes=(1, 2),
+            prompt_sizes=(3,),
+            backend=lambda graph, inputs, graphs=graphs: graphs.append(graph) or graph,
         )
         warm_up(fast, decoder, sampling=law)
         made = len(graphs)
@@ -219,7 +257,8 @@ def frozen() -> None:
     """Compare tokens and counts where weights are constants, and see that they were laid out anew."""
     for trunk, heads, case in (("transformer_previous", "recurrent", 2), ("transformer_grouped", "sequential", 3)):
         model = make_model(trunk, heads, 3).eval().float()
-        compare(model, compile_for_decoding(model, freeze=True), CASES[case : case + 1])
+        fast = compile_for_decoding(model, freeze=True, prompt_sizes=(3,))
+        compare(model, fast, CASES[case : case + 1])
     packed = torch._dynamo.utils.counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"]
     assert packed > 20, packed
 
@@ -234,6 +273,7 @@ if __name__ == "__main__":
         side_by_side()
         rows_that_end()
         rows_that_fill()
+        prompts_in_pieces()
         warm()
         unprepared()
     print("equal")

@@ -23,6 +23,7 @@ REFUSED: dict[str, tuple[Callable[[Maker], object], str]] = {
         r"^RecurrentTrunk: has no read\(\.\.\.\), so it cannot be {done} for decoding; decode with the model itself",
     ),
     "no rows": (lambda make: make(_model(), batch_sizes=(0,)), r"^{maker}: batch_sizes must be at least 1, got 0"),
+    "no tokens": (lambda make: make(_model(), prompt_sizes=(0,)), r"^{maker}: prompt_sizes must be at least 1, got 0"),
     "beams": (
         lambda make: BeamDecoder(num_beams=2).generate(make(_model()), [[1]], max_new_tokens=3),
         r"^BeamDecoder: has no {done} rounds; pass the model that {maker} was given",
