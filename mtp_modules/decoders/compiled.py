@@ -96,7 +96,7 @@ def compile_for_decoding(
             as many of them as it takes, the last one filled up; what would fill less than half of it goes through the
             model as it is, and so do prompts of a batch that is not of one of the ``batch_sizes``.
         freeze: Take the weights for constants. Faster, above all on CPUs, where they are then laid out for the products
-            they go into; needs memory for them once more for each graph, and longer to compile. When weights change,
+            they go into; needs memory for them once more for each layout, and longer to compile. When weights change,
             decoding is refused; without, it follows them as long as they change in place.
         backend: Of ``torch.compile``.
         options: Of the backend; for inductor, those of :func:`inductor_options` if ``None``.

@@ -56,16 +56,16 @@ def _look_here_first() -> None:
     """Let inductor ask for what is known, from the first time on that somebody wants it to."""
     from torch._inductor.graph import GraphLowering  # takes a second, so only where it is in use
 
-    theirs = GraphLowering.add_tensor_constant
-    if getattr(theirs, "asks_first", False):
+    theirs = getattr(GraphLowering, "add_tensor_constant", None)
+    if theirs is None or getattr(theirs, "asks_first", False):  # without it, graphs are slower, and right
         return
 
-    def ours(graph: GraphLowering, data: Tensor, name: str | None = None) -> Any:
+    def ours(graph: GraphLowering, data: Tensor, *others: Any, **named: Any) -> Any:
         kept = _KEPT.get()
         if kept is not None:
             with _disable_current_modes():  # the numbers count, not the shapes that compilers go by
                 data = kept.known(data)
-        return theirs(graph, data, name)
+        return theirs(graph, data, *others, **named)
 
     ours.asks_first = True  # type: ignore[attr-defined]
     GraphLowering.add_tensor_constant = ours  # type: ignore[method-assign, assignment]
