@@ -12,6 +12,7 @@ from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import horizon_of_draft
 from mtp_modules.decoders.generation import DecodableModel, Request
 from mtp_modules.decoders.hypotheses import RESOLUTION, BeamPlan, Continuation, length_scale
+from mtp_modules.decoders.prompts import in_one_tensor
 from mtp_modules.decoders.sampling import RowLaws
 
 _FAR = -(2.0**42)  # a rank so far below the best, 4096 nats, is as good as impossible, and times V still fits 64 bits
@@ -162,10 +163,7 @@ class BeamTensors:
         self.heads_state.commit(keep)
 
     def _extend(self, chunks: Sequence[Sequence[int]]) -> tuple[Float[Tensor, "B T D"], Int[Tensor, "B T"]]:
-        chunk = torch.zeros(len(chunks), max(len(row) for row in chunks), dtype=torch.long)
-        for index, row in enumerate(chunks):
-            chunk[index, : len(row)] = torch.as_tensor(row)
-        chunk = chunk.to(self.device)
+        chunk = in_one_tensor(chunks, max(len(row) for row in chunks), self.device)
         output, embed = self.model.trunk(chunk, state=self.trunk_state), self.model.trunk.embedding
         given = self.model.heads.features_of(output)
         return self.model.heads.extend(output.hidden, self.heads_state, tokens=chunk, embed=embed, **given), chunk

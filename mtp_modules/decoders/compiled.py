@@ -93,8 +93,8 @@ def compile_for_decoding(
         batch_sizes: Numbers of rows to compile for, such as ``(1, 4, 16)``. A batch of fewer is filled up to the next
             of them; a larger one goes through the model as it is, until enough of its rows have ended.
         prompt_sizes: Numbers of positions to compile the reading of prompts for, such as ``(64,)``. A prompt is read by
-            as many of them as it takes, the last one filled up; what would fill less than half of it goes through the
-            model as it is, and so do prompts of a batch that is not of one of the ``batch_sizes``.
+            as many of them as it takes, the last one filled up; what would not fill more than half of it goes through
+            the model as it is, and so do prompts of a batch that is not of one of the ``batch_sizes``.
         freeze: Take the weights for constants. Faster, above all on CPUs, where they are then laid out for the products
             they go into; needs memory for them once more for each layout, and longer to compile. When weights change,
             decoding is refused; without, it follows them as long as they change in place.
@@ -134,7 +134,7 @@ class CompiledModel(GraphModel):
         prompt_sizes: How many tokens of prompts are read at once by graphs.
         freeze: Whether weights are constants of the graphs.
         backend: Of ``torch.compile``.
-        options: Of the backend.
+        options: Of the backend; for inductor, those of :func:`inductor_options` if ``None``.
     """
 
     maker, done = "compile_for_decoding", "compiled"
@@ -149,15 +149,16 @@ class CompiledModel(GraphModel):
         backend: str,
         options: Mapping[str, Any] | None,
     ) -> None:
-        self.freeze, self.backend, self._constants = freeze, backend, SharedConstants()
-        device = model.unembedding.weight.device
-        ours = options is None and backend == "inductor"
-        self.options = inductor_options(device, freeze=freeze) if ours else options or {}
-        many = inductor_options(device, freeze=freeze, many_positions=True) if ours else self.options
-        self._options_for_prompts = many
+        self.freeze, self.backend, self.options, self._constants = freeze, backend, options, SharedConstants()
+        self._device = model.unembedding.weight.device
         super().__init__(model, batch_sizes=batch_sizes, prompt_sizes=prompt_sizes)
-        on_cpu = backend == "inductor" and self.unembedding.weight.device.type == "cpu"
-        self._gumbels = self._compiled(gumbels, _wrapping(self.options) if on_cpu else self.options)
+        on_cpu = backend == "inductor" and self._device.type == "cpu"
+        self._gumbels = self._compiled(gumbels, _wrapping(self._options()) if on_cpu else self._options())
+
+    def _options(self, *, many_positions: bool = False) -> Mapping[str, Any]:
+        if self.options is None and self.backend == "inductor":
+            return inductor_options(self._device, freeze=self.freeze, many_positions=many_positions)
+        return self.options or {}
 
     def _compiled(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Callable[..., Tensor]:
         compiler: dict[str, Any] = {"backend": self.backend, "fullgraph": True, "dynamic": False}
@@ -166,7 +167,7 @@ class CompiledModel(GraphModel):
         return torch.compile(function, **compiler, options=kept)
 
     def _graphs_of(self, function: Callable[..., Tensor], *, many_positions: bool = False) -> Callable[..., Tensor]:
-        graphs = self._compiled(function, self._options_for_prompts if many_positions else self.options)
+        graphs = self._compiled(function, self._options(many_positions=many_positions))
         if not self.freeze:
             return graphs
         constants = torch._dynamo.config.patch(prepare_freezing=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 from weakref import ref
 
@@ -43,21 +44,21 @@ class SharedConstants:
         if constant.layout != torch.strided or constant.dim() == 0 or not constant.is_contiguous():
             return constant
         kind = constant.shape, constant.dtype, constant.device
-        alive = [found for found in self._known.get(kind, ()) if found() is not None]
-        for candidate in alive:
-            found = candidate()
-            if found is not None and torch.equal(found.view(torch.uint8), constant.view(torch.uint8)):
+        alive = [found for weak in self._known.get(kind, ()) if (found := weak()) is not None]
+        for found in alive:
+            if torch.equal(found.view(torch.uint8), constant.view(torch.uint8)):
                 return found
-        self._known[kind] = [*alive, ref(constant)]
+        self._known[kind] = [ref(found) for found in (*alive, constant)]
         return constant
 
 
+@cache
 def _look_here_first() -> None:
-    """Let inductor ask for what is known, from the first time on that somebody wants it to."""
+    """Let inductor ask for what is known, from now on and once for all."""
     from torch._inductor.graph import GraphLowering  # takes a second, so only where it is in use
 
     theirs = getattr(GraphLowering, "add_tensor_constant", None)
-    if theirs is None or getattr(theirs, "asks_first", False):  # without it, graphs are slower, and right
+    if theirs is None:  # then graphs are slower, and right
         return
 
     def ours(graph: GraphLowering, data: Tensor, *others: Any, **named: Any) -> Any:
@@ -67,5 +68,4 @@ def _look_here_first() -> None:
                 data = kept.known(data)
         return theirs(graph, data, *others, **named)
 
-    ours.asks_first = True  # type: ignore[attr-defined]
     GraphLowering.add_tensor_constant = ours  # type: ignore[method-assign, assignment]

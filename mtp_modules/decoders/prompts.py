@@ -7,17 +7,17 @@ import torch
 from mtp_modules.core.shapes import Float, Int, Tensor
 
 
-def in_one_tensor(prompts: Sequence[Sequence[int]], width: int, device: torch.device) -> Int[Tensor, "B T"]:
-    """Return the prompts with zeros behind those that are shorter.
+def in_one_tensor(texts: Sequence[Sequence[int]], width: int, device: torch.device) -> Int[Tensor, "B T"]:
+    """Return texts in one tensor, with zeros behind those that are shorter.
 
     Args:
-        prompts: Token ids.
+        texts: Token ids.
         width: Number ``T`` of tokens, at least as many as the longest has.
         device: Where to.
     """
-    chunk = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        chunk[row, : len(prompt)] = torch.as_tensor(prompt)
+    chunk = torch.zeros(len(texts), width, dtype=torch.long)
+    for row, text in enumerate(texts):
+        chunk[row, : len(text)] = torch.as_tensor(text)
     return chunk.to(device)
 
 

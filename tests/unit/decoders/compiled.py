@@ -147,13 +147,13 @@ def prompts_in_pieces() -> None:
         backend=lambda graph, inputs: graphs.append(graph) or graph,
     )
     for pieces, prompts in ((1, [[1, 2, 3]]), (3, [[1, 2, 3, 4] * 3]), (2, [[5, 6] * 4, [7]]), (2, [[5], [6, 7] * 4])):
-        sizes: list[int] = []
-        fast._prompt, made = noted(fast._prompt, sizes), fast._prompt
+        shapes: list[torch.Size] = []
+        fast._prompt, made = noted(fast._prompt, shapes), fast._prompt
         for decoder, law in ((AutoregressiveDecoder(), GREEDY), (SpeculativeDecoder(), DRAWN)):
             asked = {"max_new_tokens": 9, "sampling": law, "seed": 5}
             wanted = decoder.generate(model, prompts, **asked).tokens
             assert decoder.generate(fast, prompts, **asked).tokens == wanted
-        assert sizes == [4] * (2 * pieces), sizes
+        assert shapes == [(len(prompts), 4)] * (2 * pieces), shapes
         fast._prompt = made
     count = len(graphs)
     for length in (4, 5, 11, 23, 42):
@@ -161,21 +161,11 @@ def prompts_in_pieces() -> None:
     assert len(graphs) == count, (count, len(graphs))
 
 
-def noted(made: Callable[..., torch.Tensor], sizes: list[int]) -> Callable[..., torch.Tensor]:
-    """Return the graphs of prompts with a note of how many tokens each call reads."""
-
-    def call(trunk_state: object, heads_state: object, piece: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        sizes.append(piece.shape[1])
-        return made(trunk_state, heads_state, piece, last)
-
-    return call
-
-
-def counted(made: Callable[..., torch.Tensor], sizes: set[int]) -> Callable[..., torch.Tensor]:
-    """Return the graphs with a note of the number of rows that each call has."""
+def noted(made: Callable[..., torch.Tensor], shapes: list[torch.Size]) -> Callable[..., torch.Tensor]:
+    """Return the graphs with a note of how many rows, and tokens where there are several, each call is given."""
 
     def call(trunk_state: object, heads_state: object, chunk: torch.Tensor, *others: object) -> torch.Tensor:
-        sizes.add(len(chunk))
+        shapes.append(chunk.shape)
         return made(trunk_state, heads_state, chunk, *others)
 
     return call
@@ -191,10 +181,10 @@ def rows_that_fill() -> None:
         ("linear", SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
         ("linear", SpeculativeDecoder(keep_laws=True), DRAWN),
     ):
-        model, sizes = make_model("transformer_previous", heads, 3).eval(), set()
+        model, shapes = make_model("transformer_previous", heads, 3).eval(), []
         fast = compile_for_decoding(model, batch_sizes=(2, 4), backend="eager")
         for name in ("_read", "_round"):
-            setattr(fast, name, counted(getattr(fast, name), sizes))
+            setattr(fast, name, noted(getattr(fast, name), shapes))
         asked = {"max_new_tokens": [4, 13, 9], "sampling": law, "seed": [5, 5, 7]}
         wanted = list(decoder.stream(model, [[1, 2, 3], [4], [5, 6]], **asked))
         found = list(decoder.stream(fast, [[1, 2, 3], [4], [5, 6]], **asked))
@@ -206,6 +196,7 @@ def rows_that_fill() -> None:
                 count = other.laws.drafts.shape[1]
                 assert torch.equal(one.laws.drafts[:, :count], other.laws.drafts)
                 torch.testing.assert_close(one.laws.laws[:, : count + 1], other.laws.laws)
+        sizes = {shape[0] for shape in shapes}
         assert sizes == {2, 4}, sizes
 
 

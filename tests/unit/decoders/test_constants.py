@@ -1,6 +1,7 @@
 """Compiled graphs keep a weight once, however many products it goes into."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_what_is_the_same_to_the_bit_is_one_constant() -> None:
 def test_what_no_graph_has_any_more_is_not_kept() -> None:
     shared, freed = SharedConstants(), []
     made = torch.ones(3)
-    torch.utils.weak.weakref.finalize(shared.known(made), freed.append, True)
+    weakref.finalize(shared.known(made), freed.append, True)
     del made
     gc.collect()
     assert freed
