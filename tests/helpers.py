@@ -24,6 +24,7 @@ from mtp_modules import (
     TransformerTrunk,
 )
 from mtp_modules.core import DecodingState, Heads, MixtureStates, Trunk, TrunkOutput
+from mtp_modules.decoders import Round
 
 VOCAB = 11
 WIDTH = 8
@@ -199,6 +200,11 @@ def make_heads(name: str, num_horizons: int, *, seed: int = 0) -> Heads:
         heads = (EVERY_HEADS | LEAPS)[name](num_horizons)
     randomise(heads, seed)
     return heads
+
+
+def lists_of(rounds: Iterable[Round]) -> list[tuple]:
+    """Return what rounds tell, for comparisons."""
+    return [(done.rows, done.tokens, done.accepted, done.drafted, done.finish_reasons) for done in rounds]
 
 
 def make_model(

@@ -1,16 +1,21 @@
 """Rows of a batch end one by one; the others go on without all being copied."""
 
+import numpy as np
 
-def holes_filled(going_on: list[int]) -> list[int]:
+from mtp_modules.core.shapes import Array, Int
+
+
+def holes_filled(going_on: Int[Array, " N"]) -> list[int]:
     """Return the rows that go on in an order in which few change their place: the last ones take that of the ended.
 
     Args:
         going_on: Ascending.
     """
     count = len(going_on)
-    staying = {index for index in going_on if index < count}
-    behind = iter(going_on[len(staying) :])
-    return [place if place in staying else next(behind) for place in range(count)]
+    rows, staying = np.full(count, -1), going_on[going_on < count]
+    rows[staying] = staying
+    rows[rows < 0] = going_on[len(staying) :]
+    return rows.tolist()
 
 
 def moved(rows: list[int]) -> tuple[list[int], list[int]]:
@@ -19,5 +24,6 @@ def moved(rows: list[int]) -> tuple[list[int], list[int]]:
     Args:
         rows: What is selected, in its new order; no more than there are places.
     """
-    places = [place for place, row in enumerate(rows) if place != row]
-    return places, [rows[place] for place in places]
+    numbers = np.array(rows)
+    places = np.flatnonzero(numbers != np.arange(len(numbers)))
+    return places.tolist(), numbers[places].tolist()

@@ -20,8 +20,12 @@ On an ``H`` axis, index 0 is horizon 1.
 
 from typing import TypeAlias
 
+import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+Array: TypeAlias = np.ndarray
+"""What lies on the host, for the bookkeeping of a batch."""
 
 Tokens: TypeAlias = Int[Tensor, "B T"]
 """Token ids, one row a sequence."""
@@ -29,4 +33,4 @@ Tokens: TypeAlias = Int[Tensor, "B T"]
 Hidden: TypeAlias = Float[Tensor, "B T D"]
 """What a trunk says of every position."""
 
-__all__ = ["Bool", "Float", "Hidden", "Int", "Shaped", "Tensor", "Tokens"]
+__all__ = ["Array", "Bool", "Float", "Hidden", "Int", "Shaped", "Tensor", "Tokens"]

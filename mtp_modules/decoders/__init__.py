@@ -6,9 +6,10 @@ from mtp_modules.decoders.beam_generation import Beam, BeamGeneration, BeamSearc
 from mtp_modules.decoders.compiled import CompiledModel, compile_for_decoding
 from mtp_modules.decoders.draft_policy import ConfidentDepth, CostAwareDepth, DraftPolicy, FixedDepth
 from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
-from mtp_modules.decoders.generation import Decoder, DecodingStats, Generation, Round, RoundLaws
+from mtp_modules.decoders.generation import Decoder, Generation
 from mtp_modules.decoders.lookup import LookupOrHeads, PromptLookup
 from mtp_modules.decoders.recorded import RecordedModel, record_for_decoding
+from mtp_modules.decoders.rounds import DecodingStats, Round, RoundArrays, RoundLaws
 from mtp_modules.decoders.sampling import SamplingLaw
 from mtp_modules.decoders.speculative import SpeculativeDecoder
 from mtp_modules.decoders.speed import DecodingSpeed, measure_speeds
@@ -53,6 +54,7 @@ __all__ = [
     "RecordedModel",
     "RejectionSampling",
     "Round",
+    "RoundArrays",
     "RoundLaws",
     "SamplingLaw",
     "SpeculativeDecoder",

@@ -5,20 +5,15 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
+
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Heads
 from mtp_modules.decoders.beam_search import BeamSearch
-from mtp_modules.decoders.generation import (
-    DecodableModel,
-    Decoder,
-    DecodingStats,
-    Generation,
-    Request,
-    Round,
-    make_request,
-)
+from mtp_modules.decoders.generation import DecodableModel, Decoder, Generation, Request, make_request
 from mtp_modules.decoders.graphs import GraphModel
 from mtp_modules.decoders.hypotheses import BeamPlan, BeamRule, Hypothesis
+from mtp_modules.decoders.rounds import DecodingStats, Round
 from mtp_modules.decoders.sampling import RowLaws, SamplingLaw
 from mtp_modules.decoders.stopping import StopRule
 
@@ -117,7 +112,7 @@ class BeamSearchDecoder(Decoder):
         """
         searches = self._searches(model, prompts, max_new_tokens, stop, sampling, seed)
         return (
-            replace(done, rows=[rows[row] for row in done.rows])
+            replace(done, arrays=done.arrays._replace(rows=np.array(rows)[done.arrays.rows]))
             for rows, search in searches
             for done in search.rounds()
         )

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from itertools import zip_longest
 
 from mtp_modules.decoders.beam_tensors import BeamTensors, Laws, Path, Root
-from mtp_modules.decoders.generation import DecodableModel, Request, Round
+from mtp_modules.decoders.generation import DecodableModel, Request
 from mtp_modules.decoders.hypotheses import BeamPlan, BeamRule, Continuation, Hypothesis, agreed
+from mtp_modules.decoders.rounds import Round
 from mtp_modules.decoders.sampling import RowLaws
 
 
@@ -48,7 +49,13 @@ class BeamSearch:
                 tokens.append(list(best.tokens[settled[row] : until]))
                 settled[row] = until
             reasons = [self.beams[row][0].finish_reason if self._ended(row) else None for row in rows]
-            yield Round(rows, tokens, [step - 1 for step in steps], drafted, reasons)
+            yield Round.of_lists(
+                rows=rows,
+                tokens=tokens,
+                accepted=[step - 1 for step in steps],
+                drafted=drafted,
+                finish_reasons=reasons,
+            )
             rows = [row for row in rows if not self._ended(row)]
             if not rows:
                 return

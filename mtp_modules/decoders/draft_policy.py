@@ -3,8 +3,9 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from mtp_modules.core.checks import at_least, refuse
@@ -44,7 +45,7 @@ class DepthChooser:
         """
         return torch.ones_like(confidence, dtype=torch.bool)
 
-    def learn(self, rows: int, drafted: int, accepted: Sequence[int], limits: Sequence[int], seconds: float) -> None:
+    def learn(self, rows: int, drafted: int, accepted: npt.ArrayLike, limits: npt.ArrayLike, seconds: float) -> None:
         """Look at a round that is over.
 
         Args:
@@ -197,15 +198,16 @@ class _ByCost(DepthChooser):
             expected += chance
         return expected / self.seconds[rows][choice]
 
-    def learn(self, rows: int, drafted: int, accepted: Sequence[int], limits: Sequence[int], seconds: float) -> None:
+    def learn(self, rows: int, drafted: int, accepted: npt.ArrayLike, limits: npt.ArrayLike, seconds: float) -> None:
         if drafted in self.choices:
             self._learn_time(rows, drafted, seconds)
-        for depth in range(drafted):
-            tried = sum(count >= depth and limit > depth for count, limit in zip(accepted, limits, strict=True))
-            if tried:
-                held = sum(count > depth for count in accepted) / tried
-                weight = self.memory**tried
-                self.held[depth] = weight * self.held[depth] + (1 - weight) * held
+        accepted, depths = np.asarray(accepted)[:, None], np.arange(drafted)
+        tried = (accepted >= depths) & (np.asarray(limits)[:, None] > depths)
+        tries, hits = tried.sum(axis=0).tolist(), (accepted > depths).sum(axis=0).tolist()
+        for depth, count in enumerate(tries):
+            if count:
+                weight = self.memory**count
+                self.held[depth] = weight * self.held[depth] + (1 - weight) * hits[depth] / count
 
     def _learn_time(self, rows: int, drafted: int, seconds: float) -> None:
         times = self._seconds(rows)

@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -11,8 +11,8 @@ import torch
 from mtp_modules.core.checks import at_least, refuse, tokens_in_vocabulary
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, Trunk
-from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.unembedding import Unembedding
+from mtp_modules.decoders.rounds import DecodingStats, Round, by_prompt
 from mtp_modules.decoders.sampling import GREEDY, SamplingLaw
 from mtp_modules.decoders.stopping import StopRule
 
@@ -26,96 +26,6 @@ class DecodableModel(Protocol):
     trunk: Trunk
     heads: Heads
     unembedding: Unembedding
-
-
-@dataclass(frozen=True)
-class RoundLaws:
-    """What a round's drafts were drawn from, and what they were verified by; kept where a decoder is told to.
-
-    In greedy decoding nothing is drawn: the laws are then those at temperature 1 of the very logits that were compared.
-    A draft that was looked up in the text has a point mass.
-
-    Attributes:
-        drafts: ``(B, K)``, all drafts of the round; row ``b`` is a row that took part, ``Round.drafted[b]`` count.
-        draft_laws: ``(B, K, V)``, the law ``q`` of each draft.
-        laws: ``(B, K + 1, V)``, the model's law ``p`` at the place of each draft, and after the last.
-    """
-
-    drafts: Int[Tensor, "B K"]
-    draft_laws: Float[Tensor, "B K V"]
-    laws: Float[Tensor, "B _ V"]
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one forward pass of the trunk brought.
-
-    Attributes:
-        rows: The prompts that took part.
-        tokens: New tokens of each of them, cut where the row stops and at the budget.
-        accepted: How many of those tokens were drafts; they come first, at depth 1, 2, ...; the model's own follows.
-        drafted: How many tokens were drafted for each of them; 0 while reading the prompt.
-        finish_reasons: ``"stop"``, ``"length"`` or ``"context"`` for a row that ends with this round, else ``None``.
-        laws: Of the drafts and of the model, if the decoder keeps them, else ``None``.
-    """
-
-    rows: list[int]
-    tokens: list[list[int]]
-    accepted: list[int]
-    drafted: list[int]
-    finish_reasons: list[str | None]
-    laws: RoundLaws | None = None
-
-    @property
-    def depths(self) -> list[list[int]]:
-        """The depth at which each token was drafted, counted from 1; 0 for the model's own."""
-        pairs = zip(self.tokens, self.accepted, strict=True)
-        return [[place + 1 if place < accepted else 0 for place in range(len(new))] for new, accepted in pairs]
-
-
-@dataclass
-class DecodingStats:
-    """Counts over all rows of a run.
-
-    Attributes:
-        tokens: New tokens.
-        forwards: Forward passes of the trunk, counted once for every row that took part; the prompt's pass is one.
-        drafted: Drafted tokens at each depth, nearest first.
-        accepted: Accepted drafts at each depth.
-        seconds: Wall-clock time.
-    """
-
-    tokens: int = 0
-    forwards: int = 0
-    drafted: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def tokens_per_forward(self) -> float:
-        """New tokens of a row for each forward pass it took part in; 1 for plain decoding."""
-        return self.tokens / max(self.forwards, 1)
-
-    @property
-    def acceptance(self) -> list[float]:
-        """Share of the drafts at each depth that were accepted."""
-        return [kept / max(made, 1) for kept, made in zip(self.accepted, self.drafted, strict=True)]
-
-    def count(self, done: Round) -> None:
-        """Add a round.
-
-        Args:
-            done: What the decoder has just yielded.
-        """
-        self.tokens += sum(len(tokens) for tokens in done.tokens)
-        self.forwards += len(done.rows)
-        most = max(done.drafted)
-        missing = [0] * (most - len(self.drafted))
-        self.drafted.extend(missing)
-        self.accepted.extend(missing)
-        for depth in range(most):
-            self.drafted[depth] += sum(drafted > depth for drafted in done.drafted)
-            self.accepted[depth] += sum(accepted > depth for accepted in done.accepted)
 
 
 @dataclass(frozen=True)
@@ -253,14 +163,10 @@ class Decoder(Component, ABC):
     ) -> Generation:
         """Decode to the end; see :meth:`stream` for the arguments."""
         started = time.perf_counter()
-        tokens: list[list[int]] = [[] for _ in prompts]
-        reasons = [""] * len(prompts)
-        stats = DecodingStats()
         streamed = self.stream(model, prompts, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling, seed=seed)
-        for done in streamed:
-            stats.count(done)
-            for row, new, reason in zip(done.rows, done.tokens, done.finish_reasons, strict=True):
-                tokens[row].extend(new)
-                reasons[row] = reason or ""
+        rounds = [done.arrays for done in streamed]
+        stats = DecodingStats()
+        stats.count_arrays(rounds)
+        tokens, reasons = by_prompt(rounds)
         stats.seconds = time.perf_counter() - started
         return Generation(tokens, reasons, stats)

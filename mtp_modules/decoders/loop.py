@@ -1,25 +1,27 @@
 """The one decoding loop: draft, read a chunk, keep what holds, emit. Plain decoding is the loop with no drafts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from mtp_modules.core.drafts import ancestors_of, one_hot
 from mtp_modules.core.selection import holes_filled
-from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.shapes import Array, Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
 from mtp_modules.decoders.acceptance import greedy_round
 from mtp_modules.decoders.draft_policy import DepthChooser, now
 from mtp_modules.decoders.drafting import DraftChoice, Proposal, Text, heads_draft
 from mtp_modules.decoders.drawing import Drawing
-from mtp_modules.decoders.generation import DecodableModel, Request, Round, RoundLaws
+from mtp_modules.decoders.generation import DecodableModel, Request
 from mtp_modules.decoders.graphs import GraphModel
 from mtp_modules.decoders.noise import gumbels
 from mtp_modules.decoders.prompts import in_one_tensor, logits_behind
+from mtp_modules.decoders.rounds import Round, RoundArrays, RoundLaws
 from mtp_modules.decoders.sampling import History, RowLaws
 from mtp_modules.decoders.speculation import Speculation
-from mtp_modules.decoders.stopping import cut
-from mtp_modules.decoders.transfer import on_host, told_of_round
+from mtp_modules.decoders.stopping import Endings
+from mtp_modules.decoders.transfer import Told, on_host, told_of_round
 from mtp_modules.decoders.tree import DraftTree, Grower, Guess, counts_along, walk
 from mtp_modules.decoders.verification import RowNoise, own_choice
 
@@ -42,30 +44,24 @@ def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterato
 
 
 def _rounds(run: "_Run", request: Request, how: Speculation) -> Iterator[Round]:
-    depths = how.policy.start(how.most)
-    budgets, matchers = list(request.budgets), [rule.new() for rule in request.stops]
-    rows, chosen = list(range(len(request.prompts))), run.read_prompts()
-    accepted, limits = [0] * len(rows), [0] * len(rows)
+    depths, endings = how.policy.start(how.most), Endings(request.budgets, run.room(), request.stops)
+    rows, told = np.arange(len(request.prompts)), run.read_prompts()
     while True:
-        tokens, reasons = [], []
-        for index, row in enumerate(rows):
-            kept, reason = cut(chosen[index], budgets[row], matchers[row])
-            budgets[row] -= len(kept)
-            tokens.append(kept)
-            reasons.append(reason or ("context" if run.room(index) < 1 else None))
-        used = [min(taken, len(kept)) for taken, kept in zip(accepted, tokens, strict=True)]
-        yield Round(rows, tokens, used, limits, reasons, run.kept_laws)
-        going_on = holes_filled([index for index, reason in enumerate(reasons) if reason is None])
-        if not going_on:
-            return
-        run.select(going_on)
-        rows = [rows[index] for index in going_on]
+        counts, reasons, any_ends = endings.cut(told.tokens, told.counts)
+        used = np.minimum(told.accepted, counts)
+        last = told.tokens[np.arange(len(rows)), counts - 1]
+        yield Round(RoundArrays(rows, told.tokens, counts, used, told.limits, reasons), run.kept_laws)
+        if any_ends:
+            going_on = holes_filled(np.flatnonzero(reasons == 0))
+            if not going_on:
+                return
+            run.select(going_on)
+            endings.select(going_on)
+            rows, last = rows[going_on], last[going_on]
         started = now()
-        last = [tokens[index][-1] for index in going_on]
         wanted = depths.depth(len(rows)) if how.drafter is not None else 0
-        useful = run.limits(wanted, [budgets[row] for row in rows])
-        chosen, accepted, limits, drafted = run.round(last, useful, wanted, depths)
-        depths.learn(len(rows), drafted, accepted, limits, now() - started)
+        told, drafted = run.round(last, endings.useful(wanted), wanted, depths)
+        depths.learn(len(rows), drafted, told.accepted, told.limits, now() - started)
 
 
 class _Run:
@@ -107,8 +103,8 @@ class _Run:
         self.live = len(prompts)  # rows whose tokens are wanted; others fill the batch of a graph, and repeat the first
 
     @torch.inference_mode()
-    def read_prompts(self) -> list[list[int]]:
-        """Read all prompts, and return the first new token of each."""
+    def read_prompts(self) -> Told:
+        """Read all prompts, and draw the first new token of each."""
         prompts, by_graphs = self.request.prompts, sum(self.pieces)
         lengths = [len(prompt) for prompt in prompts]
         chunk = in_one_tensor(prompts, max(*lengths, by_graphs), self.device)
@@ -122,7 +118,8 @@ class _Run:
             self.text.append(chunk[:, : max(lengths)], counts)
         self._remember(first, torch.ones_like(counts))
         none = torch.zeros_like(counts)
-        return on_host(told_of_round(first, none, none, logits))[0]
+        self.select(list(range(self.live)))
+        return on_host(told_of_round(first, none, none, logits))
 
     def _read_piece(
         self, piece: Int[Tensor, "B C"], last: Int[Tensor, " B"], keep: list[int]
@@ -136,35 +133,32 @@ class _Run:
 
     @torch.inference_mode()
     def round(
-        self, last: list[int], limits: list[int], wanted: int, depths: DepthChooser
-    ) -> tuple[list[list[int]], list[int], list[int], int]:
+        self, last: Int[Array, " B"], limits: Int[Array, " B"], wanted: int, depths: DepthChooser
+    ) -> tuple[Told, int]:
         """Draft after the last token of every row, verify, and keep what holds.
 
         Args:
             last: The token that each row emitted last.
-            limits: Most drafts of each row.
+            limits: How many drafts of each row can be of use.
             wanted: What the policy asks for.
             depths: The policy's.
 
         Returns:
-            The new tokens of each row, how many of them were drafts, how many drafts counted, and how many were made.
+            What has come of it, and how many drafts were made.
         """
-        spare = len(self.trunk_state.lengths) - self.live
-        limits = [*limits, *limits[:1] * spare]
-        token = torch.tensor([*last, *last[:1] * spare], device=self.device)
+        useful, token, counted = int(limits.max()), self._for_graphs(last), self._for_graphs(limits)
         drawing = self._drawing(unread=1, most=wanted + 1)
-        if self.how.tree is not None and max(limits) >= self.how.tree.depth:
-            return self._tree_round(self.how.tree, token, limits, drawing)
+        if self.how.tree is not None and useful >= self.how.tree.depth:
+            return self._tree_round(self.how.tree, token, counted, drawing)
         graphs = self._graphs()
         # A graph is made for one number of drafts: a row that can use fewer gets as many, of which fewer count.
-        most = max(limits) if graphs is None or self.how.tree is not None else wanted
+        most = useful if graphs is None or self.how.tree is not None else wanted
         if graphs is not None and self._is_one_graph(most, depths):
-            counted = torch.tensor(limits, device=self.device)
             found = self.how.drafter.offered(self.text, most) if self.how.drafter and self.text else None
             told = graphs.round(token, counted, most, self.trunk_state, self.heads_state, found, drawing)
             self._remember(told[:, : most + 1], told[:, most + 1] + 1)
-            return *self._settle(told), most
-        proposal = self._propose(token, limits, most, depths, drawing)
+            return self._settle(told), most
+        proposal = self._propose(token, counted, most, depths, drawing)
         drafts, counted = proposal.tokens, proposal.limits
         graphs = graphs if drafts.shape[1] in (0, most) else None  # graphs are for whole rounds
         logits = self._logits(torch.cat((token[:, None], drafts), dim=1), graphs)
@@ -183,20 +177,23 @@ class _Run:
         accepted: Int[Tensor, " B"],
         counted: Int[Tensor, " B"],
         path: Int[Tensor, "B P"] | None = None,
-    ) -> tuple[list[list[int]], list[int], list[int], int]:
+    ) -> tuple[Told, int]:
         """Remember what holds, bring it to the host, and commit it."""
         self._remember(tokens, accepted + 1)
-        chosen, kept, limits = self._settle(told_of_round(tokens, accepted, counted, logits), path)
-        return chosen, kept, limits, max(limits)
+        told = self._settle(told_of_round(tokens, accepted, counted, logits), path)
+        return told, int(told.limits.max())
 
-    def _settle(
-        self, told: Int[Tensor, "B M"], path: Int[Tensor, "B P"] | None = None
-    ) -> tuple[list[list[int]], list[int], list[int]]:
+    def _settle(self, told: Int[Tensor, "B M"], path: Int[Tensor, "B P"] | None = None) -> Told:
         """Learn what holds, and commit it."""
-        tokens, kept, limits = on_host(told)
-        self._commit([count + 1 for count in kept], path)
-        new = [row[: count + 1] for row, count in zip(tokens, kept, strict=True)]
-        return new[: self.live], kept[: self.live], limits[: self.live]
+        known = on_host(told)
+        self._commit(known.counts.tolist(), path)
+        return known if len(known.counts) == self.live else Told(*(part[: self.live] for part in known))
+
+    def _for_graphs(self, numbers: Int[Array, " N"]) -> Int[Tensor, " B"]:
+        """Return one number a row of the states; the rows that fill the batch of a graph get the first."""
+        spare = len(self.trunk_state.lengths) - self.live
+        numbers = np.pad(numbers, (0, spare), constant_values=numbers[0]) if spare else numbers
+        return torch.from_numpy(numbers).to(self.device)
 
     def _graphs(self) -> GraphModel | None:
         """Return the graphs, where there are any for so many rows."""
@@ -218,8 +215,8 @@ class _Run:
         return self.unembedding.logits(self._extend(chunk))
 
     def _tree_round(
-        self, shape: DraftTree, token: Int[Tensor, " B"], limits: list[int], drawing: Drawing | None
-    ) -> tuple[list[list[int]], list[int], list[int], int]:
+        self, shape: DraftTree, token: Int[Tensor, " B"], limits: Int[Tensor, " B"], drawing: Drawing | None
+    ) -> tuple[Told, int]:
         """Verify a tree of drafts by the model's own choices."""
 
         def guess(logits: Tensor, depth: int) -> Guess:
@@ -243,18 +240,22 @@ class _Run:
             places = (ancestors.sum(dim=2) - 1)[:, :, None].expand_as(law)
             own = (law.log() + drawing.noise.own().gather(1, places)).argmax(dim=-1)
         tokens, path, accepted = walk(tree, own, shape.depth)
-        counts = torch.tensor(limits, device=self.device).clamp(max=shape.depth)
+        counts = limits.clamp(max=shape.depth)
         accepted = torch.minimum(accepted, counts)
         return self._finish(logits, tokens, accepted, counts, path)
 
     def _propose(
-        self, token: Int[Tensor, " B"], limits: list[int], most: int, depths: DepthChooser, drawing: Drawing | None
+        self,
+        token: Int[Tensor, " B"],
+        limits: Int[Tensor, " B"],
+        most: int,
+        depths: DepthChooser,
+        drawing: Drawing | None,
     ) -> Proposal:
         drafter = None if self.how.tree is not None else self.how.drafter
-        counts = torch.tensor(limits, device=self.device)
         if drafter is None or most == 0:
-            return Proposal(token.new_zeros(len(limits), 0), None, counts)
-        choice = DraftChoice(counts, drawing, depths, keep_laws=self.how.keep_laws)
+            return Proposal(token.new_zeros(len(limits), 0), None, limits)
+        choice = DraftChoice(limits, drawing, depths, keep_laws=self.how.keep_laws)
         from_heads = heads_draft(self.model.heads, self.heads_state, token, self.embed, self.unembedding.logits)
         return drafter.propose(token, choice, most, from_heads=from_heads, text=self.text)
 
@@ -268,22 +269,9 @@ class _Run:
         target = logits.double().softmax(dim=-1) if target is None else target
         self.kept_laws = RoundLaws(*(kept[: self.live] for kept in (proposal.tokens, source, target)))
 
-    def room(self, index: int) -> int:
-        """Return how many more tokens a row can read.
-
-        Args:
-            index: Row of the states.
-        """
-        return 1 << 62 if self.limit is None else self.limit - self.trunk_state.lengths[index]
-
-    def limits(self, wanted: int, budgets: Sequence[int]) -> list[int]:
-        """Return how many drafts of each row can be of use.
-
-        Args:
-            wanted: What the policy asks for.
-            budgets: Most tokens that each row may still emit.
-        """
-        return [max(0, min(wanted, budget - 1, self.room(index) - 1)) for index, budget in enumerate(budgets)]
+    def room(self) -> list[int] | None:
+        """Return how many tokens can be emitted after each prompt: all of them but the last are read, too."""
+        return None if self.limit is None else [self.limit - len(prompt) + 1 for prompt in self.request.prompts]
 
     @torch.inference_mode()
     def select(self, rows: list[int]) -> None:

@@ -15,6 +15,7 @@ from mtp_modules.decoders.sampling import History, RowLaws
 from mtp_modules.decoders.tape import Recording, record
 from mtp_modules.decoders.verification import Acceptance, RowNoise
 
+_NUMBERS = frozenset((int, float))
 _LOOKED_INTO = (DecodingState, Drawing, RowLaws, RowNoise, History)
 
 
@@ -141,6 +142,8 @@ class _Moving:
                 self.key.append((type(value), value))
         elif isinstance(value, tuple | list):
             self.key.append(len(value))
+            if not counts and _NUMBERS.issuperset(map(type, value)):  # one a row, say
+                return value
             parts = [self.move(f"{place}.{index}", part, counts=counts) for index, part in enumerate(value)]
             if any(part is not old for part, old in zip(parts, value, strict=True)):
                 return _like(value, parts)

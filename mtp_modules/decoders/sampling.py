@@ -1,13 +1,15 @@
 """The law that tokens are drawn from: the model's own, sharpened, truncated and penalised as the user asks."""
 
+import copy
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from mtp_modules.core.checks import at_least, fraction, refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.drafts import one_hot
-from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.core.shapes import Array, Bool, Float, Int, Tensor
 
 
 class SamplingLaw(Component):
@@ -131,9 +133,7 @@ class RowLaws:
     """
 
     def __init__(self, laws: Sequence[SamplingLaw], vocab_size: int, device: torch.device) -> None:
-        self.laws, self.vocab_size, self.device = list(laws), vocab_size, device
-        self.greedy = all(law.greedy for law in laws)
-        self.penalises = any(law.penalises for law in laws)
+        self.vocab_size, self.device = vocab_size, device
 
         def column(values: Sequence[float]) -> Float[Tensor, "B 1 1"]:
             return torch.tensor(values, dtype=torch.float64, device=device)[:, None, None]
@@ -144,8 +144,20 @@ class RowLaws:
         self._repetition = column([law.repetition_penalty for law in laws])
         self._presence = column([law.presence_penalty for law in laws])
         self._frequency = column([law.frequency_penalty for law in laws])
-        self._truncates = any(law.top_k is not None or law.top_p < 1 for law in laws)
         self._allowed = self._mask(laws) if any(law.allowed_tokens is not None for law in laws) else None
+        self._kinds: Bool[Array, "B 4"] = np.array(
+            [
+                (not law.greedy, law.penalises, law.top_k is not None or law.top_p < 1, law.allowed_tokens is not None)
+                for law in laws
+            ]
+        )
+        self._look()
+
+    def _look(self) -> None:
+        """Learn what there is to do for any row."""
+        drawn, self.penalises, self._truncates, masks = (bool(kind.any()) for kind in self._kinds.T)
+        self.greedy = not drawn
+        self._allowed = self._allowed if masks else None
 
     def _mask(self, laws: Sequence[SamplingLaw]) -> Tensor:
         mask = torch.ones(len(laws), 1, self.vocab_size, dtype=torch.bool, device=self.device)
@@ -164,7 +176,12 @@ class RowLaws:
         Args:
             rows: Which, in their new order.
         """
-        return RowLaws([self.laws[row] for row in rows], self.vocab_size, self.device)
+        chosen = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, (Tensor, Array)):
+                setattr(chosen, name, value[rows])
+        chosen._look()
+        return chosen
 
     def scores(
         self,

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.decoders.draft_policy import DraftPolicy, FixedDepth
 from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
-from mtp_modules.decoders.generation import DecodableModel, Decoder, Round, make_request
+from mtp_modules.decoders.generation import DecodableModel, Decoder, make_request
 from mtp_modules.decoders.loop import rounds
+from mtp_modules.decoders.rounds import Round
 from mtp_modules.decoders.sampling import SamplingLaw
 from mtp_modules.decoders.speculation import Speculation
 from mtp_modules.decoders.stopping import StopRule

@@ -2,12 +2,20 @@
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.core.shapes import Array, Int
 
 _BYTES_PER_CHARACTER = 4
 _NO_TEXT = "\N{REPLACEMENT CHARACTER}"
+
+REASONS = (None, "stop", "length", "context")
+"""Why a row ends: by its own words, at its budget, or where the trunk has no position left; ``None`` if it goes on."""
+
+_GOES_ON, _STOP, _LENGTH, _CONTEXT = range(len(REASONS))
 
 
 class StopRule(Component):
@@ -84,19 +92,82 @@ class StopMatcher:
         return any(string in text for string in self.rule.strings)
 
 
-def cut(tokens: list[int], budget: int, matcher: StopMatcher) -> tuple[list[int], str | None]:
-    """Cut at the budget, and after the first token within it that ends the row.
+class Endings:
+    """Says where rows end, for all rows of a batch at once.
 
     Args:
-        tokens: New tokens of a row.
-        budget: Most of them that the row may emit.
-        matcher: Of the row.
+        budgets: Most tokens that each row may emit.
+        room: Most tokens that each row can emit before the trunk has no position left; ``None`` for no limit.
+        rules: When each row ends by its own words.
 
-    Returns:
-        What is left, and why the row ends there, ``"stop"`` or ``"length"``; ``None`` if it goes on.
+    Attributes:
+        left: How many tokens each row may still emit.
     """
-    tokens = tokens[:budget]
-    for index, token in enumerate(tokens):
-        if matcher.ends(token):
-            return tokens[: index + 1], "stop"
-    return tokens, "length" if len(tokens) == budget else None
+
+    def __init__(self, budgets: Sequence[int], room: Sequence[int] | None, rules: Sequence[StopRule]) -> None:
+        most = np.array(budgets)
+        self.left: Int[Array, " B"] = most if room is None else np.minimum(most, np.array(room))
+        self._at_most: Int[Array, " B"] = np.where(self.left < most, _CONTEXT, _LENGTH)
+        self._stops: Int[Array, "B N"] = np.full((len(rules), max(len(rule.tokens) for rule in rules)), -1)
+        for row, rule in enumerate(rules):
+            self._stops[row, : len(rule.tokens)] = list(rule.tokens)
+        self._matchers = [rule.new() for rule in rules]
+        self._reads_text = any(rule.strings for rule in rules)
+        self._nobody = np.full(len(most), _GOES_ON)
+        self._nobody.setflags(write=False)
+        self._sure = 0
+
+    def cut(
+        self, tokens: Int[Array, "B C"], counts: Int[Array, " B"]
+    ) -> tuple[Int[Array, " B"], Int[Array, " B"], bool]:
+        """Cut at the budget, and after the first token within it that ends the row.
+
+        Args:
+            tokens: New tokens.
+            counts: How many of them are to come out, at least 1 a row.
+
+        Returns:
+            How many do come out, the place of the reason in :data:`REASONS`, and whether any row ends.
+        """
+        before, self.left = self.left, self.left - counts
+        self._sure -= tokens.shape[1]  # no row has emitted more
+        if self._sure < 1:
+            self._sure = int(self.left.min())
+        stops = (tokens[:, :, None] == self._stops[:, None]).any(axis=2) if self._stops.size else None
+        if self._sure > 0 and not self._reads_text and (stops is None or not stops.any()):
+            return counts, self._nobody, False
+        counts = np.minimum(counts, before)
+        reasons = np.where(counts == before, self._at_most, _GOES_ON)
+        if stops is not None:
+            first = np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, tokens.shape[1] + 1)
+            reasons[first <= counts] = _STOP
+            counts = np.minimum(counts, first)
+        if self._reads_text:
+            self._read_text(tokens, counts, reasons)
+        return counts, reasons, bool(reasons.any())
+
+    def _read_text(self, tokens: Int[Array, "B C"], counts: Int[Array, " B"], reasons: Int[Array, " B"]) -> None:
+        """Cut after the first token that completes a string; tokenizers take one row at a time."""
+        for row, matcher in enumerate(self._matchers):
+            for place, token in enumerate(tokens[row, : counts[row]].tolist() if matcher.rule.strings else ()):
+                if matcher.ends(token):
+                    counts[row], reasons[row] = place + 1, _STOP
+                    break
+
+    def useful(self, wanted: int) -> Int[Array, " B"]:
+        """Return how many drafts of each row can be of use: the model's own token comes behind them.
+
+        Args:
+            wanted: Most.
+        """
+        return np.minimum(self.left - 1, wanted)
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with some of the rows only.
+
+        Args:
+            rows: Which, in their new order.
+        """
+        self.left, self._at_most, self._stops = self.left[rows], self._at_most[rows], self._stops[rows]
+        self._matchers = list(map(self._matchers.__getitem__, rows))
+        self._nobody, self._sure = self._nobody[: len(rows)], 0

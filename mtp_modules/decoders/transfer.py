@@ -1,9 +1,27 @@
 """What the host learns of a round: one tensor, brought over once."""
 
+from typing import NamedTuple
+
 import torch
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.shapes import Array, Float, Int, Tensor
+
+
+class Told(NamedTuple):
+    """What the host knows of a round.
+
+    Attributes:
+        tokens: Of each row, of which the first ``counts[b]`` hold.
+        counts: One more than drafts that hold.
+        accepted: How many drafts hold.
+        limits: How many drafts counted.
+    """
+
+    tokens: Int[Array, "B C"]
+    counts: Int[Array, " B"]
+    accepted: Int[Array, " B"]
+    limits: Int[Array, " B"]
 
 
 def told_of_round(
@@ -21,17 +39,18 @@ def told_of_round(
     return torch.cat((tokens, accepted[:, None], limits[:, None], sound[:, None]), dim=1)
 
 
-def on_host(told: Int[Tensor, "B M"]) -> tuple[list[list[int]], list[int], list[int]]:
-    """Bring it to the host: tokens, how many drafts hold, and how many counted, of each row.
+def on_host(told: Int[Tensor, "B M"]) -> Told:
+    """Bring it to the host.
 
     Args:
-        told: What :func:`told_of_round` has returned.
+        told: What :func:`told_of_round` has returned; its memory may be written anew afterwards.
 
     Raises:
         ValueError: If the model's logits were not numbers.
     """
-    rows: list[list[int]] = told.tolist()
-    if not all([row.pop() for row in rows]):
+    numbers = told.cpu().numpy().copy()
+    if not numbers[0, -1]:
         refuse("generate", "the model's logits are not numbers (NaN); check its weights and its precision.")
-    limits, accepted = [row.pop() for row in rows], [row.pop() for row in rows]
-    return rows, accepted, limits
+    numbers.setflags(write=False)
+    accepted = numbers[:, -3]
+    return Told(numbers[:, :-3], accepted + 1, accepted, numbers[:, -2])

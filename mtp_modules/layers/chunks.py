@@ -1,5 +1,7 @@
 """What every decoding state keeps of lengths and of the chunk that waits for its commit."""
 
+from operator import add
+
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Int, Tensor
@@ -58,7 +60,7 @@ class ChunkedState(DecodingState):
             refuse(self, f"keep must hold {len(self.lengths)} numbers from 0 to {self.chunk}, got {keep}.")
         if (self.parents is None) != (path is None):
             refuse(self, "a path goes with a chunk that is a tree, and only with that; give commit(keep, path).")
-        lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]
+        lengths = list(map(add, self.lengths, keep))
         self._within(max(lengths))
         self.lengths = lengths
         self.chunk, self.parents = 0, None
@@ -67,4 +69,4 @@ class ChunkedState(DecodingState):
         """Go on with some of the rows only."""
         if self.chunk:
             refuse(self, "the last chunk was not committed; call commit(keep) before select(rows).")
-        self.lengths = [self.lengths[row] for row in rows]
+        self.lengths = list(map(self.lengths.__getitem__, rows))

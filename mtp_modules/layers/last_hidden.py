@@ -53,12 +53,14 @@ class LastHiddenState(ChunkedState):
         """Return the states at the end of what is kept."""
         assert self._pending is not None
         read = self._pending if path is None else at_positions(self._pending, path)
+        first = 0
         if min(keep) < self.count:
             before = read.new_zeros(len(keep), self.count, read.shape[2]) if self._recent is None else self._recent
-            read, keep = torch.cat((before, read), dim=1), [kept + self.count for kept in keep]
+            read, first = torch.cat((before, read), dim=1), self.count
         if min(keep) == max(keep):
-            return read[:, keep[0] - self.count : keep[0]].clone(memory_format=torch.contiguous_format)
-        ends = torch.tensor(keep, device=read.device)[:, None]
+            end = first + keep[0]
+            return read[:, end - self.count : end].clone(memory_format=torch.contiguous_format)
+        ends = torch.tensor(keep, device=read.device)[:, None] + first
         return at_positions(read, ends + torch.arange(-self.count, 0, device=read.device))
 
     def select(self, rows: list[int]) -> None:

@@ -39,12 +39,12 @@ FILES: dict[str, set[str]] = {
     "data/huggingface.py": {"transformers", "tokenizers"},
 }
 PACKAGES: dict[str, set[str]] = {
-    "core": {"torch", "jaxtyping"},
+    "core": {"torch", "numpy", "jaxtyping"},
     "layers": {"torch"},
     "trunks": {"torch"},
     "heads": {"torch"},
     "losses": {"torch"},
-    "decoders": {"torch"},
+    "decoders": {"torch", "numpy"},
     "metrics": {"torch", "torchmetrics"},
     "data": {"torch", "numpy", "lightning"},
     "model": {"torch", "safetensors", "huggingface_hub"},

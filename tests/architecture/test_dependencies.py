@@ -44,7 +44,7 @@ def test_units_depend_on_one_another_in_one_direction() -> None:
     ("path", "source", "forbidden"),
     [
         ("core/targets.py", "from mtp_modules.layers import RMSNorm", "mtp_modules.layers.RMSNorm"),
-        ("core/checks.py", "import numpy as np", "numpy"),
+        ("losses/weights.py", "import numpy as np", "numpy"),
         ("losses/weights.py", "from mtp_modules.decoders.loop import greedy_rounds", "mtp_modules.decoders.loop"),
         ("losses/weights.py", "from ..decoders import loop", "mtp_modules.decoders.loop"),
         ("heads/linear.py", "from mtp_modules import trunks", "mtp_modules.trunks"),

@@ -254,8 +254,8 @@ MUTANTS = (
     Mutant(
         "stop-only-at-the-end-of-a-block",
         "decoders/stopping.py",
-        "    for index, token in enumerate(tokens):\n        if matcher.ends(token):",
-        "    for index, token in [(len(tokens) - 1, tokens[-1])]:\n        if matcher.ends(token):",
+        "first = np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, tokens.shape[1] + 1)",
+        "first = np.where(stops[np.arange(len(counts)), counts - 1], counts, tokens.shape[1] + 1)",
         "a stop inside a block is ignored",
         "transformers#47912",
         (STOPS + "::test_tokens_and_budgets",),
@@ -263,8 +263,8 @@ MUTANTS = (
     Mutant(
         "length-hides-a-stop",
         "decoders/stopping.py",
-        "    tokens = tokens[:budget]\n",
-        '    if len(tokens) >= budget:\n        return tokens[:budget], "length"\n',
+        "reasons[first <= counts] = _STOP",
+        "reasons[(first <= counts) & (reasons == _GOES_ON)] = _STOP",
         "the length cap hides an earlier stop",
         "sglang#31599",
         (STOPS + "::test_tokens_and_budgets",),
@@ -272,8 +272,8 @@ MUTANTS = (
     Mutant(
         "tokens-behind-a-stop",
         "decoders/stopping.py",
-        'return tokens[: index + 1], "stop"',
-        'return tokens, "stop"',
+        "            counts = np.minimum(counts, first)\n",
+        "",
         "tokens behind the stop come out",
         "sglang#39826",
         (STOPS + "::test_tokens_and_budgets",),
@@ -281,8 +281,8 @@ MUTANTS = (
     Mutant(
         "drafts-counted-behind-a-stop",
         "decoders/loop.py",
-        "used = [min(taken, len(kept)) for taken, kept in zip(accepted, tokens, strict=True)]",
-        "used = accepted",
+        "used = np.minimum(told.accepted, counts)",
+        "used = told.accepted",
         "accepted drafts are counted past the stop",
         "sglang#39826",
         ("unit/decoders/test_streaming.py::test_a_stop_inside_a_block_cuts_the_depths_too",),

@@ -14,8 +14,8 @@ MUTANTS = (
     Mutant(
         "positions-after-rollback",
         "layers/chunks.py",
-        "        lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]\n",
-        "        lengths = [length + self.chunk for length, kept in zip(self.lengths, keep, strict=True)]\n",
+        "lengths = list(map(add, self.lengths, keep))",
+        "lengths = [length + self.chunk for length in self.lengths]",
         "after a rollback the next tokens have the positions of rejected ones",
         "transformers#30042",
         (KEEPS + "[transformer]",),
@@ -41,8 +41,8 @@ MUTANTS = (
     Mutant(
         "one-rollback-for-all-rows",
         "layers/chunks.py",
-        "        lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]\n",
-        "        lengths = [length + min(keep) for length, kept in zip(self.lengths, keep, strict=True)]\n",
+        "lengths = list(map(add, self.lengths, keep))",
+        "lengths = [length + min(keep) for length in self.lengths]",
         "rows that accept unequally are all cut to the shortest",
         "mlx-vlm#1155, vllm#26498",
         (KEEPS + "[transformer]",),
@@ -104,7 +104,7 @@ MUTANTS = (
     Mutant(
         "drafts-from-the-end-of-the-chunk",
         "layers/last_hidden.py",
-        "read[:, keep[0] - self.count : keep[0]]",
+        "read[:, end - self.count : end]",
         "read[:, read.shape[1] - self.count :]",
         "the same, where all rows keep as many tokens",
         "vllm#14649",
@@ -167,8 +167,8 @@ MUTANTS = (
     Mutant(
         "nothing-kept",
         "layers/last_hidden.py",
-        "read, keep = torch.cat((before, read), dim=1), ",
-        "read, keep = torch.cat((0 * before + read[:, :1], read), dim=1), ",
+        "read, first = torch.cat((before, read), dim=1), ",
+        "read, first = torch.cat((0 * before + read[:, :1], read), dim=1), ",
         "a row that keeps nothing of a chunk drafts from its first token",
         OURS,
         (ROUNDS + "[transformer-linear]",),

@@ -5,7 +5,9 @@ at every place of a block.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder, Tokenizer
 from mtp_modules.data import ByteTokenizer
 from mtp_modules.decoders import Decoder, DynamicTree, Generation, PromptLookup, SamplingLaw, StaticTree, StopRule
+from mtp_modules.decoders.stopping import REASONS, Endings
 from tests.drafting import clock
 
 DECODERS: dict[str, Callable[[], Decoder]] = {
@@ -123,6 +126,48 @@ def test_the_end_of_the_context_and_stops_before_it(decoder: Decoder, end: int) 
     prompts = [list(ELEVEN[:length]) for length in range(1, 10)]
     expected = [cut(written(ELEVEN, p, 20), stop_tokens=[end], budget=99, room=9 - len(p) + 1) for p in prompts]
     check(decoder.generate(model, prompts, max_new_tokens=99, stop=StopRule(tokens=[end])), expected)
+
+
+SYLLABLES = Pieces(pieces=["a", "b", "ab", "ba", "c"])
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_all_rows_at_once_end_where_each_would(data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, 5), label="rows")
+    each = partial(st.lists, min_size=rows, max_size=rows)
+    texts = data.draw(each(st.lists(st.integers(0, 4), min_size=12, max_size=12)), label="texts")
+    budgets, room = (data.draw(each(st.integers(1, 12)), label=name) for name in ("budgets", "room"))
+    most_ends, most_strings = data.draw(st.sampled_from([(0, 0), (0, 0), (2, 0), (0, 1), (2, 1)]), label="ways to end")
+    ends = data.draw(each(st.lists(st.integers(0, 4), max_size=most_ends)), label="ends")
+    strings = data.draw(each(st.lists(st.sampled_from(["aba", "bb", "ac"]), max_size=most_strings)), label="strings")
+    rules = [
+        StopRule(tokens=end, strings=string, tokenizer=SYLLABLES) for end, string in zip(ends, strings, strict=True)
+    ]
+    expected = [
+        cut(text, stop_tokens=end, strings=string, tokenizer=SYLLABLES, budget=budget, room=space)
+        for text, end, string, budget, space in zip(texts, ends, strings, budgets, room, strict=True)
+    ]
+    endings, going, found, reasons = Endings(budgets, room, rules), list(range(rows)), [[] for _ in texts], {}
+    while going:
+        width = data.draw(st.integers(1, 4), label="width")
+        counts = data.draw(st.lists(st.integers(1, width), min_size=len(going), max_size=len(going)), label="counts")
+        # What does not hold may look like an end.
+        blocks = [[*texts[row][len(found[row]) :], 0, 1, 2, 3][:width] for row in going]
+        counts = [min(count, 12 - len(found[row])) for row, count in zip(going, counts, strict=True)]
+        kept, codes, any_ends = endings.cut(np.array(blocks), np.array(counts))
+        for row, block, count, code in zip(going, blocks, kept.tolist(), codes.tolist(), strict=True):
+            found[row] += block[:count]
+            reasons[row] = REASONS[code]
+        assert any_ends == any(reasons[row] for row in going)
+        if any_ends:
+            places = [place for place, row in enumerate(going) if reasons[row] is None][::-1]
+            going = [going[place] for place in places]
+            endings.select(places)
+        if going:
+            left = [min(budgets[row], room[row]) - len(found[row]) for row in going]
+            assert endings.useful(2).tolist() == [min(2, count - 1) for count in left]
+    assert [(text, reasons[row]) for row, text in enumerate(found)] == expected
 
 
 def text_model(num_horizons: int = 5) -> MTPModel:

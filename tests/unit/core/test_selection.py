@@ -1,5 +1,6 @@
 """Rows that end leave holes, which the last rows fill."""
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,9 +10,9 @@ from mtp_modules.core.selection import holes_filled, moved
 
 @given(ends=st.lists(st.booleans(), min_size=1, max_size=9))
 def test_few_rows_move_and_none_is_lost(ends: list[bool]) -> None:
-    going_on = [row for row, ended in enumerate(ends) if not ended]
+    going_on = np.flatnonzero(np.logical_not(ends))
     rows = holes_filled(going_on)
-    assert sorted(rows) == going_on
+    assert sorted(rows) == going_on.tolist()
     assert len(moved(rows)[0]) == sum(ends[: len(going_on)])
 
 

@@ -3,7 +3,6 @@
 ``compiled.py frozen`` does so with weights that are constants, in float32, as only those are laid out anew.
 """
 
-import dataclasses
 import sys
 from collections.abc import Callable
 
@@ -29,7 +28,7 @@ from mtp_modules.decoders import (
 from mtp_modules.decoders.acceptance import Verdict
 from mtp_modules.decoders.compiled import CompiledModel
 from mtp_modules.decoders.verification import RowNoise
-from tests.helpers import make_model
+from tests.helpers import lists_of, make_model
 
 
 class OnTheHost(ExactMatch):
@@ -188,9 +187,7 @@ def rows_that_fill() -> None:
         asked = {"max_new_tokens": [4, 13, 9], "sampling": law, "seed": [5, 5, 7]}
         wanted = list(decoder.stream(model, [[1, 2, 3], [4], [5, 6]], **asked))
         found = list(decoder.stream(fast, [[1, 2, 3], [4], [5, 6]], **asked))
-        assert [dataclasses.replace(done, laws=None) for done in found] == [
-            dataclasses.replace(done, laws=None) for done in wanted
-        ], heads
+        assert lists_of(found) == lists_of(wanted), heads
         for one, other in zip(found, wanted, strict=True):
             if one.laws is not None and other.laws is not None:
                 count = other.laws.drafts.shape[1]

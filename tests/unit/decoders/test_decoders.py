@@ -9,7 +9,16 @@ import torch
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
 from mtp_modules.decoders import Decoder, DecodingStats, Round, StopRule
 from tests.drafting import clock
-from tests.helpers import TRUNKS, TRUNKS_WITH_EVERY_HEADS, assert_same, extend, make_model, make_trunk, random_tokens
+from tests.helpers import (
+    TRUNKS,
+    TRUNKS_WITH_EVERY_HEADS,
+    assert_same,
+    extend,
+    lists_of,
+    make_model,
+    make_trunk,
+    random_tokens,
+)
 
 DECODERS = [pytest.param(AutoregressiveDecoder(), id="plain"), pytest.param(SpeculativeDecoder(), id="speculative")]
 
@@ -69,7 +78,7 @@ def test_two_streams_of_one_model_do_not_meet(decoder: Decoder) -> None:
         for stream, rounds in zip(streams, together, strict=True):
             if done := next(stream, None):
                 rounds.append(done)
-    assert together == alone
+    assert list(map(lists_of, together)) == list(map(lists_of, alone))
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -81,13 +90,22 @@ def test_decoding_never_changes_the_model(decoder: Decoder) -> None:
     assert_same(model.state_dict(), before, tolerance=0)
 
 
+def told(rows: list[int], tokens: list[list[int]], accepted: list[int], drafted: list[int], reasons: list) -> Round:
+    return Round.of_lists(rows=rows, tokens=tokens, accepted=accepted, drafted=drafted, finish_reasons=reasons)
+
+
+@pytest.mark.parametrize("tokens", [[[5, 6, 7], [8], []], [[], [], []]], ids=str)
+def test_a_round_gives_the_lists_that_it_was_made_of(tokens: list[list[int]]) -> None:
+    done = told([4, 0, 2], tokens, [2, 0, 0], [3, 3, 3], [None, "stop", "context"])
+    assert (done.rows, done.tokens, done.accepted, done.drafted) == ([4, 0, 2], tokens, [2, 0, 0], [3, 3, 3])
+    assert done.finish_reasons == [None, "stop", "context"]
+
+
 def test_stats_of_rounds() -> None:
     stats = DecodingStats()
-    stats.count(Round(rows=[0, 1], tokens=[[5], [6]], accepted=[0, 0], drafted=[0, 0], finish_reasons=[None, None]))
-    stats.count(
-        Round(rows=[0, 1], tokens=[[1, 2, 3], [4]], accepted=[2, 0], drafted=[3, 3], finish_reasons=[None, "stop"])
-    )
-    stats.count(Round(rows=[0], tokens=[[1, 2]], accepted=[1], drafted=[1], finish_reasons=["length"]))
+    stats.count(told([0, 1], [[5], [6]], [0, 0], [0, 0], [None, None]))
+    stats.count(told([0, 1], [[1, 2, 3], [4]], [2, 0], [3, 3], [None, "stop"]))
+    stats.count(told([0], [[1, 2]], [1], [1], ["length"]))
     assert (stats.tokens, stats.forwards) == (8, 5)
     assert (stats.drafted, stats.accepted) == ([3, 2, 2], [2, 1, 0])
     assert stats.tokens_per_forward == 8 / 5

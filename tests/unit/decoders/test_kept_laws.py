@@ -16,7 +16,7 @@ from mtp_modules.decoders import (
     SamplingLaw,
     StaticTree,
 )
-from tests.helpers import VOCAB, assert_same, make_model
+from tests.helpers import VOCAB, assert_same, lists_of, make_model
 
 PROMPTS = [[1, 2, 3, 4], [5, 6]]
 
@@ -106,9 +106,7 @@ def test_nothing_is_kept_unless_asked_for_and_keeping_changes_nothing(temperatur
         for keep in (False, True)
     ]
     assert all(done.laws is None for done in runs[0])
-    assert [(d.rows, d.tokens, d.accepted, d.drafted) for d in runs[0]] == [
-        (d.rows, d.tokens, d.accepted, d.drafted) for d in runs[1]
-    ]
+    assert lists_of(runs[0]) == lists_of(runs[1])
     assert [len(done.laws.drafts) for done in runs[1] if done.laws] == [len(done.rows) for done in runs[1]]
 
 

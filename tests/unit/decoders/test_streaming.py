@@ -15,7 +15,13 @@ DECODERS = [
 
 
 def test_depths_count_from_one_and_end_with_the_model_s_own() -> None:
-    done = Round([0, 1, 2], [[5, 6, 7], [8], [9, 9]], [2, 0, 2], [3, 3, 3], [None, None, "stop"])
+    done = Round.of_lists(
+        rows=[0, 1, 2],
+        tokens=[[5, 6, 7], [8], [9, 9]],
+        accepted=[2, 0, 2],
+        drafted=[3, 3, 3],
+        finish_reasons=[None, None, "stop"],
+    )
     assert done.depths == [[1, 2, 0], [0], [1, 2]]
 
 

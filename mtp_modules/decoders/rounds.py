@@ -1,0 +1,188 @@
+"""What a decoder tells of each round, and what rounds add up to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain, zip_longest
+from typing import NamedTuple
+
+import numpy as np
+
+from mtp_modules.core.shapes import Array, Float, Int, Tensor
+from mtp_modules.decoders.stopping import REASONS
+
+
+@dataclass(frozen=True)
+class RoundLaws:
+    """What a round's drafts were drawn from, and what they were verified by; kept where a decoder is told to.
+
+    In greedy decoding nothing is drawn: the laws are then those at temperature 1 of the very logits that were compared.
+    A draft that was looked up in the text has a point mass.
+
+    Attributes:
+        drafts: ``(B, K)``, all drafts of the round; row ``b`` is a row that took part, ``Round.drafted[b]`` count.
+        draft_laws: ``(B, K, V)``, the law ``q`` of each draft.
+        laws: ``(B, K + 1, V)``, the model's law ``p`` at the place of each draft, and after the last.
+    """
+
+    drafts: Int[Tensor, "B K"]
+    draft_laws: Float[Tensor, "B K V"]
+    laws: Float[Tensor, "B _ V"]
+
+
+class RoundArrays(NamedTuple):
+    """What one forward pass of the trunk brought the rows that took part, on the host.
+
+    Attributes:
+        rows: Their prompts.
+        tokens: New tokens, of which the first ``counts[b]`` count.
+        counts: How many; cut where the row stops and at the budget.
+        accepted: How many of those were drafts.
+        drafted: How many tokens were drafted.
+        reasons: Place of the finish reason in :data:`~mtp_modules.decoders.stopping.REASONS`; 0 for a row that goes on.
+    """
+
+    rows: Int[Array, " B"]
+    tokens: Int[Array, "B C"]
+    counts: Int[Array, " B"]
+    accepted: Int[Array, " B"]
+    drafted: Int[Array, " B"]
+    reasons: Int[Array, " B"]
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What one forward pass of the trunk brought: arrays, and lists of the same, made when they are looked at.
+
+    Attributes:
+        arrays: One of everything for each row that took part.
+        laws: Of the drafts and of the model, if the decoder keeps them, else ``None``.
+    """
+
+    arrays: RoundArrays
+    laws: RoundLaws | None = None
+
+    @classmethod
+    def of_lists(
+        cls,
+        *,
+        rows: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        accepted: Sequence[int],
+        drafted: Sequence[int],
+        finish_reasons: Sequence[str | None],
+    ) -> "Round":
+        """Return a round with these lists; see the properties."""
+        counts = np.array([len(new) for new in tokens])
+        padded = np.zeros((len(tokens), counts.max(initial=0)), dtype=np.int64)
+        padded[np.arange(padded.shape[1]) < counts[:, None]] = list(chain.from_iterable(tokens))
+        reasons = np.array([REASONS.index(reason) for reason in finish_reasons])
+        return cls(RoundArrays(np.array(rows), padded, counts, np.array(accepted), np.array(drafted), reasons))
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """The prompts that took part."""
+        return self.arrays.rows.tolist()
+
+    @cached_property
+    def tokens(self) -> list[list[int]]:
+        """New tokens of each of them, cut where the row stops and at the budget."""
+        pairs = zip(self.arrays.tokens.tolist(), self.arrays.counts.tolist(), strict=True)
+        return [new[:count] for new, count in pairs]
+
+    @cached_property
+    def accepted(self) -> list[int]:
+        """How many of those tokens were drafts; they come first, at depth 1, 2, ...; the model's own follows."""
+        return self.arrays.accepted.tolist()
+
+    @cached_property
+    def drafted(self) -> list[int]:
+        """How many tokens were drafted for each of them; 0 while reading the prompt."""
+        return self.arrays.drafted.tolist()
+
+    @cached_property
+    def finish_reasons(self) -> list[str | None]:
+        """``"stop"``, ``"length"`` or ``"context"`` for a row that ends with this round, else ``None``."""
+        return [REASONS[reason] for reason in self.arrays.reasons.tolist()]
+
+    @property
+    def depths(self) -> list[list[int]]:
+        """The depth at which each token was drafted, counted from 1; 0 for the model's own."""
+        pairs = zip(self.tokens, self.accepted, strict=True)
+        return [[place + 1 if place < accepted else 0 for place in range(len(new))] for new, accepted in pairs]
+
+
+@dataclass
+class DecodingStats:
+    """Counts over all rows of a run.
+
+    Attributes:
+        tokens: New tokens.
+        forwards: Forward passes of the trunk, counted once for every row that took part; the prompt's pass is one.
+        drafted: Drafted tokens at each depth, nearest first.
+        accepted: Accepted drafts at each depth.
+        seconds: Wall-clock time.
+    """
+
+    tokens: int = 0
+    forwards: int = 0
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """New tokens of a row for each forward pass it took part in; 1 for plain decoding."""
+        return self.tokens / max(self.forwards, 1)
+
+    @property
+    def acceptance(self) -> list[float]:
+        """Share of the drafts at each depth that were accepted."""
+        return [kept / max(made, 1) for kept, made in zip(self.accepted, self.drafted, strict=True)]
+
+    def count(self, done: Round) -> None:
+        """Add a round.
+
+        Args:
+            done: What the decoder has just yielded.
+        """
+        self.count_arrays([done.arrays])
+
+    def count_arrays(self, rounds: Sequence[RoundArrays]) -> None:
+        """Add rounds, all at once.
+
+        Args:
+            rounds: At least one.
+        """
+        counts = np.concatenate([done.counts for done in rounds])
+        self.tokens, self.forwards = self.tokens + int(counts.sum()), self.forwards + len(counts)
+        drafted = _reaching(np.concatenate([done.drafted for done in rounds]))
+        accepted = _reaching(np.concatenate([done.accepted for done in rounds]))
+        self.drafted = [have + new for have, new in zip_longest(self.drafted, drafted, fillvalue=0)]
+        accepted += [0] * (len(self.drafted) - len(accepted))
+        self.accepted = [have + new for have, new in zip_longest(self.accepted, accepted, fillvalue=0)]
+
+
+def _reaching(numbers: Int[Array, " N"]) -> list[int]:
+    """Return how many of the numbers are above 0, above 1, and so on, up to the largest."""
+    return np.bincount(numbers)[::-1].cumsum()[::-1][1:].tolist()
+
+
+def by_prompt(rounds: Sequence[RoundArrays]) -> tuple[list[list[int]], list[str]]:
+    """Return all tokens of each prompt, and why it ends.
+
+    Args:
+        rounds: All of a run.
+    """
+    rows, counts, reasons = (
+        np.concatenate(parts)
+        for parts in zip(*((done.rows, done.counts, done.reasons) for done in rounds), strict=True)
+    )
+    widths = np.repeat([done.tokens.shape[1] for done in rounds], [len(done.rows) for done in rounds])
+    places = np.arange(widths.sum()) - np.repeat(widths.cumsum() - widths, widths)
+    tokens = np.concatenate([done.tokens.ravel() for done in rounds])[places < np.repeat(counts, widths)]
+    tokens = tokens[np.repeat(rows, counts).argsort(kind="stable")]
+    ends = np.bincount(rows, weights=counts).astype(np.int64).cumsum()[:-1]
+    last = np.zeros(rows.max() + 1, dtype=np.int64)
+    last[rows[reasons > 0]] = reasons[reasons > 0]
+    return [part.tolist() for part in np.split(tokens, ends)], [REASONS[reason] or "" for reason in last.tolist()]

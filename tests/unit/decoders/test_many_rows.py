@@ -1,0 +1,131 @@
+"""Rounds of many rows run as much Python as rounds of few: nothing is done row by row."""
+
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import mtp_modules
+from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
+from mtp_modules.decoders import (
+    BlockVerification,
+    ConfidentDepth,
+    CostAwareDepth,
+    Decoder,
+    DynamicTree,
+    LookupOrHeads,
+    PromptLookup,
+    RejectionSampling,
+    SamplingLaw,
+    StaticTree,
+    StopRule,
+    record_for_decoding,
+)
+from mtp_modules.decoders.generation import DecodableModel
+from tests.helpers import make_model
+
+PACKAGE = str(Path(mtp_modules.__file__).parent)
+DRAWN = SamplingLaw(temperature=0.8, top_k=9, repetition_penalty=1.1, allowed_tokens=range(10))
+CHAINS = [
+    pytest.param(AutoregressiveDecoder(), None, id="plain"),
+    pytest.param(AutoregressiveDecoder(), DRAWN, id="plain-drawn"),
+    pytest.param(SpeculativeDecoder(), None, id="chain"),
+    pytest.param(SpeculativeDecoder(acceptance=RejectionSampling()), DRAWN, id="rejection"),
+    pytest.param(SpeculativeDecoder(acceptance=BlockVerification()), DRAWN, id="block"),
+    pytest.param(SpeculativeDecoder(policy=ConfidentDepth(threshold=0.1)), DRAWN, id="confident"),
+    pytest.param(SpeculativeDecoder(num_drafts=3, drafter=PromptLookup()), None, id="lookup"),
+    pytest.param(SpeculativeDecoder(drafter=LookupOrHeads()), None, id="lookup-or-heads"),
+]
+TREES = [
+    pytest.param(SpeculativeDecoder(tree=StaticTree(widths=[2, 1])), DRAWN, id="static-tree"),
+    pytest.param(SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=5)), None, id="dynamic-tree"),
+]
+MODELS = [("transformer", "parallel"), ("transformer_previous", "sequential"), ("lstm", "linear")]
+
+
+def steps_of_rounds(
+    decoder: Decoder, law: SamplingLaw | None, names: tuple[str, str], copies: int, *, recorded: bool = False
+) -> list[int]:
+    """Return how many instructions of this package each round after the first runs, with so many copies of 3 rows."""
+    ran = 0
+
+    def watch(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal ran
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        ran += event == "opcode"
+        return watch
+
+    model: DecodableModel = make_model(*names, 3).eval()
+    prompts = [[1, 2, 3, 1, 2], [4], [5, 6]] * copies
+    asked = {
+        "max_new_tokens": [11, 16, 18] * copies,
+        "stop": StopRule(tokens=[10]),
+        "sampling": law,
+        "seed": [1, 2, 3] * copies,
+    }
+    if recorded:
+        model = record_for_decoding(model, batch_sizes=(len(prompts),))
+        decoder.generate(model, prompts, **asked)
+    stream = decoder.stream(model, prompts, **asked)
+    next(stream)  # what is made once a run may well take a step a row
+    steps, before = [0], sys.gettrace()
+    while steps[-1] or len(steps) == 1:
+        ran = 0
+        sys.settrace(watch)
+        try:
+            done = next(stream, None)
+        finally:
+            sys.settrace(before)
+        steps.append(ran if done is not None else 0)
+    return steps[1:-1]
+
+
+@pytest.mark.parametrize(("decoder", "law"), CHAINS)
+@pytest.mark.parametrize("model", MODELS, ids="-".join)
+def test_no_python_runs_for_each_row(decoder: Decoder, law: SamplingLaw | None, model: tuple[str, str]) -> None:
+    few = steps_of_rounds(decoder, law, model, 4)
+    assert len(few) > 1
+    assert min(few) > 100
+    assert steps_of_rounds(decoder, law, model, 16) == few
+
+
+@pytest.mark.parametrize(("decoder", "law"), [CHAINS[0], CHAINS[2], CHAINS[3]])
+@pytest.mark.parametrize("model", MODELS[:2], ids="-".join)
+def test_nor_where_rounds_are_recorded(decoder: Decoder, law: SamplingLaw | None, model: tuple[str, str]) -> None:
+    few = steps_of_rounds(decoder, law, model, 4, recorded=True)
+    assert len(few) > 1
+    assert steps_of_rounds(decoder, law, model, 16, recorded=True) == few
+
+
+@pytest.mark.parametrize(("decoder", "law"), TREES)
+def test_nor_in_trees(decoder: Decoder, law: SamplingLaw | None) -> None:
+    few = steps_of_rounds(decoder, law, MODELS[0], 4)
+    assert len(few) > 1
+    assert steps_of_rounds(decoder, law, MODELS[0], 16) == few
+
+
+def test_nor_for_a_policy_to_learn() -> None:
+    chooser = CostAwareDepth().start(3)
+    chooser.learn(2, 3, [0, 3], [3, 3], 1.0)
+    steps = []
+    for rows in (2, 50):
+        ran = 0
+
+        def count(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal ran
+            frame.f_trace_opcodes = True
+            ran += event == "opcode" and frame.f_code.co_filename.startswith(PACKAGE)
+            return count
+
+        before = sys.gettrace()
+        sys.settrace(count)
+        try:
+            chooser.learn(2, 3, [0, 3] * (rows // 2), [3] * rows, 1.0)
+        finally:
+            sys.settrace(before)
+        steps.append(ran)
+    assert steps[0] == steps[1] > 100
