@@ -51,8 +51,8 @@ class DepthChooser:
         Args:
             rows: How many rows took part.
             drafted: How many tokens were drafted.
-            accepted: How many drafts of each row held.
-            limits: How many of each row's drafts counted.
+            accepted: How many drafts of each row held, an array.
+            limits: How many of each row's drafts counted, an array.
             seconds: How long the round took.
         """
 

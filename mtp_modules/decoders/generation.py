@@ -167,6 +167,6 @@ class Decoder(Component, ABC):
         rounds = [done.arrays for done in streamed]
         stats = DecodingStats()
         stats.count_arrays(rounds)
-        tokens, reasons = by_prompt(rounds)
+        tokens, reasons = by_prompt(rounds, len(prompts))
         stats.seconds = time.perf_counter() - started
         return Generation(tokens, reasons, stats)

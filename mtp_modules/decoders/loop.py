@@ -44,7 +44,7 @@ def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterato
 
 
 def _rounds(run: "_Run", request: Request, how: Speculation) -> Iterator[Round]:
-    depths, endings = how.policy.start(how.most), Endings(request.budgets, run.room(), request.stops)
+    depths, endings = how.policy.start(how.most), run.endings()
     rows, told = np.arange(len(request.prompts)), run.read_prompts()
     while True:
         counts, reasons, any_ends = endings.cut(told.tokens, told.counts)
@@ -146,7 +146,7 @@ class _Run:
         Returns:
             What has come of it, and how many drafts were made.
         """
-        useful, token, counted = int(limits.max()), self._for_graphs(last), self._for_graphs(limits)
+        useful, token, counted = int(limits.max()), self._on_device(last), self._on_device(limits)
         drawing = self._drawing(unread=1, most=wanted + 1)
         if self.how.tree is not None and useful >= self.how.tree.depth:
             return self._tree_round(self.how.tree, token, counted, drawing)
@@ -189,8 +189,8 @@ class _Run:
         self._commit(known.counts.tolist(), path)
         return known if len(known.counts) == self.live else Told(*(part[: self.live] for part in known))
 
-    def _for_graphs(self, numbers: Int[Array, " N"]) -> Int[Tensor, " B"]:
-        """Return one number a row of the states; the rows that fill the batch of a graph get the first."""
+    def _on_device(self, numbers: Int[Array, " N"]) -> Int[Tensor, " B"]:
+        """Return numbers where tensors are, one a row of the states; rows that fill a graph's batch get the first."""
         spare = len(self.trunk_state.lengths) - self.live
         numbers = np.pad(numbers, (0, spare), constant_values=numbers[0]) if spare else numbers
         return torch.from_numpy(numbers).to(self.device)
@@ -269,9 +269,12 @@ class _Run:
         target = logits.double().softmax(dim=-1) if target is None else target
         self.kept_laws = RoundLaws(*(kept[: self.live] for kept in (proposal.tokens, source, target)))
 
-    def room(self) -> list[int] | None:
-        """Return how many tokens can be emitted after each prompt: all of them but the last are read, too."""
-        return None if self.limit is None else [self.limit - len(prompt) + 1 for prompt in self.request.prompts]
+    def endings(self) -> Endings:
+        """Return what says where rows end. The trunk reads all tokens that a row emits, but the last."""
+        asked, room = self.request, None
+        if self.limit is not None:
+            room = [self.limit - len(prompt) + 1 for prompt in asked.prompts]
+        return Endings(asked.budgets, room, asked.stops, self.model.trunk.vocab_size)
 
     @torch.inference_mode()
     def select(self, rows: list[int]) -> None:

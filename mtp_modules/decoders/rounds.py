@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, zip_longest
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class RoundLaws:
 
 
 class RoundArrays(NamedTuple):
-    """What one forward pass of the trunk brought the rows that took part, on the host.
+    """What one forward pass brought the rows that took part, on the host. Rounds share arrays: copy, then write.
 
     Attributes:
         rows: Their prompts.
@@ -39,7 +39,7 @@ class RoundArrays(NamedTuple):
         counts: How many; cut where the row stops and at the budget.
         accepted: How many of those were drafts.
         drafted: How many tokens were drafted.
-        reasons: Place of the finish reason in :data:`~mtp_modules.decoders.stopping.REASONS`; 0 for a row that goes on.
+        reasons: Why a row ends: 1 for ``"stop"``, 2 for ``"length"``, 3 for ``"context"``; 0 if it goes on.
     """
 
     rows: Int[Array, " B"]
@@ -71,13 +71,15 @@ class Round:
         accepted: Sequence[int],
         drafted: Sequence[int],
         finish_reasons: Sequence[str | None],
+        laws: RoundLaws | None = None,
     ) -> "Round":
         """Return a round with these lists; see the properties."""
-        counts = np.array([len(new) for new in tokens])
+        array = partial(np.array, dtype=np.int64)
+        counts = array([len(new) for new in tokens])
         padded = np.zeros((len(tokens), counts.max(initial=0)), dtype=np.int64)
         padded[np.arange(padded.shape[1]) < counts[:, None]] = list(chain.from_iterable(tokens))
-        reasons = np.array([REASONS.index(reason) for reason in finish_reasons])
-        return cls(RoundArrays(np.array(rows), padded, counts, np.array(accepted), np.array(drafted), reasons))
+        reasons = array([REASONS.index(reason) for reason in finish_reasons])
+        return cls(RoundArrays(array(rows), padded, counts, array(accepted), array(drafted), reasons), laws)
 
     @cached_property
     def rows(self) -> list[int]:
@@ -152,8 +154,10 @@ class DecodingStats:
         """Add rounds, all at once.
 
         Args:
-            rounds: At least one.
+            rounds: Any number.
         """
+        if not rounds:
+            return
         counts = np.concatenate([done.counts for done in rounds])
         self.tokens, self.forwards = self.tokens + int(counts.sum()), self.forwards + len(counts)
         drafted = _reaching(np.concatenate([done.drafted for done in rounds]))
@@ -168,12 +172,15 @@ def _reaching(numbers: Int[Array, " N"]) -> list[int]:
     return np.bincount(numbers)[::-1].cumsum()[::-1][1:].tolist()
 
 
-def by_prompt(rounds: Sequence[RoundArrays]) -> tuple[list[list[int]], list[str]]:
+def by_prompt(rounds: Sequence[RoundArrays], num_prompts: int) -> tuple[list[list[int]], list[str]]:
     """Return all tokens of each prompt, and why it ends.
 
     Args:
         rounds: All of a run.
+        num_prompts: Also of those that no round was about.
     """
+    if not rounds:
+        return [[] for _ in range(num_prompts)], [""] * num_prompts
     rows, counts, reasons = (
         np.concatenate(parts)
         for parts in zip(*((done.rows, done.counts, done.reasons) for done in rounds), strict=True)
@@ -182,7 +189,7 @@ def by_prompt(rounds: Sequence[RoundArrays]) -> tuple[list[list[int]], list[str]
     places = np.arange(widths.sum()) - np.repeat(widths.cumsum() - widths, widths)
     tokens = np.concatenate([done.tokens.ravel() for done in rounds])[places < np.repeat(counts, widths)]
     tokens = tokens[np.repeat(rows, counts).argsort(kind="stable")]
-    ends = np.bincount(rows, weights=counts).astype(np.int64).cumsum()[:-1]
-    last = np.zeros(rows.max() + 1, dtype=np.int64)
+    ends = np.bincount(rows, weights=counts, minlength=num_prompts).astype(np.int64).cumsum()[:-1]
+    last = np.zeros(num_prompts, dtype=np.int64)
     last[rows[reasons > 0]] = reasons[reasons > 0]
     return [part.tolist() for part in np.split(tokens, ends)], [REASONS[reason] or "" for reason in last.tolist()]

@@ -1,15 +1,17 @@
-"""When a row ends by its own words."""
+"""When rows end: by their own words, at their budgets, or where no position is left."""
 
 from collections.abc import Collection, Sequence
+from operator import index
 
 import numpy as np
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.core.shapes import Array, Int
+from mtp_modules.core.shapes import Array, Bool, Int
 
 _BYTES_PER_CHARACTER = 4
+_NO_LIMIT = 1 << 62
 _NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 
 REASONS = (None, "stop", "length", "context")
@@ -27,13 +29,18 @@ class StopRule(Component):
         tokenizer: Turns tokens into text; needed with ``strings``.
 
     Raises:
-        ValueError: If a string is empty, cannot come out of the tokenizer, or holds the replacement character.
+        ValueError: If a token is no id; if a string is empty, cannot come out of the tokenizer, or holds the
+            replacement character.
     """
 
     def __init__(
         self, *, tokens: Collection[int] = (), strings: Sequence[str] = (), tokenizer: Tokenizer | None = None
     ) -> None:
-        self.tokens, self.strings, self.tokenizer = frozenset(tokens), tuple(strings), tokenizer
+        try:
+            self.tokens = frozenset(map(index, tokens))
+        except TypeError:
+            refuse(self, f"tokens holds something that is no token id, got {list(tokens)}; leave it out.")
+        self.strings, self.tokenizer = tuple(strings), tokenizer
         if self.strings and tokenizer is None:
             refuse(self, "strings need a tokenizer that turns tokens into text; give tokenizer.")
         for string in self.strings:
@@ -54,6 +61,11 @@ class StopRule(Component):
     def new(self) -> "StopMatcher":
         """Start to watch a row."""
         return StopMatcher(self)
+
+    @property
+    def watches(self) -> bool:
+        """Whether a row has to be watched token by token, for strings or for what a subclass looks for."""
+        return bool(self.strings) or type(self).new is not StopRule.new
 
 
 def _writes(tokenizer: Tokenizer, string: str) -> bool:
@@ -99,20 +111,26 @@ class Endings:
         budgets: Most tokens that each row may emit.
         room: Most tokens that each row can emit before the trunk has no position left; ``None`` for no limit.
         rules: When each row ends by its own words.
+        vocab_size: Number ``V`` of token ids.
 
     Attributes:
         left: How many tokens each row may still emit.
     """
 
-    def __init__(self, budgets: Sequence[int], room: Sequence[int] | None, rules: Sequence[StopRule]) -> None:
-        most = np.array(budgets)
+    def __init__(
+        self, budgets: Sequence[int], room: Sequence[int] | None, rules: Sequence[StopRule], vocab_size: int
+    ) -> None:
+        most = np.array([min(budget, _NO_LIMIT) for budget in budgets])
         self.left: Int[Array, " B"] = most if room is None else np.minimum(most, np.array(room))
         self._at_most: Int[Array, " B"] = np.where(self.left < most, _CONTEXT, _LENGTH)
-        self._stops: Int[Array, "B N"] = np.full((len(rules), max(len(rule.tokens) for rule in rules)), -1)
-        for row, rule in enumerate(rules):
-            self._stops[row, : len(rule.tokens)] = list(rule.tokens)
+        kinds = {tokens: kind for kind, tokens in enumerate({rule.tokens for rule in rules})}
+        self._stops: Bool[Array, "N V"] = np.zeros((len(kinds), vocab_size), dtype=bool)
+        for tokens, kind in kinds.items():
+            self._stops[kind, [token for token in tokens if 0 <= token < vocab_size]] = True
+        self._kind: Int[Array, "B 1"] = np.array([[kinds[rule.tokens]] for rule in rules])
+        self._has_stops = bool(self._stops.any())
         self._matchers = [rule.new() for rule in rules]
-        self._reads_text = any(rule.strings for rule in rules)
+        self._watched = [rule.watches for rule in rules]
         self._nobody = np.full(len(most), _GOES_ON)
         self._nobody.setflags(write=False)
         self._sure = 0
@@ -120,7 +138,7 @@ class Endings:
     def cut(
         self, tokens: Int[Array, "B C"], counts: Int[Array, " B"]
     ) -> tuple[Int[Array, " B"], Int[Array, " B"], bool]:
-        """Cut at the budget, and after the first token within it that ends the row.
+        """Cut at the budget, and after the first token within it that ends the row. To be called once a round.
 
         Args:
             tokens: New tokens.
@@ -133,8 +151,9 @@ class Endings:
         self._sure -= tokens.shape[1]  # no row has emitted more
         if self._sure < 1:
             self._sure = int(self.left.min())
-        stops = (tokens[:, :, None] == self._stops[:, None]).any(axis=2) if self._stops.size else None
-        if self._sure > 0 and not self._reads_text and (stops is None or not stops.any()):
+        stops = self._stops[self._kind, tokens] if self._has_stops else None
+        watched = any(self._watched)
+        if self._sure > 0 and not watched and (stops is None or not stops.any()):
             return counts, self._nobody, False
         counts = np.minimum(counts, before)
         reasons = np.where(counts == before, self._at_most, _GOES_ON)
@@ -142,15 +161,15 @@ class Endings:
             first = np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, tokens.shape[1] + 1)
             reasons[first <= counts] = _STOP
             counts = np.minimum(counts, first)
-        if self._reads_text:
-            self._read_text(tokens, counts, reasons)
+        if watched:
+            self._watch(tokens, counts, reasons)
         return counts, reasons, bool(reasons.any())
 
-    def _read_text(self, tokens: Int[Array, "B C"], counts: Int[Array, " B"], reasons: Int[Array, " B"]) -> None:
-        """Cut after the first token that completes a string; tokenizers take one row at a time."""
-        for row, matcher in enumerate(self._matchers):
-            for place, token in enumerate(tokens[row, : counts[row]].tolist() if matcher.rule.strings else ()):
-                if matcher.ends(token):
+    def _watch(self, tokens: Int[Array, "B C"], counts: Int[Array, " B"], reasons: Int[Array, " B"]) -> None:
+        """Cut after the first token that a matcher says ends the row; tokenizers take one row at a time."""
+        for row in np.flatnonzero(self._watched).tolist():
+            for place, token in enumerate(tokens[row, : counts[row]].tolist()):
+                if self._matchers[row].ends(token):
                     counts[row], reasons[row] = place + 1, _STOP
                     break
 
@@ -168,6 +187,7 @@ class Endings:
         Args:
             rows: Which, in their new order.
         """
-        self.left, self._at_most, self._stops = self.left[rows], self._at_most[rows], self._stops[rows]
+        self.left, self._at_most, self._kind = self.left[rows], self._at_most[rows], self._kind[rows]
         self._matchers = list(map(self._matchers.__getitem__, rows))
+        self._watched = list(map(self._watched.__getitem__, rows))
         self._nobody, self._sure = self._nobody[: len(rows)], 0

@@ -107,8 +107,8 @@ MUTANTS = (
     Mutant(
         "budgets-of-rows-that-left",
         "decoders/stopping.py",
-        "self.left, self._at_most, self._stops = self.left[rows],",
-        "self.left, self._at_most, self._stops = self.left[: len(rows)],",
+        "self.left, self._at_most, self._kind = self.left[rows],",
+        "self.left, self._at_most, self._kind = self.left[: len(rows)],",
         "a row goes on with the budget of one that has left",
         OURS,
         ("properties/test_stops.py::test_tokens_and_budgets",),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder, Tokenizer
 from mtp_modules.data import ByteTokenizer
 from mtp_modules.decoders import Decoder, DynamicTree, Generation, PromptLookup, SamplingLaw, StaticTree, StopRule
-from mtp_modules.decoders.stopping import REASONS, Endings
+from mtp_modules.decoders.stopping import REASONS, Endings, StopMatcher
 from tests.drafting import clock
 
 DECODERS: dict[str, Callable[[], Decoder]] = {
@@ -128,6 +128,38 @@ def test_the_end_of_the_context_and_stops_before_it(decoder: Decoder, end: int) 
     check(decoder.generate(model, prompts, max_new_tokens=99, stop=StopRule(tokens=[end])), expected)
 
 
+class Falling(StopRule):
+    """Ends a row with the first token that is smaller than the one before."""
+
+    def new(self) -> StopMatcher:
+        class Matcher(StopMatcher):
+            before = -1
+
+            def ends(self, token: int) -> bool:
+                falls, self.before = token < self.before, token
+                return falls
+
+        return Matcher(self)
+
+
+@EACH
+def test_rules_of_one_s_own_are_asked_for_every_token(decoder: Decoder) -> None:
+    texts = [written(ELEVEN, [token], 11) for token in ELEVEN]
+    expected = [(text[: text.index(0) + 1], "stop") for text in texts]
+    rules = [Falling() if row % 2 else StopRule(tokens=[0]) for row in ELEVEN]
+    check(decoder.generate(clock(5), [[token] for token in ELEVEN], max_new_tokens=40, stop=rules), expected)
+
+
+@EACH
+def test_budgets_without_end_and_stops_that_no_token_is(decoder: Decoder) -> None:
+    model = clock(5)
+    model.trunk.max_positions = 9
+    generation = decoder.generate(
+        model, [[1], [2, 3]], max_new_tokens=[2**70, 2**63], stop=StopRule(tokens=[-1, 11, 2**80])
+    )
+    check(generation, [(written(ELEVEN, [1], 9), "context"), (written(ELEVEN, [3], 8), "context")])
+
+
 SYLLABLES = Pieces(pieces=["a", "b", "ab", "ba", "c"])
 
 
@@ -148,7 +180,7 @@ def test_all_rows_at_once_end_where_each_would(data: st.DataObject) -> None:
         cut(text, stop_tokens=end, strings=string, tokenizer=SYLLABLES, budget=budget, room=space)
         for text, end, string, budget, space in zip(texts, ends, strings, budgets, room, strict=True)
     ]
-    endings, going, found, reasons = Endings(budgets, room, rules), list(range(rows)), [[] for _ in texts], {}
+    endings, going, found, reasons = Endings(budgets, room, rules, 5), list(range(rows)), [[] for _ in texts], {}
     while going:
         width = data.draw(st.integers(1, 4), label="width")
         counts = data.draw(st.lists(st.integers(1, width), min_size=len(going), max_size=len(going)), label="counts")

@@ -1,6 +1,7 @@
 """Decoders as their users meet them: streams, states, what is refused."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -110,6 +111,24 @@ def test_stats_of_rounds() -> None:
     assert (stats.drafted, stats.accepted) == ([3, 2, 2], [2, 1, 0])
     assert stats.tokens_per_forward == 8 / 5
     assert stats.acceptance == [2 / 3, 1 / 2, 0.0]
+
+
+class Silent(Decoder):
+    """Tells of the first of its prompts only, or of none."""
+
+    def __init__(self, *, tells: bool) -> None:
+        self.tells = tells
+
+    def stream(self, *_: object, **__: object) -> Iterator[Round]:
+        return iter([told([0], [[5]], [0], [0], ["length"])] if self.tells else [])
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_prompts_that_no_round_is_about_have_no_tokens(tells: bool) -> None:
+    generation = Silent(tells=tells).generate(clock(1), [[1], [2]], max_new_tokens=1)
+    assert generation.tokens == [[5] if tells else [], []]
+    assert generation.finish_reasons == ["length" if tells else "", ""]
+    assert generation.stats.forwards == tells
 
 
 def test_stats_of_nothing() -> None:

@@ -57,6 +57,10 @@ CONSTRUCTORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: SamplingLaw(allowed_tokens=[]),
         "SamplingLaw: allowed_tokens is empty; allow at least one token, or give null to allow all.",
     ),
+    "no token": (
+        lambda: StopRule(tokens=dict.fromkeys([5, None])),  # such as the end token of a tokenizer that has none
+        "StopRule: tokens holds something that is no token id, got [5, None]; leave it out.",
+    ),
     "a string without a tokenizer": (
         lambda: StopRule(strings=["end"]),
         "StopRule: strings need a tokenizer that turns tokens into text; give tokenizer.",
