@@ -112,17 +112,14 @@ class Endings:
         room: Most tokens that each row can emit before the trunk has no position left; ``None`` for no limit.
         rules: When each row ends by its own words.
         vocab_size: Number ``V`` of token ids.
-
-    Attributes:
-        left: How many tokens each row may still emit.
     """
 
     def __init__(
         self, budgets: Sequence[int], room: Sequence[int] | None, rules: Sequence[StopRule], vocab_size: int
     ) -> None:
         most = np.array([min(budget, _NO_LIMIT) for budget in budgets])
-        self.left: Int[Array, " B"] = most if room is None else np.minimum(most, np.array(room))
-        self._at_most: Int[Array, " B"] = np.where(self.left < most, _CONTEXT, _LENGTH)
+        self._left: Int[Array, " B"] = most if room is None else np.minimum(most, np.array(room))
+        self._at_most: Int[Array, " B"] = np.where(self._left < most, _CONTEXT, _LENGTH)
         kinds = {tokens: kind for kind, tokens in enumerate({rule.tokens for rule in rules})}
         self._stops: Bool[Array, "N V"] = np.zeros((len(kinds), vocab_size), dtype=bool)
         for tokens, kind in kinds.items():
@@ -131,8 +128,6 @@ class Endings:
         self._has_stops = bool(self._stops.any())
         self._matchers = [rule.new() for rule in rules]
         self._watched = [rule.watches for rule in rules]
-        self._nobody = np.full(len(most), _GOES_ON)
-        self._nobody.setflags(write=False)
         self._sure = 0
 
     def cut(
@@ -147,14 +142,14 @@ class Endings:
         Returns:
             How many do come out, the place of the reason in :data:`REASONS`, and whether any row ends.
         """
-        before, self.left = self.left, self.left - counts
+        before, self._left = self._left, self._left - counts
         self._sure -= tokens.shape[1]  # no row has emitted more
         if self._sure < 1:
-            self._sure = int(self.left.min())
+            self._sure = int(self._left.min())  # so many tokens each row may still emit
         stops = self._stops[self._kind, tokens] if self._has_stops else None
         watched = any(self._watched)
         if self._sure > 0 and not watched and (stops is None or not stops.any()):
-            return counts, self._nobody, False
+            return counts, np.full(len(counts), _GOES_ON), False
         counts = np.minimum(counts, before)
         reasons = np.where(counts == before, self._at_most, _GOES_ON)
         if stops is not None:
@@ -179,7 +174,7 @@ class Endings:
         Args:
             wanted: Most.
         """
-        return np.minimum(self.left - 1, wanted)
+        return np.minimum(self._left - 1, wanted)
 
     def select(self, rows: list[int]) -> None:
         """Go on with some of the rows only.
@@ -187,7 +182,7 @@ class Endings:
         Args:
             rows: Which, in their new order.
         """
-        self.left, self._at_most, self._kind = self.left[rows], self._at_most[rows], self._kind[rows]
+        self._left, self._at_most, self._kind = self._left[rows], self._at_most[rows], self._kind[rows]
         self._matchers = list(map(self._matchers.__getitem__, rows))
         self._watched = list(map(self._watched.__getitem__, rows))
-        self._nobody, self._sure = self._nobody[: len(rows)], 0
+        self._sure = 0

@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "room-of-the-fullest-row",
         "decoders/stopping.py",
-        "np.minimum(self.left - 1, wanted)",
-        "np.full(len(self.left), min(int(self.left.min()) - 1, wanted))",
+        "np.minimum(self._left - 1, wanted)",
+        "np.full(len(self._left), min(int(self._left.min()) - 1, wanted))",
         "a row near the end of the context takes drafts from its neighbours, and so changes what they draw",
         OURS,
         ("properties/test_sampling.py::test_a_row_does_not_depend_on_a_neighbour_at_the_end_of_the_context",),
@@ -80,8 +80,8 @@ MUTANTS = (
     Mutant(
         "drafts-beyond-the-budget",
         "decoders/stopping.py",
-        "np.minimum(self.left - 1, wanted)",
-        "np.full(len(self.left), wanted)",
+        "np.minimum(self._left - 1, wanted)",
+        "np.full(len(self._left), wanted)",
         "drafts that the budget cannot use are counted",
         OURS,
         ("unit/decoders/test_streaming.py::test_drafts_behind_a_wrong_one_have_no_depth",),
@@ -107,8 +107,8 @@ MUTANTS = (
     Mutant(
         "budgets-of-rows-that-left",
         "decoders/stopping.py",
-        "self.left, self._at_most, self._kind = self.left[rows],",
-        "self.left, self._at_most, self._kind = self.left[: len(rows)],",
+        "self._left, self._at_most, self._kind = self._left[rows],",
+        "self._left, self._at_most, self._kind = self._left[: len(rows)],",
         "a row goes on with the budget of one that has left",
         OURS,
         ("properties/test_stops.py::test_tokens_and_budgets",),

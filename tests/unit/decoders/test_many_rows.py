@@ -1,6 +1,8 @@
 """Rounds of many rows run as much Python as rounds of few: nothing is done row by row."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -45,10 +47,8 @@ TREES = [
 MODELS = [("transformer", "parallel"), ("transformer_previous", "sequential"), ("lstm", "linear")]
 
 
-def steps_of_rounds(
-    decoder: Decoder, law: SamplingLaw | None, names: tuple[str, str], copies: int, *, recorded: bool = False
-) -> list[int]:
-    """Return how many instructions of this package each round after the first runs, with so many copies of 3 rows."""
+def watched(call: Callable[[], Any]) -> tuple[int, Any]:
+    """Return how many instructions of this package a call runs, and what it returns."""
     ran = 0
 
     def watch(frame: FrameType, event: str, _: Any) -> Any:
@@ -59,6 +59,19 @@ def steps_of_rounds(
         ran += event == "opcode"
         return watch
 
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        done = call()
+    finally:
+        sys.settrace(before)
+    return ran, done
+
+
+def steps_of_rounds(
+    decoder: Decoder, law: SamplingLaw | None, names: tuple[str, str], copies: int, *, recorded: bool = False
+) -> list[int]:
+    """Return how many instructions of this package each round after the first runs, with so many copies of 3 rows."""
     model: DecodableModel = make_model(*names, 3).eval()
     prompts = [[1, 2, 3, 1, 2], [4], [5, 6]] * copies
     asked = {
@@ -72,16 +85,12 @@ def steps_of_rounds(
         decoder.generate(model, prompts, **asked)
     stream = decoder.stream(model, prompts, **asked)
     next(stream)  # what is made once a run may well take a step a row
-    steps, before = [0], sys.gettrace()
-    while steps[-1] or len(steps) == 1:
-        ran = 0
-        sys.settrace(watch)
-        try:
-            done = next(stream, None)
-        finally:
-            sys.settrace(before)
-        steps.append(ran if done is not None else 0)
-    return steps[1:-1]
+    steps = []
+    while True:
+        ran, done = watched(lambda: next(stream, None))
+        if done is None:
+            return steps
+        steps.append(ran)
 
 
 @pytest.mark.parametrize(("decoder", "law"), CHAINS)
@@ -111,21 +120,5 @@ def test_nor_in_trees(decoder: Decoder, law: SamplingLaw | None) -> None:
 def test_nor_for_a_policy_to_learn() -> None:
     chooser = CostAwareDepth().start(3)
     chooser.learn(2, 3, [0, 3], [3, 3], 1.0)
-    steps = []
-    for rows in (2, 50):
-        ran = 0
-
-        def count(frame: FrameType, event: str, _: Any) -> Any:
-            nonlocal ran
-            frame.f_trace_opcodes = True
-            ran += event == "opcode" and frame.f_code.co_filename.startswith(PACKAGE)
-            return count
-
-        before = sys.gettrace()
-        sys.settrace(count)
-        try:
-            chooser.learn(2, 3, [0, 3] * (rows // 2), [3] * rows, 1.0)
-        finally:
-            sys.settrace(before)
-        steps.append(ran)
-    assert steps[0] == steps[1] > 100
+    few, many = (watched(partial(chooser.learn, 2, 3, [0, 3] * copies, [3, 3] * copies, 1.0))[0] for copies in (1, 25))
+    assert few == many > 100
