@@ -58,7 +58,7 @@ def _wait(ranks: list[Any], folder: Path, until: float) -> None:
             return
         if time.monotonic() > until:
             raise AssertionError(f"ranks took too long; exit codes so far: {ended}")
-        next(process for process in ranks if process.exitcode is None).join(0.1)
+        ranks[ended.index(None)].join(0.1)
 
 
 def _rank(
