@@ -2,11 +2,12 @@
 
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
 from mtp_modules.decoders.beam import BeamDecoder, DraftedBeamDecoder, JointBeamDecoder
-from mtp_modules.decoders.beam_generation import Beam, BeamGeneration, BeamSearchDecoder
+from mtp_modules.decoders.beam_generation import BeamGeneration, BeamSearchDecoder
 from mtp_modules.decoders.compiled import CompiledModel, compile_for_decoding
 from mtp_modules.decoders.draft_policy import ConfidentDepth, CostAwareDepth, DraftPolicy, FixedDepth
 from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
 from mtp_modules.decoders.generation import Decoder, Generation
+from mtp_modules.decoders.hypotheses import Beam
 from mtp_modules.decoders.lookup import LookupOrHeads, PromptLookup
 from mtp_modules.decoders.recorded import RecordedModel, record_for_decoding
 from mtp_modules.decoders.rounds import DecodingStats, Round, RoundArrays, RoundLaws

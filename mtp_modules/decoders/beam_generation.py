@@ -12,27 +12,10 @@ from mtp_modules.core.interfaces import Heads
 from mtp_modules.decoders.beam_search import BeamSearch
 from mtp_modules.decoders.generation import DecodableModel, Decoder, Generation, Request, make_request
 from mtp_modules.decoders.graphs import GraphModel
-from mtp_modules.decoders.hypotheses import BeamPlan, BeamRule, Hypothesis
+from mtp_modules.decoders.hypotheses import Beam, BeamPlan
 from mtp_modules.decoders.rounds import DecodingStats, Round
 from mtp_modules.decoders.sampling import RowLaws, SamplingLaw
 from mtp_modules.decoders.stopping import StopRule
-
-
-@dataclass(frozen=True)
-class Beam:
-    """A hypothesis that a search ended with.
-
-    Attributes:
-        tokens: New tokens, with those that stopped it.
-        log_probability: Of all of them, by the model's own law.
-        score: What it is ranked by: the log-probability over ``len(tokens) ** length_penalty``.
-        finish_reason: See :class:`~mtp_modules.decoders.Generation`.
-    """
-
-    tokens: list[int]
-    log_probability: float
-    score: float
-    finish_reason: str
 
 
 @dataclass(frozen=True)
@@ -47,12 +30,6 @@ class BeamGeneration(Generation):
     """
 
     beams: list[list[Beam]]
-
-
-def _beam(rule: BeamRule, found: Hypothesis) -> Beam:
-    assert found.finish_reason is not None
-    score = rule.score(found.log_probability, len(found.tokens))
-    return Beam(list(found.tokens), found.log_probability, score, found.finish_reason)
 
 
 def _apart(request: Request, room: int) -> list[list[int]]:
@@ -132,10 +109,9 @@ class BeamSearchDecoder(Decoder):
         stats = DecodingStats()
         beams: list[list[Beam]] = [[] for _ in prompts]
         for rows, search in self._searches(model, prompts, max_new_tokens, stop, sampling, seed):
-            for done in search.rounds():
-                stats.count(done)
-            for row, rule, found in zip(rows, search.rules, search.beams, strict=True):
-                beams[row] = [_beam(rule, hypothesis) for hypothesis in found]
+            stats.count_arrays([done.arrays for done in search.rounds()])
+            for row, found in zip(rows, search.beams(), strict=True):
+                beams[row] = found
         stats.seconds = time.perf_counter() - started
         best = [found[0] for found in beams]
         return BeamGeneration([beam.tokens for beam in best], [beam.finish_reason for beam in best], stats, beams)

@@ -1,12 +1,16 @@
 """The loop of every beam search: draft or not, read a chunk, take as many steps as the chunk knows the laws for."""
 
 from collections.abc import Iterator
-from itertools import zip_longest
 
-from mtp_modules.decoders.beam_tensors import BeamTensors, Laws, Path, Root
+import numpy as np
+
+from mtp_modules.core.shapes import Array, Bool, Int
+from mtp_modules.decoders.beam_blocks import with_blocks
+from mtp_modules.decoders.beam_paths import Paths
+from mtp_modules.decoders.beam_tensors import BeamTensors, Read, Roots
 from mtp_modules.decoders.generation import DecodableModel, Request
-from mtp_modules.decoders.hypotheses import BeamPlan, BeamRule, Continuation, Hypothesis, agreed
-from mtp_modules.decoders.rounds import Round
+from mtp_modules.decoders.hypotheses import Beam, BeamPlan, BeamRule, Hypotheses
+from mtp_modules.decoders.rounds import Round, RoundArrays
 from mtp_modules.decoders.sampling import RowLaws
 
 
@@ -22,166 +26,119 @@ class BeamSearch:
 
     def __init__(self, model: DecodableModel, request: Request, laws: RowLaws | None, plan: BeamPlan) -> None:
         self.plan, self.limit = plan, model.trunk.max_positions
-        self.prompt_lengths = [len(prompt) for prompt in request.prompts]
-        self.rules = [self._rule(row, budget) for row, budget in enumerate(request.budgets)]
-        self.beams = [[Hypothesis((), 0.0, stop.new(), row)] for row, stop in enumerate(request.stops)]
-        """Of each prompt, best first."""
-        self.tensors = BeamTensors(model, request, laws, plan)
+        self.rule = BeamRule(plan, request.ends(model.trunk))
+        self.tensors = BeamTensors(model, request, laws, plan, self.rule.scales)
+        # Of the prompts that go on, which of them they are, and how long their unfinished hypotheses have come to be.
+        self.prompts: Int[Array, " B"] = np.arange(len(request.prompts))
+        self.prompt_lengths: Int[Array, " B"] = np.array([len(prompt) for prompt in request.prompts])
+        self.lengths: Int[Array, " B"] = np.zeros_like(self.prompts)
+        self.hypotheses = Hypotheses.empty(request.stops)
+        self._ended: list[tuple[Int[Array, " B"], Hypotheses]] = []
 
-    def _rule(self, row: int, budget: int) -> BeamRule:
-        most, reason = budget, "length"
-        if self.limit is not None and self.limit - self.prompt_lengths[row] + 1 < budget:
-            most, reason = self.limit - self.prompt_lengths[row] + 1, "context"
-        return BeamRule(self.plan.num_beams, self.plan.length_penalty, most, reason)
+    def beams(self) -> list[list[Beam]]:
+        """Return what the search has ended with for every prompt, best first; to be called when it has ended."""
+        found = {
+            prompt: beams
+            for prompts, hypotheses in self._ended
+            for prompt, beams in zip(prompts.tolist(), hypotheses.beams(self.rule.scales), strict=True)
+        }
+        return [found[prompt] for prompt in range(len(found))]
 
     def rounds(self) -> Iterator[Round]:
         """Yield a round a forward pass, with the tokens that all hypotheses of a prompt have come to agree on."""
-        rows = list(range(len(self.beams)))
-        settled = [0] * len(rows)
-        read = _Read([Path(row, ()) for row in rows], self.tensors.read_prompts())
-        steps = [self._advance(row, read, 0, []) for row in rows]
-        drafted = [0] * len(rows)
+        settled = np.zeros_like(self.prompts)
+        going_on = self.hypotheses.going_on
+        paths = Paths(np.zeros_like(going_on, dtype=np.int64), going_on, None, settled)
+        steps, drafted = self._advance(self.tensors.read_prompts(), paths), np.zeros_like(settled)
         while True:
-            tokens = []
-            for row in rows:
-                best = self.beams[row][0]
-                until = len(best.tokens) if self._ended(row) else agreed(self.beams[row])
-                tokens.append(list(best.tokens[settled[row] : until]))
-                settled[row] = until
-            reasons = [self.beams[row][0].finish_reason if self._ended(row) else None for row in rows]
-            yield Round.of_lists(
-                rows=rows,
-                tokens=tokens,
-                accepted=[step - 1 for step in steps],
-                drafted=drafted,
-                finish_reasons=reasons,
+            hypotheses = self.hypotheses
+            ended = np.logical_not(hypotheses.going_on.any(axis=1))
+            until = np.where(ended, hypotheses.lengths[:, 0], hypotheses.agreed(int(settled.min())))
+            counts = until - settled
+            places = settled[:, None] + np.arange(counts.max())
+            places = np.minimum(places, hypotheses.tokens.shape[2] - 1)
+            tokens = hypotheses.tokens[np.arange(len(counts))[:, None], 0, places]
+            reasons = np.where(ended, hypotheses.reasons[:, 0], 0)
+            yield Round(RoundArrays(self.prompts, tokens, counts, steps - 1, drafted, reasons))
+            settled = until[~ended]
+            if ended.any():
+                self._end(ended)
+                if not len(settled):
+                    return
+            steps, drafted = self._round()
+
+    def _end(self, ended: Bool[Array, " B"]) -> None:
+        """Put away the prompts that have ended."""
+        rows = np.flatnonzero(~ended)
+        self._ended.append((self.prompts[ended], self.hypotheses.at(ended)))
+        self.rule.ends.select(rows)
+        self.hypotheses = self.hypotheses.at(rows)
+        self.prompts, self.lengths = self.prompts[rows], self.lengths[rows]
+        self.prompt_lengths = self.prompt_lengths[rows]
+
+    def _round(self) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+        """Read what the hypotheses need; return each prompt's steps, and how deep its drafts were."""
+        hypotheses, going_on = self.hypotheses, self.hypotheses.going_on
+        last = hypotheses.last()
+        groups, slots = np.nonzero(going_on)
+        self.tensors.begin(
+            Roots(
+                prompts=self.prompts[groups],
+                groups=groups,
+                slots=slots,
+                rows=hypotheses.rows[going_on],
+                tokens=last[going_on],
+                log_probabilities=hypotheses.log_probabilities[going_on],
+                lengths=self.lengths[groups],
             )
-            rows = [row for row in rows if not self._ended(row)]
-            if not rows:
-                return
-            steps, drafted = self._round(rows)
-
-    def _ended(self, row: int) -> bool:
-        return all(hypothesis.finish_reason is not None for hypothesis in self.beams[row])
-
-    def _round(self, rows: list[int]) -> tuple[list[int], list[int]]:
-        """Read what the roots of these prompts need; return each prompt's steps, and how deep its drafts were."""
-        roots = self._roots(rows)
-        self.tensors.begin(roots)
-        depth = self._depth(rows, roots)
-        drafts = self.tensors.draft(depth) if depth else [[] for _ in rows]
-        length = {root.prompt: root.length for root in roots}
+        )
         # What a prompt drafts is cut at its own end, never at a neighbour's.
-        drafts = [levels[: self.rules[row].most - length[row] - 1] for row, levels in zip(rows, drafts, strict=True)]
-        paths = self._layout(roots, drafts)
-        read = _Read(paths, self.tensors.read(paths))
-        blocks = [levels[-1] if levels else [] for levels in drafts]
-        steps = [self._advance(row, read, length[row], own) for row, own in zip(rows, blocks, strict=True)]
-        kept = dict.fromkeys(rows, 1)
-        for row in rows:
-            for hypothesis in self.beams[row]:
-                if hypothesis.finish_reason is None:
-                    kept[row] = len(hypothesis.tokens) - length[row]  # the same for all: they are equally long
-        self.tensors.commit([kept[roots[path.root].prompt] for path in paths])
-        return steps, [len(levels) for levels in drafts]
+        useful = self.rule.ends.most - self.lengths - 1
+        depth = self._depth(int(useful.max()))
+        drafted = np.minimum(useful, depth)
+        drafts = self.tensors.draft(depth) if depth else None
+        paths = Paths(last, going_on, drafts, drafted, whole_blocks=self.plan.whole_blocks)
+        steps = self._advance(self.tensors.read(paths.roots, paths.chunks), paths)
+        kept = np.where(self.hypotheses.going_on.any(axis=1), steps, 1)  # the same for all hypotheses of a prompt
+        self.tensors.commit(kept[paths.prompts].tolist())
+        return steps, drafted
 
-    def _roots(self, rows: list[int]) -> list[Root]:
-        """List the hypotheses that go on; within the round, a hypothesis's row is its place in this list."""
-        roots: list[Root] = []
-        for row in rows:
-            for place, (tokens, total, matcher, at, reason) in enumerate(self.beams[row]):
-                if reason is None:
-                    self.beams[row][place] = Hypothesis(tokens, total, matcher, len(roots))
-                    roots.append(Root(row, at, tokens[-1], total, len(tokens)))
-        return roots
-
-    def _depth(self, rows: list[int], roots: list[Root]) -> int:
+    def _depth(self, useful: int) -> int:
         """Return how many drafts one after the other are of use to some prompt, and fit into the trunk for all."""
-        length = {root.prompt: root.length for root in roots}
-        depth = min(self.plan.num_drafts, max(self.rules[row].most - length[row] - 1 for row in rows))
+        depth = min(self.plan.num_drafts, useful)
         if self.limit is not None:
             # All tokens but the last are read, and the chunk has that one and the drafts.
-            depth = min(depth, *(self.limit - self.prompt_lengths[row] - length[row] for row in rows))
+            depth = min(depth, self.limit - int((self.prompt_lengths + self.lengths).max()))
         return depth
 
-    def _layout(self, roots: list[Root], drafts: list[list[list[Path]]]) -> list[Path]:
-        """Return the paths to read: the longest ones, which hold the others, and roots without any."""
-        paths: list[Path] = []
-        nothing: list[Path] = []
-        for levels in drafts:
-            for shorter, longer in zip_longest(levels, levels[1:], fillvalue=nothing):
-                go_on = {Path(path.root, path.tokens[:-1]) for path in longer}
-                if not (self.plan.whole_blocks and longer):
-                    paths += [path for path in shorter if path not in go_on]
-        reached = {path.root for path in paths}
-        return paths + [Path(root, ()) for root in range(len(roots)) if root not in reached]
-
-    def _advance(self, row: int, read: "_Read", start: int, blocks: list[Path]) -> int:
-        """Take as many steps as the laws are known for; return how many.
+    def _advance(self, read: Read, paths: Paths) -> Int[Array, " B"]:
+        """Take as many steps as the laws are known for; return how many, for every prompt.
 
         Args:
-            row: Of the prompt.
-            read: What was read.
-            start: Length of the hypotheses at the start of the round.
-            blocks: The longest drafts of the prompt.
+            read: What the model says.
+            paths: Of which hypotheses and drafts.
         """
-        rule, beams, steps = self.rules[row], self.beams[row], 0
-        if self.plan.whole_blocks and blocks:
-            grown = _grown(rule, beams, read, blocks)
-            if grown:  # else the model finds them all impossible
-                beams = [beam for beam in beams if beam.finish_reason is not None] + grown
-                steps = len(blocks[0].tokens)
-        while True:
-            following = [read.following(beam, start) for beam in beams]
-            if None in following:
-                break
-            beams, steps = rule.best(beams, [known or [] for known in following]), steps + 1
-            if all(beam.finish_reason is not None for beam in beams):
-                break
-        self.beams[row] = [
-            beam._replace(row=read.row(beam, start)) if beam.finish_reason is None else beam for beam in beams
-        ]
+        hypotheses = self.hypotheses.with_room(int(self.lengths.max()) + paths.chunks.shape[1])
+        steps = np.zeros_like(self.lengths)
+        slots, rows = np.arange(hypotheses.lengths.shape[1]), paths.root_rows
+        blocks = paths.blocks() if self.plan.whole_blocks else None
+        if blocks is not None:
+            hypotheses, some = with_blocks(hypotheses, self.lengths, self.rule.ends, read, blocks)
+            steps = np.where(some, blocks.depths, 0)
+            slots = np.concatenate((slots, np.arange(blocks.rows.shape[1])))
+            rows = np.concatenate((rows, blocks.rows), axis=1)
+        slots, prompts = np.broadcast_to(slots, rows.shape), np.arange(len(rows))[:, None]
+        stepping = np.ones(len(steps), dtype=bool)
+        while stepping.any():
+            wanted = hypotheses.going_on & stepping[:, None]
+            tokens, log_probabilities = read.following(rows, steps, wanted)
+            best, parents, new = self.rule.best(hypotheses, tokens, log_probabilities, stepping)
+            best = best._replace(rows=np.where(new < 0, best.rows, rows[prompts, parents]))
+            slots, rows = paths.following(steps, slots[prompts, parents], new)
+            hypotheses = best if stepping.all() else best.where(stepping, hypotheses)
+            steps = steps + stepping
+            going_on = hypotheses.going_on
+            stepping = stepping & going_on.any(axis=1) & (~going_on | (rows >= 0)).all(axis=1)
+        self.hypotheses = hypotheses
+        self.lengths = self.lengths + steps
         return steps
-
-
-class _Read:
-    """What a forward pass has read, and what the model says of it.
-
-    Args:
-        paths: Drafts behind each root, one row each.
-        laws: Of every place.
-    """
-
-    def __init__(self, paths: list[Path], laws: Laws) -> None:
-        self.laws = laws
-        self.places: dict[Path, tuple[int, int]] = {}
-        for row, path in enumerate(paths):
-            for place in range(len(path.tokens) + 1):
-                self.places.setdefault(Path(path.root, path.tokens[:place]), (row, place))
-
-    def following(self, beam: Hypothesis, start: int) -> list[Continuation] | None:
-        """Return the best continuations of a hypothesis, none for a finished one; ``None`` if they are unknown."""
-        if beam.finish_reason is not None:
-            return []
-        place = self.places.get(Path(beam.row, beam.tokens[start:]))
-        return None if place is None else self.laws.following(*place)
-
-    def row(self, beam: Hypothesis, start: int) -> int:
-        """Return the row that holds a hypothesis up to its last token."""
-        return self.places[Path(beam.row, beam.tokens[start:-1])][0]
-
-
-def _grown(rule: BeamRule, beams: list[Hypothesis], read: _Read, blocks: list[Path]) -> list[Hypothesis]:
-    """Return the hypotheses that whole blocks make, cut where they end; no text twice, and none that cannot be."""
-    by_root = {beam.row: beam for beam in beams if beam.finish_reason is None}
-    grown: dict[tuple[int, ...], Hypothesis] = {}
-    for block in blocks:
-        beam = by_root[block.root]
-        row, _ = read.places[block]
-        for place, token in enumerate(block.tokens, start=1):
-            beam = rule.grow(beam, Continuation(token, read.laws.reached(row, place)))
-            if beam.finish_reason is not None:
-                break
-        if beam.log_probability > -float("inf"):
-            grown.setdefault(beam.tokens, beam)
-    return list(grown.values())

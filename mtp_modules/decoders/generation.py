@@ -14,7 +14,7 @@ from mtp_modules.core.interfaces import Heads, Trunk
 from mtp_modules.core.unembedding import Unembedding
 from mtp_modules.decoders.rounds import DecodingStats, Round, by_prompt
 from mtp_modules.decoders.sampling import GREEDY, SamplingLaw
-from mtp_modules.decoders.stopping import StopRule
+from mtp_modules.decoders.stopping import EndTable, StopRule
 
 _T = TypeVar("_T")
 
@@ -60,6 +60,17 @@ class Request:
     laws: list[SamplingLaw]
     seeds: list[int]
     stops: list[StopRule]
+
+    def ends(self, trunk: Trunk) -> EndTable:
+        """Return where rows end. The trunk reads all tokens that a row emits, but the last.
+
+        Args:
+            trunk: That shall read them.
+        """
+        limit, room = trunk.max_positions, None
+        if limit is not None:
+            room = [limit - len(prompt) + 1 for prompt in self.prompts]
+        return EndTable(self.budgets, room, self.stops, trunk.vocab_size)
 
 
 def make_request(

@@ -1,45 +1,23 @@
-"""Hypotheses of a beam search, and the rule that says which of them go on. Plain Python, no tensors."""
+"""Hypotheses of all prompts of a beam search, as arrays, and the rule that says which of them go on."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mtp_modules.decoders.stopping import StopMatcher
+import numpy as np
+
+from mtp_modules.core.shapes import Array, Bool, Float, Int, Shaped
+from mtp_modules.decoders.stopping import GOES_ON, REASONS, STOP, EndTable, StopRule
 
 RESOLUTION = 2.0**30
 """Scores are compared in steps of ``1 / RESOLUTION``: equal laws come out of chunks of unequal lengths a few roundings
 apart, and what is a tie in one must be a tie in the other."""
 
+ABSENT = -1
+"""In the place of a reason: no such hypothesis, for fewer texts are possible."""
 
-class Continuation(NamedTuple):
-    """A token that may follow a hypothesis.
-
-    Attributes:
-        token: Its id.
-        log_probability: Of the hypothesis with it.
-    """
-
-    token: int
-    log_probability: float
-
-
-class Hypothesis(NamedTuple):
-    """A text that a search follows.
-
-    Attributes:
-        tokens: New tokens.
-        log_probability: Of all of them, by the model's own law.
-        matcher: Has seen all of them.
-        row: Row of the decoding states in which its text up to the last token lies.
-        finish_reason: Why it ends, or ``None`` if it goes on.
-    """
-
-    tokens: tuple[int, ...]
-    log_probability: float
-    matcher: StopMatcher
-    row: int
-    finish_reason: str | None = None
+_FAR = 1 << 62  # no text is so long
+_NO_TOKEN = -1  # before all tokens where scores tie
 
 
 @dataclass(frozen=True)
@@ -62,87 +40,221 @@ class BeamPlan:
 
 
 @dataclass(frozen=True)
-class BeamRule:
-    """How the hypotheses of one prompt are compared, and when they end.
+class Beam:
+    """A hypothesis that a search ended with.
 
     Attributes:
-        num_beams: How many go on.
-        length_penalty: Exponent of the length that a log-probability is divided by.
-        most: Longest hypothesis.
-        most_reason: Why it ends there.
+        tokens: New tokens, with those that stopped it.
+        log_probability: Of all of them, by the model's own law.
+        score: What it is ranked by: the log-probability over ``len(tokens) ** length_penalty``.
+        finish_reason: See :class:`~mtp_modules.decoders.Generation`.
     """
 
-    num_beams: int
-    length_penalty: float
-    most: int
-    most_reason: str
+    tokens: list[int]
+    log_probability: float
+    score: float
+    finish_reason: str
 
-    def score(self, log_probability: float, length: int) -> float:
-        """Return what a hypothesis is ranked by.
+
+class Hypotheses(NamedTuple):
+    """The texts that a search follows, up to ``W`` a prompt, best first. Arrays may be shared: copy, then write.
+
+    Attributes:
+        tokens: New tokens, of which the first ``lengths[b, w]`` count.
+        lengths: How many.
+        log_probabilities: Of all of them, by the model's own law.
+        reasons: Place in :data:`REASONS` of why it ends; :data:`ABSENT` where there is none.
+        rows: Row of the decoding states in which its text up to the last token lies.
+        matchers: What has seen all its tokens; looked at in prompts that have to be watched.
+    """
+
+    tokens: Int[Array, "B W N"]
+    lengths: Int[Array, "B W"]
+    log_probabilities: Float[Array, "B W"]
+    reasons: Int[Array, "B W"]
+    rows: Int[Array, "B W"]
+    matchers: Shaped[Array, "B W"]
+
+    @classmethod
+    def empty(cls, rules: list[StopRule]) -> "Hypotheses":
+        """Return the empty text for every prompt.
 
         Args:
-            log_probability: Of all its tokens.
-            length: How many they are, at least 1.
+            rules: One a prompt.
         """
-        return log_probability / length_scale(length, self.length_penalty)
+        zeros = np.zeros((len(rules), 1), dtype=np.int64)
+        matchers = np.empty((len(rules), 1), dtype=object)
+        matchers[:, 0] = [rule.new() for rule in rules]
+        return cls(zeros[:, :, None], zeros, np.zeros((len(rules), 1)), zeros, zeros, matchers)
 
-    def grow(self, hypothesis: Hypothesis, step: Continuation) -> Hypothesis:
-        """Return the hypothesis with one token more.
+    @property
+    def going_on(self) -> Bool[Array, "B W"]:
+        """Which are not finished."""
+        return self.reasons == GOES_ON
+
+    def at(self, *index: Any) -> "Hypotheses":
+        """Return some of them.
 
         Args:
-            hypothesis: One that goes on.
-            step: The token.
+            index: Of arrays over prompts and hypotheses.
         """
-        matcher = copy.copy(hypothesis.matcher)
-        tokens = (*hypothesis.tokens, step.token)
-        reason = self.most_reason if len(tokens) == self.most else None
-        reason = "stop" if matcher.ends(step.token) else reason
-        return Hypothesis(tokens, step.log_probability, matcher, hypothesis.row, reason)
+        return Hypotheses(*(part[index] for part in self))
 
-    def best(self, hypotheses: Sequence[Hypothesis], following: Sequence[Sequence[Continuation]]) -> list[Hypothesis]:
+    def where(self, chosen: Bool[Array, " B"], others: "Hypotheses") -> "Hypotheses":
+        """Return these for some prompts, and others for the rest.
+
+        Args:
+            chosen: The prompts with these.
+            others: As many a prompt, with texts of the same size.
+        """
+        columns = (chosen.reshape(-1, *[1] * (part.ndim - 1)) for part in self)
+        return Hypotheses(*map(np.where, columns, self, others))
+
+    def beside(self, others: "Hypotheses") -> "Hypotheses":
+        """Return these and, behind them, others of the same prompts.
+
+        Args:
+            others: With texts of the same size.
+        """
+        return Hypotheses(*(np.concatenate(parts, axis=1) for parts in zip(self, others, strict=True)))
+
+    def with_room(self, count: int) -> "Hypotheses":
+        """Return the same, with room for so many tokens, and twice that if there was not.
+
+        Args:
+            count: Of the longest text to come.
+        """
+        size = self.tokens.shape[2]
+        if count <= size:
+            return self
+        return self._replace(tokens=np.pad(self.tokens, ((0, 0), (0, 0), (0, 2 * count - size))))
+
+    def last(self) -> Int[Array, "B W"]:
+        """Return the last token of each; of no use for an empty text."""
+        count, width, size = self.tokens.shape
+        ends = self.lengths - 1 + size * np.arange(count * width).reshape(count, width)
+        return self.tokens.reshape(-1)[ends]
+
+    def agreed(self, since: int) -> Int[Array, " B"]:
+        """Return how many first tokens all hypotheses of a prompt share.
+
+        Args:
+            since: So many are known to be the same.
+        """
+        absent = self.reasons == ABSENT
+        tokens = self.tokens[:, :, since : int(self.lengths.max())]
+        same = ((tokens == tokens[:, :1]) | absent[:, :, None]).all(axis=1)
+        shortest = np.where(absent, _FAR, self.lengths).min(axis=1)
+        return np.minimum(since + np.logical_and.accumulate(same, axis=1).sum(axis=1), shortest)
+
+    def beams(self, scales: "LengthScales") -> list[list[Beam]]:
+        """Return them one by one.
+
+        Args:
+            scales: Of the search.
+        """
+        scores = self.log_probabilities / scales(self.lengths)
+        parts = (self.tokens, self.lengths, self.log_probabilities, scores, self.reasons)
+        return [
+            [
+                Beam(text[:length], log_probability, score, REASONS[reason] or "")
+                for text, length, log_probability, score, reason in zip(*of_prompt, strict=True)
+                if reason != ABSENT
+            ]
+            for of_prompt in zip(*(part.tolist() for part in parts), strict=True)
+        ]
+
+
+class LengthScales:
+    """What the log-probability of so many tokens is divided by; a table, so that equal lengths have equal scales.
+
+    Args:
+        length_penalty: Exponent.
+    """
+
+    def __init__(self, length_penalty: float) -> None:
+        self._length_penalty = length_penalty
+        self._table = np.ones(1)
+
+    def __call__(self, lengths: Int[Array, " *N"]) -> Float[Array, " *N"]:
+        """Return the scale of every length.
+
+        Args:
+            lengths: At least 0.
+        """
+        longest = int(lengths.max(initial=0))
+        if longest >= len(self._table):
+            self._table = np.array([1.0, *(float(length**self._length_penalty) for length in range(1, 2 * longest))])
+        return self._table[lengths]
+
+
+class BeamRule:
+    """How the hypotheses of a prompt are compared, and when they end.
+
+    Args:
+        plan: How to search.
+        ends: Where texts end, a row a prompt.
+    """
+
+    def __init__(self, plan: BeamPlan, ends: EndTable) -> None:
+        self.num_beams, self.ends, self.scales = plan.num_beams, ends, LengthScales(plan.length_penalty)
+
+    def best(
+        self,
+        hypotheses: Hypotheses,
+        tokens: Int[Array, "B W k"],
+        log_probabilities: Float[Array, "B W k"],
+        stepping: Bool[Array, " B"],
+    ) -> tuple[Hypotheses, Int[Array, "B _"], Int[Array, "B _"]]:
         """Return the best of the finished hypotheses and of what may follow the others, best first.
 
         Args:
-            hypotheses: Older ones first.
-            following: For each of them, at least its ``num_beams`` best continuations; of no use for a finished one.
+            hypotheses: Older ones first where scores tie; with room for one token more.
+            tokens: At least ``num_beams`` best continuations of each; of no use for a finished one.
+            log_probabilities: Of the hypotheses with them.
+            stepping: For which prompts the result is wanted.
+
+        Returns:
+            The hypotheses; which one each was; its last token, negative where it was finished before.
         """
-        candidates: list[tuple[int, int, int, Continuation | None]] = []
-        for index, (hypothesis, steps) in enumerate(zip(hypotheses, following, strict=True)):
-            length = len(hypothesis.tokens)
-            if hypothesis.finish_reason is not None:
-                candidates.append((-self._rank(hypothesis.log_probability, length), -1, index, None))
-                continue
-            for step in steps:
-                if step.log_probability > -float("inf"):
-                    candidates.append((-self._rank(step.log_probability, length + 1), step.token, index, step))
-        candidates.sort(key=lambda candidate: candidate[:3])
-        return [
-            hypotheses[index] if step is None else self.grow(hypotheses[index], step)
-            for _, _, index, step in candidates[: self.num_beams]
-        ]
+        finished = hypotheses.reasons > GOES_ON
+        going_on = hypotheses.going_on[:, :, None]
+        log_probabilities = np.where(going_on, log_probabilities, -np.inf)
+        log_probabilities[:, :, 0] = np.where(finished, hypotheses.log_probabilities, log_probabilities[:, :, 0])
+        tokens = np.where(going_on, tokens, _NO_TOKEN)
+        scales = self.scales(hypotheses.lengths + ~finished)[:, :, None]
+        ranks = np.rint(log_probabilities / scales * RESOLUTION)
+        count, width = len(tokens), tokens.shape[2]
+        ranks, tokens, log_probabilities = (part.reshape(count, -1) for part in (ranks, tokens, log_probabilities))
+        # What is left of a tie goes by the place, so by the older hypothesis: the sort is stable.
+        order = np.lexsort((tokens, -ranks), axis=1)[:, : self.num_beams]
+        prompts, parents = np.arange(count)[:, None], order // width
+        tokens, log_probabilities = tokens[prompts, order], log_probabilities[prompts, order]
+        grown = self._grown(hypotheses.at(prompts, parents), tokens, log_probabilities, stepping)
+        return grown, parents, tokens
 
-    def _rank(self, log_probability: float, length: int) -> int:
-        return round(self.score(log_probability, length) * RESOLUTION)
-
-
-def length_scale(length: int, length_penalty: float) -> float:
-    """Return what the log-probability of so many tokens is divided by.
-
-    Args:
-        length: How many tokens.
-        length_penalty: Exponent.
-    """
-    return float(length**length_penalty)
-
-
-def agreed(hypotheses: Sequence[Hypothesis]) -> int:
-    """Return how many first tokens all hypotheses share.
-
-    Args:
-        hypotheses: At least one.
-    """
-    columns = zip(*(hypothesis.tokens for hypothesis in hypotheses), strict=False)
-    for count, column in enumerate(columns):
-        if len(set(column)) > 1:
-            return count
-    return min(len(hypothesis.tokens) for hypothesis in hypotheses)
+    def _grown(
+        self,
+        hypotheses: Hypotheses,
+        new: Int[Array, "B W"],
+        log_probabilities: Float[Array, "B W"],
+        stepping: Bool[Array, " B"],
+    ) -> Hypotheses:
+        """Return hypotheses with one token more, where there is one; their arrays are written anew."""
+        possible, grows = log_probabilities > -np.inf, new != _NO_TOKEN
+        lengths = hypotheses.lengths + grows
+        tokens, matchers = hypotheses.tokens, hypotheses.matchers
+        prompt, place = np.nonzero(grows)
+        tokens[prompt, place, lengths[prompt, place] - 1] = new[prompt, place]
+        reasons = np.where(lengths == self.ends.most[:, None], self.ends.at_most[:, None], GOES_ON)
+        if self.ends.has_stops:
+            reasons[self.ends.stops(new)] = STOP
+        if self.ends.any_watched:
+            watched = self.ends.watched & stepping
+            for at in zip(*(part.tolist() for part in np.nonzero(watched[:, None] & grows & possible)), strict=True):
+                matchers[at] = copy.copy(matchers[at])
+                if matchers[at].ends(int(new[at])):
+                    reasons[at] = STOP
+        reasons = np.where(grows, reasons, hypotheses.reasons)
+        reasons[~possible] = ABSENT
+        return Hypotheses(tokens, lengths, log_probabilities, reasons, hypotheses.rows, matchers)

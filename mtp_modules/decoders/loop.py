@@ -44,7 +44,7 @@ def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterato
 
 
 def _rounds(run: "_Run", request: Request, how: Speculation) -> Iterator[Round]:
-    depths, endings = how.policy.start(how.most), run.endings()
+    depths, endings = how.policy.start(how.most), Endings(request.ends(run.model.trunk), request.stops)
     rows, told = np.arange(len(request.prompts)), run.read_prompts()
     while True:
         counts, reasons, any_ends = endings.cut(told.tokens, told.counts)
@@ -268,13 +268,6 @@ class _Run:
             source = one_hot(proposal.tokens, logits.shape[2]).double()
         target = logits.double().softmax(dim=-1) if target is None else target
         self.kept_laws = RoundLaws(*(kept[: self.live] for kept in (proposal.tokens, source, target)))
-
-    def endings(self) -> Endings:
-        """Return what says where rows end. The trunk reads all tokens that a row emits, but the last."""
-        asked, room = self.request, None
-        if self.limit is not None:
-            room = [self.limit - len(prompt) + 1 for prompt in asked.prompts]
-        return Endings(asked.budgets, room, asked.stops, self.model.trunk.vocab_size)
 
     @torch.inference_mode()
     def select(self, rows: list[int]) -> None:

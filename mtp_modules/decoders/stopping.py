@@ -17,7 +17,7 @@ _NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 REASONS = (None, "stop", "length", "context")
 """Why a row ends: by its own words, at its budget, or where the trunk has no position left; ``None`` if it goes on."""
 
-_GOES_ON, _STOP, _LENGTH, _CONTEXT = range(len(REASONS))
+GOES_ON, STOP, LENGTH, CONTEXT = range(len(REASONS))
 
 
 class StopRule(Component):
@@ -104,30 +104,69 @@ class StopMatcher:
         return any(string in text for string in self.rule.strings)
 
 
-class Endings:
-    """Says where rows end, for all rows of a batch at once.
+class EndTable:
+    """Where rows end, in tables over all of them: the most tokens that each may emit, and the tokens that stop it.
 
     Args:
         budgets: Most tokens that each row may emit.
         room: Most tokens that each row can emit before the trunk has no position left; ``None`` for no limit.
         rules: When each row ends by its own words.
         vocab_size: Number ``V`` of token ids.
+
+    Attributes:
+        most: Most tokens of each row, by the budget and by the room.
+        at_most: Why it ends there, the place of the reason in :data:`REASONS`.
+        has_stops: Whether any row has stop tokens.
+        watched: Whether a row has to be watched token by token, for its rule says more than which tokens stop it.
+        any_watched: Whether any has to be.
     """
 
     def __init__(
         self, budgets: Sequence[int], room: Sequence[int] | None, rules: Sequence[StopRule], vocab_size: int
     ) -> None:
         most = np.array([min(budget, _NO_LIMIT) for budget in budgets])
-        self._left: Int[Array, " B"] = most if room is None else np.minimum(most, np.array(room))
-        self._at_most: Int[Array, " B"] = np.where(self._left < most, _CONTEXT, _LENGTH)
+        self.most: Int[Array, " B"] = most if room is None else np.minimum(most, np.array(room))
+        self.at_most: Int[Array, " B"] = np.where(self.most < most, CONTEXT, LENGTH)
         kinds = {tokens: kind for kind, tokens in enumerate({rule.tokens for rule in rules})}
         self._stops: Bool[Array, "N V"] = np.zeros((len(kinds), vocab_size), dtype=bool)
         for tokens, kind in kinds.items():
             self._stops[kind, [token for token in tokens if 0 <= token < vocab_size]] = True
-        self._kind: Int[Array, "B 1"] = np.array([[kinds[rule.tokens]] for rule in rules])
-        self._has_stops = bool(self._stops.any())
+        self._kind: Int[Array, " B"] = np.array([kinds[rule.tokens] for rule in rules])
+        self.has_stops = bool(self._stops.any())
+        self.watched: Bool[Array, " B"] = np.array([rule.watches for rule in rules])
+        self.any_watched = bool(self.watched.any())
+
+    def stops(self, tokens: Int[Array, "B ..."]) -> Bool[Array, "B ..."]:
+        """Say which tokens stop their row.
+
+        Args:
+            tokens: Of every row, in any shape.
+        """
+        kind = self._kind.reshape(-1, *[1] * (tokens.ndim - 1))
+        return self._stops[kind, tokens]
+
+    def select(self, rows: Int[Array, " N"]) -> None:
+        """Go on with some of the rows only.
+
+        Args:
+            rows: Which, in their new order.
+        """
+        self.most, self.at_most, self._kind = self.most[rows], self.at_most[rows], self._kind[rows]
+        self.watched = self.watched[rows]
+        self.any_watched = bool(self.watched.any())
+
+
+class Endings:
+    """Says where rows end, for all rows of a batch at once.
+
+    Args:
+        table: Of the rows; it goes with them from now on.
+        rules: When each row ends by its own words.
+    """
+
+    def __init__(self, table: EndTable, rules: Sequence[StopRule]) -> None:
+        self._table, self._left = table, table.most
         self._matchers = [rule.new() for rule in rules]
-        self._watched = [rule.watches for rule in rules]
         self._sure = 0
 
     def cut(
@@ -142,30 +181,30 @@ class Endings:
         Returns:
             How many do come out, the place of the reason in :data:`REASONS`, and whether any row ends.
         """
+        table = self._table
         before, self._left = self._left, self._left - counts
         self._sure -= tokens.shape[1]  # no row has emitted more
         if self._sure < 1:
             self._sure = int(self._left.min())  # so many tokens each row may still emit
-        stops = self._stops[self._kind, tokens] if self._has_stops else None
-        watched = any(self._watched)
-        if self._sure > 0 and not watched and (stops is None or not stops.any()):
-            return counts, np.full(len(counts), _GOES_ON), False
+        stops = table.stops(tokens) if table.has_stops else None
+        if self._sure > 0 and not table.any_watched and (stops is None or not stops.any()):
+            return counts, np.full(len(counts), GOES_ON), False
         counts = np.minimum(counts, before)
-        reasons = np.where(counts == before, self._at_most, _GOES_ON)
+        reasons = np.where(counts == before, table.at_most, GOES_ON)
         if stops is not None:
             first = np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, tokens.shape[1] + 1)
-            reasons[first <= counts] = _STOP
+            reasons[first <= counts] = STOP
             counts = np.minimum(counts, first)
-        if watched:
+        if table.any_watched:
             self._watch(tokens, counts, reasons)
         return counts, reasons, bool(reasons.any())
 
     def _watch(self, tokens: Int[Array, "B C"], counts: Int[Array, " B"], reasons: Int[Array, " B"]) -> None:
         """Cut after the first token that a matcher says ends the row; tokenizers take one row at a time."""
-        for row in np.flatnonzero(self._watched).tolist():
+        for row in np.flatnonzero(self._table.watched).tolist():
             for place, token in enumerate(tokens[row, : counts[row]].tolist()):
                 if self._matchers[row].ends(token):
-                    counts[row], reasons[row] = place + 1, _STOP
+                    counts[row], reasons[row] = place + 1, STOP
                     break
 
     def useful(self, wanted: int) -> Int[Array, " B"]:
@@ -182,7 +221,7 @@ class Endings:
         Args:
             rows: Which, in their new order.
         """
-        self._left, self._at_most, self._kind = self._left[rows], self._at_most[rows], self._kind[rows]
+        self._table.select(np.array(rows, dtype=np.int64))
+        self._left = self._left[rows]
         self._matchers = list(map(self._matchers.__getitem__, rows))
-        self._watched = list(map(self._watched.__getitem__, rows))
         self._sure = 0

@@ -107,8 +107,8 @@ MUTANTS = (
     Mutant(
         "budgets-of-rows-that-left",
         "decoders/stopping.py",
-        "self._left, self._at_most, self._kind = self._left[rows],",
-        "self._left, self._at_most, self._kind = self._left[: len(rows)],",
+        "self._left = self._left[rows]",
+        "self._left = self._left[: len(rows)]",
         "a row goes on with the budget of one that has left",
         OURS,
         ("properties/test_stops.py::test_tokens_and_budgets",),

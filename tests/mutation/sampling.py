@@ -263,8 +263,8 @@ MUTANTS = (
     Mutant(
         "length-hides-a-stop",
         "decoders/stopping.py",
-        "reasons[first <= counts] = _STOP",
-        "reasons[(first <= counts) & (reasons == _GOES_ON)] = _STOP",
+        "reasons[first <= counts] = STOP",
+        "reasons[(first <= counts) & (reasons == GOES_ON)] = STOP",
         "the length cap hides an earlier stop",
         "sglang#31599",
         (STOPS + "::test_tokens_and_budgets",),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder, Tokenizer
 from mtp_modules.data import ByteTokenizer
 from mtp_modules.decoders import Decoder, DynamicTree, Generation, PromptLookup, SamplingLaw, StaticTree, StopRule
-from mtp_modules.decoders.stopping import REASONS, Endings, StopMatcher
+from mtp_modules.decoders.stopping import REASONS, Endings, EndTable, StopMatcher
 from tests.drafting import clock
 
 DECODERS: dict[str, Callable[[], Decoder]] = {
@@ -180,7 +180,8 @@ def test_all_rows_at_once_end_where_each_would(data: st.DataObject) -> None:
         cut(text, stop_tokens=end, strings=string, tokenizer=SYLLABLES, budget=budget, room=space)
         for text, end, string, budget, space in zip(texts, ends, strings, budgets, room, strict=True)
     ]
-    endings, going, found, reasons = Endings(budgets, room, rules, 5), list(range(rows)), [[] for _ in texts], {}
+    endings = Endings(EndTable(budgets, room, rules, 5), rules)
+    going, found, reasons = list(range(rows)), [[] for _ in texts], {}
     while going:
         width = data.draw(st.integers(1, 4), label="width")
         counts = data.draw(st.lists(st.integers(1, width), min_size=len(going), max_size=len(going)), label="counts")

@@ -12,11 +12,14 @@ import pytest
 import mtp_modules
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
 from mtp_modules.decoders import (
+    BeamDecoder,
     BlockVerification,
     ConfidentDepth,
     CostAwareDepth,
     Decoder,
+    DraftedBeamDecoder,
     DynamicTree,
+    JointBeamDecoder,
     LookupOrHeads,
     PromptLookup,
     RejectionSampling,
@@ -43,6 +46,11 @@ CHAINS = [
 TREES = [
     pytest.param(SpeculativeDecoder(tree=StaticTree(widths=[2, 1])), DRAWN, id="static-tree"),
     pytest.param(SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=5)), None, id="dynamic-tree"),
+]
+BEAMS = [
+    pytest.param(BeamDecoder(num_beams=3), id="beams"),
+    pytest.param(DraftedBeamDecoder(num_beams=3), id="drafted-beams"),
+    pytest.param(JointBeamDecoder(num_beams=3), id="joint-beams"),
 ]
 MODELS = [("transformer", "parallel"), ("transformer_previous", "sequential"), ("lstm", "linear")]
 
@@ -115,6 +123,14 @@ def test_nor_in_trees(decoder: Decoder, law: SamplingLaw | None) -> None:
     few = steps_of_rounds(decoder, law, MODELS[0], 4)
     assert len(few) > 1
     assert steps_of_rounds(decoder, law, MODELS[0], 16) == few
+
+
+@pytest.mark.parametrize("decoder", BEAMS)
+@pytest.mark.parametrize("model", MODELS[1:], ids="-".join)
+def test_nor_for_each_hypothesis(decoder: Decoder, model: tuple[str, str]) -> None:
+    few = steps_of_rounds(decoder, SamplingLaw(allowed_tokens=range(10)), model, 4)
+    assert len(few) > 1
+    assert steps_of_rounds(decoder, SamplingLaw(allowed_tokens=range(10)), model, 16) == few
 
 
 def test_nor_for_a_policy_to_learn() -> None:
