@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtp_modules import MTPModel, RecurrentHeads, TransformerTrunk
+from mtp_modules import MTPModel, RecurrentHeads, Tokenizer, TransformerTrunk
 from mtp_modules.decoders import Beam, BeamDecoder, DraftedBeamDecoder, JointBeamDecoder
 from tests.helpers import VOCAB, float64
 from tests.reference.beam import Text
@@ -17,6 +17,18 @@ DECODERS = [
     pytest.param(DraftedBeamDecoder(num_beams=3, num_paths=5), id="drafted"),
     pytest.param(JointBeamDecoder(num_beams=3), id="joint"),
 ]
+
+
+class Letters(Tokenizer):
+    """Token 0 is "a", token 1 is "b", and so on."""
+
+    vocab_size, end_token = VOCAB, None
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - ord("a") for letter in text]
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(chr(ord("a") + token) for token in tokens)
 
 
 def assert_same_beams(found: Sequence[Beam], expected: Sequence[Beam | Text]) -> None:

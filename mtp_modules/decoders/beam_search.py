@@ -132,8 +132,7 @@ class BeamSearch:
         while stepping.any():
             wanted = hypotheses.going_on & stepping[:, None]
             tokens, log_probabilities = read.following(rows, steps, wanted)
-            best, parents, new = self.rule.best(hypotheses, tokens, log_probabilities, stepping)
-            best = best._replace(rows=np.where(new < 0, best.rows, rows[prompts, parents]))
+            best, parents, new = self.rule.best(hypotheses, rows, tokens, log_probabilities, stepping)
             slots, rows = paths.following(steps, slots[prompts, parents], new)
             hypotheses = best if stepping.all() else best.where(stepping, hypotheses)
             steps = steps + stepping

@@ -182,10 +182,12 @@ class LengthScales:
         Args:
             lengths: At least 0.
         """
-        longest = int(lengths.max(initial=0))
-        if longest >= len(self._table):
-            self._table = np.array([1.0, *(float(length**self._length_penalty) for length in range(1, 2 * longest))])
-        return self._table[lengths]
+        try:
+            return self._table[lengths]
+        except IndexError:  # a longer one than ever
+            scales = (float(length**self._length_penalty) for length in range(1, 2 * int(lengths.max())))
+            self._table = np.array([1.0, *scales])
+            return self._table[lengths]
 
 
 class BeamRule:
@@ -202,6 +204,7 @@ class BeamRule:
     def best(
         self,
         hypotheses: Hypotheses,
+        rows: Int[Array, "B W"],
         tokens: Int[Array, "B W k"],
         log_probabilities: Float[Array, "B W k"],
         stepping: Bool[Array, " B"],
@@ -210,6 +213,7 @@ class BeamRule:
 
         Args:
             hypotheses: Older ones first where scores tie; with room for one token more.
+            rows: In which each of them lies now, up to its last token.
             tokens: At least ``num_beams`` best continuations of each; of no use for a finished one.
             log_probabilities: Of the hypotheses with them.
             stepping: For which prompts the result is wanted.
@@ -229,21 +233,15 @@ class BeamRule:
         # What is left of a tie goes by the place, so by the older hypothesis: the sort is stable.
         order = np.lexsort((tokens, -ranks), axis=1)[:, : self.num_beams]
         prompts, parents = np.arange(count)[:, None], order // width
-        tokens, log_probabilities = tokens[prompts, order], log_probabilities[prompts, order]
-        grown = self._grown(hypotheses.at(prompts, parents), tokens, log_probabilities, stepping)
-        return grown, parents, tokens
+        new = tokens[prompts, order]
+        best = hypotheses.at(prompts, parents)
+        best = best._replace(rows=rows[prompts, parents], log_probabilities=log_probabilities[prompts, order])
+        return self._grown(best, new, stepping), parents, new
 
-    def _grown(
-        self,
-        hypotheses: Hypotheses,
-        new: Int[Array, "B W"],
-        log_probabilities: Float[Array, "B W"],
-        stepping: Bool[Array, " B"],
-    ) -> Hypotheses:
+    def _grown(self, hypotheses: Hypotheses, new: Int[Array, "B W"], stepping: Bool[Array, " B"]) -> Hypotheses:
         """Return hypotheses with one token more, where there is one; their arrays are written anew."""
-        possible, grows = log_probabilities > -np.inf, new != _NO_TOKEN
-        lengths = hypotheses.lengths + grows
-        tokens, matchers = hypotheses.tokens, hypotheses.matchers
+        possible, grows = hypotheses.log_probabilities > -np.inf, new != _NO_TOKEN
+        tokens, lengths, matchers = hypotheses.tokens, hypotheses.lengths + grows, hypotheses.matchers
         prompt, place = np.nonzero(grows)
         tokens[prompt, place, lengths[prompt, place] - 1] = new[prompt, place]
         reasons = np.where(lengths == self.ends.most[:, None], self.ends.at_most[:, None], GOES_ON)
@@ -257,4 +255,4 @@ class BeamRule:
                     reasons[at] = STOP
         reasons = np.where(grows, reasons, hypotheses.reasons)
         reasons[~possible] = ABSENT
-        return Hypotheses(tokens, lengths, log_probabilities, reasons, hypotheses.rows, matchers)
+        return hypotheses._replace(lengths=lengths, reasons=reasons)

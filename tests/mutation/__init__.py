@@ -1,11 +1,12 @@
 """Bugs that others shipped, and some of our own, put back in one at a time: the tests must notice each of them."""
 
-from tests.mutation import decoding, recorded, sampling, states, training
+from tests.mutation import beams, decoding, recorded, sampling, states, training
 from tests.mutation.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
     *sampling.MUTANTS,
     *decoding.MUTANTS,
+    *beams.MUTANTS,
     *states.MUTANTS,
     *recorded.MUTANTS,
     *training.MUTANTS,

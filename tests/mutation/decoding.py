@@ -61,9 +61,9 @@ MUTANTS = (
     ),
     Mutant(
         "one-draft-too-many-at-the-end-of-the-context",
-        "decoders/loop.py",
-        "[self.limit - len(prompt) + 1 for",
-        "[self.limit - len(prompt) + 2 for",
+        "decoders/generation.py",
+        "[limit - len(prompt) + 1 for",
+        "[limit - len(prompt) + 2 for",
         "a block reaches beyond the last position",
         OURS,
         (CONTEXT,),

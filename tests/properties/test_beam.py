@@ -18,7 +18,7 @@ from mtp_modules.decoders import (
     JointBeamDecoder,
     StopRule,
 )
-from tests.beams import DECODERS, assert_same_beams, bigrams, noise
+from tests.beams import DECODERS, Letters, assert_same_beams, bigrams, noise
 from tests.helpers import TRUNKS, TRUNKS_WITH_HEADS, VOCAB, assert_same, extend, make_model, random_tokens
 from tests.reference.beam import beam_search, law
 
@@ -158,6 +158,22 @@ def test_a_prompt_has_the_beams_that_it_has_alone(decoder: Decoder, data: st.Dat
         alone = decoder.generate(model, [prompt], max_new_tokens=options["max_new_tokens"][row], stop=options["stop"])
         assert isinstance(alone, BeamGeneration)
         assert_same_beams(together.beams[row], alone.beams[0])
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@settings(max_examples=settings.default.max_examples // 2)
+@given(data=st.data())
+def test_a_letter_ends_a_beam_as_its_token_does(decoder: Decoder, data: st.DataObject) -> None:
+    """Beams that grow out of one watch for texts each in its own; so do the blocks behind one beam."""
+    model, prompts, options = draw_case(data, "gru", "recurrent", 4)
+    tokens = sorted(options["stop"].tokens)
+    letters = StopRule(strings=[Letters().decode([token]) for token in tokens], tokenizer=Letters())
+    by_token = decoder.generate(model, prompts, **options)
+    by_letter = decoder.generate(model, prompts, max_new_tokens=options["max_new_tokens"], stop=letters)
+    assert isinstance(by_token, BeamGeneration)
+    assert isinstance(by_letter, BeamGeneration)
+    assert by_letter.beams == by_token.beams
+    assert by_letter.stats.accepted == by_token.stats.accepted
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)

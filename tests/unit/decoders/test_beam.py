@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtp_modules import Tokenizer, build, describe
+from mtp_modules import build, describe
 from mtp_modules.decoders import (
     BeamDecoder,
     BeamGeneration,
@@ -19,7 +19,7 @@ from mtp_modules.decoders import (
     SamplingLaw,
     StopRule,
 )
-from tests.beams import DECODERS, assert_same_beams, bigrams, noise
+from tests.beams import DECODERS, Letters, assert_same_beams, bigrams, noise
 from tests.drafting import clock
 from tests.helpers import VOCAB, assert_same, make_model
 from tests.reference.beam import beam_search
@@ -82,18 +82,6 @@ def test_only_allowed_tokens_are_in_beams(decoder: Decoder) -> None:
     if isinstance(decoder, BeamDecoder):
         expected = beam_search(model, [1, 2], num_beams=3, max_new_tokens=5, allowed=[2, 5, 7])
         assert_same_beams(generation.beams[0], expected)
-
-
-class Letters(Tokenizer):
-    """Token 0 is "a", token 1 is "b", and so on."""
-
-    vocab_size, end_token = VOCAB, None
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(letter) - ord("a") for letter in text]
-
-    def decode(self, tokens: list[int]) -> str:
-        return "".join(chr(ord("a") + token) for token in tokens)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

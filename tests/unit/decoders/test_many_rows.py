@@ -26,6 +26,7 @@ from mtp_modules.decoders import (
     SamplingLaw,
     StaticTree,
     StopRule,
+    TypicalAcceptance,
     record_for_decoding,
 )
 from mtp_modules.decoders.generation import DecodableModel
@@ -39,6 +40,7 @@ CHAINS = [
     pytest.param(SpeculativeDecoder(), None, id="chain"),
     pytest.param(SpeculativeDecoder(acceptance=RejectionSampling()), DRAWN, id="rejection"),
     pytest.param(SpeculativeDecoder(acceptance=BlockVerification()), DRAWN, id="block"),
+    pytest.param(SpeculativeDecoder(acceptance=TypicalAcceptance()), DRAWN, id="typical"),
     pytest.param(SpeculativeDecoder(policy=ConfidentDepth(threshold=0.1)), DRAWN, id="confident"),
     pytest.param(SpeculativeDecoder(num_drafts=3, drafter=PromptLookup()), None, id="lookup"),
     pytest.param(SpeculativeDecoder(drafter=LookupOrHeads()), None, id="lookup-or-heads"),
