@@ -3,13 +3,32 @@
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mtp_modules import Heads, LinearHeads, MTPModel, TransformerTrunk
 from mtp_modules.core import DecodingState, Draft
 from mtp_modules.core.drafts import DraftChoice
+from mtp_modules.decoders import Round, RoundArrays
+from mtp_modules.decoders.stopping import REASONS
 from tests.helpers import VOCAB, float64
+
+
+def round_of(
+    rows: list[int],
+    tokens: list[list[int]],
+    accepted: list[int],
+    drafted: list[int],
+    finish_reasons: Sequence[str | None],
+) -> Round:
+    """Build a round of the lists that its properties give."""
+    counts = np.array([len(new) for new in tokens])
+    padded = np.full((len(tokens), counts.max()), 99)  # what must not come out
+    for row, new in enumerate(tokens):
+        padded[row, : len(new)] = new
+    reasons = np.array([REASONS.index(reason) for reason in finish_reasons])
+    return Round(RoundArrays(np.array(rows), padded, counts, np.array(accepted), np.array(drafted), reasons))
 
 
 class ScriptedState(DecodingState):

@@ -8,7 +8,7 @@ from mtp_modules.core.shapes import Array, Bool, Int
 
 
 class Drafts(NamedTuple):
-    """Paths that a search by the heads has followed, ``S`` of a prompt at each depth.
+    """Paths that a search by the heads has followed, ``S`` of a prompt at each depth, none of them twice.
 
     Attributes:
         tokens: The draft in which each ends.
@@ -33,11 +33,13 @@ class Paths:
         most: How deep the drafts of each prompt are of use.
         whole_blocks: Whether only the deepest paths of a prompt are wanted.
 
+    A slot or a row of ``-1`` stands for none.
+
     Attributes:
         prompts: Of each row.
         roots: Of each row, counted over all prompts.
         chunks: What each row reads: the last token of a root, and drafts; zeros behind.
-        root_rows: A row that holds each hypothesis, ``-1`` for a finished one.
+        root_rows: A row that holds each hypothesis, none for a finished one.
     """
 
     def __init__(
@@ -64,29 +66,29 @@ class Paths:
     def following(
         self, depths: Int[Array, " B"], slots: Int[Array, "B W"], tokens: Int[Array, "B W"]
     ) -> tuple[Int[Array, "B W"], Int[Array, "B W"]]:
-        """Return the slots and the rows of the nodes that follow some by some tokens; ``-1`` where there are none.
+        """Return the slots and the rows of the nodes that follow others by some tokens.
 
         Args:
-            depths: Of the nodes of each prompt.
-            slots: Theirs; any number where there is no node, if its token is no token.
+            depths: Of the others, one of each prompt.
+            slots: Theirs; any where there is no node, if its token is no token.
             tokens: What follows.
         """
         if self._nodes is None:
-            nowhere = np.full(tokens.shape, -1)
-            return nowhere, nowhere
+            none = np.full(tokens.shape, -1)
+            return none, none
         return self._nodes.following(depths, slots, tokens)
 
     def blocks(self) -> "Blocks | None":
-        """Return the deepest paths of every prompt; ``None`` if there are no drafts."""
-        return None if self._nodes is None else self._nodes.blocks()
+        """Return the paths that are as deep as drafts are of use to their prompt; ``None`` if there are no drafts."""
+        return None if self._nodes is None or self.chunks.shape[1] == 1 else self._nodes.blocks()
 
 
 class Blocks(NamedTuple):
-    """The deepest paths of every prompt, ``Z`` of them or fewer.
+    """Whole blocks of drafts, ``Z`` of a prompt or fewer; none where the heads found no possible draft to end one.
 
     Attributes:
-        there: Whether there is such a path.
-        depths: How many drafts each path of a prompt has.
+        there: Whether there is such a block.
+        depths: How many drafts each block of a prompt has.
         rows: The row that holds each.
         drafts: Theirs.
         slots: Of the nodes that a path goes through: the hypothesis, then the drafts.
@@ -121,6 +123,7 @@ class _Nodes:
         self._tokens[inner], self._sources[inner] = drafts.tokens, drafts.sources
         self._there[inner] = drafts.possible & (np.arange(1, depth + 1) <= most[:, None])[:, :, None]
         self._deepest: Int[Array, " B"] = self._there[:, 1:].any(axis=2).sum(axis=1)
+        self._whole: Bool[Array, " B"] = (self._deepest > 0) & (self._deepest == np.minimum(most, depth))
         if whole_blocks:
             self._drop_short_ones()
         self._lay_out()
@@ -168,6 +171,6 @@ class _Nodes:
     def blocks(self) -> Blocks:
         """See :meth:`Paths.blocks`."""
         prompts = np.arange(len(self._deepest))
-        there = self._there[prompts, self._deepest] & (self._deepest > 0)[:, None]
+        there = self._there[prompts, self._deepest] & self._whole[:, None]
         rows = np.where(there, self.rows[prompts, self._deepest], 0)
         return Blocks(there, self._deepest, rows, self.chunks[rows][:, :, 1:], self.slots[rows])

@@ -71,7 +71,7 @@ class BeamSearch:
         """Put away the prompts that have ended."""
         rows = np.flatnonzero(~ended)
         self._ended.append((self.prompts[ended], self.hypotheses.at(ended)))
-        self.rule.ends.select(rows)
+        self.rule.select(rows)
         self.hypotheses = self.hypotheses.at(rows)
         self.prompts, self.lengths = self.prompts[rows], self.lengths[rows]
         self.prompt_lengths = self.prompt_lengths[rows]

@@ -44,7 +44,7 @@ class Read:
     """What the model says after every token of some chunks, on the host.
 
     Args:
-        numbers: For each row and place ``2 k + 1`` of them: the ``k`` likeliest tokens, the log-probabilities of the
+        numbers: ``2 k + 1`` of them for each row and place: the ``k`` likeliest tokens, the log-probabilities of the
             hypotheses with them, and the log-probability up to here.
     """
 
@@ -240,10 +240,9 @@ class BeamTensors:
 
     def _keep(self, values: Float[Tensor, "G N"], num_first: int) -> tuple[Float[Tensor, "G W"], Int[Tensor, "G W"]]:
         """Return the best paths and their places: first of those that the first paths lead to, then of all others."""
-        first = values[:, :num_first].topk(self._num_first, dim=1).indices
-        others = values.scatter(1, first, -torch.inf).topk(self.plan.num_paths - self._num_first, dim=1).indices
-        place = torch.cat((first, others), dim=1)
-        return values.gather(1, place), place
+        first = values[:, :num_first].topk(self._num_first, dim=1)
+        others = values.scatter(1, first.indices, -torch.inf).topk(self.plan.num_paths - self._num_first, dim=1)
+        return torch.cat((first.values, others.values), dim=1), torch.cat((first.indices, others.indices), dim=1)
 
     def _draft_states(
         self, tokens: Int[Tensor, "B N"], depth: int, before: Tensor | None, parents: Int[Tensor, "B N"]

@@ -16,7 +16,7 @@ apart, and what is a tie in one must be a tie in the other."""
 ABSENT = -1
 """In the place of a reason: no such hypothesis, for fewer texts are possible."""
 
-_FAR = 1 << 62  # no text is so long
+_LONGER_THAN_ANY = 1 << 62
 _NO_TOKEN = -1  # before all tokens where scores tie
 
 
@@ -119,10 +119,10 @@ class Hypotheses(NamedTuple):
         return Hypotheses(*(np.concatenate(parts, axis=1) for parts in zip(self, others, strict=True)))
 
     def with_room(self, count: int) -> "Hypotheses":
-        """Return the same, with room for so many tokens, and twice that if there was not.
+        """Return the same, with room for texts of at least so many tokens; what is too small grows to twice that.
 
         Args:
-            count: Of the longest text to come.
+            count: How many.
         """
         size = self.tokens.shape[2]
         if count <= size:
@@ -144,11 +144,11 @@ class Hypotheses(NamedTuple):
         absent = self.reasons == ABSENT
         tokens = self.tokens[:, :, since : int(self.lengths.max())]
         same = ((tokens == tokens[:, :1]) | absent[:, :, None]).all(axis=1)
-        shortest = np.where(absent, _FAR, self.lengths).min(axis=1)
+        shortest = np.where(absent, _LONGER_THAN_ANY, self.lengths).min(axis=1)
         return np.minimum(since + np.logical_and.accumulate(same, axis=1).sum(axis=1), shortest)
 
     def beams(self, scales: "LengthScales") -> list[list[Beam]]:
-        """Return them one by one.
+        """Return them one by one; to be called when all have ended.
 
         Args:
             scales: Of the search.
@@ -185,9 +185,14 @@ class LengthScales:
         try:
             return self._table[lengths]
         except IndexError:  # a longer one than ever
-            scales = (float(length**self._length_penalty) for length in range(1, 2 * int(lengths.max())))
-            self._table = np.array([1.0, *scales])
+            self._table = np.array([1.0, *map(self._scale, range(1, 2 * int(lengths.max())))])
             return self._table[lengths]
+
+    def _scale(self, length: int) -> float:
+        try:
+            return float(length**self._length_penalty)
+        except OverflowError:
+            return float("inf")
 
 
 class BeamRule:
@@ -200,6 +205,14 @@ class BeamRule:
 
     def __init__(self, plan: BeamPlan, ends: EndTable) -> None:
         self.num_beams, self.ends, self.scales = plan.num_beams, ends, LengthScales(plan.length_penalty)
+
+    def select(self, rows: Int[Array, " N"]) -> None:
+        """Go on with some of the prompts only.
+
+        Args:
+            rows: Which, in their new order.
+        """
+        self.ends.select(rows)
 
     def best(
         self,
@@ -239,7 +252,7 @@ class BeamRule:
         return self._grown(best, new, stepping), parents, new
 
     def _grown(self, hypotheses: Hypotheses, new: Int[Array, "B W"], stepping: Bool[Array, " B"]) -> Hypotheses:
-        """Return hypotheses with one token more, where there is one; their arrays are written anew."""
+        """Return hypotheses with one token more, where there is one; writes into their arrays: none may be shared."""
         possible, grows = hypotheses.log_probabilities > -np.inf, new != _NO_TOKEN
         tokens, lengths, matchers = hypotheses.tokens, hypotheses.lengths + grows, hypotheses.matchers
         prompt, place = np.nonzero(grows)

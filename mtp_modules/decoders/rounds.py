@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from itertools import chain, zip_longest
+from functools import cached_property
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -61,25 +61,6 @@ class Round:
 
     arrays: RoundArrays
     laws: RoundLaws | None = None
-
-    @classmethod
-    def of_lists(
-        cls,
-        *,
-        rows: Sequence[int],
-        tokens: Sequence[Sequence[int]],
-        accepted: Sequence[int],
-        drafted: Sequence[int],
-        finish_reasons: Sequence[str | None],
-        laws: RoundLaws | None = None,
-    ) -> "Round":
-        """Return a round with these lists; see the properties."""
-        array = partial(np.array, dtype=np.int64)
-        counts = array([len(new) for new in tokens])
-        padded = np.zeros((len(tokens), counts.max(initial=0)), dtype=np.int64)
-        padded[np.arange(padded.shape[1]) < counts[:, None]] = list(chain.from_iterable(tokens))
-        reasons = array([REASONS.index(reason) for reason in finish_reasons])
-        return cls(RoundArrays(array(rows), padded, counts, array(accepted), array(drafted), reasons), laws)
 
     @cached_property
     def rows(self) -> list[int]:

@@ -23,6 +23,8 @@ GOES_ON, STOP, LENGTH, CONTEXT = range(len(REASONS))
 class StopRule(Component):
     """End a row with the first of some tokens, or with the token that completes one of some strings.
 
+    A rule of your own has another :meth:`new`, whose matcher may end a row earlier; the tokens end it in any case.
+
     Args:
         tokens: Token ids, an end-of-text token among them if there is one.
         strings: Texts; they may lie across tokens, and begin or end inside one.

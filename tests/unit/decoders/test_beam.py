@@ -5,11 +5,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from mtp_modules import build, describe
 from mtp_modules.decoders import (
+    Beam,
     BeamDecoder,
     BeamGeneration,
     Decoder,
@@ -19,6 +21,8 @@ from mtp_modules.decoders import (
     SamplingLaw,
     StopRule,
 )
+from mtp_modules.decoders.beam_paths import Drafts
+from mtp_modules.decoders.beam_tensors import BeamTensors
 from tests.beams import DECODERS, Letters, assert_same_beams, bigrams, noise
 from tests.drafting import clock
 from tests.helpers import VOCAB, assert_same, make_model
@@ -82,6 +86,80 @@ def test_only_allowed_tokens_are_in_beams(decoder: Decoder) -> None:
     if isinstance(decoder, BeamDecoder):
         expected = beam_search(model, [1, 2], num_beams=3, max_new_tokens=5, allowed=[2, 5, 7])
         assert_same_beams(generation.beams[0], expected)
+
+
+def beams_of(decoder: Decoder, *arguments: Any, **options: Any) -> list[list[Beam]]:
+    generation = decoder.generate(*arguments, **options)
+    assert isinstance(generation, BeamGeneration)
+    return generation.beams
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("others", [[], [[3]], [[3], [8, 8]]], ids=len)
+def test_drafts_that_are_not_allowed_leave_the_model_to_itself(decoder: Decoder, others: list[list[int]]) -> None:
+    """Also when the neighbours, whose drafts are allowed, have ended."""
+    model = make_model("gru", "recurrent", 3, draft_tokens=[4, 6, 7]).eval()
+    law = SamplingLaw(allowed_tokens=[2, 5, 10])
+    (alone,) = beams_of(BeamDecoder(num_beams=3), model, [[1, 2]], max_new_tokens=6, sampling=law)
+    found = beams_of(
+        decoder,
+        model,
+        [[1, 2], *others],
+        max_new_tokens=[6, 3, 4][: 1 + len(others)],
+        sampling=[law, *[SamplingLaw()] * len(others)],
+    )
+    assert_same_beams(found[0], alone)
+
+
+@pytest.mark.parametrize("decoder", [DraftedBeamDecoder(num_beams=1), JointBeamDecoder(num_beams=1, num_blocks=VOCAB)])
+@pytest.mark.parametrize("says", [-math.inf, math.nan])
+def test_heads_that_say_nothing_leave_the_model_to_itself(
+    decoder: Decoder, says: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head for horizon 3 finds all tokens impossible, so there is no whole block.
+
+    Every first draft is read, so a round has two steps, and an even budget never asks for a shorter block.
+    """
+    model = make_model("gru", "recurrent", 3).eval()
+    with torch.no_grad():
+        model.unembedding.weight.mul_(0.3)
+    logits = model.unembedding.logits
+
+    def silenced(states: torch.Tensor, horizon_index: int = 0) -> torch.Tensor:
+        known = logits(states, horizon_index)
+        return torch.full_like(known, says) if horizon_index == 2 else known
+
+    monkeypatch.setattr(model.unembedding, "logits", silenced)
+    expected = beams_of(BeamDecoder(num_beams=1), model, [[1, 2], [3]], max_new_tokens=[6, 14])
+    found = beams_of(decoder, model, [[1, 2], [3]], max_new_tokens=[6, 14])
+    for own, others in zip(found, expected, strict=True):
+        assert_same_beams(own, others)
+
+
+@pytest.mark.parametrize("decoder", DECODERS[1:])
+def test_no_path_is_drafted_twice(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafted: list[Drafts] = []
+    draft = BeamTensors.draft
+
+    def kept(self: BeamTensors, depth: int) -> Drafts:
+        drafted.append(draft(self, depth))
+        return drafted[-1]
+
+    monkeypatch.setattr(BeamTensors, "draft", kept)
+    model = make_model("gru", "recurrent", 4).eval()
+    decoder.generate(model, [[1, 2], [3]], max_new_tokens=9, sampling=SamplingLaw(allowed_tokens=[1, 2]))
+    assert drafted
+    for tokens, sources, possible in drafted:
+        for place in np.ndindex(tokens.shape[:2]):
+            found = list(zip(tokens[place][possible[place]], sources[place][possible[place]], strict=True))
+            assert len(set(found)) == len(found) > 0
+
+
+@pytest.mark.parametrize("penalty", [300.0, 1e6])
+def test_a_penalty_beyond_all_numbers_makes_all_scores_alike(penalty: float) -> None:
+    beams = beams_of(BeamDecoder(num_beams=2, length_penalty=penalty), bigrams(noise(1.0)), [[1]], max_new_tokens=14)
+    assert [len(beam.tokens) for beam in beams[0]] == [14, 14]
+    assert all(abs(beam.score) == 0 for beam in beams[0])
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -9,7 +9,7 @@ import torch
 
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
 from mtp_modules.decoders import Decoder, DecodingStats, Round, StopRule
-from tests.drafting import clock
+from tests.drafting import clock, round_of
 from tests.helpers import (
     TRUNKS,
     TRUNKS_WITH_EVERY_HEADS,
@@ -91,22 +91,18 @@ def test_decoding_never_changes_the_model(decoder: Decoder) -> None:
     assert_same(model.state_dict(), before, tolerance=0)
 
 
-def told(rows: list[int], tokens: list[list[int]], accepted: list[int], drafted: list[int], reasons: list) -> Round:
-    return Round.of_lists(rows=rows, tokens=tokens, accepted=accepted, drafted=drafted, finish_reasons=reasons)
-
-
 @pytest.mark.parametrize("tokens", [[[5, 6, 7], [8], []], [[], [], []]], ids=str)
 def test_a_round_gives_the_lists_that_it_was_made_of(tokens: list[list[int]]) -> None:
-    done = told([4, 0, 2], tokens, [2, 0, 0], [3, 3, 3], [None, "stop", "context"])
+    done = round_of([4, 0, 2], tokens, [2, 0, 0], [3, 3, 3], [None, "stop", "context"])
     assert (done.rows, done.tokens, done.accepted, done.drafted) == ([4, 0, 2], tokens, [2, 0, 0], [3, 3, 3])
     assert done.finish_reasons == [None, "stop", "context"]
 
 
 def test_stats_of_rounds() -> None:
     stats = DecodingStats()
-    stats.count(told([0, 1], [[5], [6]], [0, 0], [0, 0], [None, None]))
-    stats.count(told([0, 1], [[1, 2, 3], [4]], [2, 0], [3, 3], [None, "stop"]))
-    stats.count(told([0], [[1, 2]], [1], [1], ["length"]))
+    stats.count(round_of([0, 1], [[5], [6]], [0, 0], [0, 0], [None, None]))
+    stats.count(round_of([0, 1], [[1, 2, 3], [4]], [2, 0], [3, 3], [None, "stop"]))
+    stats.count(round_of([0], [[1, 2]], [1], [1], ["length"]))
     assert (stats.tokens, stats.forwards) == (8, 5)
     assert (stats.drafted, stats.accepted) == ([3, 2, 2], [2, 1, 0])
     assert stats.tokens_per_forward == 8 / 5
@@ -120,7 +116,7 @@ class Silent(Decoder):
         self.tells = tells
 
     def stream(self, *_: object, **__: object) -> Iterator[Round]:
-        return iter([told([0], [[5]], [0], [0], ["length"])] if self.tells else [])
+        return iter([round_of([0], [[5]], [0], [0], ["length"])] if self.tells else [])
 
 
 @pytest.mark.parametrize("tells", [True, False])

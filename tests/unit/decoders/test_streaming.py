@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mtp_modules import SpeculativeDecoder
-from mtp_modules.decoders import Decoder, DynamicTree, Round, StaticTree, StopRule
-from tests.drafting import clock
+from mtp_modules.decoders import Decoder, DynamicTree, StaticTree, StopRule
+from tests.drafting import clock, round_of
 
 DECODERS = [
     pytest.param(SpeculativeDecoder(), id="chain"),
@@ -15,7 +15,7 @@ DECODERS = [
 
 
 def test_depths_count_from_one_and_end_with_the_model_s_own() -> None:
-    done = Round.of_lists(
+    done = round_of(
         rows=[0, 1, 2],
         tokens=[[5, 6, 7], [8], [9, 9]],
         accepted=[2, 0, 2],
