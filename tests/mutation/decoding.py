@@ -93,7 +93,7 @@ MUTANTS = (
         "lengths = [length + kept for length, kept in zip(self.lengths, keep, strict=True)]",
         "a round runs Python for every row",
         OURS,
-        ("unit/decoders/test_many_rows.py::test_no_python_runs_for_each_row[transformer-parallel-plain]",),
+        ("unit/decoders/test_many_rows.py::test_no_python_runs_for_each_row[plain]",),
     ),
     Mutant(
         "ends-looked-for-too-late",
