@@ -23,7 +23,7 @@ def with_blocks(
         lengths: Of those that go on.
         ends: Where texts end.
         read: What the model says of the blocks.
-        blocks: The deepest paths of every prompt.
+        blocks: Of every prompt.
 
     Returns:
         The hypotheses, one a block behind those that there were; and which prompts have some with blocks.
@@ -60,7 +60,7 @@ def _watch(
     wanted: Bool[Array, "B S K"],
 ) -> None:
     """Look for the first draft of every block that a matcher says ends it; tokenizers take one text at a time."""
-    for block in zip(*(part.tolist() for part in np.nonzero(wanted.any(axis=2))), strict=True):
+    for block in map(tuple, np.argwhere(wanted.any(axis=2)).tolist()):
         matchers[block] = copy.copy(matchers[block])
         for place in np.flatnonzero(wanted[block]).tolist():
             if matchers[block].ends(int(drafts[(*block, place)])):

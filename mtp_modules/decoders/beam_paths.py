@@ -56,7 +56,7 @@ class Paths:
         number[prompts, roots] = np.arange(len(prompts))
         self._nodes = None if drafts is None else _Nodes(last, going_on, drafts, most, whole_blocks=whole_blocks)
         if self._nodes is None:
-            self.prompts, self.roots, self.root_rows = prompts, number[prompts, roots], number
+            self.prompts, self.roots, self.root_rows = prompts, np.arange(len(prompts)), number
             self.chunks: Int[Array, "R C"] = last[prompts, roots][:, None]
         else:
             self.prompts, self.chunks = self._nodes.prompts, self._nodes.chunks

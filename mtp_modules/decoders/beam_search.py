@@ -12,6 +12,7 @@ from mtp_modules.decoders.generation import DecodableModel, Request
 from mtp_modules.decoders.hypotheses import Beam, BeamPlan, BeamRule, Hypotheses
 from mtp_modules.decoders.rounds import Round, RoundArrays
 from mtp_modules.decoders.sampling import RowLaws
+from mtp_modules.decoders.stopping import GOES_ON
 
 
 class BeamSearch:
@@ -58,7 +59,7 @@ class BeamSearch:
             places = settled[:, None] + np.arange(counts.max())
             places = np.minimum(places, hypotheses.tokens.shape[2] - 1)
             tokens = hypotheses.tokens[np.arange(len(counts))[:, None], 0, places]
-            reasons = np.where(ended, hypotheses.reasons[:, 0], 0)
+            reasons = np.where(ended, hypotheses.reasons[:, 0], GOES_ON)
             yield Round(RoundArrays(self.prompts, tokens, counts, steps - 1, drafted, reasons))
             settled = until[~ended]
             if ended.any():
@@ -80,16 +81,15 @@ class BeamSearch:
         """Read what the hypotheses need; return each prompt's steps, and how deep its drafts were."""
         hypotheses, going_on = self.hypotheses, self.hypotheses.going_on
         last = hypotheses.last()
-        groups, slots = np.nonzero(going_on)
+        places, slots = np.nonzero(going_on)
         self.tensors.begin(
             Roots(
-                prompts=self.prompts[groups],
-                groups=groups,
+                prompts=self.prompts[places],
                 slots=slots,
                 rows=hypotheses.rows[going_on],
                 tokens=last[going_on],
                 log_probabilities=hypotheses.log_probabilities[going_on],
-                lengths=self.lengths[groups],
+                lengths=self.lengths[places],
             )
         )
         # What a prompt drafts is cut at its own end, never at a neighbour's.
@@ -128,10 +128,9 @@ class BeamSearch:
             slots = np.concatenate((slots, np.arange(blocks.rows.shape[1])))
             rows = np.concatenate((rows, blocks.rows), axis=1)
         slots, prompts = np.broadcast_to(slots, rows.shape), np.arange(len(rows))[:, None]
-        stepping = np.ones(len(steps), dtype=bool)
+        going_on, stepping = hypotheses.going_on, np.ones(len(steps), dtype=bool)
         while stepping.any():
-            wanted = hypotheses.going_on & stepping[:, None]
-            tokens, log_probabilities = read.following(rows, steps, wanted)
+            tokens, log_probabilities = read.following(rows, steps, going_on & stepping[:, None])
             best, parents, new = self.rule.best(hypotheses, rows, tokens, log_probabilities, stepping)
             slots, rows = paths.following(steps, slots[prompts, parents], new)
             hypotheses = best if stepping.all() else best.where(stepping, hypotheses)

@@ -23,7 +23,6 @@ class Roots(NamedTuple):
 
     Attributes:
         prompts: Which prompt each continues, of all prompts of the request.
-        groups: The same, counted over the prompts that go on.
         slots: Its place among the hypotheses of its prompt.
         rows: Row of the states in which its text up to the last token lies.
         tokens: Its last token, which nobody has read.
@@ -32,7 +31,6 @@ class Roots(NamedTuple):
     """
 
     prompts: Int[Array, " N"]
-    groups: Int[Array, " N"]
     slots: Int[Array, " N"]
     rows: Int[Array, " N"]
     tokens: Int[Array, " N"]
@@ -132,7 +130,7 @@ class BeamTensors:
         rows = np.arange(len(lengths))
         zeros = np.zeros_like(rows)
         nothing = torch.zeros(len(lengths), 0, dtype=torch.long, device=self.device)
-        roots = Roots(rows, rows, zeros, rows, zeros, zeros.astype(np.float64), zeros)
+        roots = Roots(rows, zeros, rows, zeros, zeros.astype(np.float64), zeros)
         return self._read(self.model.unembedding.logits(last[:, None]), nothing, roots)
 
     @torch.inference_mode()
@@ -206,15 +204,15 @@ class BeamTensors:
         Args:
             depth: How many drafts one after the other.
         """
-        width, roots, group = self.plan.num_paths, self._roots, self._tensor(self._roots.groups)
-        count = int(roots.groups[-1]) + 1
-        prompts = roots.prompts[np.searchsorted(roots.groups, np.arange(count))]
+        width, roots = self.plan.num_paths, self._roots
+        prompts, groups = np.unique(roots.prompts, return_inverse=True)
+        group = self._tensor(groups)
         tokens = self._tensor(roots.tokens)[:, None]
         before = self._draft_states(tokens, 0, None, torch.zeros_like(tokens))
         score = self._tensor(roots.log_probabilities)[:, None] + self._guess(before, 0, roots.prompts)[:, 0]
         best = score.topk(width, dim=1)
         # All roots of a prompt compete: their candidates side by side, minus infinity where they are another prompt's.
-        mine = group == torch.arange(count, device=self.device)[:, None]
+        mine = group == torch.arange(len(prompts), device=self.device)[:, None]
         values = torch.where(mine[:, :, None], best.values, -torch.inf).flatten(1)
         score, place = self._keep(values, values.shape[1])
         owner, token = place // width, best.indices.flatten()[place]

@@ -1,6 +1,7 @@
 """Hypotheses of all prompts of a beam search, as arrays, and the rule that says which of them go on."""
 
 import copy
+import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -192,7 +193,7 @@ class LengthScales:
         try:
             return float(length**self._length_penalty)
         except OverflowError:
-            return float("inf")
+            return sys.float_info.max  # not infinity: what is impossible must not become a number that is none
 
 
 class BeamRule:
@@ -262,7 +263,7 @@ class BeamRule:
             reasons[self.ends.stops(new)] = STOP
         if self.ends.any_watched:
             watched = self.ends.watched & stepping
-            for at in zip(*(part.tolist() for part in np.nonzero(watched[:, None] & grows & possible)), strict=True):
+            for at in map(tuple, np.argwhere(watched[:, None] & grows & possible).tolist()):
                 matchers[at] = copy.copy(matchers[at])
                 if matchers[at].ends(int(new[at])):
                     reasons[at] = STOP

@@ -157,7 +157,16 @@ def test_no_path_is_drafted_twice(decoder: Decoder, monkeypatch: pytest.MonkeyPa
 def test_a_penalty_beyond_all_numbers_makes_all_scores_alike(penalty: float) -> None:
     beams = beams_of(BeamDecoder(num_beams=2, length_penalty=penalty), bigrams(noise(1.0)), [[1]], max_new_tokens=14)
     assert [len(beam.tokens) for beam in beams[0]] == [14, 14]
-    assert all(abs(beam.score) == 0 for beam in beams[0])
+    assert all(beam.score == pytest.approx(0, abs=1e-300) for beam in beams[0])
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_nor_does_it_let_tokens_in_that_are_not_allowed(decoder: Decoder) -> None:
+    law = SamplingLaw(allowed_tokens=[2, 7])
+    own = type(decoder)(num_beams=2, length_penalty=300.0)
+    beams = beams_of(own, bigrams(noise(1.0)), [[1], [3, 4]], max_new_tokens=[14, 20], sampling=law)
+    assert [[len(beam.tokens) for beam in found] for found in beams] == [[14, 14], [20, 20]]
+    assert {token for found in beams for beam in found for token in beam.tokens} <= {2, 7}
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
