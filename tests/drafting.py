@@ -11,7 +11,7 @@ from mtp_modules import Heads, LinearHeads, MTPModel, TransformerTrunk
 from mtp_modules.core import DecodingState, Draft
 from mtp_modules.core.drafts import DraftChoice
 from mtp_modules.decoders import Round, RoundArrays
-from mtp_modules.decoders.stopping import REASONS
+from mtp_modules.decoders.sampling.stopping import REASONS
 from tests.helpers import VOCAB, float64
 
 

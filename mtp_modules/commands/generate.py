@@ -17,14 +17,13 @@ from mtp_modules.decoders import (
     AutoregressiveDecoder,
     Decoder,
     Generation,
-    SamplingLaw,
+    SamplingParams,
     SpeculativeDecoder,
     StopRule,
     compile_for_decoding,
-    record_for_decoding,
 )
 from mtp_modules.decoders.generation import DecodableModel
-from mtp_modules.decoders.graphs import GraphModel
+from mtp_modules.decoders.graphs.executor import GraphModel
 from mtp_modules.interop import with_own_trunk
 
 _OWN = "\033[0m"
@@ -45,7 +44,6 @@ def generate(
     stop: list[str] | None = None,
     compare: bool = False,
     repeats: int = 3,
-    record: bool = False,
     compile: bool = False,
     device: str = "cpu",
 ) -> None:
@@ -66,21 +64,16 @@ def generate(
         stop: End after any of these texts.
         compare: Also decode plainly, and print speed, tokens per forward, acceptance by depth, and if outputs agree.
         repeats: How many times each side runs when comparing; medians are printed.
-        record: Record the rounds and replay them, which needs no compiler. The first text waits for recordings, so it
-            pays in the runs that compare makes, and in long texts. A Hugging Face trunk is replaced by our own with the
-            same weights.
-        compile: Compile the rounds, which takes some minutes before the first token and pays where speed counts. The
-            trunk is replaced in the same way.
+        compile: Compile the rounds, which takes some minutes before the first token and pays where speed counts. A
+            Hugging Face trunk is replaced by our own with the same weights.
         device: Where to run, such as cpu or cuda.
     """
     at_least("generate", "repeats", repeats, 1)
-    if record and compile:
-        refuse("generate", "record and compile are both true; give one of them.")
     model, tokenizer = load_on(ckpt_path, device)
     tokens = encode(prompt, tokenizer)
     end = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
     rule = StopRule(tokens=end, strings=stop or (), tokenizer=tokenizer)
-    law = SamplingLaw(temperature=temperature, top_k=top_k, top_p=top_p)
+    law = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
     decoder: Decoder = AutoregressiveDecoder()
     if len(model.horizons) > 1:
         decoder = SpeculativeDecoder(num_drafts=num_drafts)
@@ -89,9 +82,7 @@ def generate(
     sys.stdout.write(prompt)
     written = _Writer(tokenizer, colour)
     used: DecodableModel = model
-    if record:
-        used = record_for_decoding(with_own_trunk(model))
-    elif compile:
+    if compile:
         used = compile_for_decoding(with_own_trunk(model), freeze=device == "cpu")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": rule, "sampling": law, "seed": seed}
     for done in decoder.stream(used, [tokens], **options):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mtp_modules.commands.common import encode, load_on, writable
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.decoders import AutoregressiveDecoder, Decoder, SamplingLaw, SpeculativeDecoder, StopRule
+from mtp_modules.decoders import AutoregressiveDecoder, Decoder, SamplingParams, SpeculativeDecoder, StopRule
 from mtp_modules.reports.diagnosis import model_in_words
 from mtp_modules.reports.generation_page import generation_page
 from mtp_modules.reports.recording import record
@@ -55,10 +55,10 @@ def report(
     tokens = encode(prompt, tokenizer)
     end = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
     rule = StopRule(tokens=end, strings=stop or (), tokenizer=tokenizer)
-    law = SamplingLaw(temperature=temperature, top_k=top_k, top_p=top_p)
-    decoder: Decoder = AutoregressiveDecoder(keep_laws=True)
+    law = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
+    decoder: Decoder = AutoregressiveDecoder(return_distributions=True)
     if len(model.horizons) > 1:
-        decoder = SpeculativeDecoder(num_drafts=num_drafts, keep_laws=True)
+        decoder = SpeculativeDecoder(num_drafts=num_drafts, return_distributions=True)
     rounds = decoder.stream(model, [tokens], max_new_tokens=max_new_tokens, stop=rule, sampling=law, seed=seed)
     run = record(tokens, rounds, alternatives=alternatives)
     how = "greedy"

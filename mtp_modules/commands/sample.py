@@ -10,7 +10,7 @@ from mtp_modules.configuration import assemble
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.data import TextDataModule
 from mtp_modules.data.token_files import write_documents
-from mtp_modules.decoders import AutoregressiveDecoder, SamplingLaw, StopRule
+from mtp_modules.decoders import AutoregressiveDecoder, SamplingParams, StopRule
 from mtp_modules.training.checkpointing import load_model
 
 
@@ -48,7 +48,7 @@ def sample(
         refuse("output", f"must end in .bin, got {output!r}.")
     for name, value in (("count", count), ("new_tokens", new_tokens), ("batch_size", batch_size)):
         at_least("sample", name, value, 1)
-    law = SamplingLaw(temperature=temperature)
+    law = SamplingParams(temperature=temperature)
     if not Path(config).is_file():
         refuse("config", f"{config} does not exist; give a configuration as fit takes it.")
     sections = get_loader("yaml")(Path(config).read_text(encoding="utf-8"))

@@ -1,22 +1,22 @@
 """Decoders: prompts to new tokens."""
 
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
-from mtp_modules.decoders.beam import BeamDecoder, DraftedBeamDecoder, JointBeamDecoder
-from mtp_modules.decoders.beam_generation import BeamGeneration, BeamSearchDecoder
-from mtp_modules.decoders.compiled import CompiledModel, compile_for_decoding
-from mtp_modules.decoders.draft_policy import ConfidentDepth, CostAwareDepth, DraftPolicy, FixedDepth
-from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
+from mtp_modules.decoders.beam.decoders import BeamDecoder, DraftedBeamDecoder, JointBeamDecoder
+from mtp_modules.decoders.beam.generation import BeamGeneration, BeamSearchDecoder
+from mtp_modules.decoders.beam.hypotheses import Beam
+from mtp_modules.decoders.drafting.drafter import Drafter, HeadsDrafter
+from mtp_modules.decoders.drafting.lookup import LookupOrHeads, PromptLookup
+from mtp_modules.decoders.drafting.policies import ConfidentDepth, CostAwareDepth, DraftPolicy, FixedDepth
+from mtp_modules.decoders.drafting.trees import DraftTree, DynamicTree, StaticTree
 from mtp_modules.decoders.generation import Decoder, Generation
-from mtp_modules.decoders.hypotheses import Beam
-from mtp_modules.decoders.lookup import LookupOrHeads, PromptLookup
-from mtp_modules.decoders.recorded import RecordedModel, record_for_decoding
-from mtp_modules.decoders.rounds import DecodingStats, Round, RoundArrays, RoundLaws
-from mtp_modules.decoders.sampling import SamplingLaw
+from mtp_modules.decoders.graphs.compiled import CompiledModel, compile_for_decoding
+from mtp_modules.decoders.graphs.warming import warm_up
+from mtp_modules.decoders.rounds import DecodingStats, Round, RoundArrays, RoundDistributions
+from mtp_modules.decoders.sampling.parameters import SamplingParams
+from mtp_modules.decoders.sampling.stopping import StopRule
 from mtp_modules.decoders.speculative import SpeculativeDecoder
 from mtp_modules.decoders.speed import DecodingSpeed, measure_speeds
-from mtp_modules.decoders.stopping import StopRule
-from mtp_modules.decoders.tree import DraftTree, DynamicTree, StaticTree
-from mtp_modules.decoders.verification import (
+from mtp_modules.decoders.verification.rules import (
     Acceptance,
     BlockVerification,
     ExactMatch,
@@ -24,7 +24,6 @@ from mtp_modules.decoders.verification import (
     TopKAcceptance,
     TypicalAcceptance,
 )
-from mtp_modules.decoders.warming import warm_up
 
 __all__ = [
     "Acceptance",
@@ -52,12 +51,11 @@ __all__ = [
     "JointBeamDecoder",
     "LookupOrHeads",
     "PromptLookup",
-    "RecordedModel",
     "RejectionSampling",
     "Round",
     "RoundArrays",
-    "RoundLaws",
-    "SamplingLaw",
+    "RoundDistributions",
+    "SamplingParams",
     "SpeculativeDecoder",
     "StaticTree",
     "StopRule",
@@ -65,6 +63,5 @@ __all__ = [
     "TypicalAcceptance",
     "compile_for_decoding",
     "measure_speeds",
-    "record_for_decoding",
     "warm_up",
 ]

@@ -2,21 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 
-from mtp_modules.decoders.draft_policy import FixedDepth
+from mtp_modules.decoders.drafting.policies import FixedDepth
 from mtp_modules.decoders.generation import DecodableModel, Decoder, make_request
 from mtp_modules.decoders.loop import rounds
 from mtp_modules.decoders.rounds import Round
-from mtp_modules.decoders.sampling import SamplingLaw
+from mtp_modules.decoders.sampling.parameters import SamplingParams
+from mtp_modules.decoders.sampling.stopping import StopRule
 from mtp_modules.decoders.speculation import Speculation
-from mtp_modules.decoders.stopping import StopRule
-from mtp_modules.decoders.verification import ExactMatch
+from mtp_modules.decoders.verification.rules import ExactMatch
 
 
 class AutoregressiveDecoder(Decoder):
     """Decoding with horizon 1 alone: the baseline of every speed-up.
 
     Args:
-        keep_laws: Let each :class:`~mtp_modules.decoders.Round` tell the laws that its tokens were drawn from.
+        return_distributions: Let each :class:`~mtp_modules.decoders.Round` tell the laws that its tokens were drawn from.
 
     Example:
         >>> from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
@@ -28,8 +28,8 @@ class AutoregressiveDecoder(Decoder):
         ([4, 4], 1.0)
     """
 
-    def __init__(self, *, keep_laws: bool = False) -> None:
-        self.keep_laws = keep_laws
+    def __init__(self, *, return_distributions: bool = False) -> None:
+        self.return_distributions = return_distributions
 
     def stream(
         self,
@@ -38,10 +38,10 @@ class AutoregressiveDecoder(Decoder):
         *,
         max_new_tokens: int | Sequence[int],
         stop: StopRule | Sequence[StopRule] | None = None,
-        sampling: SamplingLaw | Sequence[SamplingLaw] | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         seed: int | Sequence[int] = 0,
     ) -> Iterator[Round]:
         """Yield one token a row and round; see :class:`~mtp_modules.decoders.generation.Decoder`."""
         request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)
-        how = Speculation(None, ExactMatch(), FixedDepth(), most=0, keep_laws=self.keep_laws)
+        how = Speculation(None, ExactMatch(), FixedDepth(), most=0, return_distributions=self.return_distributions)
         return rounds(model, request, how)

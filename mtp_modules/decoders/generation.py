@@ -13,8 +13,8 @@ from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, Trunk
 from mtp_modules.core.unembedding import Unembedding
 from mtp_modules.decoders.rounds import DecodingStats, Round, by_prompt
-from mtp_modules.decoders.sampling import GREEDY, SamplingLaw
-from mtp_modules.decoders.stopping import EndTable, StopRule
+from mtp_modules.decoders.sampling.parameters import GREEDY, SamplingParams
+from mtp_modules.decoders.sampling.stopping import EndTable, StopRule
 
 _T = TypeVar("_T")
 
@@ -57,7 +57,7 @@ class Request:
 
     prompts: list[Sequence[int]]
     budgets: list[int]
-    laws: list[SamplingLaw]
+    laws: list[SamplingParams]
     seeds: list[int]
     stops: list[StopRule]
 
@@ -78,7 +78,7 @@ def make_request(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int | Sequence[int],
     stop: StopRule | Sequence[StopRule] | None,
-    sampling: SamplingLaw | Sequence[SamplingLaw] | None,
+    sampling: SamplingParams | Sequence[SamplingParams] | None,
     seed: int | Sequence[int],
 ) -> Request:
     """Check what a user asks for, and give every row its own of everything.
@@ -116,7 +116,7 @@ def make_request(
     return Request(
         prompts=list(prompts),
         budgets=budgets,
-        laws=_each("sampling", GREEDY if sampling is None else sampling, SamplingLaw, rows),
+        laws=_each("sampling", GREEDY if sampling is None else sampling, SamplingParams, rows),
         seeds=seeds,
         stops=_each("stop", StopRule() if stop is None else stop, StopRule, rows),
     )
@@ -142,7 +142,7 @@ class Decoder(Component, ABC):
         *,
         max_new_tokens: int | Sequence[int],
         stop: StopRule | Sequence[StopRule] | None = None,
-        sampling: SamplingLaw | Sequence[SamplingLaw] | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         seed: int | Sequence[int] = 0,
     ) -> Iterator[Round]:
         """Yield new tokens as forward passes bring them; stop iterating to cancel.
@@ -169,7 +169,7 @@ class Decoder(Component, ABC):
         *,
         max_new_tokens: int | Sequence[int],
         stop: StopRule | Sequence[StopRule] | None = None,
-        sampling: SamplingLaw | Sequence[SamplingLaw] | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         seed: int | Sequence[int] = 0,
     ) -> Generation:
         """Decode to the end; see :meth:`stream` for the arguments."""

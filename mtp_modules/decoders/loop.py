@@ -9,21 +9,21 @@ from mtp_modules.core.drafts import ancestors_of, one_hot
 from mtp_modules.core.selection import holes_filled
 from mtp_modules.core.shapes import Array, Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.decoders.acceptance import greedy_round
-from mtp_modules.decoders.draft_policy import DepthChooser, now
-from mtp_modules.decoders.drafting import DraftChoice, Proposal, Text, heads_draft
-from mtp_modules.decoders.drawing import Drawing
+from mtp_modules.decoders.drafting.drafter import DraftChoice, Proposal, Text, heads_draft
+from mtp_modules.decoders.drafting.policies import DepthChooser, now
+from mtp_modules.decoders.drafting.trees import DraftTree, Grower, Guess, counts_along, walk
 from mtp_modules.decoders.generation import DecodableModel, Request
-from mtp_modules.decoders.graphs import GraphModel
-from mtp_modules.decoders.noise import gumbels
-from mtp_modules.decoders.prompts import in_one_tensor, logits_behind
-from mtp_modules.decoders.rounds import Round, RoundArrays, RoundLaws
-from mtp_modules.decoders.sampling import History, RowLaws
+from mtp_modules.decoders.graphs.executor import GraphModel
+from mtp_modules.decoders.graphs.prompts import in_one_tensor, logits_behind
+from mtp_modules.decoders.rounds import Round, RoundArrays, RoundDistributions
+from mtp_modules.decoders.sampling.noise import gumbels
+from mtp_modules.decoders.sampling.parameters import BatchSampling, History
+from mtp_modules.decoders.sampling.stopping import Endings
 from mtp_modules.decoders.speculation import Speculation
-from mtp_modules.decoders.stopping import Endings
 from mtp_modules.decoders.transfer import Told, on_host, told_of_round
-from mtp_modules.decoders.tree import DraftTree, Grower, Guess, counts_along, walk
-from mtp_modules.decoders.verification import RowNoise, own_choice
+from mtp_modules.decoders.verification.functional import greedy_round
+from mtp_modules.decoders.verification.rules import RowNoise, own_choice
+from mtp_modules.decoders.verification.verifier import Drawing
 
 
 def rounds(model: DecodableModel, request: Request, how: Speculation) -> Iterator[Round]:
@@ -50,7 +50,7 @@ def _rounds(run: "_Run", request: Request, how: Speculation) -> Iterator[Round]:
         counts, reasons, any_ends = endings.cut(told.tokens, told.counts)
         used = np.minimum(told.accepted, counts)
         last = told.tokens[np.arange(len(rows)), counts - 1]
-        yield Round(RoundArrays(rows, told.tokens, counts, used, told.limits, reasons), run.kept_laws)
+        yield Round(RoundArrays(rows, told.tokens, counts, used, told.limits, reasons), run.kept_distributions)
         if any_ends:
             going_on = holes_filled(np.flatnonzero(reasons == 0))
             if not going_on:
@@ -85,7 +85,7 @@ class _Run:
         self.pieces = [] if graphs is None else graphs.prompt_pieces(longest)
         capacity = max(capacity, sum(self.pieces))
         with torch.inference_mode():
-            laws = RowLaws(request.laws, vocab_size, self.device)
+            laws = BatchSampling(request.laws, vocab_size, self.device)
             # Without a law of its own and without a lossy rule, choosing the likeliest token is all there is to do.
             self.laws = None if laws.greedy and how.acceptance.lossless else laws
             for_drafts = how.drafter is not None and how.drafter.uses_heads
@@ -99,7 +99,7 @@ class _Run:
             self.history = History(prompts, vocab_size, self.device) if laws.penalises else None
             reads_text = how.drafter is not None and how.drafter.reads_text
             self.text = Text(len(prompts), capacity + 1, self.device) if reads_text else None
-        self.kept_laws: RoundLaws | None = None
+        self.kept_distributions: RoundDistributions | None = None
         self.live = len(prompts)  # rows whose tokens are wanted; others fill the batch of a graph, and repeat the first
 
     @torch.inference_mode()
@@ -113,7 +113,7 @@ class _Run:
         target = None if drawing is None else drawing.law(logits)
         first = logits.argmax(dim=-1) if drawing is None or target is None else own_choice(target, drawing.noise)
         counts = torch.tensor(lengths, device=self.device)
-        self._keep_laws(Proposal(first[:, :0], None, counts), target, logits)
+        self._keep_distributions(Proposal(first[:, :0], None, counts), target, logits)
         if self.text is not None:
             self.text.append(chunk[:, : max(lengths)], counts)
         self._remember(first, torch.ones_like(counts))
@@ -167,7 +167,7 @@ class _Run:
             tokens, accepted = greedy_round(drafts, counted, logits)
         else:
             tokens, accepted, target = drawing.verify(drafts, proposal.source, counted, logits)
-        self._keep_laws(proposal, target, logits)
+        self._keep_distributions(proposal, target, logits)
         return self._finish(logits, tokens, accepted, counted)
 
     def _finish(
@@ -207,7 +207,7 @@ class _Run:
         drafter = self.how.drafter
         by_heads = drafter is not None and drafter.in_one_graph and self.how.tree is None and not depths.watches
         verified = self.laws is None or self.how.acceptance.in_one_graph
-        return verified and not self.how.keep_laws and (num_drafts == 0 or by_heads)
+        return verified and not self.how.return_distributions and (num_drafts == 0 or by_heads)
 
     def _logits(self, chunk: Int[Tensor, "B C"], graphs: GraphModel | None) -> Float[Tensor, "B C V"]:
         if graphs is not None:
@@ -255,19 +255,19 @@ class _Run:
         drafter = None if self.how.tree is not None else self.how.drafter
         if drafter is None or most == 0:
             return Proposal(token.new_zeros(len(limits), 0), None, limits)
-        choice = DraftChoice(limits, drawing, depths, keep_laws=self.how.keep_laws)
+        choice = DraftChoice(limits, drawing, depths, return_distributions=self.how.return_distributions)
         from_heads = heads_draft(self.model.heads, self.heads_state, token, self.embed, self.unembedding.logits)
         return drafter.propose(token, choice, most, from_heads=from_heads, text=self.text)
 
-    def _keep_laws(self, proposal: Proposal, target: Tensor | None, logits: Float[Tensor, "B C V"]) -> None:
+    def _keep_distributions(self, proposal: Proposal, target: Tensor | None, logits: Float[Tensor, "B C V"]) -> None:
         """Keep what the round was decided by, if anybody wants it."""
-        if not self.how.keep_laws:
+        if not self.how.return_distributions:
             return
         source = proposal.source
         if source is None:  # no drafts, or drafts from the text
             source = one_hot(proposal.tokens, logits.shape[2]).double()
         target = logits.double().softmax(dim=-1) if target is None else target
-        self.kept_laws = RoundLaws(*(kept[: self.live] for kept in (proposal.tokens, source, target)))
+        self.kept_distributions = RoundDistributions(*(kept[: self.live] for kept in (proposal.tokens, source, target)))
 
     @torch.inference_mode()
     def select(self, rows: list[int]) -> None:

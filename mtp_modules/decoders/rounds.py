@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mtp_modules.core.shapes import Array, Float, Int, Tensor
-from mtp_modules.decoders.stopping import REASONS
+from mtp_modules.decoders.sampling.stopping import REASONS
 
 
 @dataclass(frozen=True)
-class RoundLaws:
+class RoundDistributions:
     """What a round's drafts were drawn from, and what they were verified by; kept where a decoder is told to.
 
     In greedy decoding nothing is drawn: the laws are then those at temperature 1 of the very logits that were compared.
@@ -21,13 +21,13 @@ class RoundLaws:
 
     Attributes:
         drafts: ``(B, K)``, all drafts of the round; row ``b`` is a row that took part, ``Round.drafted[b]`` count.
-        draft_laws: ``(B, K, V)``, the law ``q`` of each draft.
-        laws: ``(B, K + 1, V)``, the model's law ``p`` at the place of each draft, and after the last.
+        draft_probs: ``(B, K, V)``, the law ``q`` of each draft.
+        target_probs: ``(B, K + 1, V)``, the model's law ``p`` at the place of each draft, and after the last.
     """
 
     drafts: Int[Tensor, "B K"]
-    draft_laws: Float[Tensor, "B K V"]
-    laws: Float[Tensor, "B _ V"]
+    draft_probs: Float[Tensor, "B K V"]
+    target_probs: Float[Tensor, "B _ V"]
 
 
 class RoundArrays(NamedTuple):
@@ -56,11 +56,11 @@ class Round:
 
     Attributes:
         arrays: One of everything for each row that took part.
-        laws: Of the drafts and of the model, if the decoder keeps them, else ``None``.
+        distributions: Of the drafts and of the model, if the decoder keeps them, else ``None``.
     """
 
     arrays: RoundArrays
-    laws: RoundLaws | None = None
+    distributions: RoundDistributions | None = None
 
     @cached_property
     def rows(self) -> list[int]:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from mtp_modules.decoders.draft_policy import DraftPolicy
-from mtp_modules.decoders.drafting import Drafter
-from mtp_modules.decoders.tree import DraftTree
-from mtp_modules.decoders.verification import Acceptance
+from mtp_modules.decoders.drafting.drafter import Drafter
+from mtp_modules.decoders.drafting.policies import DraftPolicy
+from mtp_modules.decoders.drafting.trees import DraftTree
+from mtp_modules.decoders.verification.rules import Acceptance
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Speculation:
         policy: How many tokens are drafted.
         most: Most drafts of a round, one after the other.
         tree: Shape of the drafts; ``None`` for a chain.
-        keep_laws: Whether rounds tell the laws of drafts and model; not with a tree.
+        return_distributions: Whether rounds tell the laws of drafts and model; not with a tree.
     """
 
     drafter: Drafter | None
@@ -26,4 +26,4 @@ class Speculation:
     policy: DraftPolicy
     most: int
     tree: DraftTree | None = None
-    keep_laws: bool = False
+    return_distributions: bool = False

@@ -3,16 +3,16 @@
 from collections.abc import Iterator, Sequence
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.decoders.draft_policy import DraftPolicy, FixedDepth
-from mtp_modules.decoders.drafting import Drafter, HeadsDrafter
+from mtp_modules.decoders.drafting.drafter import Drafter, HeadsDrafter
+from mtp_modules.decoders.drafting.policies import DraftPolicy, FixedDepth
+from mtp_modules.decoders.drafting.trees import DraftTree
 from mtp_modules.decoders.generation import DecodableModel, Decoder, make_request
 from mtp_modules.decoders.loop import rounds
 from mtp_modules.decoders.rounds import Round
-from mtp_modules.decoders.sampling import SamplingLaw
+from mtp_modules.decoders.sampling.parameters import SamplingParams
+from mtp_modules.decoders.sampling.stopping import StopRule
 from mtp_modules.decoders.speculation import Speculation
-from mtp_modules.decoders.stopping import StopRule
-from mtp_modules.decoders.tree import DraftTree
-from mtp_modules.decoders.verification import Acceptance, ExactMatch
+from mtp_modules.decoders.verification.rules import Acceptance, ExactMatch
 
 
 class SpeculativeDecoder(Decoder):
@@ -28,11 +28,11 @@ class SpeculativeDecoder(Decoder):
         policy: How many tokens to draft in a round; always ``num_drafts`` if ``None``.
         drafter: Where drafts come from; the model's heads if ``None``.
         tree: Draft a tree of this shape with the heads, instead of a chain; its depth is then the number of drafts.
-        keep_laws: Let each :class:`~mtp_modules.decoders.Round` tell the laws of its drafts and of the model.
+        return_distributions: Let each :class:`~mtp_modules.decoders.Round` tell the laws of its drafts and of the model.
 
     Raises:
         ValueError: If ``num_drafts`` is below 1, or above what can be drafted; if a tree goes with another acceptance
-            than :class:`~mtp_modules.decoders.ExactMatch`, with a drafter, with ``num_drafts`` or with ``keep_laws``;
+            than :class:`~mtp_modules.decoders.ExactMatch`, with a drafter, with ``num_drafts`` or with ``return_distributions``;
             when decoding, if the trunk cannot read trees.
 
     Example:
@@ -41,8 +41,8 @@ class SpeculativeDecoder(Decoder):
         ...     trunk=RecurrentTrunk(vocab_size=9, d_model=8), heads=LinearHeads(d_model=8, num_horizons=4)
         ... ).double()
         >>> from mtp_modules import AutoregressiveDecoder
-        >>> from mtp_modules.decoders import SamplingLaw
-        >>> options = {"max_new_tokens": 9, "sampling": SamplingLaw(temperature=0.8), "seed": 3}
+        >>> from mtp_modules.decoders import SamplingParams
+        >>> options = {"max_new_tokens": 9, "sampling": SamplingParams(temperature=0.8), "seed": 3}
         >>> plain = AutoregressiveDecoder().generate(model, [[1, 2], [3]], **options)
         >>> SpeculativeDecoder().generate(model, [[1, 2], [3]], **options).tokens == plain.tokens
         True
@@ -56,7 +56,7 @@ class SpeculativeDecoder(Decoder):
         policy: DraftPolicy | None = None,
         drafter: Drafter | None = None,
         tree: DraftTree | None = None,
-        keep_laws: bool = False,
+        return_distributions: bool = False,
     ) -> None:
         if num_drafts is not None:
             at_least(self, "num_drafts", num_drafts, 1)
@@ -64,7 +64,7 @@ class SpeculativeDecoder(Decoder):
         self.acceptance = ExactMatch() if acceptance is None else acceptance
         self.policy = FixedDepth() if policy is None else policy
         self.drafter = HeadsDrafter() if drafter is None else drafter
-        self.tree, self.keep_laws = tree, keep_laws
+        self.tree, self.return_distributions = tree, return_distributions
         if tree is not None:
             if not isinstance(self.acceptance, ExactMatch):
                 refuse(
@@ -75,8 +75,11 @@ class SpeculativeDecoder(Decoder):
             for name, value in (("num_drafts", num_drafts), ("drafter", drafter)):
                 if value is not None:
                     refuse(self, f"{name} does not go with a tree, which says how the heads draft; leave it out.")
-            if keep_laws:
-                refuse(self, "keep_laws tells the laws of a chain of drafts, not of a tree; leave one of the two out.")
+            if return_distributions:
+                refuse(
+                    self,
+                    "return_distributions tells the laws of a chain of drafts, not of a tree; leave one of the two out.",
+                )
 
     def stream(
         self,
@@ -85,13 +88,13 @@ class SpeculativeDecoder(Decoder):
         *,
         max_new_tokens: int | Sequence[int],
         stop: StopRule | Sequence[StopRule] | None = None,
-        sampling: SamplingLaw | Sequence[SamplingLaw] | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         seed: int | Sequence[int] = 0,
     ) -> Iterator[Round]:
         """Yield the tokens of each round; see :class:`~mtp_modules.decoders.generation.Decoder`."""
         most = self.most(model)
         request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)
-        how = Speculation(self.drafter, self.acceptance, self.policy, most, self.tree, self.keep_laws)
+        how = Speculation(self.drafter, self.acceptance, self.policy, most, self.tree, self.return_distributions)
         return rounds(model, request, how)
 
     def most(self, model: DecodableModel) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
-from mtp_modules.decoders.draft_policy import now
+from mtp_modules.decoders.drafting.policies import now
 from mtp_modules.decoders.generation import DecodableModel
 from mtp_modules.decoders.rounds import DecodingStats, Round
 from mtp_modules.decoders.speculative import SpeculativeDecoder

@@ -8,8 +8,8 @@ from mtp_modules.core.checks import at_least, refuse, tokens_in_vocabulary
 from mtp_modules.core.drafts import Draft, DraftChoice
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.decoders.acceptance import accept_greedy
 from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.verification.functional import accept_greedy
 
 
 @dataclass(frozen=True)

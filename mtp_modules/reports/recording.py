@@ -7,7 +7,7 @@ import torch
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Float, Tensor
-from mtp_modules.decoders import DecodingStats, Round, RoundLaws
+from mtp_modules.decoders import DecodingStats, Round, RoundDistributions
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def record(prompt: list[int], rounds: Iterable[Round], *, alternatives: int = 5)
 
     Args:
         prompt: What the decoder goes on from, alone.
-        rounds: Its stream, made with ``keep_laws=True``.
+        rounds: Its stream, made with ``return_distributions=True``.
         alternatives: How many tokens of each law to keep.
 
     Raises:
@@ -92,16 +92,16 @@ def record(prompt: list[int], rounds: Iterable[Round], *, alternatives: int = 5)
     tokens: list[RecordedToken] = []
     stats = DecodingStats()
     for done in rounds:
-        if done.laws is None:
-            refuse("record", "the rounds tell no laws; make the decoder with keep_laws=True.")
+        if done.distributions is None:
+            refuse("record", "the rounds tell no laws; make the decoder with return_distributions=True.")
         stats.count(done)
-        tokens += _round(done, done.laws, alternatives)
+        tokens += _round(done, done.distributions, alternatives)
     return Recording(prompt, tokens, stats)
 
 
-def _round(done: Round, laws: RoundLaws, alternatives: int) -> list[RecordedToken]:
+def _round(done: Round, laws: RoundDistributions, alternatives: int) -> list[RecordedToken]:
     new, drafted, drafts = done.tokens[0], done.drafted[0], laws.drafts[0].tolist()
-    chances, draft_chances = laws.laws[0].cpu(), laws.draft_laws[0].cpu()
+    chances, draft_chances = laws.target_probs[0].cpu(), laws.draft_probs[0].cpu()
     found = []
     for place, token in enumerate(new):
         own = place >= done.accepted[0]

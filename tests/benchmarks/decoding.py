@@ -5,7 +5,6 @@ Both sides of a ratio alternate in one process, on one thread. Times are CPU sec
     python tests/benchmarks/decoding.py --ckpt_path runs/quickstart
     python tests/benchmarks/decoding.py --temperature 0.8 --decoders heads:7 rejection:7 block:7 --hugging_face 0
     python tests/benchmarks/decoding.py --batch 16 --decoders heads:7 cost:7 --hugging_face 0
-    python tests/benchmarks/decoding.py --record --decoders heads:3 heads:7
     python tests/benchmarks/decoding.py --compile --decoders heads:3 heads:7
     python tests/benchmarks/decoding.py --compile --freeze --decoders heads:3 heads:7
     python tests/benchmarks/decoding.py --compile --freeze --prompt_sizes 64 --decoders heads:3 heads:7
@@ -32,14 +31,13 @@ from mtp_modules.decoders import (
     LookupOrHeads,
     PromptLookup,
     RejectionSampling,
-    SamplingLaw,
+    SamplingParams,
     StaticTree,
     compile_for_decoding,
-    record_for_decoding,
     warm_up,
 )
 from mtp_modules.decoders.generation import DecodableModel
-from mtp_modules.decoders.graphs import GraphModel
+from mtp_modules.decoders.graphs.executor import GraphModel
 from mtp_modules.interop import with_own_trunk
 from mtp_modules.training import load_model
 
@@ -161,15 +159,13 @@ def without_previous_tokens(model: MTPModel) -> MTPModel:
 
 
 def as_graphs(model: DecodableModel, options: argparse.Namespace, sizes: set[int]) -> GraphModel:
-    """Return the model with its rounds compiled or recorded."""
-    if options.record:
-        return record_for_decoding(model, batch_sizes=sizes, prompt_sizes=options.prompt_sizes)
+    """Return the model with its rounds compiled."""
     return compile_for_decoding(model, batch_sizes=sizes, prompt_sizes=options.prompt_sizes, freeze=options.freeze)
 
 
 def how_it_runs(options: argparse.Namespace) -> str:
     """Say what was done to the rounds."""
-    return ", compiled" if options.compile else ", recorded" if options.record else ""
+    return ", compiled" if options.compile else ""
 
 
 def main() -> None:
@@ -183,16 +179,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--decoders", nargs="+", default=DECODERS, help="kind:sizes, kinds as in the source")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--record", action="store_true", help="record our rounds, plain ones too")
-    how.add_argument("--compile", action="store_true", help="compile our rounds, plain ones too")
+    parser.add_argument("--compile", action="store_true", help="compile our rounds, plain ones too")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all weights")
     parser.add_argument(
         "--prompt_sizes",
         type=int,
         nargs="*",
         default=[],
-        help="with compile or record: of pieces that prompts are read in",
+        help="with compile: of pieces that prompts are read in",
     )
     parser.add_argument("--freeze", action="store_true", help="with compile: take weights for constants")
     parser.add_argument("--hugging_face", type=int, default=8, help="prompts to compare with; 0 leaves it out")
@@ -205,14 +199,14 @@ def main() -> None:
     batches = [prompts[start : start + options.batch] for start in range(0, len(prompts), options.batch)]
     console = Console(width=140)
     used: DecodableModel = model
-    if options.compile or options.record:
+    if options.compile:
         model = with_own_trunk(model)
         used = as_graphs(model, options, {max(options.batch // 4, 1), options.batch})
 
     decoders: dict[str, Decoder] = {"plain": AutoregressiveDecoder()}
     decoders |= {name: decoder_of(name) for name in options.decoders}
     found: dict[str, dict[int, Generation]] = {name: {} for name in decoders}
-    law = SamplingLaw(temperature=options.temperature)
+    law = SamplingParams(temperature=options.temperature)
 
     def run(name: str) -> Callable[[int], None]:
         def one_batch(index: int) -> None:
@@ -287,7 +281,7 @@ def compare_with_hugging_face(
         return
     ours: DecodableModel = without_previous_tokens(model)
     with_heads: DecodableModel = model
-    if options.compile or options.record:
+    if options.compile:
         ours, with_heads = (as_graphs(part, options, {1}) for part in (ours, model))
     new_tokens = options.new_tokens
     outputs: dict[str, dict[int, list[int]]] = {}

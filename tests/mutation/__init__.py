@@ -1,6 +1,6 @@
 """Bugs that others shipped, and some of our own, put back in one at a time: the tests must notice each of them."""
 
-from tests.mutation import beams, decoding, recorded, sampling, states, training
+from tests.mutation import beams, decoding, sampling, states, training
 from tests.mutation.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -8,7 +8,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *decoding.MUTANTS,
     *beams.MUTANTS,
     *states.MUTANTS,
-    *recorded.MUTANTS,
     *training.MUTANTS,
 )
 """All of them, in the order of the table."""

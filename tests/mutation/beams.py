@@ -13,7 +13,7 @@ NO_NUMBERS = "unit/decoders/test_beam.py::test_logits_that_are_not_numbers_are_r
 MUTANTS = (
     Mutant(
         "beam-ties-by-the-older-beam",
-        "decoders/hypotheses.py",
+        "decoders/beam/hypotheses.py",
         "np.lexsort((tokens, -ranks), axis=1)",
         "np.lexsort((-ranks,), axis=1)",
         "equal scores do not go by the smaller token",
@@ -22,7 +22,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-scores-to-the-last-bit",
-        "decoders/hypotheses.py",
+        "decoders/beam/hypotheses.py",
         "ranks = np.rint(log_probabilities / scales * RESOLUTION)",
         "ranks = log_probabilities / scales * RESOLUTION",
         "what is a tie depends on roundings",
@@ -31,7 +31,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-penalty-of-the-shorter-text",
-        "decoders/hypotheses.py",
+        "decoders/beam/hypotheses.py",
         "self.scales(hypotheses.lengths + ~finished)",
         "self.scales(hypotheses.lengths)",
         "the length penalty leaves the new token out",
@@ -40,7 +40,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-finished-pushed-out",
-        "decoders/hypotheses.py",
+        "decoders/beam/hypotheses.py",
         "log_probabilities[:, :, 0] = np.where(finished, hypotheses.log_probabilities, log_probabilities[:, :, 0])",
         "log_probabilities[:, :, 0] = np.where(finished, -np.inf, log_probabilities[:, :, 0])",
         "a finished hypothesis loses its place in the beam",
@@ -49,7 +49,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-impossible-texts",
-        "decoders/hypotheses.py",
+        "decoders/beam/hypotheses.py",
         "        reasons[~possible] = ABSENT\n",
         "",
         "texts of tokens that are not allowed come out",
@@ -58,7 +58,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-matchers-shared",
-        "decoders/hypotheses.py",
+        "decoders/beam/hypotheses.py",
         "                matchers[at] = copy.copy(matchers[at])\n",
         "",
         "beams of one parent watch for strings in each other's text",
@@ -67,7 +67,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-block-matchers-shared",
-        "decoders/beam_blocks.py",
+        "decoders/beam/blocks.py",
         "        matchers[block] = copy.copy(matchers[block])\n",
         "",
         "blocks of one parent watch for strings in each other's text",
@@ -76,7 +76,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-told-too-early",
-        "decoders/hypotheses.py",
+        "decoders/beam/hypotheses.py",
         "tokens = self.tokens[:, :, since : int(self.lengths.max())]",
         "tokens = self.tokens[:, :1, since : int(self.lengths.max())]",
         "a stream tells tokens that another beam overtakes",
@@ -85,7 +85,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-row-of-another-parent",
-        "decoders/hypotheses.py",
+        "decoders/beam/hypotheses.py",
         "rows=rows[prompts, parents]",
         "rows=rows[prompts, np.sort(parents)]",
         "a hypothesis goes on with the state of another",
@@ -94,7 +94,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-steps-for-all-prompts",
-        "decoders/beam_search.py",
+        "decoders/beam/search.py",
         "hypotheses = best if stepping.all() else best.where(stepping, hypotheses)",
         "hypotheses = best",
         "a prompt takes steps that only its neighbour has read the laws for",
@@ -103,7 +103,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-laws-one-place-behind",
-        "decoders/beam_tensors.py",
+        "decoders/beam/tensors.py",
         "numbers = self._numbers[np.maximum(rows, 0), places[:, None]]",
         "numbers = self._numbers[np.maximum(rows, 0), np.maximum(places[:, None] - 1, 0)]",
         "a draft is judged by the law before it",
@@ -112,7 +112,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-drafts-of-another-parent",
-        "decoders/beam_paths.py",
+        "decoders/beam/paths.py",
         " & (sources[:, None] == slots[:, :, None])",
         "",
         "a draft counts for every hypothesis that goes on with its token",
@@ -121,7 +121,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-drafts-cut-at-the-nearest-end",
-        "decoders/beam_search.py",
+        "decoders/beam/search.py",
         "drafted = np.minimum(useful, depth)",
         "drafted = np.minimum(useful.min(), np.full_like(useful, depth))",
         "a prompt near its end takes drafts from its neighbours, which changes what a search over blocks finds",
@@ -130,7 +130,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-blocks-twice",
-        "decoders/beam_blocks.py",
+        "decoders/beam/blocks.py",
         "there & ~np.tril(same, -1).any(axis=2) & (log_probabilities > -np.inf)",
         "there & (log_probabilities > -np.inf)",
         "blocks that are cut at the same token are the same text twice",
@@ -139,7 +139,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-short-blocks",
-        "decoders/beam_paths.py",
+        "decoders/beam/paths.py",
         " & (self._deepest == np.minimum(most, depth))",
         "",
         "shorter blocks stand for whole ones where the heads find none",
@@ -148,7 +148,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-no-blocks-at-all",
-        "decoders/beam_paths.py",
+        "decoders/beam/paths.py",
         "if self._nodes is None or self.chunks.shape[1] == 1 else",
         "if self._nodes is None else",
         "a search over blocks breaks off where no draft is possible",
@@ -157,7 +157,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-paths-twice",
-        "decoders/beam_tensors.py",
+        "decoders/beam/tensors.py",
         "return torch.cat((first.values, others.values), dim=1), torch.cat((first.indices, others.indices), dim=1)",
         "place = torch.cat((first.indices, others.indices), dim=1)\n        return values.gather(1, place), place",
         "a path is read twice where few are possible, and the steps along one of the two are lost",
@@ -166,7 +166,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-stops-inside-blocks",
-        "decoders/beam_blocks.py",
+        "decoders/beam/blocks.py",
         "stops = ends.stops(drafts) & inside",
         "stops = ends.stops(drafts) & inside & (places == places[-1])",
         "a stop token inside a block is ignored",
@@ -175,7 +175,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-ends-of-prompts-that-left",
-        "decoders/beam_search.py",
+        "decoders/beam/search.py",
         "self.rule.select(rows)",
         "self.rule.select(np.arange(len(rows)))",
         "a prompt goes on with the budget of one that has left",
@@ -184,7 +184,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-nan-taken-for-a-law",
-        "decoders/beam_tensors.py",
+        "decoders/beam/tensors.py",
         "if (np.isnan(numbers) & wanted).any():",
         "if False:",
         "logits that are not numbers are searched",
@@ -193,7 +193,7 @@ MUTANTS = (
     ),
     Mutant(
         "beam-python-for-each-hypothesis",
-        "decoders/hypotheses.py",
+        "decoders/beam/hypotheses.py",
         "tokens[prompt, place, lengths[prompt, place] - 1] = new[prompt, place]",
         "tokens[prompt, place, [lengths[at] - 1 for at in zip(prompt, place, strict=True)]] = new[prompt, place]",
         "a step runs Python for every hypothesis",

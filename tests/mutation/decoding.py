@@ -34,7 +34,7 @@ MUTANTS = (
     ),
     Mutant(
         "history-of-rows-that-left",
-        "decoders/sampling.py",
+        "decoders/sampling/parameters.py",
         "self.prompted, self.emitted = self.prompted[rows], self.emitted[rows]",
         "self.prompted, self.emitted = self.prompted[: len(rows)], self.emitted[: len(rows)]",
         "a row goes on with the counts of one that has left",
@@ -43,7 +43,7 @@ MUTANTS = (
     ),
     Mutant(
         "text-of-rows-that-left",
-        "decoders/drafting.py",
+        "decoders/drafting/drafter.py",
         "self.tokens, self.lengths = self.tokens[rows], self.lengths[rows]",
         "self.tokens, self.lengths = self.tokens[: len(rows)], self.lengths[: len(rows)]",
         "a row is looked up in the text of one that has left",
@@ -70,7 +70,7 @@ MUTANTS = (
     ),
     Mutant(
         "room-of-the-fullest-row",
-        "decoders/stopping.py",
+        "decoders/sampling/stopping.py",
         "np.minimum(self._left - 1, wanted)",
         "np.full(len(self._left), min(int(self._left.min()) - 1, wanted))",
         "a row near the end of the context takes drafts from its neighbours, and so changes what they draw",
@@ -79,7 +79,7 @@ MUTANTS = (
     ),
     Mutant(
         "drafts-beyond-the-budget",
-        "decoders/stopping.py",
+        "decoders/sampling/stopping.py",
         "np.minimum(self._left - 1, wanted)",
         "np.full(len(self._left), wanted)",
         "drafts that the budget cannot use are counted",
@@ -97,7 +97,7 @@ MUTANTS = (
     ),
     Mutant(
         "ends-looked-for-too-late",
-        "decoders/stopping.py",
+        "decoders/sampling/stopping.py",
         "self._sure -= tokens.shape[1]",
         "self._sure -= 1",
         "a block that reaches beyond the budget comes out whole",
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     Mutant(
         "budgets-of-rows-that-left",
-        "decoders/stopping.py",
+        "decoders/sampling/stopping.py",
         "self._left = self._left[rows]",
         "self._left = self._left[: len(rows)]",
         "a row goes on with the budget of one that has left",
@@ -115,7 +115,7 @@ MUTANTS = (
     ),
     Mutant(
         "padding-accepted",
-        "decoders/acceptance.py",
+        "decoders/verification/functional.py",
         "accept_greedy(torch.where(within(limits, drafts.shape[1]), drafts, -1), choices)",
         "accept_greedy(drafts, choices)",
         "drafts beyond a row's limit are accepted",
@@ -133,16 +133,16 @@ MUTANTS = (
     ),
     Mutant(
         "prompts-of-several-pieces",
-        "decoders/prompts.py",
+        "decoders/graphs/prompts.py",
         "torch.where((last >= 0)[:, None, None], logits, found)",
         "logits",
         "a short prompt's first token is read off a piece that it has no part in",
         OURS,
-        ("unit/decoders/test_prompts.py::test_recorded_prompts_leave_the_same_behind",),
+        ("unit/decoders/test_prompts.py::test_compiled_prompts_leave_the_same_behind",),
     ),
     Mutant(
         "constants-alike-by-value",
-        "decoders/constants.py",
+        "decoders/graphs/inductor.py",
         "torch.equal(found.view(torch.uint8), constant.view(torch.uint8))",
         "torch.equal(found, constant)",
         "a graph has a zero with the other sign",
@@ -151,7 +151,7 @@ MUTANTS = (
     ),
     Mutant(
         "prompts-kept-with-padding",
-        "decoders/prompts.py",
+        "decoders/graphs/prompts.py",
         "keep = [min(max(length - start, 0), size) for length in lengths]",
         "keep = [size] * len(lengths)",
         "padding stays in the cache as if it were text",
@@ -178,7 +178,7 @@ MUTANTS = (
     ),
     Mutant(
         "tree-walk-through-a-stranger",
-        "decoders/tree.py",
+        "decoders/drafting/trees.py",
         "fits = (tree.parents == place[:, None]) & (tree.tokens == tokens[-1][:, None])",
         "fits = tree.tokens == tokens[-1][:, None]",
         "a draft is accepted although another path foresaw it",
@@ -187,7 +187,7 @@ MUTANTS = (
     ),
     Mutant(
         "tree-root-counted-twice",
-        "decoders/tree.py",
+        "decoders/drafting/trees.py",
         "    drafts[:, 0] = 0\n",
         "",
         "penalties in a tree count the token emitted last twice",
@@ -214,7 +214,7 @@ MUTANTS = (
     ),
     Mutant(
         "tree-pruned-by-place",
-        "decoders/tree.py",
+        "decoders/drafting/trees.py",
         "torch.where(old < 0, -1, moved.gather(1, old.clamp(min=0)))",
         "old.clamp(max=max_nodes)",
         "a pruned tree keeps the places that parents had before",
@@ -223,7 +223,7 @@ MUTANTS = (
     ),
     Mutant(
         "tree-states-of-another-parent",
-        "decoders/tree.py",
+        "decoders/drafting/trees.py",
         "first + chosen, chosen // width",
         "first + chosen, chosen % count",
         "children are drafted from another token's state",
@@ -232,7 +232,7 @@ MUTANTS = (
     ),
     Mutant(
         "times-of-larger-batches-forgotten",
-        "decoders/draft_policy.py",
+        "decoders/drafting/policies.py",
         "{} if nearest is None else dict(self.seconds[nearest])",
         "{}",
         "every row that ends makes all depths be tried anew",
@@ -241,7 +241,7 @@ MUTANTS = (
     ),
     Mutant(
         "compilation-taken-for-cost",
-        "decoders/draft_policy.py",
+        "decoders/drafting/policies.py",
         "if seconds < known / 4:",
         "if False:",
         "the time of compiling a depth speaks against it for ever",
@@ -250,7 +250,7 @@ MUTANTS = (
     ),
     Mutant(
         "cost-ignored",
-        "decoders/draft_policy.py",
+        "decoders/drafting/policies.py",
         "return expected / self.seconds[rows][choice]",
         "return expected",
         "the depth looks at tokens only, not at time",
@@ -259,7 +259,7 @@ MUTANTS = (
     ),
     Mutant(
         "plain-decoding-is-no-choice",
-        "decoders/draft_policy.py",
+        "decoders/drafting/policies.py",
         "return sorted({0, most,",
         "return sorted({1, most,",
         "drafting that does not pay goes on",
@@ -268,7 +268,7 @@ MUTANTS = (
     ),
     Mutant(
         "times-of-all-batches-mixed",
-        "decoders/draft_policy.py",
+        "decoders/drafting/policies.py",
         "        self.rounds += 1\n",
         "        self.rounds += 1\n        rows = 1\n",
         "the time of one row decides for thirty-two",
@@ -277,7 +277,7 @@ MUTANTS = (
     ),
     Mutant(
         "acceptance-counts-the-untried",
-        "decoders/draft_policy.py",
+        "decoders/drafting/policies.py",
         "tried = (accepted >= depths) & (np.asarray(limits)[:, None] > depths)",
         "tried = (accepted >= 0) & (depths >= 0)",
         "drafts behind a wrong one count as wrong",
@@ -286,7 +286,7 @@ MUTANTS = (
     ),
     Mutant(
         "lookup-finds-itself",
-        "decoders/drafting.py",
+        "decoders/drafting/drafter.py",
         "(places < end)",
         "(places <= end)",
         "the last words are found where they stand",
@@ -295,7 +295,7 @@ MUTANTS = (
     ),
     Mutant(
         "lookup-takes-the-first",
-        "decoders/drafting.py",
+        "decoders/drafting/drafter.py",
         "(matched * len(places) + places).argmax",
         "(matched * len(places) - places).argmax",
         "the first match is taken, not the latest",
@@ -304,7 +304,7 @@ MUTANTS = (
     ),
     Mutant(
         "lookup-of-the-shortest",
-        "decoders/drafting.py",
+        "decoders/drafting/drafter.py",
         "(matched * len(places) + places).argmax",
         "((matched > 0) * len(places) + places).argmax",
         "a shorter match displaces a longer one",

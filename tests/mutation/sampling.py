@@ -19,7 +19,7 @@ STOPS = "properties/test_stops.py"
 MUTANTS = (
     Mutant(
         "draft-from-another-law",
-        "decoders/drafting.py",
+        "decoders/drafting/drafter.py",
         "acceptance.choose(law, depth, self.drawing.noise)",
         "acceptance.choose(law.square() / law.square().sum(dim=1, keepdim=True), depth, self.drawing.noise)",
         "drafts are drawn from a sharper law than the ratio divides by",
@@ -28,7 +28,7 @@ MUTANTS = (
     ),
     Mutant(
         "argmax-draft-with-a-soft-law",
-        "decoders/verification.py",
+        "decoders/verification/rules.py",
         "return draw(law, noise.for_draft(depth))",
         "return law.argmax(dim=-1)",
         "drafts are the likeliest tokens, the ratio divides by the soft law",
@@ -37,7 +37,7 @@ MUTANTS = (
     ),
     Mutant(
         "looked-up-draft-with-a-soft-law",
-        "decoders/drafting.py",
+        "decoders/drafting/drafter.py",
         "torch.where(there[:, None, None], one_hot(tokens, source.shape[2]).double(), source)",
         "source",
         "a looked-up draft is judged by the heads' law",
@@ -46,7 +46,7 @@ MUTANTS = (
     ),
     Mutant(
         "lookup-with-a-uniform-law",
-        "decoders/lookup.py",
+        "decoders/drafting/lookup.py",
         "one_hot(tokens, choice.drawing.laws.vocab_size).double()",
         "torch.full((*tokens.shape, (size := choice.drawing.laws.vocab_size)), 1 / size).double()",
         "a looked-up draft is judged as if it had been drawn evenly",
@@ -55,7 +55,7 @@ MUTANTS = (
     ),
     Mutant(
         "target-without-its-settings",
-        "decoders/drawing.py",
+        "decoders/verification/verifier.py",
         "target = self.laws(scores)",
         "target = logits.double().softmax(dim=-1)",
         "temperature and truncation are not applied to the target",
@@ -64,7 +64,7 @@ MUTANTS = (
     ),
     Mutant(
         "target-without-the-drafts-in-its-history",
-        "decoders/drawing.py",
+        "decoders/verification/verifier.py",
         "None if self.history is None else self.history.after(drafts)",
         "None",
         "penalties do not count the drafts before a position",
@@ -73,7 +73,7 @@ MUTANTS = (
     ),
     Mutant(
         "history-forgets-the-prompt",
-        "decoders/sampling.py",
+        "decoders/sampling/parameters.py",
         "seen = (emitted > 0) | prompted[:, None]",
         "seen = emitted > 0",
         "the repetition penalty forgets the prompt",
@@ -82,7 +82,7 @@ MUTANTS = (
     ),
     Mutant(
         "zero-probability-accepted",
-        "decoders/acceptance.py",
+        "decoders/verification/functional.py",
         "holds = (uniform[:, 1:] * _of(source, drafts) < _of(target, drafts)) & counts",
         "holds = (uniform[:, 1:] * _of(source, drafts) <= _of(target, drafts)) & counts",
         "a token of probability 0 is accepted when the number drawn is 0",
@@ -91,7 +91,7 @@ MUTANTS = (
     ),
     Mutant(
         "zero-probability-accepted-in-a-block",
-        "decoders/acceptance.py",
+        "decoders/verification/functional.py",
         "holds = (uniform[:, 1:] < chance) & counts",
         "holds = (uniform[:, 1:] <= chance) & counts",
         "the same in block verification",
@@ -100,7 +100,7 @@ MUTANTS = (
     ),
     Mutant(
         "empty-residual",
-        "decoders/acceptance.py",
+        "decoders/verification/functional.py",
         "return draw(torch.where(empty, target, residual), uniform)",
         "return draw(residual, uniform)",
         "where p = q the residual is 0/0, and what follows comes from nowhere",
@@ -109,7 +109,7 @@ MUTANTS = (
     ),
     Mutant(
         "no-residual",
-        "decoders/acceptance.py",
+        "decoders/verification/functional.py",
         "residual = (target - source).clamp(min=0)",
         "residual = target",
         "after a rejection the next token is drawn from p itself",
@@ -118,7 +118,7 @@ MUTANTS = (
     ),
     Mutant(
         "accepted-after-a-rejection",
-        "decoders/acceptance.py",
+        "decoders/verification/functional.py",
         "return torch.where(holds, num_drafts, places).amin(dim=1)",
         "return holds.long().sum(dim=1)",
         "drafts behind a rejected one count",
@@ -127,7 +127,7 @@ MUTANTS = (
     ),
     Mutant(
         "padding-verified",
-        "decoders/acceptance.py",
+        "decoders/verification/functional.py",
         "holds = (uniform[:, 1:] * _of(source, drafts) < _of(target, drafts)) & counts",
         "holds = uniform[:, 1:] * _of(source, drafts) < _of(target, drafts)",
         "drafts beyond a row's limit are verified like the others",
@@ -136,7 +136,7 @@ MUTANTS = (
     ),
     Mutant(
         "bonus-from-a-residual",
-        "decoders/acceptance.py",
+        "decoders/verification/functional.py",
         "source = torch.cat((source * counts[:, :, None], torch.zeros_like(target[:, :1])), dim=1)\n    return",
         "source = torch.cat((source, source[:, -1:] if drafts.shape[1] else target[:, :0] * 0), dim=1)\n    return",
         "the bonus token is drawn from a residual",
@@ -145,7 +145,7 @@ MUTANTS = (
     ),
     Mutant(
         "block-weight-above-one",
-        "decoders/acceptance.py",
+        "decoders/verification/functional.py",
         "grown = (joint[-1] * ratio[:, depth]).clamp(max=1.0)",
         "grown = joint[-1] * ratio[:, depth]",
         "block verification forgets to cap the joint ratio",
@@ -154,7 +154,7 @@ MUTANTS = (
     ),
     Mutant(
         "block-residual-unscaled",
-        "decoders/acceptance.py",
+        "decoders/verification/functional.py",
         "scaled = _at(target, accepted) * torch.where(accepted == limits, 1.0, _at(weight, accepted))[:, None]",
         "scaled = _at(target, accepted)",
         "block verification takes the residual of rejection sampling",
@@ -163,7 +163,7 @@ MUTANTS = (
     ),
     Mutant(
         "typical-above-the-larger-bound",
-        "decoders/acceptance.py",
+        "decoders/verification/functional.py",
         "enough = (delta * (-entropy).exp()).clamp(max=epsilon)",
         "enough = (delta * (-entropy).exp()).clamp(min=epsilon)",
         "typical acceptance takes the larger of its two bounds",
@@ -172,7 +172,7 @@ MUTANTS = (
     ),
     Mutant(
         "top-k-off-by-one",
-        "decoders/acceptance.py",
+        "decoders/verification/functional.py",
         "accepted = leading((rank < top_k) &",
         "accepted = leading((rank <= top_k) &",
         "one token more than top_k is good enough",
@@ -181,7 +181,7 @@ MUTANTS = (
     ),
     Mutant(
         "confidence-leaves-out-the-token",
-        "decoders/drafting.py",
+        "decoders/drafting/drafter.py",
         "self.limits.clamp(max=depth + 1), self.limits)",
         "self.limits.clamp(max=depth), self.limits)",
         "the depth depends on the token being decided",
@@ -190,7 +190,7 @@ MUTANTS = (
     ),
     Mutant(
         "top-p-one-token-short",
-        "decoders/sampling.py",
+        "decoders/sampling/parameters.py",
         "before = law.cumsum(dim=-1) - law",
         "before = law.cumsum(dim=-1)",
         "top-p drops the token that reaches the sum",
@@ -199,7 +199,7 @@ MUTANTS = (
     ),
     Mutant(
         "min-p-of-the-whole",
-        "decoders/sampling.py",
+        "decoders/sampling/parameters.py",
         "law < self._min_p * law.amax(dim=-1, keepdim=True)",
         "law < self._min_p",
         "min-p is compared with 1 instead of the likeliest token",
@@ -208,7 +208,7 @@ MUTANTS = (
     ),
     Mutant(
         "penalty-of-negative-logits",
-        "decoders/sampling.py",
+        "decoders/sampling/parameters.py",
         "repeated = torch.where(scores > 0, scores / self._repetition, scores * self._repetition)",
         "repeated = scores / self._repetition",
         "the repetition penalty raises negative logits",
@@ -217,7 +217,7 @@ MUTANTS = (
     ),
     Mutant(
         "verdicts-reuse-the-drafts-numbers",
-        "decoders/verification.py",
+        "decoders/verification/rules.py",
         "self.apart()[:, 1 : 2 * width : 2]",
         "self.apart()[:, : 2 * width : 2].roll(1, dims=1)",
         "a draft is judged by the number that it was drawn with",
@@ -226,7 +226,7 @@ MUTANTS = (
     ),
     Mutant(
         "all-drafts-draw-one-number",
-        "decoders/verification.py",
+        "decoders/verification/rules.py",
         "self.apart()[:, 2 * depth]",
         "self.apart()[:, 0]",
         "all drafts of a round are drawn with one number",
@@ -235,7 +235,7 @@ MUTANTS = (
     ),
     Mutant(
         "rows-share-numbers",
-        "decoders/noise.py",
+        "decoders/sampling/noise.py",
         "row = _mixed(seeds * _GOLDEN + _STREAM * (stream + 1))",
         "row = _mixed(0 * seeds + _STREAM * (stream + 1))",
         "all rows draw the same numbers, whatever their seeds",
@@ -253,7 +253,7 @@ MUTANTS = (
     ),
     Mutant(
         "stop-only-at-the-end-of-a-block",
-        "decoders/stopping.py",
+        "decoders/sampling/stopping.py",
         "first = np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, tokens.shape[1] + 1)",
         "first = np.where(stops[np.arange(len(counts)), counts - 1], counts, tokens.shape[1] + 1)",
         "a stop inside a block is ignored",
@@ -262,7 +262,7 @@ MUTANTS = (
     ),
     Mutant(
         "length-hides-a-stop",
-        "decoders/stopping.py",
+        "decoders/sampling/stopping.py",
         "reasons[first <= counts] = STOP",
         "reasons[(first <= counts) & (reasons == GOES_ON)] = STOP",
         "the length cap hides an earlier stop",
@@ -271,7 +271,7 @@ MUTANTS = (
     ),
     Mutant(
         "tokens-behind-a-stop",
-        "decoders/stopping.py",
+        "decoders/sampling/stopping.py",
         "            counts = np.minimum(counts, first)\n",
         "",
         "tokens behind the stop come out",
@@ -289,7 +289,7 @@ MUTANTS = (
     ),
     Mutant(
         "stop-strings-inside-one-token",
-        "decoders/stopping.py",
+        "decoders/sampling/stopping.py",
         "self._recent = [*self._recent[-self._most :], token]",
         "self._recent = [token]",
         "a string that lies across tokens is missed",
@@ -298,7 +298,7 @@ MUTANTS = (
     ),
     Mutant(
         "characters-taken-for-tokens",
-        "decoders/stopping.py",
+        "decoders/sampling/stopping.py",
         "_BYTES_PER_CHARACTER = 4",
         "_BYTES_PER_CHARACTER = 1",
         "a string of characters of several bytes is missed",
@@ -307,7 +307,7 @@ MUTANTS = (
     ),
     Mutant(
         "stop-strings-at-the-end-of-a-token",
-        "decoders/stopping.py",
+        "decoders/sampling/stopping.py",
         "return any(string in text for string in self.rule.strings)",
         "return any(text.endswith(string) for string in self.rule.strings)",
         "a string that ends inside a token is missed",

@@ -43,7 +43,7 @@ def test_names_and_bugs_are_told_once() -> None:
 
 @pytest.mark.parametrize("fragment", ["is not there", "choose"])
 def test_a_fragment_that_is_not_there_once_is_refused(fragment: str) -> None:
-    mutant = Mutant("some", "decoders/drafting.py", fragment, "", "", "", ())
+    mutant = Mutant("some", "decoders/drafting/drafter.py", fragment, "", "", "", ())
     count = {"is not there": 0}.get(fragment, "[1-9][0-9]*")
     with pytest.raises(
         ValueError,

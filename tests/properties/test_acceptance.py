@@ -10,7 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtp_modules.decoders.acceptance import accept_among_top, accept_block, accept_by_rejection, accept_typical
+from mtp_modules.decoders.verification.functional import (
+    accept_among_top,
+    accept_block,
+    accept_by_rejection,
+    accept_typical,
+)
 from tests.reference import acceptance as naive
 
 VOCAB = 4

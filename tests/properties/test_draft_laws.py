@@ -22,14 +22,14 @@ from mtp_modules.decoders import (
     LookupOrHeads,
     PromptLookup,
     RejectionSampling,
-    SamplingLaw,
+    SamplingParams,
 )
-from mtp_modules.decoders.acceptance import Verdict
-from mtp_modules.decoders.draft_policy import DepthChooser
-from mtp_modules.decoders.drafting import DraftChoice
-from mtp_modules.decoders.drawing import Drawing
-from mtp_modules.decoders.sampling import RowLaws
-from mtp_modules.decoders.verification import RowNoise
+from mtp_modules.decoders.drafting.drafter import DraftChoice
+from mtp_modules.decoders.drafting.policies import DepthChooser
+from mtp_modules.decoders.sampling.parameters import BatchSampling
+from mtp_modules.decoders.verification.functional import Verdict
+from mtp_modules.decoders.verification.rules import RowNoise
+from mtp_modules.decoders.verification.verifier import Drawing
 from tests.helpers import VOCAB, make_model
 from tests.properties.test_sampling import SETTINGS, SETTINGS_OF_LAWS, check_sequence_law, tiny
 from tests.reference import sampling as naive
@@ -72,7 +72,7 @@ def test_the_source_is_what_each_draft_was_drawn_from(drafter: Callable | None, 
     model = make_model("transformer", heads, 4, seed=data.draw(st.integers(0, 9), label="seed")).eval()
     made: dict[str, Drafter] = {} if drafter is None else {"drafter": drafter(num_drafts=3, longest=2, shortest=1)}
     penalised = data.draw(st.booleans(), label="penalties")
-    law = SamplingLaw(temperature=0.7, top_p=0.95, frequency_penalty=0.4 * penalised)
+    law = SamplingParams(temperature=0.7, top_p=0.95, frequency_penalty=0.4 * penalised)
     watched = Watched(inner=inner())
     decoder = SpeculativeDecoder(acceptance=watched, **made)
     decoder.generate(model, [[1, 2, 1, 2, 3], [4], [5, 6]], max_new_tokens=12, sampling=law)
@@ -102,7 +102,7 @@ def test_the_source_is_what_each_draft_was_drawn_from(drafter: Callable | None, 
 def test_the_target_is_the_model_s_law_with_its_settings_and_history(law: dict, seed: int, heads: str) -> None:
     """Position by position, the drafts before it counted as text; whatever is drafted."""
     model, prompt = make_model("gru", heads, 4, seed=seed).eval(), [1, 2, 2]
-    said, watched = SamplingLaw(**law), Watched(inner=RejectionSampling())
+    said, watched = SamplingParams(**law), Watched(inner=RejectionSampling())
     if said.greedy:
         return  # nothing is drawn, and no law is made
     text, place = list(prompt), 0
@@ -181,7 +181,7 @@ def test_confidence_counts_the_draft_that_fell_below_it_and_none_after(
     rows, depth, cpu = len(limits), max(limits), torch.device("cpu")
     logits = 3 * torch.randn(rows, depth, VOCAB, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     noise = RowNoise(torch.arange(rows), torch.full((rows,), seed), VOCAB, depth)
-    laws = RowLaws([SamplingLaw(temperature=0.5)] * rows, VOCAB, cpu) if drawn else None
+    laws = BatchSampling([SamplingParams(temperature=0.5)] * rows, VOCAB, cpu) if drawn else None
     chooser = ConfidentDepth(threshold=threshold).start(depth)
     drawing = None if laws is None else Drawing(laws, RejectionSampling(), noise, None)
     choice = DraftChoice(torch.tensor(limits), drawing, chooser)
@@ -223,7 +223,7 @@ def test_a_policy_never_sees_the_model_s_own_law() -> None:
         def start(self, most: int) -> DepthChooser:
             return Spy(most)
 
-    model, law = tiny("recurrent"), SamplingLaw()
+    model, law = tiny("recurrent"), SamplingParams()
     plain = AutoregressiveDecoder().generate(model, [[1, 4]], max_new_tokens=20, sampling=law)
     decoder = SpeculativeDecoder(policy=Policy())
     assert decoder.generate(model, [[1, 4]], max_new_tokens=20, sampling=law).tokens == plain.tokens

@@ -14,7 +14,7 @@ from mtp_modules.decoders import (
     DynamicTree,
     ExactMatch,
     RejectionSampling,
-    SamplingLaw,
+    SamplingParams,
     StaticTree,
 )
 from mtp_modules.metrics.functional import accepted_lengths
@@ -81,7 +81,7 @@ def test_decoding_with_leaps_equals_plain_decoding(
     trunk: str, heads: str, seed: int, num_horizons: int, temperature: float
 ) -> None:
     model = make_model(trunk, heads, num_horizons, seed=seed).eval()
-    asked = {"max_new_tokens": 12, "sampling": SamplingLaw(temperature=temperature), "seed": seed}
+    asked = {"max_new_tokens": 12, "sampling": SamplingParams(temperature=temperature), "seed": seed}
     wanted = AutoregressiveDecoder().generate(model, PROMPTS, **asked).tokens
     ways = [SpeculativeDecoder(acceptance=ExactMatch()), SpeculativeDecoder(num_drafts=2)]
     if model.trunk.supports_trees:

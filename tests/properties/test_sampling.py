@@ -32,12 +32,12 @@ from mtp_modules.decoders import (
     LookupOrHeads,
     PromptLookup,
     RejectionSampling,
-    SamplingLaw,
+    SamplingParams,
     StaticTree,
 )
-from mtp_modules.decoders.acceptance import accept_block, accept_by_rejection
-from mtp_modules.decoders.noise import draw, gumbels, uniforms
-from mtp_modules.decoders.sampling import History, RowLaws
+from mtp_modules.decoders.sampling.noise import draw, gumbels, uniforms
+from mtp_modules.decoders.sampling.parameters import BatchSampling, History
+from mtp_modules.decoders.verification.functional import accept_block, accept_by_rejection
 from tests.helpers import TRUNKS_WITH_EVERY_HEADS, VOCAB, float64, make_model, randomise
 from tests.reference import sampling as naive
 
@@ -60,7 +60,7 @@ def options_for(data: st.DataObject, rows: int) -> dict[str, list]:
     laws = data.draw(st.lists(SETTINGS_OF_LAWS, min_size=rows, max_size=rows), label="laws")
     return {
         "max_new_tokens": data.draw(st.lists(st.integers(1, 9), min_size=rows, max_size=rows), label="budgets"),
-        "sampling": [SamplingLaw(**law) for law in laws],
+        "sampling": [SamplingParams(**law) for law in laws],
         "seed": data.draw(st.lists(st.integers(-5, 5), min_size=rows, max_size=rows), label="seeds"),
     }
 
@@ -103,8 +103,8 @@ def draw_tree(data: st.DataObject, most: int) -> DraftTree:
 def test_a_law_is_what_its_settings_say(laws: list[dict], seed: int, ties: bool, output: list[int]) -> None:
     logits = 2 * torch.randn(len(laws), 2, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     logits = logits.round() if ties else logits
-    built = [SamplingLaw(**law) for law in laws]
-    prompts, rows = [[1, 3, 3]] * len(laws), RowLaws(built, 8, torch.device("cpu"))
+    built = [SamplingParams(**law) for law in laws]
+    prompts, rows = [[1, 3, 3]] * len(laws), BatchSampling(built, 8, torch.device("cpu"))
     history = History(prompts, 8, torch.device("cpu"))
     if output:
         history.add(torch.tensor([[*output, 2]] * len(laws)), torch.full((len(laws),), len(output)))
@@ -166,7 +166,7 @@ def test_a_row_does_not_depend_on_its_neighbours(acceptance: str, data: st.DataO
 def test_a_row_does_not_depend_on_a_neighbour_at_the_end_of_the_context(acceptance: str) -> None:
     model = make_model("transformer_grouped", "recurrent", 4).eval()
     model.trunk.max_positions = 14
-    decoder, law = SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]()), SamplingLaw(temperature=1.5)
+    decoder, law = SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]()), SamplingParams(temperature=1.5)
     prompts = [[1, 2], [3] * 11]
     for seed in range(20):
         options = {"max_new_tokens": 9, "sampling": law}
@@ -181,7 +181,7 @@ def test_a_row_keeps_what_is_its_own_as_others_end(acceptance: str) -> None:
         [[1], [2, 3], [4], [5]],
         {
             "max_new_tokens": [2, 25, 7, 25],
-            "sampling": [SamplingLaw(temperature=1.0 + row / 4, frequency_penalty=0.5 * row) for row in range(4)],
+            "sampling": [SamplingParams(temperature=1.0 + row / 4, frequency_penalty=0.5 * row) for row in range(4)],
             "seed": [5, 6, 7, 8],
         },
     )
@@ -195,7 +195,7 @@ def test_another_seed_is_another_sample_and_the_same_seed_the_same() -> None:
     model = make_model("gru", "recurrent", 3).eval()
     for acceptance in ACCEPTANCES.values():
         decoder = SpeculativeDecoder(acceptance=acceptance())
-        options = {"max_new_tokens": 30, "sampling": SamplingLaw(temperature=1.5)}
+        options = {"max_new_tokens": 30, "sampling": SamplingParams(temperature=1.5)}
         one, other = (generate(decoder, model, [[1]], seed=seed, **options) for seed in (1, 2))
         assert one != other
         assert generate(decoder, model, [[1]], seed=1, **options) == one
@@ -204,14 +204,14 @@ def test_another_seed_is_another_sample_and_the_same_seed_the_same() -> None:
 
 
 SIX = 6
-SETTINGS: dict[str, SamplingLaw] = {
-    "plain": SamplingLaw(),
-    "warm": SamplingLaw(temperature=1.6),
-    "top_k": SamplingLaw(top_k=3, temperature=1.3),
-    "top_p": SamplingLaw(top_p=0.7),
-    "min_p": SamplingLaw(min_p=0.2),
-    "penalties": SamplingLaw(repetition_penalty=1.5, presence_penalty=0.4, frequency_penalty=0.3),
-    "allowed": SamplingLaw(allowed_tokens=[0, 2, 3, 5]),
+SETTINGS: dict[str, SamplingParams] = {
+    "plain": SamplingParams(),
+    "warm": SamplingParams(temperature=1.6),
+    "top_k": SamplingParams(top_k=3, temperature=1.3),
+    "top_p": SamplingParams(top_p=0.7),
+    "min_p": SamplingParams(min_p=0.2),
+    "penalties": SamplingParams(repetition_penalty=1.5, presence_penalty=0.4, frequency_penalty=0.3),
+    "allowed": SamplingParams(allowed_tokens=[0, 2, 3, 5]),
 }
 
 
@@ -229,7 +229,7 @@ def tiny(heads: str = "linear", trunk: str = "gru") -> MTPModel:
     return model.eval()
 
 
-def sequence_law(model: MTPModel, prompt: list[int], settings_: SamplingLaw, length: int) -> list[float]:
+def sequence_law(model: MTPModel, prompt: list[int], settings_: SamplingParams, length: int) -> list[float]:
     """Return the exact probability of every continuation of a length."""
     found = []
     with torch.inference_mode():
@@ -248,7 +248,7 @@ def sequence_law(model: MTPModel, prompt: list[int], settings_: SamplingLaw, len
 def check_sequence_law(
     decoder: SpeculativeDecoder,
     heads: str,
-    settings_: SamplingLaw,
+    settings_: SamplingParams,
     length: int,
     n: int,
     *,

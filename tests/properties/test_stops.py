@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder, Tokenizer
 from mtp_modules.data import ByteTokenizer
-from mtp_modules.decoders import Decoder, DynamicTree, Generation, PromptLookup, SamplingLaw, StaticTree, StopRule
-from mtp_modules.decoders.stopping import REASONS, Endings, EndTable, StopMatcher
+from mtp_modules.decoders import Decoder, DynamicTree, Generation, PromptLookup, SamplingParams, StaticTree, StopRule
+from mtp_modules.decoders.sampling.stopping import REASONS, Endings, EndTable, StopMatcher
 from tests.drafting import clock
 
 DECODERS: dict[str, Callable[[], Decoder]] = {
@@ -253,7 +253,7 @@ def test_what_the_prompt_says_stops_nothing(decoder: Decoder) -> None:
 
 @EACH
 def test_stops_hold_for_drawn_tokens(decoder: Decoder) -> None:
-    law = SamplingLaw(temperature=3.0)
+    law = SamplingParams(temperature=3.0)
     prompts = [[token] for token in ELEVEN]
     model = clock(5)
     whole = decoder.generate(model, prompts, max_new_tokens=30, sampling=law, seed=5).tokens

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.core.drafts import ancestors_of
-from mtp_modules.decoders import DraftTree, DynamicTree, SamplingLaw, StaticTree
-from mtp_modules.decoders.tree import Grower, Guess, Tree, counts_along, walk
+from mtp_modules.decoders import DraftTree, DynamicTree, SamplingParams, StaticTree
+from mtp_modules.decoders.drafting.trees import Grower, Guess, Tree, counts_along, walk
 from tests.helpers import EVERY_HEADS, extend, log_laws, make_model, random_tokens
 
 DEPTH = 3
@@ -151,7 +151,7 @@ def test_a_tree_gives_the_sample_of_plain_decoding(
     seed: int, tree: DraftTree, temperature: float, penalty: float
 ) -> None:
     model = make_model("transformer", "recurrent", DEPTH + 1, seed=seed).eval()
-    law = SamplingLaw(temperature=temperature, frequency_penalty=penalty)
+    law = SamplingParams(temperature=temperature, frequency_penalty=penalty)
     options = {"max_new_tokens": 12, "sampling": law, "seed": seed}
     prompts = [[1, 2, 3], [4]]
     generation = SpeculativeDecoder(tree=tree).generate(model, prompts, **options)

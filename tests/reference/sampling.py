@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from mtp_modules.decoders import SamplingLaw
+from mtp_modules.decoders import SamplingParams
 
 
-def law(logits: Sequence[float], settings: SamplingLaw, prompt: Sequence[int], output: Sequence[int]) -> list[float]:
+def law(logits: Sequence[float], settings: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> list[float]:
     """Return the probabilities that the next token is drawn with."""
     scores = dict(enumerate(logits))
     for token in scores:

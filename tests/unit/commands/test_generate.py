@@ -91,18 +91,3 @@ def test_a_hugging_face_model_is_compiled_in_our_own_trunk(tmp_path: Path, capsy
     assert compiled.returncode == 0, compiled.stderr[-4000:]
     generate(str(tmp_path), prompt="ab", max_new_tokens=12)
     assert compiled.stdout == capsys.readouterr().out
-
-
-def test_a_hugging_face_model_is_recorded_in_our_own_trunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_hugging_face_model(tmp_path)
-    generate(str(tmp_path), prompt="ab", max_new_tokens=12)
-    wanted = capsys.readouterr().out
-    generate(str(tmp_path), prompt="ab", max_new_tokens=12, record=True, compare=True, repeats=1)
-    printed = capsys.readouterr().out
-    assert printed.startswith(wanted)
-    assert "outputs             identical" in printed
-
-
-def test_rounds_are_recorded_or_compiled_but_not_both() -> None:
-    with pytest.raises(ValueError, match=r"^generate: record and compile are both true; give one of them\.$"):
-        generate("nowhere", record=True, compile=True)

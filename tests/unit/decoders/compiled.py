@@ -20,14 +20,14 @@ from mtp_modules.decoders import (
     LookupOrHeads,
     PromptLookup,
     RejectionSampling,
-    SamplingLaw,
+    SamplingParams,
     TypicalAcceptance,
     compile_for_decoding,
     warm_up,
 )
-from mtp_modules.decoders.acceptance import Verdict
-from mtp_modules.decoders.compiled import CompiledModel
-from mtp_modules.decoders.verification import RowNoise
+from mtp_modules.decoders.graphs.compiled import CompiledModel
+from mtp_modules.decoders.verification.functional import Verdict
+from mtp_modules.decoders.verification.rules import RowNoise
 from tests.helpers import lists_of, make_model
 
 
@@ -41,9 +41,9 @@ class OnTheHost(ExactMatch):
         return super().verify(drafts, *others)
 
 
-DRAWN, GREEDY = SamplingLaw(temperature=0.8, presence_penalty=0.5), SamplingLaw(temperature=0.0)
-CUT = SamplingLaw(temperature=1.2, top_k=7, top_p=0.9, min_p=0.01, allowed_tokens=[0, 1, 2, 3, 5, 6, 7, 8])
-CASES: list[tuple[Decoder, SamplingLaw]] = [
+DRAWN, GREEDY = SamplingParams(temperature=0.8, presence_penalty=0.5), SamplingParams(temperature=0.0)
+CUT = SamplingParams(temperature=1.2, top_k=7, top_p=0.9, min_p=0.01, allowed_tokens=[0, 1, 2, 3, 5, 6, 7, 8])
+CASES: list[tuple[Decoder, SamplingParams]] = [
     (AutoregressiveDecoder(), GREEDY),
     (AutoregressiveDecoder(), DRAWN),
     (SpeculativeDecoder(), GREEDY),
@@ -76,7 +76,7 @@ MORE = (
 PROMPTS = [[[1, 2, 3, 1, 2]], [[1, 2, 3, 2, 3], [6]]]
 
 
-def compare(model: MTPModel, fast: CompiledModel, cases: list[tuple[Decoder, SamplingLaw]]) -> None:
+def compare(model: MTPModel, fast: CompiledModel, cases: list[tuple[Decoder, SamplingParams]]) -> None:
     """Compare tokens and counts."""
     for decoder, law in cases:
         for prompts in PROMPTS:
@@ -178,7 +178,7 @@ def rows_that_fill() -> None:
         ("linear", SpeculativeDecoder(acceptance=RejectionSampling()), DRAWN),
         ("recurrent", AutoregressiveDecoder(), DRAWN),
         ("linear", SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
-        ("linear", SpeculativeDecoder(keep_laws=True), DRAWN),
+        ("linear", SpeculativeDecoder(return_distributions=True), DRAWN),
     ):
         model, shapes = make_model("transformer_previous", heads, 3).eval(), []
         fast = compile_for_decoding(model, batch_sizes=(2, 4), backend="eager")
@@ -189,10 +189,12 @@ def rows_that_fill() -> None:
         found = list(decoder.stream(fast, [[1, 2, 3], [4], [5, 6]], **asked))
         assert lists_of(found) == lists_of(wanted), heads
         for one, other in zip(found, wanted, strict=True):
-            if one.laws is not None and other.laws is not None:
-                count = other.laws.drafts.shape[1]
-                assert torch.equal(one.laws.drafts[:, :count], other.laws.drafts)
-                torch.testing.assert_close(one.laws.laws[:, : count + 1], other.laws.laws)
+            if one.distributions is not None and other.distributions is not None:
+                count = other.distributions.drafts.shape[1]
+                assert torch.equal(one.distributions.drafts[:, :count], other.distributions.drafts)
+                torch.testing.assert_close(
+                    one.distributions.target_probs[:, : count + 1], other.distributions.target_probs
+                )
         sizes = {shape[0] for shape in shapes}
         assert sizes == {2, 4}, sizes
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtp_modules.decoders.acceptance import accept_greedy
+from mtp_modules.decoders.verification.functional import accept_greedy
 from tests.reference.decoding import count_accepted
 
 

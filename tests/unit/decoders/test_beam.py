@@ -18,11 +18,11 @@ from mtp_modules.decoders import (
     DecodingStats,
     DraftedBeamDecoder,
     JointBeamDecoder,
-    SamplingLaw,
+    SamplingParams,
     StopRule,
 )
-from mtp_modules.decoders.beam_paths import Drafts
-from mtp_modules.decoders.beam_tensors import BeamTensors
+from mtp_modules.decoders.beam.paths import Drafts
+from mtp_modules.decoders.beam.tensors import BeamTensors
 from tests.beams import DECODERS, Letters, assert_same_beams, bigrams, noise
 from tests.drafting import clock
 from tests.helpers import VOCAB, assert_same, make_model
@@ -73,7 +73,7 @@ def test_a_finished_beam_keeps_its_place_and_a_length_penalty_may_overtake_it(de
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_only_allowed_tokens_are_in_beams(decoder: Decoder) -> None:
     model = make_model("lstm", "recurrent", 3).eval()
-    laws = [SamplingLaw(allowed_tokens=[2, 5, 7]), SamplingLaw(), SamplingLaw(allowed_tokens=[4])]
+    laws = [SamplingParams(allowed_tokens=[2, 5, 7]), SamplingParams(), SamplingParams(allowed_tokens=[4])]
     prompts = [[1, 2], [3], [8, 8]]
     generation = decoder.generate(model, prompts, max_new_tokens=5, sampling=laws)
     assert isinstance(generation, BeamGeneration)
@@ -99,14 +99,14 @@ def beams_of(decoder: Decoder, *arguments: Any, **options: Any) -> list[list[Bea
 def test_drafts_that_are_not_allowed_leave_the_model_to_itself(decoder: Decoder, others: list[list[int]]) -> None:
     """Also when the neighbours, whose drafts are allowed, have ended."""
     model = make_model("gru", "recurrent", 3, draft_tokens=[4, 6, 7]).eval()
-    law = SamplingLaw(allowed_tokens=[2, 5, 10])
+    law = SamplingParams(allowed_tokens=[2, 5, 10])
     (alone,) = beams_of(BeamDecoder(num_beams=3), model, [[1, 2]], max_new_tokens=6, sampling=law)
     found = beams_of(
         decoder,
         model,
         [[1, 2], *others],
         max_new_tokens=[6, 3, 4][: 1 + len(others)],
-        sampling=[law, *[SamplingLaw()] * len(others)],
+        sampling=[law, *[SamplingParams()] * len(others)],
     )
     assert_same_beams(found[0], alone)
 
@@ -145,7 +145,7 @@ def test_no_path_is_drafted_twice(decoder: Decoder, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(BeamTensors, "draft", kept)
     model = make_model("gru", "recurrent", 4).eval()
-    decoder.generate(model, [[1, 2], [3]], max_new_tokens=9, sampling=SamplingLaw(allowed_tokens=[1, 2]))
+    decoder.generate(model, [[1, 2], [3]], max_new_tokens=9, sampling=SamplingParams(allowed_tokens=[1, 2]))
     assert drafted
     for tokens, sources, possible in drafted:
         for place in np.ndindex(tokens.shape[:2]):
@@ -162,7 +162,7 @@ def test_a_penalty_beyond_all_numbers_makes_all_scores_alike(penalty: float) -> 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_nor_does_it_let_tokens_in_that_are_not_allowed(decoder: Decoder) -> None:
-    law = SamplingLaw(allowed_tokens=[2, 7])
+    law = SamplingParams(allowed_tokens=[2, 7])
     own = type(decoder)(num_beams=2, length_penalty=300.0)
     beams = beams_of(own, bigrams(noise(1.0)), [[1], [3, 4]], max_new_tokens=[14, 20], sampling=law)
     assert [[len(beam.tokens) for beam in found] for found in beams] == [[14, 14], [20, 20]]
@@ -293,19 +293,19 @@ USED_WRONG: dict[str, tuple[Decoder, dict[str, Any], str]] = {
     ),
     "a temperature": (
         BeamDecoder(),
-        {"sampling": SamplingLaw(temperature=0.5)},
+        {"sampling": SamplingParams(temperature=0.5)},
         "BeamDecoder: sampling has temperature=0.5, but beams are ranked by the model's own law at temperature 1; "
         "give allowed_tokens alone, or leave sampling out.",
     ),
     "a penalty": (
         DraftedBeamDecoder(),
-        {"sampling": SamplingLaw(frequency_penalty=0.5, allowed_tokens=[1])},
+        {"sampling": SamplingParams(frequency_penalty=0.5, allowed_tokens=[1])},
         "DraftedBeamDecoder: sampling has frequency_penalty=0.5, but beams are ranked by the model's own law at ",
     ),
     "an allowed token that there is not": (
         BeamDecoder(),
-        {"sampling": SamplingLaw(allowed_tokens=[11])},
-        "SamplingLaw: allowed_tokens holds 11, outside the vocabulary 0..10.",
+        {"sampling": SamplingParams(allowed_tokens=[11])},
+        "SamplingParams: allowed_tokens holds 11, outside the vocabulary 0..10.",
     ),
     "no prompts": (BeamDecoder(), {"prompts": []}, "generate: prompts is empty; give at least one."),
     "no budget": (BeamDecoder(), {"max_new_tokens": 0}, "generate: max_new_tokens must be at least 1, got 0."),

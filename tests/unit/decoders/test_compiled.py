@@ -9,7 +9,7 @@ import torch
 
 from mtp_modules import AutoregressiveDecoder, MTPModel
 from mtp_modules.decoders import compile_for_decoding
-from mtp_modules.decoders.compiled import _wrapping, inductor_options
+from mtp_modules.decoders.graphs.compiled import _wrapping, inductor_options
 from tests.drafting import ScriptedHeads
 from tests.helpers import make_model, random_tokens
 

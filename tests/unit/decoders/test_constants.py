@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mtp_modules.decoders.compiled import inductor_options
-from mtp_modules.decoders.constants import SharedConstants
+from mtp_modules.decoders.graphs.compiled import inductor_options
+from mtp_modules.decoders.graphs.inductor import SharedConstants
 
 
 def test_what_is_the_same_to_the_bit_is_one_constant() -> None:

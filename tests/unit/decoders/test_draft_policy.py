@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
 from mtp_modules.decoders import CostAwareDepth, loop
-from mtp_modules.decoders.draft_policy import DepthChooser, _ByCost
+from mtp_modules.decoders.drafting.policies import DepthChooser, _ByCost
 from tests.drafting import clock
 
 ROUNDS = 400

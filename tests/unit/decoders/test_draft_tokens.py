@@ -15,7 +15,7 @@ from mtp_modules.decoders import (
     BlockVerification,
     ExactMatch,
     RejectionSampling,
-    SamplingLaw,
+    SamplingParams,
     StaticTree,
 )
 from tests.helpers import HEADS, VOCAB, assert_same, make_model
@@ -52,7 +52,7 @@ def test_drawn_output_is_the_very_sample_of_plain_decoding(
 ) -> None:
     """Also where no draft token is allowed at all."""
     model = make_model("gru", "recurrent", 4, seed=seed, draft_tokens=few).eval()
-    law = SamplingLaw(temperature=0.8, top_k=top_k, frequency_penalty=penalty, allowed_tokens=allowed)
+    law = SamplingParams(temperature=0.8, top_k=top_k, frequency_penalty=penalty, allowed_tokens=allowed)
     options = {"max_new_tokens": 9, "sampling": law, "seed": seed}
     plain = AutoregressiveDecoder().generate(model, PROMPTS, **options)
     assert SpeculativeDecoder().generate(model, PROMPTS, **options).tokens == plain.tokens
@@ -63,12 +63,15 @@ def test_drawn_output_is_the_very_sample_of_plain_decoding(
 def test_drafts_have_their_law_over_all_tokens_and_zeros_elsewhere(name: str, allowed: list[int] | None) -> None:
     """``min(p, q) + (1 - sum min) * residual = p``, with the very tensors of each round."""
     model = make_model("transformer", "linear", 4, draft_tokens=FEW).eval()
-    law = SamplingLaw(temperature=0.9, allowed_tokens=allowed)
-    decoder = SpeculativeDecoder(acceptance=RULES[name](), keep_laws=True)
+    law = SamplingParams(temperature=0.9, allowed_tokens=allowed)
+    decoder = SpeculativeDecoder(acceptance=RULES[name](), return_distributions=True)
     seen = 0
     for done in decoder.stream(model, PROMPTS, max_new_tokens=8, sampling=law):
-        assert done.laws is not None
-        q, p = done.laws.draft_laws, done.laws.laws[:, : done.laws.draft_laws.shape[1]]
+        assert done.distributions is not None
+        q, p = (
+            done.distributions.draft_probs,
+            done.distributions.target_probs[:, : done.distributions.draft_probs.shape[1]],
+        )
         seen += q.shape[1]
         if allowed is None:
             outside = [token for token in range(VOCAB) if token not in FEW]

@@ -1,16 +1,16 @@
-"""What compiled and recorded models refuse alike."""
+"""What compiled models refuse."""
 
 from collections.abc import Callable
 
 import pytest
 
 from mtp_modules import MTPModel
-from mtp_modules.decoders import BeamDecoder, compile_for_decoding, record_for_decoding
-from mtp_modules.decoders.graphs import GraphModel
+from mtp_modules.decoders import BeamDecoder, compile_for_decoding
+from mtp_modules.decoders.graphs.executor import GraphModel
 from tests.helpers import make_model
 
 Maker = Callable[..., GraphModel]
-MAKERS: list[tuple[Maker, str]] = [(compile_for_decoding, "compiled"), (record_for_decoding, "recorded")]
+MAKERS: list[tuple[Maker, str]] = [(compile_for_decoding, "compiled")]
 
 
 def _model() -> MTPModel:

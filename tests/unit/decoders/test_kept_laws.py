@@ -12,8 +12,8 @@ from mtp_modules.decoders import (
     LookupOrHeads,
     PromptLookup,
     RejectionSampling,
-    RoundLaws,
-    SamplingLaw,
+    RoundDistributions,
+    SamplingParams,
     StaticTree,
 )
 from tests.helpers import VOCAB, assert_same, lists_of, make_model
@@ -45,16 +45,20 @@ def law_after(model: MTPModel, text: list[int]) -> Tensor:
 @pytest.mark.parametrize("heads", ["linear", "parallel", "recurrent"])
 def test_drawn_runs_tell_what_was_drawn_from_and_verified_by(heads: str) -> None:
     model, spy = make_model("transformer", heads, 4), Spy()
-    law = SamplingLaw(temperature=0.8, top_k=6)
-    stream = SpeculativeDecoder(acceptance=spy, keep_laws=True).stream(model, PROMPTS, max_new_tokens=12, sampling=law)
+    law = SamplingParams(temperature=0.8, top_k=6)
+    stream = SpeculativeDecoder(acceptance=spy, return_distributions=True).stream(
+        model, PROMPTS, max_new_tokens=12, sampling=law
+    )
     first, *rounds = stream
-    assert first.laws is not None
-    assert first.laws.draft_laws.shape == (2, 0, VOCAB)
+    assert first.distributions is not None
+    assert first.distributions.draft_probs.shape == (2, 0, VOCAB)
     assert len(rounds) == len(spy.seen) > 1
     for done, (drafts, source, target) in zip(rounds, spy.seen, strict=True):
-        assert isinstance(done.laws, RoundLaws)
+        assert isinstance(done.distributions, RoundDistributions)
         for kept, given in zip(
-            (done.laws.drafts, done.laws.draft_laws, done.laws.laws), (drafts, source, target), strict=True
+            (done.distributions.drafts, done.distributions.draft_probs, done.distributions.target_probs),
+            (drafts, source, target),
+            strict=True,
         ):
             assert torch.equal(kept, given)
 
@@ -63,11 +67,11 @@ def test_drawn_runs_tell_what_was_drawn_from_and_verified_by(heads: str) -> None
 def test_greedy_runs_tell_the_laws_that_the_choices_are_the_likeliest_of(heads: str) -> None:
     model = make_model("gru", heads, 4)
     text = list(PROMPTS[0])
-    for done in SpeculativeDecoder(keep_laws=True).stream(model, [text], max_new_tokens=12):
-        assert done.laws is not None
+    for done in SpeculativeDecoder(return_distributions=True).stream(model, [text], max_new_tokens=12):
+        assert done.distributions is not None
         (tokens,), (accepted,) = done.tokens, done.accepted
-        drafts, laws = done.laws.drafts[0], done.laws.laws[0]
-        assert torch.equal(done.laws.draft_laws[0].argmax(dim=-1), drafts)
+        drafts, laws = done.distributions.drafts[0], done.distributions.target_probs[0]
+        assert torch.equal(done.distributions.draft_probs[0].argmax(dim=-1), drafts)
         assert laws[:accepted].argmax(dim=-1).tolist() == drafts[:accepted].tolist()
         for depth in range(len(laws)):
             assert_same(laws[depth], law_after(model, text + drafts[:depth].tolist()))
@@ -77,11 +81,15 @@ def test_greedy_runs_tell_the_laws_that_the_choices_are_the_likeliest_of(heads: 
 
 def test_plain_decoding_tells_its_laws() -> None:
     model, text = make_model("lstm", "linear", 1), [3, 1]
-    law = SamplingLaw(temperature=0.5)
-    for done in AutoregressiveDecoder(keep_laws=True).stream(model, [text], max_new_tokens=5, sampling=law, seed=2):
-        assert done.laws is not None
-        assert done.laws.drafts.shape == (1, 0)
-        assert_same(done.laws.laws[0, 0], law_after(model, text).pow(2) / law_after(model, text).pow(2).sum())
+    law = SamplingParams(temperature=0.5)
+    for done in AutoregressiveDecoder(return_distributions=True).stream(
+        model, [text], max_new_tokens=5, sampling=law, seed=2
+    ):
+        assert done.distributions is not None
+        assert done.distributions.drafts.shape == (1, 0)
+        assert_same(
+            done.distributions.target_probs[0, 0], law_after(model, text).pow(2) / law_after(model, text).pow(2).sum()
+        )
         text = text + done.tokens[0]
 
 
@@ -91,25 +99,37 @@ def test_plain_decoding_tells_its_laws() -> None:
 def test_what_was_looked_up_has_a_point_mass(drafter: Any) -> None:
     model = make_model("transformer", "linear", 4)
     rounds = list(
-        SpeculativeDecoder(drafter=drafter, keep_laws=True).stream(model, [[1, 2, 3, 1, 2, 3, 1]], max_new_tokens=9)
+        SpeculativeDecoder(drafter=drafter, return_distributions=True).stream(
+            model, [[1, 2, 3, 1, 2, 3, 1]], max_new_tokens=9
+        )
     )
-    chances = [done.laws.draft_laws.gather(2, done.laws.drafts[:, :, None]) for done in rounds if done.laws is not None]
+    chances = [
+        done.distributions.draft_probs.gather(2, done.distributions.drafts[:, :, None])
+        for done in rounds
+        if done.distributions is not None
+    ]
     assert len(chances) == len(rounds)
     assert any(bool((chance == 1).all()) for chance in chances[1:])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_nothing_is_kept_unless_asked_for_and_keeping_changes_nothing(temperature: float) -> None:
-    model, law = make_model("transformer", "recurrent", 4), SamplingLaw(temperature=temperature)
+    model, law = make_model("transformer", "recurrent", 4), SamplingParams(temperature=temperature)
     runs = [
-        list(SpeculativeDecoder(keep_laws=keep).stream(model, PROMPTS, max_new_tokens=15, sampling=law, seed=5))
+        list(
+            SpeculativeDecoder(return_distributions=keep).stream(
+                model, PROMPTS, max_new_tokens=15, sampling=law, seed=5
+            )
+        )
         for keep in (False, True)
     ]
-    assert all(done.laws is None for done in runs[0])
+    assert all(done.distributions is None for done in runs[0])
     assert lists_of(runs[0]) == lists_of(runs[1])
-    assert [len(done.laws.drafts) for done in runs[1] if done.laws] == [len(done.rows) for done in runs[1]]
+    assert [len(done.distributions.drafts) for done in runs[1] if done.distributions] == [
+        len(done.rows) for done in runs[1]
+    ]
 
 
 def test_a_tree_keeps_no_laws() -> None:
-    with pytest.raises(ValueError, match="keep_laws tells the laws of a chain of drafts, not of a tree"):
-        SpeculativeDecoder(tree=StaticTree(widths=[2, 1]), keep_laws=True)
+    with pytest.raises(ValueError, match="return_distributions tells the laws of a chain of drafts, not of a tree"):
+        SpeculativeDecoder(tree=StaticTree(widths=[2, 1]), return_distributions=True)

@@ -23,17 +23,16 @@ from mtp_modules.decoders import (
     LookupOrHeads,
     PromptLookup,
     RejectionSampling,
-    SamplingLaw,
+    SamplingParams,
     StaticTree,
     StopRule,
     TypicalAcceptance,
-    record_for_decoding,
 )
 from mtp_modules.decoders.generation import DecodableModel
 from tests.helpers import make_model
 
 PACKAGE = str(Path(mtp_modules.__file__).parent)
-DRAWN = SamplingLaw(temperature=0.8, top_k=9, repetition_penalty=1.1, allowed_tokens=range(10))
+DRAWN = SamplingParams(temperature=0.8, top_k=9, repetition_penalty=1.1, allowed_tokens=range(10))
 CHAINS = [
     pytest.param(AutoregressiveDecoder(), None, id="plain"),
     pytest.param(AutoregressiveDecoder(), DRAWN, id="plain-drawn"),
@@ -78,9 +77,7 @@ def watched(call: Callable[[], Any]) -> tuple[int, Any]:
     return ran, done
 
 
-def steps_of_rounds(
-    decoder: Decoder, law: SamplingLaw | None, names: tuple[str, str], copies: int, *, recorded: bool = False
-) -> list[int]:
+def steps_of_rounds(decoder: Decoder, law: SamplingParams | None, names: tuple[str, str], copies: int) -> list[int]:
     """Return how many instructions of this package each round after the first runs, with so many copies of 3 rows."""
     model: DecodableModel = make_model(*names, 3).eval()
     prompts = [[1, 2, 3, 1, 2], [4], [5, 6]] * copies
@@ -90,9 +87,6 @@ def steps_of_rounds(
         "sampling": law,
         "seed": [1, 2, 3] * copies,
     }
-    if recorded:
-        model = record_for_decoding(model, batch_sizes=(len(prompts),))
-        decoder.generate(model, prompts, **asked)
     stream = decoder.stream(model, prompts, **asked)
     next(stream)  # what is made once a run may well take a step a row
     steps = []
@@ -104,7 +98,7 @@ def steps_of_rounds(
 
 
 @pytest.mark.parametrize(("decoder", "law"), CHAINS)
-def test_no_python_runs_for_each_row(decoder: Decoder, law: SamplingLaw | None) -> None:
+def test_no_python_runs_for_each_row(decoder: Decoder, law: SamplingParams | None) -> None:
     few = steps_of_rounds(decoder, law, MODELS[0], 4)
     assert len(few) > 1
     assert min(few) > 100
@@ -113,22 +107,14 @@ def test_no_python_runs_for_each_row(decoder: Decoder, law: SamplingLaw | None) 
 
 @pytest.mark.parametrize(("decoder", "law"), CHAINS[2:4])
 @pytest.mark.parametrize("model", MODELS[1:], ids="-".join)
-def test_nor_with_other_trunks_and_heads(decoder: Decoder, law: SamplingLaw | None, model: tuple[str, str]) -> None:
+def test_nor_with_other_trunks_and_heads(decoder: Decoder, law: SamplingParams | None, model: tuple[str, str]) -> None:
     few = steps_of_rounds(decoder, law, model, 4)
     assert len(few) > 1
     assert steps_of_rounds(decoder, law, model, 16) == few
 
 
-@pytest.mark.parametrize(("decoder", "law"), [CHAINS[0], CHAINS[2], CHAINS[3]])
-@pytest.mark.parametrize("model", MODELS[:2], ids="-".join)
-def test_nor_where_rounds_are_recorded(decoder: Decoder, law: SamplingLaw | None, model: tuple[str, str]) -> None:
-    few = steps_of_rounds(decoder, law, model, 4, recorded=True)
-    assert len(few) > 1
-    assert steps_of_rounds(decoder, law, model, 16, recorded=True) == few
-
-
 @pytest.mark.parametrize(("decoder", "law"), TREES)
-def test_nor_in_trees(decoder: Decoder, law: SamplingLaw | None) -> None:
+def test_nor_in_trees(decoder: Decoder, law: SamplingParams | None) -> None:
     few = steps_of_rounds(decoder, law, MODELS[0], 4)
     assert len(few) > 1
     assert steps_of_rounds(decoder, law, MODELS[0], 16) == few
@@ -137,9 +123,9 @@ def test_nor_in_trees(decoder: Decoder, law: SamplingLaw | None) -> None:
 @pytest.mark.parametrize("decoder", BEAMS)
 @pytest.mark.parametrize("model", MODELS[1:], ids="-".join)
 def test_nor_for_each_hypothesis(decoder: Decoder, model: tuple[str, str]) -> None:
-    few = steps_of_rounds(decoder, SamplingLaw(allowed_tokens=range(10)), model, 4)
+    few = steps_of_rounds(decoder, SamplingParams(allowed_tokens=range(10)), model, 4)
     assert len(few) > 1
-    assert steps_of_rounds(decoder, SamplingLaw(allowed_tokens=range(10)), model, 16) == few
+    assert steps_of_rounds(decoder, SamplingParams(allowed_tokens=range(10)), model, 16) == few
 
 
 def test_nor_for_a_policy_to_learn() -> None:

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
-from mtp_modules.decoders import PromptLookup, SamplingLaw, compile_for_decoding, record_for_decoding
-from mtp_modules.decoders.graphs import GraphModel
-from mtp_modules.decoders.prompts import in_one_tensor, logits_behind
+from mtp_modules.decoders import PromptLookup, SamplingParams, compile_for_decoding
+from mtp_modules.decoders.graphs.executor import GraphModel
+from mtp_modules.decoders.graphs.prompts import in_one_tensor, logits_behind
 from tests.helpers import make_model
 
 SIZES = st.lists(st.integers(1, 40), max_size=4)
@@ -62,10 +62,10 @@ def test_logits_are_those_of_the_last_token_of_each_row(lengths: list[int], size
 @pytest.mark.parametrize(
     "prompts", [[[1, 2, 3]], [[1, 2, 3, 4, 5] * 3], [[5, 6] * 7, [7]], [[5], [6, 7] * 7], [[1] * 47]]
 )
-def test_recorded_prompts_leave_the_same_behind(heads: str, prompts: list[list[int]]) -> None:
+def test_compiled_prompts_leave_the_same_behind(heads: str, prompts: list[list[int]]) -> None:
     """Also where a piece reaches beyond the last position, which is 48."""
     model = make_model("transformer_previous", heads, 3).eval()
-    fast = record_for_decoding(model, batch_sizes=(1, 2), prompt_sizes=(4, 10))
+    fast = compile_for_decoding(model, batch_sizes=(1, 2), prompt_sizes=(4, 10), backend="eager")
     read = fast._prompt
     sizes: list[int] = []
 
@@ -76,9 +76,9 @@ def test_recorded_prompts_leave_the_same_behind(heads: str, prompts: list[list[i
     fast._prompt = noted
     budget = min(9, 48 - max(map(len, prompts)))
     for decoder, law in (
-        (AutoregressiveDecoder(), SamplingLaw(temperature=0.0)),
-        (SpeculativeDecoder(), SamplingLaw(temperature=0.8, repetition_penalty=1.3)),
-        (SpeculativeDecoder(drafter=PromptLookup()), SamplingLaw(temperature=0.0)),
+        (AutoregressiveDecoder(), SamplingParams(temperature=0.0)),
+        (SpeculativeDecoder(), SamplingParams(temperature=0.8, repetition_penalty=1.3)),
+        (SpeculativeDecoder(drafter=PromptLookup()), SamplingParams(temperature=0.0)),
     ):
         asked = {"max_new_tokens": budget, "sampling": law, "seed": 3}
         wanted = decoder.generate(model, prompts, **asked).tokens
@@ -87,16 +87,17 @@ def test_recorded_prompts_leave_the_same_behind(heads: str, prompts: list[list[i
             assert decoder.generate(fast, prompts, **asked).tokens == wanted
         assert sizes == fast.prompt_pieces(max(map(len, prompts))) * 2
     first, same = (
-        next(iter(SpeculativeDecoder(keep_laws=True).stream(used, prompts, max_new_tokens=1))) for used in (fast, model)
+        next(iter(SpeculativeDecoder(return_distributions=True).stream(used, prompts, max_new_tokens=1)))
+        for used in (fast, model)
     )
-    assert first.laws is not None
-    assert same.laws is not None
-    torch.testing.assert_close(first.laws.laws, same.laws.laws)
+    assert first.distributions is not None
+    assert same.distributions is not None
+    torch.testing.assert_close(first.distributions.target_probs, same.distributions.target_probs)
 
 
 def test_prompts_of_a_batch_without_graphs_go_through_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("transformer", "linear", 3).eval()
-    fast = record_for_decoding(model, batch_sizes=(1,), prompt_sizes=(2,))
+    fast = compile_for_decoding(model, batch_sizes=(1,), prompt_sizes=(2,), backend="eager")
     monkeypatch.setattr(fast, "read_prompt", None)
     asked = {"max_new_tokens": 3}
     wanted = AutoregressiveDecoder().generate(model, [[1, 2], [3, 4]], **asked).tokens

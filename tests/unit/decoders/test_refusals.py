@@ -18,13 +18,13 @@ from mtp_modules.decoders import (
     LookupOrHeads,
     PromptLookup,
     RejectionSampling,
-    SamplingLaw,
+    SamplingParams,
     StaticTree,
     StopRule,
     TopKAcceptance,
     TypicalAcceptance,
 )
-from mtp_modules.decoders.draft_policy import DepthChooser
+from mtp_modules.decoders.drafting.policies import DepthChooser
 from tests.drafting import clock
 from tests.helpers import make_model
 
@@ -32,30 +32,33 @@ NAN, INF = float("nan"), float("inf")
 
 CONSTRUCTORS: dict[str, tuple[Callable[[], object], str]] = {
     "a negative temperature": (
-        lambda: SamplingLaw(temperature=-0.1),
-        "SamplingLaw: temperature must be at least 0, got -0.1.",
+        lambda: SamplingParams(temperature=-0.1),
+        "SamplingParams: temperature must be at least 0, got -0.1.",
     ),
-    "no temperature": (lambda: SamplingLaw(temperature=NAN), "SamplingLaw: temperature must be at least 0, got nan."),
-    "top_k of 0": (lambda: SamplingLaw(top_k=0), "SamplingLaw: top_k must be at least 1, got 0."),
-    "top_p of 0": (lambda: SamplingLaw(top_p=0.0), "SamplingLaw: top_p must lie in (0, 1], got 0.0."),
-    "top_p above 1": (lambda: SamplingLaw(top_p=1.1), "SamplingLaw: top_p must lie in (0, 1], got 1.1."),
-    "no top_p": (lambda: SamplingLaw(top_p=NAN), "SamplingLaw: top_p must lie in (0, 1], got nan."),
-    "min_p above 1": (lambda: SamplingLaw(min_p=1.5), "SamplingLaw: min_p must lie in [0, 1], got 1.5."),
+    "no temperature": (
+        lambda: SamplingParams(temperature=NAN),
+        "SamplingParams: temperature must be at least 0, got nan.",
+    ),
+    "top_k of 0": (lambda: SamplingParams(top_k=0), "SamplingParams: top_k must be at least 1, got 0."),
+    "top_p of 0": (lambda: SamplingParams(top_p=0.0), "SamplingParams: top_p must lie in (0, 1], got 0.0."),
+    "top_p above 1": (lambda: SamplingParams(top_p=1.1), "SamplingParams: top_p must lie in (0, 1], got 1.1."),
+    "no top_p": (lambda: SamplingParams(top_p=NAN), "SamplingParams: top_p must lie in (0, 1], got nan."),
+    "min_p above 1": (lambda: SamplingParams(min_p=1.5), "SamplingParams: min_p must lie in [0, 1], got 1.5."),
     "a repetition penalty of 0": (
-        lambda: SamplingLaw(repetition_penalty=0.0),
-        "SamplingLaw: repetition_penalty must be above 0, got 0.0.",
+        lambda: SamplingParams(repetition_penalty=0.0),
+        "SamplingParams: repetition_penalty must be above 0, got 0.0.",
     ),
     "an endless presence penalty": (
-        lambda: SamplingLaw(presence_penalty=INF),
-        "SamplingLaw: presence_penalty must be a finite number, got inf.",
+        lambda: SamplingParams(presence_penalty=INF),
+        "SamplingParams: presence_penalty must be a finite number, got inf.",
     ),
     "no frequency penalty": (
-        lambda: SamplingLaw(frequency_penalty=NAN),
-        "SamplingLaw: frequency_penalty must be a finite number, got nan.",
+        lambda: SamplingParams(frequency_penalty=NAN),
+        "SamplingParams: frequency_penalty must be a finite number, got nan.",
     ),
     "nothing allowed": (
-        lambda: SamplingLaw(allowed_tokens=[]),
-        "SamplingLaw: allowed_tokens is empty; allow at least one token, or give null to allow all.",
+        lambda: SamplingParams(allowed_tokens=[]),
+        "SamplingParams: allowed_tokens is empty; allow at least one token, or give null to allow all.",
     ),
     "no token": (
         lambda: StopRule(tokens=dict.fromkeys([5, None])),  # such as the end token of a tokenizer that has none
@@ -180,7 +183,7 @@ def test_a_string_that_the_tokenizer_cannot_write_is_refused(tokenizer: Tokenize
 LISTS: dict[str, tuple[dict[str, Any], str]] = {
     "budgets": ({"max_new_tokens": [3]}, "max_new_tokens holds 1 items for 2 prompts"),
     "seeds": ({"seed": [1, 2, 3]}, "seed holds 3 items for 2 prompts"),
-    "laws": ({"sampling": [SamplingLaw()] * 3}, "sampling holds 3 items for 2 prompts"),
+    "laws": ({"sampling": [SamplingParams()] * 3}, "sampling holds 3 items for 2 prompts"),
     "stops": ({"stop": []}, "stop holds 0 items for 2 prompts"),
 }
 DECODERS = [pytest.param(AutoregressiveDecoder(), id="plain"), pytest.param(SpeculativeDecoder(), id="speculative")]
@@ -195,17 +198,19 @@ def test_a_list_needs_one_item_a_prompt(decoder: Any, arguments: dict[str, Any],
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_an_allowed_token_must_be_in_the_vocabulary(decoder: Any) -> None:
-    law = SamplingLaw(allowed_tokens=[1, 11])
-    with pytest.raises(ValueError, match=r"^SamplingLaw: allowed_tokens holds 11, outside the vocabulary 0\.\.10\.$"):
+    law = SamplingParams(allowed_tokens=[1, 11])
+    with pytest.raises(
+        ValueError, match=r"^SamplingParams: allowed_tokens holds 11, outside the vocabulary 0\.\.10\.$"
+    ):
         decoder.generate(clock(3), [[1]], max_new_tokens=3, sampling=law)
 
 
 @pytest.mark.parametrize(
     "decoder", [*DECODERS, pytest.param(SpeculativeDecoder(tree=StaticTree(widths=[2])), id="tree")]
 )
-@pytest.mark.parametrize("sampling", [None, SamplingLaw()], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("sampling", [None, SamplingParams()], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("when", ["at once", "later"])
-def test_logits_that_are_not_numbers_are_refused(decoder: Any, sampling: SamplingLaw | None, when: str) -> None:
+def test_logits_that_are_not_numbers_are_refused(decoder: Any, sampling: SamplingParams | None, when: str) -> None:
     """One row is enough, whether the prompt brings the NaN or a later token, and no token of it comes out."""
     model, prompts = clock(3), [[1, 2], [3, 7]]
 

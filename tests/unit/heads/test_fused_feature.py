@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtp_modules import FusedFeatureHeads, LinearHeads, MTPModel, MultiTokenLoss, TransformerTrunk
 from mtp_modules.core.targets import document_runs
-from mtp_modules.decoders import DynamicTree, SamplingLaw, SpeculativeDecoder, StaticTree
+from mtp_modules.decoders import DynamicTree, SamplingParams, SpeculativeDecoder, StaticTree
 from tests.helpers import (
     TRUNKS,
     WIDTH,
@@ -115,7 +115,7 @@ def test_drafts_beyond_the_horizons_go_on_with_its_own_outputs() -> None:
 @pytest.mark.parametrize("tree", [StaticTree(widths=[2, 2, 1]), DynamicTree(depth=4, width=2, nodes=7)])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_trees_give_what_chains_give(tree: StaticTree | DynamicTree, temperature: float) -> None:
-    model, law = make_model("transformer_grouped", "fused", 3).eval(), SamplingLaw(temperature=temperature)
+    model, law = make_model("transformer_grouped", "fused", 3).eval(), SamplingParams(temperature=temperature)
     options = {"max_new_tokens": 12, "sampling": law, "seed": 3}
     found = SpeculativeDecoder(tree=tree).generate(model, [[1, 2, 3], [4]], **options)
     assert found.tokens == SpeculativeDecoder().generate(model, [[1, 2, 3], [4]], **options).tokens

@@ -65,7 +65,7 @@ def test_choices_and_probabilities_are_those_of_a_fresh_reading(trunk: str, head
     assert found.places.tolist() == sorted([*range(1, 9)] * 2)
     for index, (row, place) in enumerate(zip(found.rows.tolist(), found.places.tolist(), strict=True)):
         drafts, read = found.drafts[index].tolist(), text[row, : place + 1].tolist()
-        assert found.confidence[index, 0].item() == pytest.approx(draft_laws(model, read, drafts)[0][drafts[0]].item())
+        assert found.confidence[index, 0].item() == pytest.approx(draft_probs(model, read, drafts)[0][drafts[0]].item())
         for depth in range(3):
             law = own_law(model, read + drafts[:depth])
             assert found.own[index, depth] == law.argmax()
@@ -80,7 +80,7 @@ def own_law(model: MTPModel, text: list[int]) -> Tensor:
 
 
 @torch.inference_mode()
-def draft_laws(model: MTPModel, text: list[int], forced: list[int]) -> Tensor:
+def draft_probs(model: MTPModel, text: list[int], forced: list[int]) -> Tensor:
     """Return the heads' laws after a text whose last token is emitted but not read, with given drafts."""
     state, own = model.trunk.new_state(1, 40), model.heads.new_state(1, 40)
     extend(model, torch.tensor([text[:-1]]), state, own)
@@ -102,11 +102,11 @@ def test_the_chance_to_reach_a_depth_is_that_of_all_chains_enumerated(trunk: str
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.7)  # laws that are neither flat nor sharp
-    first_q, first_p = draft_laws(model, text, [0])[0], own_law(model, text)
+    first_q, first_p = draft_probs(model, text, [0])[0], own_law(model, text)
     first = torch.minimum(first_q, first_p)
     second = torch.stack(
         [
-            torch.minimum(draft_laws(model, text, [token, 0])[1], own_law(model, [*text, token])).sum()
+            torch.minimum(draft_probs(model, text, [token, 0])[1], own_law(model, [*text, token])).sum()
             for token in range(VOCAB)
         ]
     )

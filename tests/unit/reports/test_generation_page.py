@@ -41,7 +41,9 @@ def recording(folder: Path) -> Recording:
     model, _ = load_model(folder / "model")
     tokens = list(PROMPT.encode())
     stop = StopRule(tokens=[0])
-    return record(tokens, SpeculativeDecoder(keep_laws=True).stream(model, [tokens], max_new_tokens=60, stop=stop))
+    return record(
+        tokens, SpeculativeDecoder(return_distributions=True).stream(model, [tokens], max_new_tokens=60, stop=stop)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.data.tokenizers import ByteTokenizer
-from mtp_modules.decoders import RejectionSampling, Round, SamplingLaw, StopRule
+from mtp_modules.decoders import RejectionSampling, Round, SamplingParams, StopRule
 from mtp_modules.reports.recording import Alternative, Recording, RejectedDraft, record
 from mtp_modules.reports.token_text import shown_token, shown_tokens
 from tests.drafting import ScriptedHeads, clock
@@ -14,8 +14,8 @@ PROMPT = [1, 2, 3]
 
 
 def recorded(model: MTPModel, temperature: float) -> tuple[Recording, list[Round]]:
-    decoder = SpeculativeDecoder(acceptance=RejectionSampling(), keep_laws=True)
-    law = SamplingLaw(temperature=temperature)
+    decoder = SpeculativeDecoder(acceptance=RejectionSampling(), return_distributions=True)
+    law = SamplingParams(temperature=temperature)
     rounds = list(decoder.stream(model, [PROMPT], max_new_tokens=25, sampling=law, seed=4))
     return record(PROMPT, rounds, alternatives=3), rounds
 
@@ -30,24 +30,30 @@ def test_every_draft_of_the_run_is_in_the_recording(temperature: float) -> None:
     assert len(rejected) == sum(run.stats.drafted) - sum(run.stats.accepted) > 0
     place = 0
     for done in rounds:
-        assert done.laws is not None
-        drafts, laws, draft_laws = done.laws.drafts[0].tolist(), done.laws.laws[0], done.laws.draft_laws[0]
+        assert done.distributions is not None
+        drafts, laws, draft_probs = (
+            done.distributions.drafts[0].tolist(),
+            done.distributions.target_probs[0],
+            done.distributions.draft_probs[0],
+        )
         for index, token in enumerate(done.tokens[0]):
             found = run.tokens[place]
             assert found.p == laws[index, token].item()
-            assert found.q == (draft_laws[index, token].item() if index < done.drafted[0] else None)
+            assert found.q == (draft_probs[index, token].item() if index < done.drafted[0] else None)
             best = laws[index].argsort(descending=True)[:3].tolist()
             assert found.model == [Alternative(other, laws[index, other].item()) for other in best]
             assert len(found.draft) == (3 if index < done.drafted[0] else 0)
             place += 1
         assert run.tokens[place - 1].rejected == [
-            RejectedDraft(token, depth + 1, laws[depth, token].item(), draft_laws[depth, token].item())
+            RejectedDraft(token, depth + 1, laws[depth, token].item(), draft_probs[depth, token].item())
             for depth, token in list(enumerate(drafts[: done.drafted[0]]))[done.accepted[0] :]
         ]
 
 
 def test_drafts_behind_a_stop_are_no_rejected_ones() -> None:
-    rounds = SpeculativeDecoder(keep_laws=True).stream(clock(5), [[0]], max_new_tokens=20, stop=StopRule(tokens=[4]))
+    rounds = SpeculativeDecoder(return_distributions=True).stream(
+        clock(5), [[0]], max_new_tokens=20, stop=StopRule(tokens=[4])
+    )
     run = record([0], rounds)
     assert [(token.token, token.depth, token.rejected) for token in run.tokens] == [
         *((1, 0, []), (2, 1, []), (3, 2, []), (4, 3, []))
@@ -58,7 +64,7 @@ def test_scripted_drafts_have_their_probability() -> None:
     model = clock(3)
     script = lambda row, length, count: [(length + 1) % VOCAB, length % VOCAB]  # noqa: E731 - right, then wrong
     model.heads = ScriptedHeads(heads=model.heads, script=script, probability=0.7)
-    run = record([0], SpeculativeDecoder(keep_laws=True).stream(model, [[0]], max_new_tokens=9))
+    run = record([0], SpeculativeDecoder(return_distributions=True).stream(model, [[0]], max_new_tokens=9))
     assert [token.depth for token in run.tokens] == [0, 1, 0, 1, 0, 1, 0, 1, 0]
     own, draft = run.tokens[2], run.tokens[1]
     assert draft.q == pytest.approx(0.7)
@@ -69,12 +75,14 @@ def test_scripted_drafts_have_their_probability() -> None:
 
 
 def test_plain_decoding_has_no_drafts() -> None:
-    run = record([1], AutoregressiveDecoder(keep_laws=True).stream(make_model(), [[1]], max_new_tokens=4))
+    run = record([1], AutoregressiveDecoder(return_distributions=True).stream(make_model(), [[1]], max_new_tokens=4))
     assert [(token.depth, token.q, token.draft, token.rejected) for token in run.tokens] == [(0, None, [], [])] * 4
 
 
 def test_rounds_without_laws_are_refused() -> None:
-    with pytest.raises(ValueError, match="record: the rounds tell no laws; make the decoder with keep_laws=True"):
+    with pytest.raises(
+        ValueError, match="record: the rounds tell no laws; make the decoder with return_distributions=True"
+    ):
         record([1], SpeculativeDecoder().stream(make_model(), [[1]], max_new_tokens=4))
 
 

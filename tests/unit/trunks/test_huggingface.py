@@ -24,7 +24,7 @@ from mtp_modules import (
     describe,
 )
 from mtp_modules.core import DecodingState
-from mtp_modules.decoders import DynamicTree, SamplingLaw
+from mtp_modules.decoders import DynamicTree, SamplingParams
 from mtp_modules.training import materialize
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.trunks import HuggingFaceTrunk
@@ -144,7 +144,7 @@ def make_model(name: str, heads: str, num_horizons: int = 3) -> MTPModel:
 )
 def test_speculative_decoding_equals_plain_decoding(name: str, heads: str) -> None:
     model, prompts = make_model(name, heads), [[1, 2, 3, 4, 5, 6], [7], [3, 3]]
-    law = [SamplingLaw(temperature=temperature) for temperature in (0.0, 1.0, 0.7)]
+    law = [SamplingParams(temperature=temperature) for temperature in (0.0, 1.0, 0.7)]
     how = {"max_new_tokens": [4, 6, 5], "sampling": law, "seed": [1, 2, 3]}
     plain = AutoregressiveDecoder().generate(model, prompts, **how)
     assert plain.stats.tokens == 15

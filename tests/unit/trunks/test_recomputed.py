@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, MultiTokenLoss, RecurrentHeads, SpeculativeDecoder, Trunk
-from mtp_modules.decoders import SamplingLaw
+from mtp_modules.decoders import SamplingParams
 from mtp_modules.trunks import RecomputedTrunk, RecurrentTrunk
 from tests.architecture.imports import ROOT
 from tests.helpers import VOCAB, WIDTH, assert_same, float64, random_tokens, randomise
@@ -100,7 +100,7 @@ def test_packed_documents_equal_forward_passes_of_their_own(trunk: Trunk) -> Non
 
 def test_speculative_decoding_equals_plain_decoding(trunk: Trunk) -> None:
     model, prompts = make_model(trunk), [[1, 2, 3, 4], [7]]
-    how = {"max_new_tokens": [6, 8], "sampling": [SamplingLaw(temperature=0.0), SamplingLaw()], "seed": [1, 2]}
+    how = {"max_new_tokens": [6, 8], "sampling": [SamplingParams(temperature=0.0), SamplingParams()], "seed": [1, 2]}
     plain = AutoregressiveDecoder().generate(model, prompts, **how)
     assert SpeculativeDecoder().generate(model, prompts, **how).tokens == plain.tokens
     text = torch.tensor([[*prompts[0], *plain.tokens[0]]])

@@ -10,13 +10,13 @@ from mtp_modules.core.checks import at_least, is_distributed, refuse
 from mtp_modules.core.interfaces import DecodingState, Heads, Trunk
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.decoders.acceptance import greedy_round
-from mtp_modules.decoders.draft_policy import DepthChooser
-from mtp_modules.decoders.drafting import DraftChoice, Found, heads_draft
-from mtp_modules.decoders.drawing import Drawing
+from mtp_modules.decoders.drafting.drafter import DraftChoice, Found, heads_draft
+from mtp_modules.decoders.drafting.policies import DepthChooser
 from mtp_modules.decoders.generation import DecodableModel
-from mtp_modules.decoders.noise import gumbels
+from mtp_modules.decoders.sampling.noise import gumbels
 from mtp_modules.decoders.transfer import told_of_round
+from mtp_modules.decoders.verification.functional import greedy_round
+from mtp_modules.decoders.verification.verifier import Drawing
 
 
 class GraphModel(ABC):
@@ -121,7 +121,7 @@ class GraphModel(ABC):
 
     @property
     def gumbels(self) -> Callable[..., Tensor]:
-        """What :func:`mtp_modules.decoders.noise.gumbels` is."""
+        """What :func:`mtp_modules.decoders.sampling.noise.gumbels` is."""
         return gumbels
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ from mtp_modules.core.drafts import one_hot
 from mtp_modules.core.shapes import Array, Bool, Float, Int, Tensor
 
 
-class SamplingLaw(Component):
+class SamplingParams(Component):
     """How a row turns logits into the law that its tokens are drawn from.
 
     In this order: penalties, allowed tokens, temperature, top-k, top-p, min-p, each on what the one before has left.
@@ -74,7 +74,7 @@ class SamplingLaw(Component):
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
-GREEDY = SamplingLaw(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 
 
 class History:
@@ -120,7 +120,7 @@ class History:
         return torch.cat((self.emitted[:, None], self.emitted[:, None] + steps.cumsum(dim=1)), dim=1)
 
 
-class RowLaws:
+class BatchSampling:
     """The laws of all rows of a batch, as tensors.
 
     Args:
@@ -132,7 +132,7 @@ class RowLaws:
         ValueError: If an allowed token is outside the vocabulary.
     """
 
-    def __init__(self, laws: Sequence[SamplingLaw], vocab_size: int, device: torch.device) -> None:
+    def __init__(self, laws: Sequence[SamplingParams], vocab_size: int, device: torch.device) -> None:
         self.vocab_size, self.device = vocab_size, device
 
         def column(values: Sequence[float]) -> Float[Tensor, "B 1 1"]:
@@ -159,7 +159,7 @@ class RowLaws:
         self.greedy = not drawn
         self._allowed = self._allowed if masks else None
 
-    def _mask(self, laws: Sequence[SamplingLaw]) -> Tensor:
+    def _mask(self, laws: Sequence[SamplingParams]) -> Tensor:
         mask = torch.ones(len(laws), 1, self.vocab_size, dtype=torch.bool, device=self.device)
         for row, law in enumerate(laws):
             if law.allowed_tokens is not None:
@@ -170,7 +170,7 @@ class RowLaws:
                 mask[row, 0, torch.tensor(law.allowed_tokens, device=self.device)] = True
         return mask
 
-    def select(self, rows: list[int]) -> "RowLaws":
+    def select(self, rows: list[int]) -> "BatchSampling":
         """Return the laws of some of the rows.
 
         Args:

@@ -9,11 +9,11 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Array, Bool, Float, Int, Shaped, Tensor
 from mtp_modules.core.targets import horizon_of_draft
-from mtp_modules.decoders.beam_paths import Drafts
+from mtp_modules.decoders.beam.hypotheses import RESOLUTION, BeamPlan, LengthScales
+from mtp_modules.decoders.beam.paths import Drafts
 from mtp_modules.decoders.generation import DecodableModel, Request
-from mtp_modules.decoders.hypotheses import RESOLUTION, BeamPlan, LengthScales
-from mtp_modules.decoders.prompts import in_one_tensor
-from mtp_modules.decoders.sampling import RowLaws
+from mtp_modules.decoders.graphs.prompts import in_one_tensor
+from mtp_modules.decoders.sampling.parameters import BatchSampling
 
 _FAR = -(2.0**42)  # a rank so far below the best, 4096 nats, is as good as impossible, and times V still fits 64 bits
 
@@ -105,7 +105,7 @@ class BeamTensors:
         self,
         model: DecodableModel,
         request: Request,
-        laws: RowLaws | None,
+        laws: BatchSampling | None,
         plan: BeamPlan,
         scales: LengthScales,
     ) -> None:

@@ -8,7 +8,7 @@ from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.drafts import one_hot
 from mtp_modules.core.interfaces import Heads
 from mtp_modules.core.shapes import Int, Tensor
-from mtp_modules.decoders.drafting import DraftChoice, Drafter, Found, Proposal, Text
+from mtp_modules.decoders.drafting.drafter import DraftChoice, Drafter, Found, Proposal, Text
 
 
 class PromptLookup(Drafter):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtp_modules.core.shapes import Array, Bool, Float, Int, Shaped
-from mtp_modules.decoders.stopping import GOES_ON, REASONS, STOP, EndTable, StopRule
+from mtp_modules.decoders.sampling.stopping import GOES_ON, REASONS, STOP, EndTable, StopRule
 
 RESOLUTION = 2.0**30
 """Scores are compared in steps of ``1 / RESOLUTION``: equal laws come out of chunks of unequal lengths a few roundings

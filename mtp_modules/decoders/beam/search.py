@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from mtp_modules.core.shapes import Array, Bool, Int
-from mtp_modules.decoders.beam_blocks import with_blocks
-from mtp_modules.decoders.beam_paths import Paths
-from mtp_modules.decoders.beam_tensors import BeamTensors, Read, Roots
+from mtp_modules.decoders.beam.blocks import with_blocks
+from mtp_modules.decoders.beam.hypotheses import Beam, BeamPlan, BeamRule, Hypotheses
+from mtp_modules.decoders.beam.paths import Paths
+from mtp_modules.decoders.beam.tensors import BeamTensors, Read, Roots
 from mtp_modules.decoders.generation import DecodableModel, Request
-from mtp_modules.decoders.hypotheses import Beam, BeamPlan, BeamRule, Hypotheses
 from mtp_modules.decoders.rounds import Round, RoundArrays
-from mtp_modules.decoders.sampling import RowLaws
-from mtp_modules.decoders.stopping import GOES_ON
+from mtp_modules.decoders.sampling.parameters import BatchSampling
+from mtp_modules.decoders.sampling.stopping import GOES_ON
 
 
 class BeamSearch:
@@ -25,7 +25,7 @@ class BeamSearch:
         plan: How to search.
     """
 
-    def __init__(self, model: DecodableModel, request: Request, laws: RowLaws | None, plan: BeamPlan) -> None:
+    def __init__(self, model: DecodableModel, request: Request, laws: BatchSampling | None, plan: BeamPlan) -> None:
         self.plan, self.limit = plan, model.trunk.max_positions
         self.rule = BeamRule(plan, request.ends(model.trunk))
         self.tensors = BeamTensors(model, request, laws, plan, self.rule.scales)

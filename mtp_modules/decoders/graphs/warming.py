@@ -1,13 +1,13 @@
-"""Compile, or record, beforehand what decoding will need."""
+"""Compile beforehand what decoding will need."""
 
 import copy
 
 from mtp_modules.core.checks import within_positions
 from mtp_modules.core.shapes import Bool, Float, Tensor
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
-from mtp_modules.decoders.draft_policy import DepthChooser, DraftPolicy
-from mtp_modules.decoders.graphs import GraphModel
-from mtp_modules.decoders.sampling import SamplingLaw
+from mtp_modules.decoders.drafting.policies import DepthChooser, DraftPolicy
+from mtp_modules.decoders.graphs.executor import GraphModel
+from mtp_modules.decoders.sampling.parameters import SamplingParams
 from mtp_modules.decoders.speculative import SpeculativeDecoder
 
 
@@ -37,17 +37,16 @@ def warm_up(
     model: GraphModel,
     decoder: AutoregressiveDecoder | SpeculativeDecoder,
     *,
-    sampling: SamplingLaw | None = None,
+    sampling: SamplingParams | None = None,
     longest: int = 1,
 ) -> None:
-    """Compile, or record, all graphs that a decoder will use, so that no text has to wait for them.
+    """Compile all graphs that a decoder will use, so that no text has to wait for them.
 
     It decodes a few tokens with each number of drafts that the decoder's policy may ask for, in batches of all sizes
-    that the model was compiled or recorded for.
+    that the model was compiled for.
 
     Args:
-        model: What :func:`~mtp_modules.decoders.compile_for_decoding` or
-            :func:`~mtp_modules.decoders.record_for_decoding` has returned.
+        model: What :func:`~mtp_modules.decoders.compile_for_decoding` has returned.
         decoder: Will decode.
         sampling: The law that tokens will be drawn from; the likeliest token if ``None``. Laws with penalties, with
             truncation or with allowed tokens have graphs of their own, so call this once for each such kind.

@@ -9,13 +9,13 @@ import numpy as np
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Heads
-from mtp_modules.decoders.beam_search import BeamSearch
+from mtp_modules.decoders.beam.hypotheses import Beam, BeamPlan
+from mtp_modules.decoders.beam.search import BeamSearch
 from mtp_modules.decoders.generation import DecodableModel, Decoder, Generation, Request, make_request
-from mtp_modules.decoders.graphs import GraphModel
-from mtp_modules.decoders.hypotheses import Beam, BeamPlan
+from mtp_modules.decoders.graphs.executor import GraphModel
 from mtp_modules.decoders.rounds import DecodingStats, Round
-from mtp_modules.decoders.sampling import RowLaws, SamplingLaw
-from mtp_modules.decoders.stopping import StopRule
+from mtp_modules.decoders.sampling.parameters import BatchSampling, SamplingParams
+from mtp_modules.decoders.sampling.stopping import StopRule
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class BeamSearchDecoder(Decoder):
         *,
         max_new_tokens: int | Sequence[int],
         stop: StopRule | Sequence[StopRule] | None = None,
-        sampling: SamplingLaw | Sequence[SamplingLaw] | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         seed: int | Sequence[int] = 0,
     ) -> Iterator[Round]:
         """Yield the tokens that all beams of a prompt have come to agree on, maybe none; at the end, those of the best.
@@ -101,7 +101,7 @@ class BeamSearchDecoder(Decoder):
         *,
         max_new_tokens: int | Sequence[int],
         stop: StopRule | Sequence[StopRule] | None = None,
-        sampling: SamplingLaw | Sequence[SamplingLaw] | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         seed: int | Sequence[int] = 0,
     ) -> BeamGeneration:
         """Search to the end; see :meth:`stream` for the arguments."""
@@ -122,20 +122,20 @@ class BeamSearchDecoder(Decoder):
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int | Sequence[int],
         stop: StopRule | Sequence[StopRule] | None,
-        sampling: SamplingLaw | Sequence[SamplingLaw] | None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None,
         seed: int | Sequence[int],
     ) -> Iterator[tuple[list[int], BeamSearch]]:
         """Yield searches, and which prompts each of them is for; all checks come first."""
         if isinstance(model, GraphModel):
             refuse(self, f"has no {model.done} rounds; pass the model that {model.maker} was given.")
         plan = self.plan(model)
-        sampling = SamplingLaw() if sampling is None else sampling
+        sampling = SamplingParams() if sampling is None else sampling
         request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)
         for law in request.laws:
             self._check_law(law)
         laws = None
         if any(law.allowed_tokens is not None for law in request.laws):
-            laws = RowLaws(request.laws, model.trunk.vocab_size, model.unembedding.weight.device)
+            laws = BatchSampling(request.laws, model.trunk.vocab_size, model.unembedding.weight.device)
         batches = [list(range(len(request.prompts)))]
         if plan.whole_blocks and model.trunk.max_positions is not None:
             batches = _apart(request, model.trunk.max_positions - plan.num_drafts)
@@ -144,8 +144,8 @@ class BeamSearchDecoder(Decoder):
             for rows in batches
         )
 
-    def _check_law(self, law: SamplingLaw) -> None:
-        for name, usual in vars(SamplingLaw()).items():
+    def _check_law(self, law: SamplingParams) -> None:
+        for name, usual in vars(SamplingParams()).items():
             value = getattr(law, name)
             if value != usual and name not in ("allowed_tokens", "_description"):
                 refuse(

@@ -3,8 +3,8 @@
 import torch
 
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.decoders.sampling import History, RowLaws
-from mtp_modules.decoders.verification import Acceptance, RowNoise
+from mtp_modules.decoders.sampling.parameters import BatchSampling, History
+from mtp_modules.decoders.verification.rules import Acceptance, RowNoise
 
 
 class Drawing:
@@ -17,7 +17,7 @@ class Drawing:
         history: Counts for penalties; ``None`` where no law has any.
     """
 
-    def __init__(self, laws: RowLaws, acceptance: Acceptance, noise: RowNoise, history: History | None) -> None:
+    def __init__(self, laws: BatchSampling, acceptance: Acceptance, noise: RowNoise, history: History | None) -> None:
         self.laws, self.acceptance, self.noise, self.history = laws, acceptance, noise, history
 
     def scores(self, logits: Float[Tensor, "B C V"], emitted: Int[Tensor, "B _ V"] | None) -> Float[Tensor, "B C V"]:

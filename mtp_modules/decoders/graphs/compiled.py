@@ -9,11 +9,11 @@ import torch
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Tensor
-from mtp_modules.decoders.constants import SharedConstants
-from mtp_modules.decoders.drawing import Drawing
 from mtp_modules.decoders.generation import DecodableModel
-from mtp_modules.decoders.graphs import GraphModel
-from mtp_modules.decoders.noise import gumbels
+from mtp_modules.decoders.graphs.executor import GraphModel
+from mtp_modules.decoders.graphs.inductor import SharedConstants
+from mtp_modules.decoders.sampling.noise import gumbels
+from mtp_modules.decoders.verification.verifier import Drawing
 
 FAST = {"cpp_wrapper": True}
 """Options of inductor that spare each call of a graph its way through Python."""
@@ -113,7 +113,7 @@ def compile_for_decoding(
 def _of_the_round(guards: Sequence[Any]) -> list[bool]:
     """Say which of the compiler's checks before every round are kept: not those of the model and of the code.
 
-    :meth:`~mtp_modules.decoders.graphs.GraphModel.check` looks at the model once a run instead.
+    :meth:`~mtp_modules.decoders.graphs.executor.GraphModel.check` looks at the model once a run instead.
     """
     return [
         re.search(r"\bself\b", guard.name) is None
@@ -180,7 +180,7 @@ class CompiledModel(GraphModel):
 
     @property
     def gumbels(self) -> Callable[..., Tensor]:
-        """What :func:`mtp_modules.decoders.noise.gumbels` is, as a graph."""
+        """What :func:`mtp_modules.decoders.sampling.noise.gumbels` is, as a graph."""
         return self._gumbels
 
     def _prepare(self, drawing: Drawing) -> None:

@@ -1,9 +1,9 @@
 """Beam search: exact, exact and faster by drafts, and lossy over whole blocks."""
 
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.decoders.beam_generation import BeamSearchDecoder
+from mtp_modules.decoders.beam.generation import BeamSearchDecoder
+from mtp_modules.decoders.beam.hypotheses import BeamPlan
 from mtp_modules.decoders.generation import DecodableModel
-from mtp_modules.decoders.hypotheses import BeamPlan
 
 
 class BeamDecoder(BeamSearchDecoder):

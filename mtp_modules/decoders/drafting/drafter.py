@@ -11,8 +11,8 @@ from mtp_modules.core.component import Component
 from mtp_modules.core.drafts import one_hot
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.decoders.draft_policy import DepthChooser
-from mtp_modules.decoders.drawing import Drawing
+from mtp_modules.decoders.drafting.policies import DepthChooser
+from mtp_modules.decoders.verification.verifier import Drawing
 
 
 class Proposal(NamedTuple):
@@ -67,7 +67,7 @@ class DraftChoice:
         limits: Most drafts of each row.
         drawing: What they are drawn with; ``None`` chooses the likeliest token.
         chooser: The policy's.
-        keep_laws: Also keep the laws at temperature 1 where the likeliest token is chosen.
+        return_distributions: Also keep the laws at temperature 1 where the likeliest token is chosen.
     """
 
     def __init__(
@@ -76,9 +76,14 @@ class DraftChoice:
         drawing: Drawing | None,
         chooser: DepthChooser,
         *,
-        keep_laws: bool = False,
+        return_distributions: bool = False,
     ) -> None:
-        self.limits, self.drawing, self.chooser, self.keep_laws = limits, drawing, chooser, keep_laws
+        self.limits, self.drawing, self.chooser, self.return_distributions = (
+            limits,
+            drawing,
+            chooser,
+            return_distributions,
+        )
         self.tokens: list[Int[Tensor, " B"]] = []
         self.sources: list[Float[Tensor, "B V"]] = []
         self.done = False
@@ -97,7 +102,7 @@ class DraftChoice:
         law = None
         if self.drawing is None:
             token = logits.argmax(dim=-1)
-            if self.keep_laws:
+            if self.return_distributions:
                 self.sources.append(logits.double().softmax(dim=-1))
         else:
             emitted = None if self._emitted is None else self._emitted[:, None]

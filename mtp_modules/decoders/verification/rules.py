@@ -8,7 +8,8 @@ import torch
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.decoders.acceptance import (
+from mtp_modules.decoders.sampling.noise import draw, gumbels, uniforms
+from mtp_modules.decoders.verification.functional import (
     Verdict,
     accept_among_top,
     accept_block,
@@ -17,7 +18,6 @@ from mtp_modules.decoders.acceptance import (
     accept_typical,
     within,
 )
-from mtp_modules.decoders.noise import draw, gumbels, uniforms
 
 _OWN, _APART = 0, 1
 
@@ -32,7 +32,7 @@ class RowNoise:
         places: ``(B,)``, how many tokens each row has, prompt included: the place of the next one.
         vocab_size: Number ``V`` of token ids.
         most: Most tokens ``C`` that the round can bring a row.
-        gumbels: What makes Gumbel numbers; a compiled :func:`~mtp_modules.decoders.noise.gumbels`, for instance.
+        gumbels: What makes Gumbel numbers; a compiled :func:`~mtp_modules.decoders.sampling.noise.gumbels`, for instance.
     """
 
     def __init__(

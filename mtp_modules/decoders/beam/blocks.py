@@ -5,10 +5,10 @@ import copy
 import numpy as np
 
 from mtp_modules.core.shapes import Array, Bool, Int, Shaped
-from mtp_modules.decoders.beam_paths import Blocks
-from mtp_modules.decoders.beam_tensors import Read
-from mtp_modules.decoders.hypotheses import ABSENT, Hypotheses
-from mtp_modules.decoders.stopping import GOES_ON, STOP, EndTable
+from mtp_modules.decoders.beam.hypotheses import ABSENT, Hypotheses
+from mtp_modules.decoders.beam.paths import Blocks
+from mtp_modules.decoders.beam.tensors import Read
+from mtp_modules.decoders.sampling.stopping import GOES_ON, STOP, EndTable
 
 
 def with_blocks(

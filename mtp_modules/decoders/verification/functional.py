@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
-from mtp_modules.decoders.noise import draw
+from mtp_modules.decoders.sampling.noise import draw
 
 
 class Verdict(NamedTuple):

@@ -1,0 +1,3 @@
+"""Where drafts come from."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Which drafts are accepted."""
+
+__all__: list[str] = []
