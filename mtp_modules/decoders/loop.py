@@ -148,7 +148,7 @@ class _Run:
                 limits=self._on_device(limits),
                 num_drafts=num_drafts,
                 drafter=drafter,
-                chooser=chooser,
+                chooser=chooser if chooser.watches else None,
                 looked_up=drafter.look_up(self.text, num_drafts) if drafter and self.text and num_drafts else None,
                 sampler=self._sampler(unread=1, most=wanted + 1),
                 return_distributions=self.how.return_distributions,

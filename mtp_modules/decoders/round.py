@@ -31,7 +31,7 @@ class RoundInputs:
         limits: ``(B,)``, how many drafts of each row may count.
         num_drafts: Most drafts one after the other.
         drafter: Where drafts come from; ``None`` for plain decoding.
-        chooser: The draft policy's.
+        chooser: Ends rows by the confidence in their drafts; ``None`` if the policy does not.
         looked_up: Drafts that the drafter has found in the text.
         sampler: What tokens are sampled with; ``None`` takes the argmax.
         return_distributions: Whether the distributions on both sides of the verification are wanted.
@@ -41,7 +41,7 @@ class RoundInputs:
     limits: Int[Tensor, " B"]
     num_drafts: int
     drafter: Drafter | None
-    chooser: DepthChooser
+    chooser: DepthChooser | None
     looked_up: LookedUp | None
     sampler: RoundSampler | None
     return_distributions: bool

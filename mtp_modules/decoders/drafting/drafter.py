@@ -24,7 +24,7 @@ class RoundDraftSampler:
     Args:
         limits: Most drafts of each row.
         sampler: What they are sampled with; ``None`` takes the argmax.
-        chooser: The policy's.
+        chooser: Ends rows by the confidence in their drafts; ``None`` if the policy does not.
         return_probs: In greedy decoding, also return the distributions at temperature 1.
     """
 
@@ -32,7 +32,7 @@ class RoundDraftSampler:
         self,
         limits: Int[Tensor, " B"],
         sampler: RoundSampler | None,
-        chooser: DepthChooser,
+        chooser: DepthChooser | None,
         *,
         return_probs: bool = False,
     ) -> None:
@@ -51,22 +51,22 @@ class RoundDraftSampler:
         """
         if self.sampler is None:
             token = logits.argmax(dim=-1)
-            probs = logits.double().softmax(dim=-1) if self.return_probs or self.chooser.watches else None
+            probs = logits.double().softmax(dim=-1) if self.return_probs or self.chooser is not None else None
         else:
             emitted = None if self._emitted is None else self._emitted[:, None]
             probs = self.sampler.probs(logits[:, None], emitted)[:, 0]
             token = self.sampler.acceptance.sample_draft(probs, self._depth, self.sampler.noise)
             if self._emitted is not None:
                 self._emitted = self._emitted + one_hot(token, self._emitted.shape[1])
-        if probs is not None and self.chooser.watches:
-            self._watch(probs, token)
+        if probs is not None and self.chooser is not None:
+            self._watch(self.chooser, probs, token)
         self._depth += 1
         return token, None if self.sampler is None and not self.return_probs else probs
 
-    def _watch(self, probs: Float[Tensor, "B V"], token: Int[Tensor, " B"]) -> None:
+    def _watch(self, chooser: DepthChooser, probs: Float[Tensor, "B V"], token: Int[Tensor, " B"]) -> None:
         """Let the policy end rows by what has been drafted so far; the token that it has looked at stays."""
         self._confidence = self._confidence * probs.gather(1, token[:, None])[:, 0]
-        goes_on = self._going & self.chooser.goes_on(self._confidence)
+        goes_on = self._going & chooser.goes_on(self._confidence)
         self.limits = torch.where(self._going & ~goes_on, self.limits.clamp(max=self._depth + 1), self.limits)
         self._going = goes_on & (self.limits > self._depth + 1)
         if self.limits.device.type == "cpu":  # a GPU would have to be waited for, which takes longer than drafts
@@ -82,7 +82,7 @@ class DraftingContext:
         num_drafts: Most drafts ``K``.
         limits: ``(B,)``, how many drafts of each row may count.
         sampler: What tokens are sampled with; ``None`` in greedy decoding.
-        chooser: The policy's.
+        chooser: Ends rows by confidence, if the policy does.
         return_probs: Whether drafts must have ``probs`` in greedy decoding too.
         looked_up: What :meth:`Drafter.look_up` has returned.
         heads: The model's heads.
@@ -96,7 +96,7 @@ class DraftingContext:
     num_drafts: int
     limits: Int[Tensor, " B"]
     sampler: RoundSampler | None
-    chooser: DepthChooser
+    chooser: DepthChooser | None
     return_probs: bool
     looked_up: LookedUp | None
     heads: Heads

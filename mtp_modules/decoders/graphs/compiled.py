@@ -250,7 +250,7 @@ class CompiledModel(Executor):
     def _is_one_graph(inputs: RoundInputs) -> bool:
         """Whether the CPU has to decide, or to keep, nothing in the middle of the round."""
         drafted = inputs.num_drafts == 0 or inputs.drafter is None
-        drafted = drafted or (inputs.drafter is not None and inputs.drafter.compilable and not inputs.chooser.watches)
+        drafted = drafted or (inputs.drafter is not None and inputs.drafter.compilable and inputs.chooser is None)
         verified = inputs.sampler is None or inputs.sampler.acceptance.compilable
         return drafted and verified and not inputs.return_distributions
 

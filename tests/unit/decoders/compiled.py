@@ -228,7 +228,9 @@ def static_memory(*, quick: bool) -> None:
 def noted(made: Callable[..., torch.Tensor], shapes: list[torch.Size]) -> Callable[..., torch.Tensor]:
     """Return the graphs with a note of how many rows, and tokens where there are several, each call is given."""
 
-    def call(trunk_state: object, heads_state: object, chunk: torch.Tensor | RoundInputs, *others: object) -> torch.Tensor:
+    def call(
+        trunk_state: object, heads_state: object, chunk: torch.Tensor | RoundInputs, *others: object
+    ) -> torch.Tensor:
         shapes.append(chunk.token.shape if isinstance(chunk, RoundInputs) else chunk.shape)
         return made(trunk_state, heads_state, chunk, *others)
 

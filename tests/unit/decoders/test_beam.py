@@ -294,13 +294,13 @@ USED_WRONG: dict[str, tuple[Decoder, dict[str, Any], str]] = {
     "a temperature": (
         BeamDecoder(),
         {"sampling": SamplingParams(temperature=0.5)},
-        "BeamDecoder: sampling has temperature=0.5, but beams are ranked by the model's own probabilities at temperature 1; "
-        "give allowed_tokens alone, or leave sampling out.",
+        "BeamDecoder: sampling has temperature=0.5, but beams are ranked by the model's own probabilities at "
+        "temperature 1; give allowed_tokens alone, or leave sampling out.",
     ),
     "a penalty": (
         DraftedBeamDecoder(),
         {"sampling": SamplingParams(frequency_penalty=0.5, allowed_tokens=[1])},
-        "DraftedBeamDecoder: sampling has frequency_penalty=0.5, but beams are ranked by the model's own probabilities at ",
+        "DraftedBeamDecoder: sampling has frequency_penalty=0.5, but beams are ranked by the model's own probabilities",
     ),
     "an allowed token that there is not": (
         BeamDecoder(),
