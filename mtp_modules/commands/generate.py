@@ -22,8 +22,8 @@ from mtp_modules.decoders import (
     StopRule,
     compile_for_decoding,
 )
-from mtp_modules.decoders.request import DecodableModel
 from mtp_modules.decoders.graphs.compiled import CompiledModel
+from mtp_modules.decoders.request import DecodableModel
 from mtp_modules.interop import with_own_trunk
 
 _OWN = "\033[0m"

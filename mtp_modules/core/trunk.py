@@ -76,7 +76,7 @@ class Trunk(Component, nn.Module, ABC):
         """
 
     def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> TrunkOutput:
-        """Append a chunk that ``state.begin`` has announced: ``forward`` with a state, without its CPU-side bookkeeping.
+        """Append a chunk that ``state.begin`` has announced: ``forward`` with a state, less its CPU-side bookkeeping.
 
         A trunk that has it, in tensor operations only, can be compiled for decoding.
 
