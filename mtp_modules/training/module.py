@@ -69,7 +69,8 @@ class MTPModule(LightningModule):
         output_bias: Add a bias to the logits.
         num_draft_tokens: Let further horizons score so many tokens only, the most frequent in the training data.
         freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
-            without gradients and in evaluation mode, and freezes the output matrix that is tied to it.
+            without gradients and in evaluation mode, and freezes the output matrix that is tied to it. All else is put
+            into training mode when the module is made, a pretrained trunk too.
         lr_scales: Factors on the learning rate of parts: any of ``trunk``, ``heads``, ``unembedding``; 1 where not
             named. A pretrained trunk that is tuned together with new heads wants a small one.
         activation_checkpointing: ``"full"`` or ``"selective"`` to forget the activations inside the blocks of trunk and
@@ -109,8 +110,7 @@ class MTPModule(LightningModule):
             own_unembeddings=own_unembeddings,
             output_bias=output_bias,
             num_draft_tokens=num_draft_tokens,
-        ).train()  # pretrained trunks come in evaluation mode
-        trunk.trained_output = None  # the unembedding has it now; sharding would leave a copy of it here
+        ).train()  # pretrained trunks come in evaluation mode, and Lightning would leave them there
         self.frozen = freeze_parts(self, self.model, freeze)
         self.lr_scales = dict(lr_scales or {})
         check_scales(self, self.model, self.lr_scales)
