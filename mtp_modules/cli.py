@@ -22,6 +22,7 @@ from mtp_modules.commands.study import study
 from mtp_modules.configuration import LightningSentenceParser, SentenceParser, check_sizes, link_sizes
 from mtp_modules.core.checks import refusal_behind, refuse
 from mtp_modules.core.component import Description
+from mtp_modules.loading import CHECKPOINT_KEY, find_checkpoint, is_sharded, read_checkpoint
 from mtp_modules.training import (
     GracefulStop,
     HeadsProgressBar,
@@ -31,9 +32,8 @@ from mtp_modules.training import (
     check_strategy_name,
     check_trainer,
     fill_data_parallel_size,
-    find_checkpoint,
 )
-from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, is_sharded, read_checkpoint
+from mtp_modules.training.checkpointing import check_description
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,

@@ -16,18 +16,13 @@ from mtp_modules.core.mixture import marginal_logits
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.core.targets import num_positions
+from mtp_modules.loading import CHECKPOINT_KEY
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import FORMAT, MTPModel
 from mtp_modules.training.blocks import prepare_blocks
-from mtp_modules.training.checkpointing import (
-    CHECKPOINT_KEY,
-    check_checkpoint,
-    generator_of,
-    in_model_order,
-    tokenizer_of,
-)
+from mtp_modules.training.checkpointing import check_checkpoint, generator_of, in_model_order, tokenizer_of
 from mtp_modules.training.draft_tokens import choose_draft_tokens
 from mtp_modules.training.freezing import freeze_parts
 from mtp_modules.training.learning_rates import check_scales, scaled_optimizer

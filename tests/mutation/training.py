@@ -216,7 +216,7 @@ MUTANTS = (
     ),
     Mutant(
         "heads-stale-after-load",
-        "training/checkpointing.py",
+        "loading.py",
         "    check_weights(model, state, path)\n    model.load_state_dict(state)\n",
         "    model.load_state_dict(state, strict=False)\n",
         "heads that a checkpoint does not hold stay as they were drawn",

@@ -14,7 +14,7 @@ import yaml
 
 from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk, TransformerTrunk
 from mtp_modules.data.tokenizers import ByteTokenizer
-from mtp_modules.training import load_model
+from mtp_modules.loading import load_model
 from tests.command_line import ROOT, refusal, run
 from tests.unit.training.running import data, module, trainer
 

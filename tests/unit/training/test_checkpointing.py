@@ -12,7 +12,8 @@ import torch
 from mtp_modules import MTPModel, MultiTokenLoss, RecurrentHeads, RecurrentTrunk
 from mtp_modules.data import TextDataModule
 from mtp_modules.data.tokenizers import ByteTokenizer
-from mtp_modules.training import MTPModule, find_checkpoint, load_model
+from mtp_modules.loading import find_checkpoint, load_model
+from mtp_modules.training import MTPModule
 from tests.helpers import assert_same
 from tests.unit.training.running import SaveAt, data, module, trainer
 
