@@ -31,6 +31,7 @@ from mtp_modules.training import (
     PredictionWriter,
     check_strategy_name,
     check_trainer,
+    choose_draft_tokens,
     fill_data_parallel_size,
 )
 from mtp_modules.training.checkpointing import check_description
@@ -112,6 +113,11 @@ class MTPCLI(LightningCLI):
             own.append(PredictionWriter())
         self.trainer_defaults["callbacks"] = own
         return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Choose the tokens that are drafted, unless they are in the checkpoint that the run goes on from."""
+        if self.saved_model is None:
+            choose_draft_tokens(self.model.model, self.datamodule)
 
     def after_fit(self) -> None:
         """End with the test table of the best checkpoint, or with the right exit status if the run was stopped."""
