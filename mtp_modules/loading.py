@@ -89,19 +89,21 @@ def is_sharded(path: Path) -> bool:
     return (path / _SHARDED).is_file()
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this package into memory.
+def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint of this package.
 
     Args:
         path: A file, or a folder of shards, whose weights are left out. Nothing in it is unpickled but tensors and
             plain values.
+        mapped: Leave the tensors of a file on disk until they are used, and use them only while the file stays.
 
     Raises:
         ValueError: If it is no checkpoint, or not one of this package.
     """
     sharded = is_sharded(path)
     try:
-        checkpoint = torch.load(path / _SHARDED if sharded else path, map_location="cpu", weights_only=True)
+        file = path / _SHARDED if sharded else path
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and not sharded)
     except Exception:  # what is no pickle makes an unpickler fail in any way
         refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; give a .ckpt file of a finished save.")
     needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}

@@ -1,9 +1,12 @@
 """What Lightning's checkpoints of a module hold, and whether they fit it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import CheckpointIO
 from torch import nn
 from torch.optim import Optimizer
 
@@ -11,6 +14,54 @@ from mtp_modules.core.component import Description, build
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.loading import CHECKPOINT_KEY, check_weights
 from mtp_modules.model import MTPModel, check_format
+
+
+class HeldCheckpoint(CheckpointIO):
+    """Gives a trainer a checkpoint that was read before, so that its file is read once. All else is the trainer's own.
+
+    Args:
+        path: Where it was read from.
+        checkpoint: What was read; let go of when it is given.
+    """
+
+    def __init__(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        self.path, self._checkpoint = path, checkpoint
+        self._own: CheckpointIO | None = None
+
+    def put_into(self, trainer: Trainer) -> None:
+        """Stand before what the trainer reads and writes checkpoints with.
+
+        Args:
+            trainer: Before it runs.
+        """
+        self._own = trainer.strategy.checkpoint_io
+        trainer.strategy.checkpoint_io = self
+
+    @property
+    def own(self) -> CheckpointIO:
+        """What the trainer itself reads and writes with."""
+        assert self._own is not None
+        return self._own
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, **options: Any) -> dict[str, Any]:
+        """Return what was read, the first time that it is asked for."""
+        if self._checkpoint and Path(path) == self.path:
+            found, self._checkpoint = self._checkpoint, {}
+            return found
+        placed = {} if map_location is None else {"map_location": map_location}
+        return self.own.load_checkpoint(path, **placed, **options)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write as the trainer does."""
+        self.own.save_checkpoint(checkpoint, path, storage_options)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove as the trainer does."""
+        self.own.remove_checkpoint(path)
+
+    def teardown(self) -> None:
+        """End what the trainer's own has under way."""
+        self.own.teardown()
 
 
 def check_checkpoint(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
