@@ -56,7 +56,7 @@ class Unembedding(nn.Module):
         self.own_weights = nn.ParameterList(torch.empty(rows, d_model) for _ in range(num_own))
         self.own_biases = nn.ParameterList(torch.empty(rows) for _ in range(num_own if bias else 0))
         self.reset_parameters()
-        self.register_load_state_dict_post_hook(_choose_drafts)
+        self.register_load_state_dict_post_hook(_note_loaded_drafts)  # type: ignore[no-untyped-call]
         if trained is not None:
             self._start_from(trained)
 
@@ -265,6 +265,6 @@ def _parameters_like(old: Sequence[Tensor], rows: int) -> nn.ParameterList:
     return nn.ParameterList(new)
 
 
-def _choose_drafts(unembedding: nn.Module, _: object) -> None:
+def _note_loaded_drafts(unembedding: nn.Module, _: object) -> None:
     """Note that the draft tokens are those that came with the weights."""
     unembedding.drafts_chosen = True  # type: ignore[assignment]

@@ -62,7 +62,8 @@ def read_once(rows: CachedRows, trunk: Trunk, *, writes: bool = True) -> None:
     shape = [rows.num_rows, 1 + len(layers), rows.window, trunk.d_model]
     told = {"of": _fingerprint(rows, trunk), "read_in": _precision(trunk), "dtype": kept.dtype, "shape": shape}
     told["feature_layers"] = layers
-    index, known = kept.folder / "index.json", {**told, "written": 0}
+    index = kept.folder / "index.json"
+    known: dict[str, Any] = {**told, "written": 0}
     kept.folder.mkdir(parents=True, exist_ok=True)
     if index.is_file():
         known = json.loads(index.read_text(encoding="utf-8"))

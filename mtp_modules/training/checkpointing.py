@@ -43,13 +43,13 @@ class HeldCheckpoint(CheckpointIO):
         assert self._own is not None
         return self._own
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, **options: Any) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Return what was read, the first time that it is asked for."""
         if self._checkpoint and Path(path) == self.path:
             found, self._checkpoint = self._checkpoint, {}
             return found
         placed = {} if map_location is None else {"map_location": map_location}
-        return self.own.load_checkpoint(path, **placed, **options)
+        return self.own.load_checkpoint(path, weights_only=weights_only, **placed)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write as the trainer does."""
