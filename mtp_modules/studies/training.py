@@ -15,7 +15,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.studies.cells import Cell
 from mtp_modules.studies.evaluation import Evaluation, decoded, evaluate, evaluating
 from mtp_modules.studies.plan import Cost, Run
-from mtp_modules.training import MTPModule, step_flops
+from mtp_modules.training import MTPModule, choose_draft_tokens, step_flops
 
 Tell = Callable[[int], None]
 """Hears how many steps are done."""
@@ -117,6 +117,7 @@ def calibrate(cell: Cell, helpers: dict[str, str], save_to: str | None, *, devic
     module, data = _assembled(cell, 1, helpers)
     times = _StepTimes()
     trainer = _trainer(cell, times, steps=_CALIBRATION_STEPS, device=device)
+    choose_draft_tokens(module.model, data)
     trainer.fit(module, datamodule=data)
     module.to(trainer.strategy.root_device)
     setup = time.perf_counter() - started - sum(times.walls)
@@ -161,6 +162,7 @@ def train(
     module, data = _assembled(run.cell, run.seed, helpers)
     recorder = _Recorder(run, cost, tell)
     trainer = _trainer(run.cell, recorder, steps=run.steps, device=device)
+    choose_draft_tokens(module.model, data)
     trainer.fit(module, datamodule=data)
     assert recorder.evaluation is not None
     module.to(trainer.strategy.root_device)

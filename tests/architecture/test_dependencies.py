@@ -76,6 +76,16 @@ def test_the_check_lets_a_permitted_import_pass(path: str, source: str) -> None:
     assert violations(source, Path(path)) == []
 
 
+MODEL = re.compile(r"lightning_module|\bpl_module\b|\bMTPModule\b(?!`)|import .*\b(Trunk|Heads|MTPModel)\b|core\.trunk")
+DATA = sorted((ROOT / PACKAGE / "data").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", DATA, ids=lambda path: path.name)
+def test_data_does_not_reach_for_the_model(path: Path) -> None:
+    """It is given numbers, and rows what a trunk has read; docstrings may refer to the module that gives them."""
+    assert MODEL.findall(path.read_text(encoding="utf-8")) == []
+
+
 DISTRIBUTIONS = {"yaml": "pyyaml"}
 
 

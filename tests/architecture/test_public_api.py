@@ -43,6 +43,7 @@ PUBLIC = {
     "build",
     "describe",
     "future_targets",
+    "load_model",
 }
 LONGEST_FILE = 330
 TEXT_FILES = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ""}

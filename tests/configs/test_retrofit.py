@@ -11,7 +11,7 @@ import yaml
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.core import Tokenizer
-from mtp_modules.training import load_model
+from mtp_modules.loading import load_model
 from tests.command_line import RETROFIT, ROOT, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")

@@ -61,6 +61,19 @@ def test_two_processes_train_and_the_checkpoint_decodes(
     assert capsys.readouterr().out.startswith("def ")
 
 
+@pytest.mark.parametrize(("overlay", "readings"), [("ddp", [False]), ("fsdp2", [True, True])])
+def test_a_resumed_run_reads_the_weights_of_its_checkpoint_once(
+    tmp_path: Path, overlay: str, readings: list[bool]
+) -> None:
+    """Each process; a strategy that reads the file itself maps it, and so does the look at its description."""
+    first = arguments(overlay, tmp_path / "first", "--trainer.devices=2")
+    run_ranks(command_line.fit, first)
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    more = ("--trainer.devices=2", "--trainer.max_steps=4", "--ckpt_path", last)
+    second = arguments(overlay, tmp_path / "second", *more)
+    assert run_ranks(command_line.resume, second) == [(4, readings)] * 2
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Anomaly Detection")
 def test_debugging_ends_after_two_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
