@@ -26,8 +26,11 @@ settings.load_profile(PROFILE)
 
 torch.set_num_threads(1)
 
-UNCHECKED = [Path(__file__).parent / folder for folder in ("configs", "distributed", "properties")]
-"""Folders that call what unit tests call, thousands of times: there, the checks would take half the time."""
+UNCHECKED = [
+    Path(__file__).parent / folder
+    for folder in ("configs", "distributed", "properties", "unit/commands", "unit/data", "unit/studies")
+]
+"""Folders without shapes of their own, or that call thousands of times what unit tests of tensors call."""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,6 +1,7 @@
 """Tiny float64 models: every trunk with every kind of heads."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -166,6 +167,18 @@ COVER = {
 
 Both families of trunks meet heads without memory, with keys and values, with tokens to read and with inner layers.
 """
+
+
+def covering(*axes: Iterable[Hashable], strength: int = 2) -> list[pytest.ParameterSet]:
+    """Return the product of some axes; what is not needed to have every ``strength`` values together is for nightly."""
+    product = list(itertools.product(*axes))
+    meets = {values: set(itertools.combinations(enumerate(values), strength)) for values in product}
+    missing, chosen = set().union(*meets.values()), set()
+    while missing:
+        best = max(product, key=lambda values: len(meets[values] & missing))
+        chosen.add(best)
+        missing -= meets[best]
+    return [pytest.param(*values, marks=() if values in chosen else pytest.mark.nightly) for values in product]
 
 
 def pairs(trunks: Iterable[str], heads: Iterable[str]) -> list[pytest.ParameterSet]:

@@ -1,5 +1,7 @@
 """The pairs of trunk and heads that every run tries leave nothing out."""
 
+import itertools
+
 import pytest
 
 from tests.helpers import (
@@ -10,6 +12,7 @@ from tests.helpers import (
     TRUNKS_WITH_EVERY_HEADS,
     TRUNKS_WITH_HEADS,
     TRUNKS_WITH_LEAPS,
+    covering,
 )
 
 
@@ -29,3 +32,15 @@ def test_the_nightly_session_tries_the_others() -> None:
     pairs = [*TRUNKS_WITH_EVERY_HEADS, *TRUNKS_WITH_LEAPS]
     assert len(in_every_run(pairs)) < len(pairs) // 2
     assert {mark.name for pair in pairs for mark in pair.marks} == {"nightly"}
+
+
+@pytest.mark.parametrize(("strength", "size"), [(1, 3), (2, 6), (3, 12)])
+def test_a_covering_part_has_all_values_together(strength: int, size: int) -> None:
+    axes = ("abc", (False, True), (1, 2))
+    product = covering(*axes, strength=strength)
+    assert [pair.values for pair in product] == list(itertools.product(*axes))
+    tried = in_every_run(product)
+    assert len(tried) == size
+    for places in itertools.combinations(range(3), strength):
+        met = {tuple(values[place] for place in places) for values in tried}
+        assert met == set(itertools.product(*(axes[place] for place in places)))
