@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtp_modules import Heads, LinearHeads, MTPModel, TransformerTrunk
 from mtp_modules.core import DecodingState, Draft
-from mtp_modules.core.drafts import DraftChoice
+from mtp_modules.core.drafts import DraftSampler, GreedySampler
 from mtp_modules.decoders import Round, RoundArrays
 from mtp_modules.decoders.sampling.stopping import REASONS
 from tests.helpers import VOCAB, float64
@@ -61,6 +61,7 @@ class ScriptedHeads(Heads):
         self.heads, self.script, self.d_model, self.probability = heads, script, heads.d_model, probability
         self.num_features = heads.num_features
         self.drafted: list[dict[int, list[int]]] = []
+        self.eval()
 
     @property
     def horizons(self) -> tuple[int, ...]:
@@ -93,18 +94,18 @@ class ScriptedHeads(Heads):
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
-        choose: DraftChoice | None = None,
+        sampler: DraftSampler | None = None,
     ) -> Draft:
         assert isinstance(state, ScriptedState)
-        tokens = [self.script(row, state.lengths[b], num_drafts) for b, row in enumerate(state.rows)]
-        self.drafted.append(dict(zip(state.rows, tokens, strict=True)))
-        chosen = torch.tensor(tokens)
+        script = [self.script(row, state.lengths[b], num_drafts) for b, row in enumerate(state.rows)]
+        self.drafted.append(dict(zip(state.rows, script, strict=True)))
+        chosen = torch.tensor(script)
         others = (1 - self.probability) / (VOCAB - 1)
         logits = nn.functional.one_hot(chosen, VOCAB).double().mul(self.probability - others).add(others).log()
-        if choose is not None:
-            for depth in logits.unbind(dim=1):
-                choose(depth)
-        return Draft(tokens=chosen, logits=logits)
+        sampled = [(sampler or GreedySampler())(depth) for depth in logits.unbind(dim=1)]
+        tokens = torch.stack([token for token, _ in sampled], dim=1)
+        probs = [of_one for _, of_one in sampled if of_one is not None]
+        return Draft(tokens, logits, torch.stack(probs, dim=1) if probs else None)
 
 
 def copying_script(

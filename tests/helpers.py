@@ -268,7 +268,7 @@ def make_model(
     if draft_tokens is not None and num_horizons > 1:
         model.trim_drafts(draft_tokens)
     randomise(model, seed)
-    return model
+    return model.eval()
 
 
 def extend(model: MTPModel, tokens: Tensor, state: DecodingState, heads_state: DecodingState) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,8 @@ from mtp_modules.decoders import (
     StopRule,
     compile_for_decoding,
 )
-from mtp_modules.decoders.generation import DecodableModel
-from mtp_modules.decoders.graphs.executor import GraphModel
+from mtp_modules.decoders.request import DecodableModel
+from mtp_modules.decoders.graphs.compiled import CompiledModel
 from mtp_modules.interop import with_own_trunk
 
 _OWN = "\033[0m"
@@ -134,7 +134,7 @@ def _compare(model: DecodableModel, decoder: Decoder, prompt: list[int], options
     """Run plain and speculative decoding in turn, and print medians."""
     sides: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), "self-speculative": decoder}
     runs: dict[str, list[Generation]] = {name: [] for name in sides}
-    if isinstance(model, GraphModel):
+    if isinstance(model, CompiledModel):
         for side in sides.values():
             side.generate(model, [prompt], **options)  # makes the graphs that are still missing
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Drafts: how they are chosen, and trees of them."""
+"""Drafts: how they are sampled, and trees of them."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,20 +10,30 @@ from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 @dataclass(frozen=True)
 class Draft:
-    """Tokens that heads propose after the token that was emitted last.
+    """Tokens that are proposed after the token emitted last.
 
     Attributes:
-        tokens: ``(B, K)``, nearest horizon first.
-        logits: ``(B, K, V)``, what they were chosen from.
+        tokens: ``(B, K)``, nearest first; in a tree, parents before their children.
+        logits: ``(B, K, V)``, what they were chosen from; ``None`` where no head drafted them.
+        probs: ``(B, K, V)``, the distributions ``q`` that they were sampled from, the very tensors, float64; a one-hot
+            row where a token was not sampled; ``None`` in greedy decoding.
+        counts: ``(B,)``, how many of each row's tokens count, the others are padding; ``None`` if all do.
+        parents: ``(B, K)``, in a tree: which token comes before each, 0 for the token emitted last, ``i`` for the ``i``-th
+            of ``tokens``; ``None`` for a chain.
+        depth: In a tree, most tokens one after the other.
     """
 
     tokens: Int[Tensor, "B K"]
-    logits: Float[Tensor, "B K V"]
+    logits: Float[Tensor, "B K V"] | None = None
+    probs: Float[Tensor, "B K V"] | None = None
+    counts: Int[Tensor, " B"] | None = None
+    parents: Int[Tensor, "B K"] | None = None
+    depth: int = 0
 
 
 @runtime_checkable
-class DraftChoice(Protocol):
-    """Chooses drafts from logits, one after the other.
+class DraftSampler(Protocol):
+    """Samples drafts from a head's logits, one after the other.
 
     Attributes:
         done: Whether no row wants another draft; drafting then ends early.
@@ -31,22 +41,22 @@ class DraftChoice(Protocol):
 
     done: bool
 
-    def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
-        """Return the next draft of every row."""
+    def __call__(self, logits: Float[Tensor, "B V"]) -> tuple[Int[Tensor, " B"], Float[Tensor, "B V"] | None]:
+        """Return the next draft of every row, and the distributions that they were sampled from, if they were."""
 
 
-class LikeliestToken:
+class GreedySampler:
     """Draft the token with the largest logit."""
 
     done = False
 
-    def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
-        """Return the next draft of every row."""
-        return logits.argmax(dim=-1)
+    def __call__(self, logits: Float[Tensor, "B V"]) -> tuple[Int[Tensor, " B"], None]:
+        """Return the argmax of every row."""
+        return logits.argmax(dim=-1), None
 
 
 def one_hot(tokens: Int[Tensor, "*N"], size: int) -> Int[Tensor, "*N V"]:
-    """Return 1 at the place of each token and 0 elsewhere, without a look at the tokens from the host, as torch has it.
+    """Return 1 at the index of each token and 0 elsewhere, without the synchronisation with the CPU that torch's has.
 
     Args:
         tokens: Numbers below ``size``.

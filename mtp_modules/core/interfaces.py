@@ -4,7 +4,7 @@
 
     tokens --> Trunk --> hidden --> Heads --> one state a horizon --> Unembedding --> MultiTokenLoss      (training)
                  ^                    |                                    |
-                 |                    +-- Draft (tokens + their law q) ----+
+                 |                    +-- Draft (tokens, their probs q) ---+
                  +-- verify K+1 positions <-- Decoder: accept, rewind, emit                               (decoding)
 
 The contract of trunks is in :mod:`mtp_modules.core.trunk`, that of heads below.
@@ -22,7 +22,7 @@ from torch import nn
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
-from mtp_modules.core.drafts import Draft, DraftChoice, LikeliestToken
+from mtp_modules.core.drafts import Draft, DraftSampler, GreedySampler
 from mtp_modules.core.mixture import MixtureStates as MixtureStates
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.state import DecodingState as DecodingState
@@ -35,7 +35,7 @@ from mtp_modules.core.trunk import TrunkOutput as TrunkOutput
 class Heads(Component, nn.Module, ABC):
     """Turn the trunk's hidden state into one state a horizon. The unembedding turns states into logits.
 
-    Law: the states that training sees equal the states that decoding sees for the same tokens.
+    Invariant: the states that training sees equal the states that decoding sees for the same tokens.
 
     Attributes:
         d_model: Width ``D`` of the hidden state that they read.
@@ -76,7 +76,7 @@ class Heads(Component, nn.Module, ABC):
         """Return one state a horizon, for training.
 
         Args:
-            hidden: What the trunk says of every position.
+            hidden: The trunk's hidden states.
             far_hidden: The same, for horizons beyond the first, where they must give the trunk no gradient; ``hidden``
                 if ``None``.
             future: Embeddings of the tokens between, ``K = max(horizons) - 1``; needed if ``reads_future``. At all
@@ -99,7 +99,7 @@ class Heads(Component, nn.Module, ABC):
         """Return the states of horizon 1 alone, those that ``forward`` returns first.
 
         Args:
-            hidden: What the trunk says of every position.
+            hidden: The trunk's hidden states.
             document_ids: Which document every position belongs to.
         """
 
@@ -121,13 +121,13 @@ class Heads(Component, nn.Module, ABC):
         tokens: Int[Tensor, "B T"] | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that ``state.begin`` has announced: ``extend``, less what is done on the host.
+        """Append a chunk that ``state.begin`` has announced: ``extend`` without its CPU-side bookkeeping.
 
         In tensor operations only, so that it can be compiled. Heads that cannot do so implement ``extend`` itself.
 
         Args:
             hidden: The trunk's output for the chunk.
-            state: Told of it.
+            state: Which ``begin`` has told of the chunk.
             tokens: The chunk; needed if ``reads_every_token``, unless the state is for no drafts.
             embed: Embeds token ids; needed with them.
 
@@ -168,7 +168,7 @@ class Heads(Component, nn.Module, ABC):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return what the heads say of the token after each of ``tokens``, which are drafts or the token emitted last.
+        """Return the states that predict the token after each of ``tokens``: drafts, or the token emitted last.
 
         Args:
             tokens: At ``depth`` 0 the token emitted last, ``(B, 1)``; then drafts at that depth, several in a tree.
@@ -217,7 +217,7 @@ class Heads(Component, nn.Module, ABC):
         num_drafts: int,
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
-        choose: DraftChoice | None = None,
+        sampler: DraftSampler | None = None,
     ) -> Draft:
         """Propose a chain of tokens that follow ``token``, by the horizons beyond the first.
 
@@ -228,26 +228,34 @@ class Heads(Component, nn.Module, ABC):
             embed: Embeds token ids.
             unembed: Turns states ``(B, N, D)`` of the horizon with a given index into logits ``(B, N, V)``; called as
                 ``unembed(states, index)``. Horizon 1 has index 0.
-            choose: Chooses each draft, nearest first; the likeliest token if ``None``.
+            sampler: Samples each draft, nearest first; takes the argmax if ``None``.
 
         Raises:
             ValueError: If ``num_drafts`` lies outside 1 .. ``max_drafts``.
         """
         self.check_num_drafts(num_drafts)
-        choose = LikeliestToken() if choose is None else choose
+        sampler = GreedySampler() if sampler is None else sampler
         root = torch.zeros_like(token)[:, None]
-        tokens, logits = [], []
+        tokens: list[Tensor] = []
+        logits: list[Tensor] = []
+        probs: list[Tensor] = []
         before: Tensor | None = None
         for depth in range(num_drafts):
-            before, said = self.draft_step(
+            before, scores = self.draft_step(
                 token[:, None], state, depth=depth, before=before, parents=root, embed=embed, unembed=unembed
             )
-            logits.append(said[:, 0])
-            token = choose(logits[-1])
+            logits.append(scores[:, 0])
+            token, sampled_from = sampler(logits[-1])
             tokens.append(token)
-            if choose.done:
+            if sampled_from is not None:
+                probs.append(sampled_from)
+            if sampler.done:
                 break
-        return Draft(tokens=torch.stack(tokens, dim=1), logits=torch.stack(logits, dim=1))
+        return Draft(
+            tokens=torch.stack(tokens, dim=1),
+            logits=torch.stack(logits, dim=1),
+            probs=torch.stack(probs, dim=1) if probs else None,
+        )
 
     def check_num_drafts(self, num_drafts: int) -> None:
         """Refuse to draft nothing, or more than the heads can.

@@ -1,13 +1,14 @@
 """What trunks and heads remember while decoding."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.shapes import Int, Tensor
+from mtp_modules.core.shapes import Int, Shaped, Tensor
 
 
 def bucket_of(length: int) -> int:
-    """Return the next of 64, 96, 128, 192, 256, 384 and so on: sizes for what is recorded.
+    """Return the next of 64, 96, 128, 192, 256, 384 and so on: the few sizes that CUDA graphs are captured for.
 
     Args:
         length: At least 1.
@@ -16,11 +17,36 @@ def bucket_of(length: int) -> int:
     return size * 3 // 4 if size > 64 and length <= size * 3 // 4 else size
 
 
+class StaticMemory:
+    """Tensors that stay at one address from run to run, as CUDA graphs need for what they write in place.
+
+    Args:
+        on_new: Called with every tensor that is allocated.
+    """
+
+    def __init__(self, on_new: Callable[[Tensor], None]) -> None:
+        self._on_new, self._tensors = on_new, dict[tuple[object, ...], Tensor]()
+
+    def tensor(self, name: str, shape: tuple[int, ...], like: Tensor) -> Shaped[Tensor, "..."]:
+        """Return the tensor of this name and shape; what an earlier run has left in it is still there.
+
+        Args:
+            name: Of its role in the state.
+            shape: Its size.
+            like: A tensor of the same dtype and device.
+        """
+        key = name, shape, like.dtype, like.device
+        if key not in self._tensors:
+            self._tensors[key] = like.new_zeros(shape)
+            self._on_new(self._tensors[key])
+        return self._tensors[key]
+
+
 class DecodingState(ABC):
     """What a module remembers of the tokens it has read, one row a sequence.
 
     A forward pass with a state *appends* a chunk to every row, at that row's own length. The chunk is provisional until
-    ``commit`` says how many of its tokens stay. Law: after ``commit``, the state and everything computed from it later
+    ``commit`` says how many of its tokens stay. Invariant: after ``commit``, the state and everything computed from it later
     equal those of a fresh state that has read only the kept tokens.
 
     A chunk may reach beyond the trunk's last position, for all rows of a batch read chunks of one length; what lies
@@ -28,41 +54,34 @@ class DecodingState(ABC):
     """
 
     lengths: list[int]
-    """Committed tokens of each row. On the host: decoding decides there."""
+    """Committed tokens of each row, on the CPU, where the decoding loop decides."""
 
     def begin(self, chunk: int) -> None:
-        """Announce the chunk that ``read`` is about to append, and do all of its bookkeeping on the host.
+        """Announce the chunk that ``read`` is about to append, and do all of its CPU-side bookkeeping.
 
         Args:
             chunk: Number of its tokens.
 
         Raises:
-            ValueError: If this kind of state cannot be told beforehand, or the chunk does not fit.
+            ValueError: If this kind of state does its bookkeeping while it reads, or the chunk does not fit.
         """
-        refuse(self, "cannot be told of a chunk before it is read; decode without compiling.")
+        refuse(self, "does its bookkeeping while a chunk is read; decode without compiling.")
 
-    def expect_graphs(self, *, same_sizes: bool = False) -> None:
-        """Announce that graphs will read chunks, so that what differs between rounds should be little.
+    def for_graphs(self, memory: StaticMemory | None = None) -> None:
+        """Prepare an empty state for compiled rounds: what differs between rounds costs a compilation.
 
         Args:
-            same_sizes: Rounds will be recorded. What ``read`` and drafting compute must depend on the tensors that this
-                state holds, on their sizes, and on which are there, but not on its numbers on the host; and sizes
-                should seldom change. The state may hold tensors, plain values, other states, and tuples and lists of
-                them. No tensor may be a view of another one, no list may change in place, and what a round writes into
-                tensors must be the same if it is done twice.
-
-        Raises:
-            ValueError: If this kind of state cannot promise that.
+            memory: Where to keep what rounds write in place, at addresses that stay and in sizes that seldom change;
+                ``None`` for tensors of the state's own, whose sizes may change.
         """
-        if same_sizes:
-            refuse(self, "has other sizes in every round, so rounds cannot be recorded; decode with the model itself.")
-
-    def settle(self) -> None:
-        """Do on the host what drafting after the last commit needs, so that drafting is tensor operations only."""
         return
 
-    def growing(self) -> list[tuple[Tensor, int]]:
-        """Return tensors that rounds look at and whose length may differ, each once, and along which axis it does."""
+    def prepare_drafts(self) -> None:
+        """Do the CPU-side bookkeeping of drafting after the last commit, so that drafting is tensor operations only."""
+        return
+
+    def dynamic_axes(self) -> list[tuple[Tensor, int]]:
+        """Return the tensors whose length may differ from round to round, each once, and along which axis it does."""
         return []
 
     @abstractmethod

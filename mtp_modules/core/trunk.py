@@ -76,13 +76,13 @@ class Trunk(Component, nn.Module, ABC):
         """
 
     def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> TrunkOutput:
-        """Append a chunk that ``state.begin`` has announced: ``forward`` with a state, less what is done on the host.
+        """Append a chunk that ``state.begin`` has announced: ``forward`` with a state, without its CPU-side bookkeeping.
 
         A trunk that has it, in tensor operations only, can be compiled for decoding.
 
         Args:
             tokens: The chunk.
-            state: Told of it.
+            state: Which ``begin`` has told of the chunk.
 
         Raises:
             ValueError: If this trunk does not have it.

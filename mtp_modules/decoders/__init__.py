@@ -11,7 +11,7 @@ from mtp_modules.decoders.drafting.trees import DraftTree, DynamicTree, StaticTr
 from mtp_modules.decoders.generation import Decoder, Generation
 from mtp_modules.decoders.graphs.compiled import CompiledModel, compile_for_decoding
 from mtp_modules.decoders.graphs.warming import warm_up
-from mtp_modules.decoders.rounds import DecodingStats, Round, RoundArrays, RoundDistributions
+from mtp_modules.decoders.results import DecodingStats, Round, RoundArrays, RoundDistributions
 from mtp_modules.decoders.sampling.parameters import SamplingParams
 from mtp_modules.decoders.sampling.stopping import StopRule
 from mtp_modules.decoders.speculative import SpeculativeDecoder

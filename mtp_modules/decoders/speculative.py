@@ -1,45 +1,46 @@
 """Speculative decoding: drafts that one forward pass of the same model verifies."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.decoders.drafting.drafter import Drafter, HeadsDrafter
 from mtp_modules.decoders.drafting.policies import DraftPolicy, FixedDepth
-from mtp_modules.decoders.drafting.trees import DraftTree
-from mtp_modules.decoders.generation import DecodableModel, Decoder, make_request
-from mtp_modules.decoders.loop import rounds
-from mtp_modules.decoders.rounds import Round
-from mtp_modules.decoders.sampling.parameters import SamplingParams
-from mtp_modules.decoders.sampling.stopping import StopRule
-from mtp_modules.decoders.speculation import Speculation
+from mtp_modules.decoders.drafting.trees import DraftTree, TreeDrafter
+from mtp_modules.decoders.generation import Decoder
+from mtp_modules.decoders.graphs.eager import as_executor
+from mtp_modules.decoders.loop import Speculation, rounds
+from mtp_modules.decoders.request import DecodableModel, Request
+from mtp_modules.decoders.results import Round
 from mtp_modules.decoders.verification.rules import Acceptance, ExactMatch
 
 
 class SpeculativeDecoder(Decoder):
     """Decoding that emits every draft that the model itself would have chosen.
 
-    By default the output is that of :class:`AutoregressiveDecoder`, token for token, drawn tokens too, up to ties that
+    By default the output is that of :class:`AutoregressiveDecoder`, token for token, sampled tokens too, up to ties that
     rounding decides: a chunk of several positions and a single one add up in different orders. Stern et al. 2018
     (arXiv 1811.03115).
 
     Args:
         num_drafts: Most drafts ``K`` a round; as many as the drafter usually makes if ``None``.
-        acceptance: Which drafts hold; :class:`~mtp_modules.decoders.ExactMatch` if ``None``.
+        acceptance: Which drafts are accepted; :class:`~mtp_modules.decoders.ExactMatch` if ``None``.
         policy: How many tokens to draft in a round; always ``num_drafts`` if ``None``.
         drafter: Where drafts come from; the model's heads if ``None``.
         tree: Draft a tree of this shape with the heads, instead of a chain; its depth is then the number of drafts.
-        return_distributions: Let each :class:`~mtp_modules.decoders.Round` tell the laws of its drafts and of the model.
+        return_distributions: Give each :class:`~mtp_modules.decoders.Round` the distributions of its drafts and of the
+            model.
 
     Raises:
-        ValueError: If ``num_drafts`` is below 1, or above what can be drafted; if a tree goes with another acceptance
-            than :class:`~mtp_modules.decoders.ExactMatch`, with a drafter, with ``num_drafts`` or with ``return_distributions``;
-            when decoding, if the trunk cannot read trees.
+        ValueError: If ``num_drafts`` is below 1; if a tree goes with another acceptance than
+            :class:`~mtp_modules.decoders.ExactMatch`, with a drafter, with ``num_drafts`` or with
+            ``return_distributions``; when decoding, before a prompt is read, if there is nothing to draft, more drafts
+            are asked for than the heads have, a tree is wider than the vocabulary, or the trunk cannot read trees.
 
     Example:
         >>> from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
         >>> model = MTPModel(
         ...     trunk=RecurrentTrunk(vocab_size=9, d_model=8), heads=LinearHeads(d_model=8, num_horizons=4)
-        ... ).double()
+        ... ).double().eval()
         >>> from mtp_modules import AutoregressiveDecoder
         >>> from mtp_modules.decoders import SamplingParams
         >>> options = {"max_new_tokens": 9, "sampling": SamplingParams(temperature=0.8), "seed": 3}
@@ -63,8 +64,8 @@ class SpeculativeDecoder(Decoder):
         self.num_drafts = num_drafts
         self.acceptance = ExactMatch() if acceptance is None else acceptance
         self.policy = FixedDepth() if policy is None else policy
-        self.drafter = HeadsDrafter() if drafter is None else drafter
-        self.tree, self.return_distributions = tree, return_distributions
+        self.return_distributions = return_distributions
+        self.drafter: Drafter = HeadsDrafter() if drafter is None else drafter
         if tree is not None:
             if not isinstance(self.acceptance, ExactMatch):
                 refuse(
@@ -76,26 +77,13 @@ class SpeculativeDecoder(Decoder):
                 if value is not None:
                     refuse(self, f"{name} does not go with a tree, which says how the heads draft; leave it out.")
             if return_distributions:
-                refuse(
-                    self,
-                    "return_distributions tells the laws of a chain of drafts, not of a tree; leave one of the two out.",
-                )
+                refuse(self, "return_distributions needs a chain of drafts, not a tree; leave one of the two out.")
+            self.drafter = TreeDrafter(tree=tree)
 
-    def stream(
-        self,
-        model: DecodableModel,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int | Sequence[int],
-        stop: StopRule | Sequence[StopRule] | None = None,
-        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
-        seed: int | Sequence[int] = 0,
-    ) -> Iterator[Round]:
-        """Yield the tokens of each round; see :class:`~mtp_modules.decoders.generation.Decoder`."""
-        most = self.most(model)
-        request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)
-        how = Speculation(self.drafter, self.acceptance, self.policy, most, self.tree, self.return_distributions)
-        return rounds(model, request, how)
+    def rounds(self, model: DecodableModel, request: Request) -> Iterator[Round]:
+        """Yield the accepted drafts of each round and one token more."""
+        how = Speculation(self.drafter, self.acceptance, self.policy, self.most(model), self.return_distributions)
+        return rounds(as_executor(model), request, how)
 
     def most(self, model: DecodableModel) -> int:
         """Return the most drafts of a round, one after the other.
@@ -104,9 +92,9 @@ class SpeculativeDecoder(Decoder):
             model: Trunk, heads and unembedding.
 
         Raises:
-            ValueError: If it can draft nothing, or not so many; if the trunk cannot read trees.
+            ValueError: If the drafter cannot draft, or not so many tokens, for this model.
         """
-        usual, possible = self.drafter.most(model.heads)
+        usual, possible = self.drafter.limits(model.heads)
         if usual < 1:
             refuse(
                 self,
@@ -119,9 +107,5 @@ class SpeculativeDecoder(Decoder):
                 f"num_drafts={self.num_drafts} is more than the {possible} that {type(model.heads).__name__} can "
                 "draft; lower it.",
             )
-        if self.tree is None:
-            return self.num_drafts or usual
-        model.heads.check_num_drafts(self.tree.depth)
-        if not model.trunk.supports_trees:
-            refuse(self, f"{type(model.trunk).__name__} cannot read a tree of drafts; leave tree out.")
-        return self.tree.depth
+        self.drafter.check(model.trunk, model.heads)
+        return self.num_drafts or usual

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
 from mtp_modules.decoders.drafting.policies import now
-from mtp_modules.decoders.generation import DecodableModel
-from mtp_modules.decoders.rounds import DecodingStats, Round
+from mtp_modules.decoders.request import DecodableModel
+from mtp_modules.decoders.results import DecodingStats, Round
 from mtp_modules.decoders.speculative import SpeculativeDecoder
 
 

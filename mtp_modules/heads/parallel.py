@@ -8,6 +8,7 @@ from torch import nn
 from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.state import StaticMemory
 from mtp_modules.core.targets import at_positions, horizon_of_draft, leaping_horizons, same_document_keys
 from mtp_modules.heads.common import picked_rows
 from mtp_modules.layers.cache import KeyValueState
@@ -33,17 +34,17 @@ class ParallelState(DecodingState):
         self.keys_values.begin(chunk)
         self.hidden.begin(chunk)
 
-    def growing(self) -> list[tuple[Tensor, int]]:
+    def dynamic_axes(self) -> list[tuple[Tensor, int]]:
         """Return what keys and values say."""
-        return self.keys_values.growing()
+        return self.keys_values.dynamic_axes()
 
-    def expect_graphs(self, *, same_sizes: bool = False) -> None:
-        """Tell the keys and values."""
-        self.keys_values.expect_graphs(same_sizes=same_sizes)
+    def for_graphs(self, memory: StaticMemory | None = None) -> None:
+        """Prepare the KV cache."""
+        self.keys_values.for_graphs(memory)
 
-    def settle(self) -> None:
-        """Find, once a round, what drafts look back at."""
-        self.keys_values.settle()
+    def prepare_drafts(self) -> None:
+        """Place, once a round, what the queries of drafts attend to."""
+        self.keys_values.prepare_drafts()
 
     def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
         """Announce that the next chunk is a tree."""

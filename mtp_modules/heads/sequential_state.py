@@ -12,6 +12,7 @@ import torch
 
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
+from mtp_modules.core.state import StaticMemory
 from mtp_modules.core.targets import at_positions
 from mtp_modules.layers.cache import KeyValueState
 from mtp_modules.layers.last_hidden import LastHiddenState
@@ -87,17 +88,17 @@ class SequentialState(DecodingState):
         seen = self.keys_values.mask
         return allowed[:, None] if seen is None else allowed[:, None] & seen
 
-    def growing(self) -> list[tuple[Tensor, int]]:
+    def dynamic_axes(self) -> list[tuple[Tensor, int]]:
         """Return what keys and values say, and the masks at the start of a text."""
-        return [*self.keys_values.growing(), *((mask, 3) for mask in self._early if mask is not None)]
+        return [*self.keys_values.dynamic_axes(), *((mask, 3) for mask in self._early if mask is not None)]
 
-    def expect_graphs(self, *, same_sizes: bool = False) -> None:
-        """Tell the keys and values."""
-        self.keys_values.expect_graphs(same_sizes=same_sizes)
+    def for_graphs(self, memory: StaticMemory | None = None) -> None:
+        """Prepare the KV cache."""
+        self.keys_values.for_graphs(memory)
 
-    def settle(self) -> None:
-        """Find, once a round, what drafts look back at."""
-        self.keys_values.settle()
+    def prepare_drafts(self) -> None:
+        """Place, once a round, what the queries of drafts attend to."""
+        self.keys_values.prepare_drafts()
         self._all_begun = min(self.lengths) >= self.num_modules
 
     def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
@@ -185,7 +186,7 @@ class SequentialState(DecodingState):
             num_drafts: How many drafts ``N``.
         """
         if self._all_begun is None:
-            self.settle()
+            self.prepare_drafts()
         kept_keys, kept_values, positions, kept_mask = self.keys_values.last(module)
         first = module + 1 if self._all_begun else 0
         kept_keys, kept_values = kept_keys[:, :, first:], kept_values[:, :, first:]

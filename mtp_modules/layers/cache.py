@@ -7,7 +7,7 @@ import torch
 from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.core.selection import moved
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
-from mtp_modules.core.state import bucket_of
+from mtp_modules.core.state import StaticMemory, bucket_of
 from mtp_modules.layers.chunks import ChunkedState
 
 
@@ -19,7 +19,7 @@ class _LookBack(NamedTuple):
     mask: Tensor | None
 
     @property
-    def growing(self) -> list[tuple[Tensor, int]]:
+    def dynamic_axes(self) -> list[tuple[Tensor, int]]:
         return [(self.seen, 0)] if self.mask is None else [(self.seen, 0), (self.mask, 3)]
 
 
@@ -55,7 +55,8 @@ class KeyValueState(ChunkedState):
         nothing: int = 0,
     ) -> None:
         super().__init__(batch_size, capacity, max_positions=max_positions)
-        self.num_layers, self._allotted, self._in_graphs, self._same_sizes = num_layers, batch_size, False, False
+        self.num_layers, self._allotted, self._in_graphs = num_layers, batch_size, False
+        self._memory: StaticMemory | None = None
         # One run of slots, layer by layer and row by row, written by index, which compiled code can do in place. One
         # of each row is never used: what a chunk sees is never all, which compiled code would take for another kind.
         shape = (num_layers * batch_size * (capacity + 1), num_kv_heads, head_dim)
@@ -99,13 +100,23 @@ class KeyValueState(ChunkedState):
         if self.max_positions is not None:
             self.positions = self.positions.clamp(max=self.max_positions - 1)
 
-    def expect_graphs(self, *, same_sizes: bool = False) -> None:
-        """Announce that graphs will read chunks; they treat several rows alike, of one length or not.
+    def for_graphs(self, memory: StaticMemory | None = None) -> None:
+        """Treat several rows alike, of one length or not.
 
         Args:
-            same_sizes: Let chunks look at a number of slots that is seldom another; a mask hides those beyond each row.
+            memory: Where keys, values and tokens are kept. Chunks then attend to one of a few numbers of slots, under a
+                mask that hides those beyond each row.
         """
-        self._in_graphs, self._same_sizes = True, same_sizes
+        self._in_graphs, self._memory = True, memory
+        if memory is not None:
+            nothing = self.tokens
+            self.keys, self.values, self.tokens = (
+                memory.tensor(name, tuple(part.shape), part)
+                for name, part in (("keys", self.keys), ("values", self.values), ("tokens", self.tokens))
+            )
+            self.keys.zero_()
+            self.values.zero_()
+            self.tokens.copy_(nothing)
         self._layers, self._unannounced = self._by_layer(), self._lasting
 
     def span(self, length: int) -> int:
@@ -114,21 +125,25 @@ class KeyValueState(ChunkedState):
         Args:
             length: How many there are to see.
         """
-        return min(self.capacity, bucket_of(length)) if self._same_sizes else length
+        return length if self._memory is None else min(self.capacity, bucket_of(length))
 
     def _looks_ragged(self) -> bool:
-        return self._same_sizes or min(self.lengths) != max(self.lengths) or (self._in_graphs and len(self.lengths) > 1)
+        return (
+            self._memory is not None
+            or min(self.lengths) != max(self.lengths)
+            or (self._in_graphs and len(self.lengths) > 1)
+        )
 
     @property
     def _lasting(self) -> list[tuple[Tensor, int]]:
-        return [] if self._same_sizes else [(self.tokens, 1), (self.keys, 0), (self.values, 0)]
+        return [] if self._memory is not None else [(self.tokens, 1), (self.keys, 0), (self.values, 0)]
 
-    def growing(self) -> list[tuple[Tensor, int]]:
-        """Return keys, values and tokens once, and what each chunk and each look back brings."""
+    def dynamic_axes(self) -> list[tuple[Tensor, int]]:
+        """Return keys, values and tokens once, and the positions and masks of each chunk and of each draft."""
         found, self._unannounced = [*self._unannounced, (self._seen, 0)], []
         if self.mask is not None:
             found.append((self.mask, 3))
-        return found if self._back is None else found + self._back.growing
+        return found if self._back is None else found + self._back.dynamic_axes
 
     def folded_mask(self, groups: int) -> Float[Tensor, "#B 1 _ S"] | None:
         """Return what is added to the scores of the chunk's queries, made once for all layers; ``None`` for nothing.
@@ -180,12 +195,21 @@ class KeyValueState(ChunkedState):
                 by_row = self._by_row(kept)
                 by_row[:, places, :used] = by_row[:, sources, :used]
         else:
-            self.keys, self.values = (self._by_row(kept)[:, rows].flatten(0, 2) for kept in (self.keys, self.values))
+            self.keys, self.values = (
+                self._moved(name, self._by_row(kept)[:, rows].flatten(0, 2))
+                for name, kept in (("keys", self.keys), ("values", self.values))
+            )
             self._allotted = len(rows)
         self._rows = torch.arange(len(rows), device=self._rows.device)[:, None]
         self._layers = self._by_layer()
-        self.tokens = self.tokens[rows]
+        self.tokens = self._moved("tokens", self.tokens[rows])
         self._unannounced = self._lasting
+
+    def _moved(self, name: str, kept: Tensor) -> Tensor:
+        """Return a tensor in the memory that keeps its address, if there is one."""
+        if self._memory is None:
+            return kept
+        return self._memory.tensor(name, tuple(kept.shape), kept).copy_(kept)
 
     def previous_tokens(self, tokens: Int[Tensor, "B T"]) -> Int[Tensor, "B T C"]:
         """Write the chunk's tokens, and return for each position the ``C`` tokens before it, nearest first.
@@ -232,7 +256,7 @@ class KeyValueState(ChunkedState):
 
     def _by_layer(self) -> list[tuple[Float[Tensor, "B h _ d"], Float[Tensor, "B h _ d"]]]:
         """Return every layer's slots, for what is not compiled: graphs would take them for tensors of their own."""
-        if self._same_sizes:
+        if self._memory is not None:
             return []
         count = len(self._rows)
         keys, values = (self._by_row(kept)[:, :count].transpose(2, 3).unbind() for kept in (self.keys, self.values))
@@ -240,7 +264,7 @@ class KeyValueState(ChunkedState):
 
     def _until(self, end: int, layer: int) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"]]:
         """Return a layer's first keys and values."""
-        if torch.compiler.is_compiling() or self._same_sizes:
+        if torch.compiler.is_compiling() or self._memory is not None:
             count = len(self._rows)
             keys, values = (
                 self._by_row(kept)[layer, :count, :end].transpose(1, 2) for kept in (self.keys, self.values)
@@ -256,7 +280,7 @@ class KeyValueState(ChunkedState):
             layer: Index of the layer.
             back: For a query so many tokens earlier, or at a row's first token if there are not so many.
         """
-        self.settle()
+        self.prepare_drafts()
         assert self._back is not None
         seen, positions, mask = self._back.seen, self._back.positions, self._back.mask
         if back:
@@ -264,8 +288,8 @@ class KeyValueState(ChunkedState):
             mask = seen <= positions[:, None, :, None]
         return *self._until(len(seen), layer), positions, mask
 
-    def settle(self) -> None:
-        """Find, once a round, what drafts look back at."""
+    def prepare_drafts(self) -> None:
+        """Place, once a round, what the queries of drafts attend to."""
         if self._back is not None:
             return
         seen = torch.arange(self.span(max(self.lengths)), device=self._rows.device)

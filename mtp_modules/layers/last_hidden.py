@@ -27,9 +27,6 @@ class LastHiddenState(ChunkedState):
         self.walk: Any = None
         """What heads keep from one draft of a round to the next; forgotten when the round is over."""
 
-    def expect_graphs(self, *, same_sizes: bool = False) -> None:
-        """Nothing differs between rounds but the numbers of the hidden states."""
-
     def append(self, hidden: Float[Tensor, "B T D"]) -> None:
         """Remember the chunk that was announced.
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from mtp_modules.core.checks import at_least, refuse, tokens_in_vocabulary
-from mtp_modules.core.drafts import Draft, DraftChoice
+from mtp_modules.core.drafts import Draft, DraftSampler
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.request import DecodableModel
 from mtp_modules.decoders.verification.functional import accept_greedy
 
 
@@ -44,16 +44,17 @@ class DraftedText:
         return self.before * self.overlap
 
 
-class _Drawn:
-    """Draw drafts at temperature 1."""
+class _AtTemperatureOne:
+    """Sample drafts at temperature 1."""
 
     done = False
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
 
-    def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
-        return logits.double().softmax(dim=-1).multinomial(1, generator=self.generator)[:, 0]
+    def __call__(self, logits: Float[Tensor, "B V"]) -> tuple[Int[Tensor, " B"], Float[Tensor, "B V"]]:
+        probs = logits.double().softmax(dim=-1)
+        return probs.multinomial(1, generator=self.generator)[:, 0], probs
 
 
 class _Walk:
@@ -72,7 +73,7 @@ class _Walk:
             state.commit([keep] * self.rows)
         return states
 
-    def round(self, token: Int[Tensor, " B"], choose: DraftChoice | None) -> tuple[Draft, Float[Tensor, "B C V"]]:
+    def round(self, token: Int[Tensor, " B"], sampler: DraftSampler | None) -> tuple[Draft, Float[Tensor, "B C V"]]:
         """Draft after a token, and return what the model says at the place of each draft; nothing stays read."""
         model = self.model
         draft = model.heads.draft(
@@ -81,7 +82,7 @@ class _Walk:
             num_drafts=self.num_drafts,
             embed=model.trunk.embedding,
             unembed=model.unembedding.logits,
-            choose=choose,
+            sampler=sampler,
         )
         states = self.read(torch.cat((token[:, None], draft.tokens), dim=1), keep=0)
         return draft, model.unembedding.logits(states[:, :-1])
@@ -128,7 +129,7 @@ def draft_along(
     device = model.unembedding.weight.device
     tokens = tokens.to(device)
     document_ids = torch.zeros_like(tokens) if document_ids is None else document_ids.to(device)
-    drawn = _Drawn(torch.Generator(device=device).manual_seed(seed))
+    sampler = _AtTemperatureOne(torch.Generator(device=device).manual_seed(seed))
     walk = _Walk(model, rows, last + num_drafts + 1, num_drafts)
     walk.read(tokens[:, :1], keep=1)
     found: list[tuple[Tensor, ...]] = []
@@ -136,9 +137,10 @@ def draft_along(
         token = tokens[:, place]
         draft, logits = walk.round(token, None)
         own = logits.argmax(dim=-1)
+        assert draft.logits is not None
         confidence = _of(draft.logits.double().softmax(dim=-1), draft.tokens)
         accepted = accept_greedy(draft.tokens, own)
-        before, overlap = chances(*walk.round(token, drawn))
+        before, overlap = chances(*walk.round(token, sampler))
         counts = document_ids[:, place] == document_ids[:, 0]
         at = (torch.arange(rows, device=device), torch.full_like(token, place))
         found.append(tuple(x[counts].cpu() for x in (*at, draft.tokens, own, confidence, accepted, before, overlap)))
@@ -159,7 +161,8 @@ def chances(draft: Draft, logits: Float[Tensor, "B K V"]) -> tuple[Float[Tensor,
         draft: Drawn at temperature 1.
         logits: What the model says in their place.
     """
-    source, target = draft.logits.double().softmax(dim=-1), logits.double().softmax(dim=-1)
+    assert draft.probs is not None
+    source, target = draft.probs, logits.double().softmax(dim=-1)
     holds = torch.minimum(source, target).sum(dim=-1)
     ratio = (_of(target, draft.tokens) / _of(source, draft.tokens)).clamp(max=1)
     before = torch.cat((torch.ones_like(ratio[:, :1]), ratio[:, :-1]), dim=1).cumprod(dim=1)

@@ -36,8 +36,8 @@ from mtp_modules.decoders import (
     compile_for_decoding,
     warm_up,
 )
-from mtp_modules.decoders.generation import DecodableModel
-from mtp_modules.decoders.graphs.executor import GraphModel
+from mtp_modules.decoders.graphs.compiled import CompiledModel
+from mtp_modules.decoders.request import DecodableModel
 from mtp_modules.interop import with_own_trunk
 from mtp_modules.training import load_model
 
@@ -158,7 +158,7 @@ def without_previous_tokens(model: MTPModel) -> MTPModel:
     return plain.eval()
 
 
-def as_graphs(model: DecodableModel, options: argparse.Namespace, sizes: set[int]) -> GraphModel:
+def as_graphs(model: DecodableModel, options: argparse.Namespace, sizes: set[int]) -> CompiledModel:
     """Return the model with its rounds compiled."""
     return compile_for_decoding(model, batch_sizes=sizes, prompt_sizes=options.prompt_sizes, freeze=options.freeze)
 
@@ -222,7 +222,7 @@ def main() -> None:
 
         return one_batch
 
-    if isinstance(used, GraphModel):
+    if isinstance(used, CompiledModel):
         for decoder in decoders.values():
             if isinstance(decoder, AutoregressiveDecoder | SpeculativeDecoder):
                 warm_up(used, decoder, sampling=law)

@@ -30,7 +30,7 @@ from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.configuration import assemble
 from mtp_modules.core import describe
 from mtp_modules.decoders import Decoder, LookupOrHeads, PromptLookup, compile_for_decoding
-from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.request import DecodableModel
 from mtp_modules.interop import with_own_trunk
 from mtp_modules.training import MTPModule
 

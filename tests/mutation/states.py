@@ -50,8 +50,8 @@ MUTANTS = (
     Mutant(
         "keys-of-rows-that-left",
         "layers/cache.py",
-        "(self._by_row(kept)[:, rows].flatten(0, 2)",
-        "(self._by_row(kept)[:, sorted(rows)].flatten(0, 2)",
+        "self._by_row(kept)[:, rows].flatten(0, 2)",
+        "self._by_row(kept)[:, sorted(rows)].flatten(0, 2)",
         "a row goes on with the keys of another",
         "vllm#26498",
         (SELECTED + "[[2, 1, 0, 1]-transformer-linear]",),

@@ -24,12 +24,13 @@ from mtp_modules.decoders import (
     RejectionSampling,
     SamplingParams,
 )
-from mtp_modules.decoders.drafting.drafter import DraftChoice
+from mtp_modules.decoders.drafting.drafter import RoundDraftSampler
 from mtp_modules.decoders.drafting.policies import DepthChooser
-from mtp_modules.decoders.sampling.parameters import BatchSampling
+from mtp_modules.decoders.sampling.batch import BatchSampling
+from mtp_modules.decoders.sampling.noise import RowNoise
 from mtp_modules.decoders.verification.functional import Verdict
-from mtp_modules.decoders.verification.rules import RowNoise
-from mtp_modules.decoders.verification.verifier import Drawing
+from mtp_modules.decoders.verification.round_sampler import RoundSampler
+from mtp_modules.decoders.verification.rules import Candidates
 from tests.helpers import VOCAB, make_model
 from tests.properties.test_sampling import SETTINGS, SETTINGS_OF_LAWS, check_sequence_law, tiny
 from tests.reference import sampling as naive
@@ -46,17 +47,17 @@ class Watched(Acceptance):
         self.rounds: list[tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor, Tensor]] = []
         self.targets: list[Tensor] = []
 
-    def choose(self, law: Tensor, depth: int, noise: RowNoise) -> Tensor:
+    def sample_draft(self, probs: Tensor, depth: int, noise: RowNoise) -> Tensor:
         assert depth == len(self.drawn)
-        token = self.inner.choose(law, depth, noise)
-        self.drawn.append((law, token))
+        token = self.inner.sample_draft(probs, depth, noise)
+        self.drawn.append((probs, token))
         return token
 
-    def verify(self, drafts: Tensor, source: Tensor, target: Tensor, *others: object) -> Verdict:
-        self.rounds.append((self.drawn, drafts, source, others[1]))
-        self.targets.append(target)
+    def verify(self, candidates: Candidates, noise: RowNoise) -> Verdict:
+        self.rounds.append((self.drawn, candidates.drafts, candidates.draft_probs, candidates.limits))
+        self.targets.append(candidates.target_probs)
         self.drawn = []
-        return self.inner.verify(drafts, source, target, *others)
+        return self.inner.verify(candidates, noise)
 
 
 def one_hot(tokens: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ def test_drafts_follow_the_law_that_they_are_said_to_be_drawn_from(name: str) ->
     generator = torch.Generator().manual_seed(1)
     law = torch.randn(VOCAB, generator=generator, dtype=torch.float64).softmax(0)
     noise = RowNoise(torch.arange(n), torch.full((n,), 7), VOCAB, 3)
-    seen = [acceptance.choose(law.expand(n, VOCAB), depth, noise) for depth in range(3)]
+    seen = [acceptance.sample_draft(law.expand(n, VOCAB), depth, noise) for depth in range(3)]
     for tokens in seen:
         statistic, degrees = naive.chi_square(torch.bincount(tokens, minlength=VOCAB).tolist(), law.tolist())
         assert statistic < naive.limit(degrees)
@@ -141,11 +142,11 @@ class Sharpened(Acceptance):
     def __init__(self, *, inner: Acceptance) -> None:
         self.inner = inner
 
-    def choose(self, law: Tensor, depth: int, noise: RowNoise) -> Tensor:
-        return self.inner.choose(law.square() / law.square().sum(dim=1, keepdim=True), depth, noise)
+    def sample_draft(self, probs: Tensor, depth: int, noise: RowNoise) -> Tensor:
+        return self.inner.sample_draft(probs.square() / probs.square().sum(dim=1, keepdim=True), depth, noise)
 
-    def verify(self, *arguments: object) -> Verdict:
-        return self.inner.verify(*arguments)
+    def verify(self, candidates: Candidates, noise: RowNoise) -> Verdict:
+        return self.inner.verify(candidates, noise)
 
 
 def test_drawing_from_another_law_than_the_ratio_s_bends_the_output() -> None:
@@ -173,35 +174,31 @@ def test_lookup_and_confidence_keep_the_law(acceptance: str, options: str) -> No
     limits=st.lists(st.integers(0, 5), min_size=1, max_size=3).filter(any),
     threshold=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
     drawn=st.booleans(),
-    looks=st.booleans(),
 )
 def test_confidence_counts_the_draft_that_fell_below_it_and_none_after(
-    seed: int, limits: list[int], threshold: float, drawn: bool, looks: bool
+    seed: int, limits: list[int], threshold: float, drawn: bool
 ) -> None:
     rows, depth, cpu = len(limits), max(limits), torch.device("cpu")
     logits = 3 * torch.randn(rows, depth, VOCAB, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     noise = RowNoise(torch.arange(rows), torch.full((rows,), seed), VOCAB, depth)
     laws = BatchSampling([SamplingParams(temperature=0.5)] * rows, VOCAB, cpu) if drawn else None
     chooser = ConfidentDepth(threshold=threshold).start(depth)
-    drawing = None if laws is None else Drawing(laws, RejectionSampling(), noise, None)
-    choice = DraftChoice(torch.tensor(limits), drawing, chooser)
-    choice._looks = looks
-    for said in logits.unbind(dim=1):
-        choice(said)
+    sampler = None if laws is None else RoundSampler(laws, RejectionSampling(), noise, None)
+    choice, tokens = RoundDraftSampler(torch.tensor(limits), sampler, chooser), []
+    for of_depth in logits.unbind(dim=1):
+        tokens.append(choice(of_depth)[0].tolist())
         if choice.done:
             break
-    proposal = choice.proposal()
     law = (logits / 0.5 if drawn else logits).softmax(dim=2)
     counts = []
     for b, limit in enumerate(limits):
         chance, count = 1.0, 0
         while count < limit and chance >= threshold:
-            chance *= float(law[b, count, proposal.tokens[b, count]])
+            chance *= float(law[b, count, tokens[count][b]])
             count += 1
         counts.append(count)
-    assert proposal.limits.tolist() == counts
-    if looks:
-        assert proposal.tokens.shape[1] == max(counts)  # drafting ends when no row goes on
+    assert choice.limits.clamp(max=len(tokens)).tolist() == counts
+    assert len(tokens) == max(counts)  # drafting ends when no row goes on
 
 
 def test_a_policy_never_sees_the_model_s_own_law() -> None:

@@ -39,7 +39,7 @@ def make(heads: str, positions: int) -> MTPModel:
             ),
             "recurrent": lambda: RecurrentHeads(d_model=16, num_horizons=4),
         }
-        model = MTPModel(trunk=trunk, heads=kinds[heads]())
+        model = MTPModel(trunk=trunk, heads=kinds[heads]()).eval()
     randomise(model, seed=2)
     return model.eval()
 

@@ -34,9 +34,11 @@ from mtp_modules.decoders import (
     RejectionSampling,
     SamplingParams,
     StaticTree,
+    TopKAcceptance,
+    TypicalAcceptance,
 )
-from mtp_modules.decoders.sampling.noise import draw, gumbels, uniforms
-from mtp_modules.decoders.sampling.parameters import BatchSampling, History
+from mtp_modules.decoders.sampling.batch import BatchSampling, History
+from mtp_modules.decoders.sampling.noise import gumbels, sample, uniforms
 from mtp_modules.decoders.verification.functional import accept_block, accept_by_rejection
 from tests.helpers import TRUNKS_WITH_EVERY_HEADS, VOCAB, float64, make_model, randomise
 from tests.reference import sampling as naive
@@ -107,10 +109,10 @@ def test_a_law_is_what_its_settings_say(laws: list[dict], seed: int, ties: bool,
     prompts, rows = [[1, 3, 3]] * len(laws), BatchSampling(built, 8, torch.device("cpu"))
     history = History(prompts, 8, torch.device("cpu"))
     if output:
-        history.add(torch.tensor([[*output, 2]] * len(laws)), torch.full((len(laws),), len(output)))
+        history.append(torch.tensor([[*output, 2]] * len(laws)), torch.full((len(laws),), len(output)))
     drafts = torch.full((len(laws), 1), 4)
     scores = rows.scores(logits, history.after(drafts), history.prompted)
-    got = rows(scores)
+    got = rows.probs(scores)
     for b, settings_ in enumerate(built):
         for place, said in enumerate((output, [*output, 4])):
             wanted = naive.law(logits[b, place].tolist(), settings_, prompts[b], said)
@@ -147,19 +149,49 @@ def test_exact_match_gives_the_sample_of_plain_decoding(trunk: str, heads: str, 
         assert generate(decoder, model, [prompt], **own) == [together[row]]
 
 
-@pytest.mark.parametrize("acceptance", ["rejection", "block"])
+RULES = ACCEPTANCES | {"typical": TypicalAcceptance, "top_k": lambda: TopKAcceptance(top_k=3)}
+REPETITIVE = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=2, max_size=4)
+
+
+@pytest.mark.parametrize("acceptance", RULES)
 @settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_a_row_does_not_depend_on_its_neighbours(acceptance: str, data: st.DataObject) -> None:
-    model = make_model("transformer_grouped", data.draw(st.sampled_from(["linear", "recurrent", "parallel"])), 4).eval()
-    prompts = data.draw(PROMPTS, label="prompts")
+    """With any rule, drafter and policy but the one that measures time; also at the end of the context."""
+    heads = data.draw(st.sampled_from(["linear", "recurrent", "parallel"]), label="heads")
+    model = make_model("transformer_grouped", heads, 4)
+    prompts = data.draw(REPETITIVE, label="prompts")
     model.trunk.max_positions = max(map(len, prompts)) + data.draw(st.integers(0, 12), label="room")
     options = options_for(data, len(prompts))
-    decoder = SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]())
+    decoder = SpeculativeDecoder(
+        acceptance=RULES[acceptance](),
+        policy=POLICIES[data.draw(st.sampled_from(["fixed", "confident"]), label="policy")](),
+        drafter=DRAFTERS[data.draw(st.sampled_from(list(DRAFTERS)), label="drafter")](),
+    )
     together = generate(decoder, model, prompts, **options)
     for row, prompt in enumerate(prompts):
         own = {name: values[row] for name, values in options.items()}
         assert generate(decoder, model, [prompt], **own) == [together[row]]
+
+
+@pytest.mark.parametrize("acceptance", ["rejection", "block"])
+def test_lookup_with_confidence_gives_a_row_what_it_gets_alone(acceptance: str) -> None:
+    """Drafts of one row come from the text while a neighbour's end by confidence after one or two."""
+    model, differ = make_model("transformer_grouped", "recurrent", 4), 0
+    decoder = SpeculativeDecoder(
+        acceptance=RULES[acceptance](),
+        policy=ConfidentDepth(threshold=0.3),
+        drafter=LookupOrHeads(longest=2, shortest=1),
+    )
+    prompts = [[1, 2, 1, 2, 1], [3], [4, 5], [6, 6, 6]]
+    for seed in range(6):
+        options = {"max_new_tokens": 12, "sampling": SamplingParams(temperature=0.7)}
+        together = generate(decoder, model, prompts, seed=seed, **options)
+        alone = [
+            generate(decoder, model, [prompt], seed=seed + row, **options)[0] for row, prompt in enumerate(prompts)
+        ]
+        differ += sum(one != other for one, other in zip(together, alone, strict=True))
+    assert differ == 0
 
 
 @pytest.mark.parametrize("acceptance", ["rejection", "block"])
@@ -224,7 +256,7 @@ def tiny(heads: str = "linear", trunk: str = "gru") -> MTPModel:
             "recurrent": lambda: RecurrentHeads(d_model=4, num_horizons=4),
             "joint": lambda: JointHeads(d_model=4, num_horizons=4, num_components=3),
         }
-        model = MTPModel(trunk=made[trunk](), heads=made[heads]())
+        model = MTPModel(trunk=made[trunk](), heads=made[heads]()).eval()
     randomise(model, seed=3)
     return model.eval()
 
@@ -340,7 +372,7 @@ def test_one_step_follows_the_target(rule: Callable) -> None:
     q[:3], p[3:6] = 0.0, 0.0
     p, q = p / p.sum(), q / q.sum()
     seeds, places = torch.arange(n), torch.zeros(n, 1, dtype=torch.long)
-    drafts = draw(q.expand(n, vocab), uniforms(seeds, places, stream=1, width=1)[:, 0, 0])[:, None]
+    drafts = sample(q.expand(n, vocab), uniforms(seeds, places, stream=1, width=1)[:, 0, 0])[:, None]
     target = torch.stack((p, q)).expand(n, 2, vocab)
     numbers = uniforms(seeds, places, stream=2, width=2)[:, 0]
     verdict = rule(drafts, q.expand(n, 1, vocab), target, torch.ones(n, dtype=torch.long), numbers)
@@ -378,4 +410,4 @@ def test_gumbel_numbers_draw_from_the_law() -> None:
 def test_a_token_of_probability_zero_is_never_drawn() -> None:
     law = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
     for uniform, token in ((0.0, 1), (0.2499, 1), (0.25, 3), (1 - 2.0**-53, 3)):
-        assert draw(law, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+        assert sample(law, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]

@@ -9,7 +9,8 @@ from torch import Tensor
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.core.drafts import ancestors_of
 from mtp_modules.decoders import DraftTree, DynamicTree, SamplingParams, StaticTree
-from mtp_modules.decoders.drafting.trees import Grower, Guess, Tree, counts_along, walk
+from mtp_modules.decoders.drafting.trees import Grower, Guess, Tree
+from mtp_modules.decoders.verification.trees import counts_along, walk
 from tests.helpers import EVERY_HEADS, extend, log_laws, make_model, random_tokens
 
 DEPTH = 3
@@ -123,8 +124,7 @@ def test_a_walk_goes_from_parents_to_their_own_children(grown: tuple[list[int], 
             break
         place = children[0]
         path.append(place)
-    tree = Tree(torch.tensor([tokens]), torch.tensor([parents]))
-    said, way, accepted = walk(tree, torch.tensor([own]), len(tokens))
+    said, way, accepted = walk(*(torch.tensor([part]) for part in (tokens, parents, own)), len(tokens))
     assert accepted.tolist() == [len(path) - 1]
     assert way[0, : len(path)].tolist() == path
     assert said[0, : len(path)].tolist() == [own[place] for place in path]
@@ -134,8 +134,8 @@ def test_a_walk_goes_from_parents_to_their_own_children(grown: tuple[list[int], 
 @given(trees())
 def test_counts_along_a_path_are_those_of_the_output_on_that_way(grown: tuple[list[int], list[int], list[int]]) -> None:
     tokens, parents, _ = grown
-    tree, emitted = Tree(torch.tensor([tokens]), torch.tensor([parents])), torch.tensor([[4, 0, 1]])
-    counts = counts_along(tree, ancestors_of(tree.parents), emitted)[0]
+    emitted = torch.tensor([[4, 0, 1]])
+    counts = counts_along(torch.tensor([tokens]), ancestors_of(torch.tensor([parents])), emitted)[0]
     for place, path in enumerate(paths_of(tokens, parents)):
         assert counts[place].tolist() == [count + path.count(token) for token, count in enumerate(emitted[0].tolist())]
 

@@ -3,7 +3,7 @@
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.decoders.beam.generation import BeamSearchDecoder
 from mtp_modules.decoders.beam.hypotheses import BeamPlan
-from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.request import DecodableModel
 
 
 class BeamDecoder(BeamSearchDecoder):
@@ -32,7 +32,7 @@ class BeamDecoder(BeamSearchDecoder):
         >>> from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
         >>> model = MTPModel(
         ...     trunk=RecurrentTrunk(vocab_size=9, d_model=8), heads=LinearHeads(d_model=8, num_horizons=1)
-        ... )
+        ... ).eval()
         >>> generation = BeamDecoder(num_beams=3).generate(model, [[1, 2], [3]], max_new_tokens=4)
         >>> [[len(beam.tokens) for beam in beams] for beams in generation.beams]
         [[4, 4, 4], [4, 4, 4]]
@@ -78,7 +78,7 @@ class DraftedBeamDecoder(BeamSearchDecoder):
         >>> from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
         >>> model = MTPModel(
         ...     trunk=RecurrentTrunk(vocab_size=9, d_model=8), heads=LinearHeads(d_model=8, num_horizons=3)
-        ... ).double()
+        ... ).double().eval()
         >>> plain = BeamDecoder(num_beams=3).generate(model, [[1, 2], [3]], max_new_tokens=6)
         >>> drafted = DraftedBeamDecoder(num_beams=3, num_paths=9).generate(model, [[1, 2], [3]], max_new_tokens=6)
         >>> drafted.tokens == plain.tokens, drafted.stats.forwards <= plain.stats.forwards
@@ -135,7 +135,7 @@ class JointBeamDecoder(BeamSearchDecoder):
         >>> from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
         >>> model = MTPModel(
         ...     trunk=RecurrentTrunk(vocab_size=9, d_model=8), heads=LinearHeads(d_model=8, num_horizons=3)
-        ... )
+        ... ).eval()
         >>> generation = JointBeamDecoder(num_beams=2).generate(model, [[1, 2], [3]], max_new_tokens=7)
         >>> generation.stats.tokens_per_forward  # the prompt's pass brings 1 token, two others 3 each
         2.3333333333333335

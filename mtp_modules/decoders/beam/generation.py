@@ -1,8 +1,7 @@
 """What beam searches return, and the contract that they share."""
 
-import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -11,11 +10,12 @@ from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Heads
 from mtp_modules.decoders.beam.hypotheses import Beam, BeamPlan
 from mtp_modules.decoders.beam.search import BeamSearch
-from mtp_modules.decoders.generation import DecodableModel, Decoder, Generation, Request, make_request
-from mtp_modules.decoders.graphs.executor import GraphModel
-from mtp_modules.decoders.rounds import DecodingStats, Round
-from mtp_modules.decoders.sampling.parameters import BatchSampling, SamplingParams
-from mtp_modules.decoders.sampling.stopping import StopRule
+from mtp_modules.decoders.generation import Decoder, Generation
+from mtp_modules.decoders.graphs.executor import Executor
+from mtp_modules.decoders.request import DecodableModel, Request
+from mtp_modules.decoders.results import DecodingStats, Round
+from mtp_modules.decoders.sampling.batch import BatchSampling
+from mtp_modules.decoders.sampling.parameters import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,13 @@ def _part(request: Request, rows: list[int]) -> Request:
 
 
 class BeamSearchDecoder(Decoder):
-    """What all beam searches share. A row's beams depend on its own prompt and stop rule, never on its neighbours."""
+    """What all beam searches share. A row's beams depend on its own prompt and stop rule, never on its neighbours.
+
+    Nothing is sampled: ``sampling`` may only say which tokens are allowed, others then have probability 0, and ``seed``
+    has no effect.
+    """
+
+    default_sampling = SamplingParams()
 
     @abstractmethod
     def plan(self, model: DecodableModel) -> BeamPlan:
@@ -61,96 +67,61 @@ class BeamSearchDecoder(Decoder):
             ValueError: If the decoder asks for what the model cannot do.
         """
 
-    def stream(
-        self,
-        model: DecodableModel,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int | Sequence[int],
-        stop: StopRule | Sequence[StopRule] | None = None,
-        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
-        seed: int | Sequence[int] = 0,
-    ) -> Iterator[Round]:
+    def rounds(self, model: DecodableModel, request: Request) -> Iterator[Round]:
         """Yield the tokens that all beams of a prompt have come to agree on, maybe none; at the end, those of the best.
 
-        In a round, ``drafted`` and ``accepted`` count steps of the search, not the tokens that it brings.
+        In a round, ``drafted`` and ``accepted`` count steps of the search, not tokens.
 
         Args:
             model: Trunk, heads and unembedding.
-            prompts: Token ids, of any lengths.
-            max_new_tokens: Budget of every prompt, or of each.
-            stop: When a beam ends by its own words, for all prompts or for each; by the budget alone if ``None``.
-            sampling: Nothing is drawn; it may only say which tokens are allowed. Others then have probability 0.
-            seed: Of no effect.
+            request: Checked.
 
         Raises:
-            ValueError: See :class:`~mtp_modules.decoders.generation.Decoder`; if there are more beams or paths than
-                tokens; if ``sampling`` says more than which tokens are allowed.
+            ValueError: If there are more beams or paths than tokens; if ``sampling`` says more than which tokens are
+                allowed.
         """
-        searches = self._searches(model, prompts, max_new_tokens, stop, sampling, seed)
         return (
             replace(done, arrays=done.arrays._replace(rows=np.array(rows)[done.arrays.rows]))
-            for rows, search in searches
+            for rows, search in self._searches(model, request)
             for done in search.rounds()
         )
 
-    def generate(
-        self,
-        model: DecodableModel,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int | Sequence[int],
-        stop: StopRule | Sequence[StopRule] | None = None,
-        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
-        seed: int | Sequence[int] = 0,
-    ) -> BeamGeneration:
-        """Search to the end; see :meth:`stream` for the arguments."""
-        started = time.perf_counter()
+    def _collect(self, model: DecodableModel, request: Request) -> BeamGeneration:
+        """Search to the end."""
         stats = DecodingStats()
-        beams: list[list[Beam]] = [[] for _ in prompts]
-        for rows, search in self._searches(model, prompts, max_new_tokens, stop, sampling, seed):
+        beams: list[list[Beam]] = [[] for _ in request.prompts]
+        for rows, search in self._searches(model, request):
             stats.count_arrays([done.arrays for done in search.rounds()])
             for row, found in zip(rows, search.beams(), strict=True):
                 beams[row] = found
-        stats.seconds = time.perf_counter() - started
         best = [found[0] for found in beams]
         return BeamGeneration([beam.tokens for beam in best], [beam.finish_reason for beam in best], stats, beams)
 
-    def _searches(
-        self,
-        model: DecodableModel,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int | Sequence[int],
-        stop: StopRule | Sequence[StopRule] | None,
-        sampling: SamplingParams | Sequence[SamplingParams] | None,
-        seed: int | Sequence[int],
-    ) -> Iterator[tuple[list[int], BeamSearch]]:
+    def _searches(self, model: DecodableModel, request: Request) -> Iterator[tuple[list[int], BeamSearch]]:
         """Yield searches, and which prompts each of them is for; all checks come first."""
-        if isinstance(model, GraphModel):
-            refuse(self, f"has no {model.done} rounds; pass the model that {model.maker} was given.")
+        if isinstance(model, Executor):
+            refuse(self, "has no compiled rounds; pass the model that compile_for_decoding was given.")
         plan = self.plan(model)
-        sampling = SamplingParams() if sampling is None else sampling
-        request = make_request(model, prompts, max_new_tokens, stop, sampling, seed)
-        for law in request.laws:
-            self._check_law(law)
-        laws = None
-        if any(law.allowed_tokens is not None for law in request.laws):
-            laws = BatchSampling(request.laws, model.trunk.vocab_size, model.unembedding.weight.device)
+        for params in request.sampling:
+            self._check_params(params)
+        params = None
+        if any(row.allowed_tokens is not None for row in request.sampling):
+            params = BatchSampling(request.sampling, model.trunk.vocab_size, model.unembedding.weight.device)
         batches = [list(range(len(request.prompts)))]
         if plan.whole_blocks and model.trunk.max_positions is not None:
             batches = _apart(request, model.trunk.max_positions - plan.num_drafts)
         return (
-            (rows, BeamSearch(model, _part(request, rows), None if laws is None else laws.select(rows), plan))
+            (rows, BeamSearch(model, _part(request, rows), None if params is None else params.select(rows), plan))
             for rows in batches
         )
 
-    def _check_law(self, law: SamplingParams) -> None:
+    def _check_params(self, params: SamplingParams) -> None:
         for name, usual in vars(SamplingParams()).items():
-            value = getattr(law, name)
+            value = getattr(params, name)
             if value != usual and name not in ("allowed_tokens", "_description"):
                 refuse(
                     self,
-                    f"sampling has {name}={value}, but beams are ranked by the model's own law at temperature 1; "
+                    f"sampling has {name}={value}, but beams are ranked by the model's own probabilities at temperature 1; "
                     "give allowed_tokens alone, or leave sampling out.",
                 )
 

@@ -1,4 +1,4 @@
-"""The loop of every beam search: draft or not, read a chunk, take as many steps as the chunk knows the laws for."""
+"""The loop of every beam search: draft or not, read a chunk, take as many steps as the chunk has distributions for."""
 
 from collections.abc import Iterator
 
@@ -9,9 +9,9 @@ from mtp_modules.decoders.beam.blocks import with_blocks
 from mtp_modules.decoders.beam.hypotheses import Beam, BeamPlan, BeamRule, Hypotheses
 from mtp_modules.decoders.beam.paths import Paths
 from mtp_modules.decoders.beam.tensors import BeamTensors, Read, Roots
-from mtp_modules.decoders.generation import DecodableModel, Request
-from mtp_modules.decoders.rounds import Round, RoundArrays
-from mtp_modules.decoders.sampling.parameters import BatchSampling
+from mtp_modules.decoders.request import DecodableModel, Request
+from mtp_modules.decoders.results import Round, RoundArrays
+from mtp_modules.decoders.sampling.batch import BatchSampling
 from mtp_modules.decoders.sampling.stopping import GOES_ON
 
 
@@ -21,14 +21,14 @@ class BeamSearch:
     Args:
         model: Trunk, heads and unembedding.
         request: Checked.
-        laws: Of its prompts; ``None`` where every token is allowed.
+        params: Of its prompts; ``None`` where every token is allowed.
         plan: How to search.
     """
 
-    def __init__(self, model: DecodableModel, request: Request, laws: BatchSampling | None, plan: BeamPlan) -> None:
+    def __init__(self, model: DecodableModel, request: Request, params: BatchSampling | None, plan: BeamPlan) -> None:
         self.plan, self.limit = plan, model.trunk.max_positions
         self.rule = BeamRule(plan, request.ends(model.trunk))
-        self.tensors = BeamTensors(model, request, laws, plan, self.rule.scales)
+        self.tensors = BeamTensors(model, request, params, plan, self.rule.scales)
         # Of the prompts that go on, which of them they are, and how long their unfinished hypotheses have come to be.
         self.prompts: Int[Array, " B"] = np.arange(len(request.prompts))
         self.prompt_lengths: Int[Array, " B"] = np.array([len(prompt) for prompt in request.prompts])
@@ -37,7 +37,7 @@ class BeamSearch:
         self._ended: list[tuple[Int[Array, " B"], Hypotheses]] = []
 
     def beams(self) -> list[list[Beam]]:
-        """Return what the search has ended with for every prompt, best first; to be called when it has ended."""
+        """Return the final hypotheses of every prompt, best first; to be called when the search has ended."""
         found = {
             prompt: beams
             for prompts, hypotheses in self._ended
@@ -100,7 +100,7 @@ class BeamSearch:
         paths = Paths(last, going_on, drafts, drafted, whole_blocks=self.plan.whole_blocks)
         steps = self._advance(self.tensors.read(paths.roots, paths.chunks), paths)
         kept = np.where(self.hypotheses.going_on.any(axis=1), steps, 1)  # the same for all hypotheses of a prompt
-        self.tensors.commit(kept[paths.prompts].tolist())
+        self.tensors.states.commit(kept[paths.prompts].tolist())
         return steps, drafted
 
     def _depth(self, useful: int) -> int:
@@ -112,10 +112,10 @@ class BeamSearch:
         return depth
 
     def _advance(self, read: Read, paths: Paths) -> Int[Array, " B"]:
-        """Take as many steps as the laws are known for; return how many, for every prompt.
+        """Take as many steps as distributions are known for; return how many, for every prompt.
 
         Args:
-            read: What the model says.
+            read: The best continuations, by the model.
             paths: Of which hypotheses and drafts.
         """
         hypotheses = self.hypotheses.with_room(int(self.lengths.max()) + paths.chunks.shape[1])

@@ -6,14 +6,15 @@ import numpy as np
 import torch
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.core.drafts import Draft
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Array, Bool, Float, Int, Shaped, Tensor
 from mtp_modules.core.targets import horizon_of_draft
 from mtp_modules.decoders.beam.hypotheses import RESOLUTION, BeamPlan, LengthScales
 from mtp_modules.decoders.beam.paths import Drafts
-from mtp_modules.decoders.generation import DecodableModel, Request
-from mtp_modules.decoders.graphs.prompts import in_one_tensor
-from mtp_modules.decoders.sampling.parameters import BatchSampling
+from mtp_modules.decoders.graphs.eager import EagerExecutor
+from mtp_modules.decoders.request import DecodableModel, Request
+from mtp_modules.decoders.sampling.batch import BatchSampling
 
 _FAR = -(2.0**42)  # a rank so far below the best, 4096 nats, is as good as impossible, and times V still fits 64 bits
 
@@ -25,7 +26,7 @@ class Roots(NamedTuple):
         prompts: Which prompt each continues, of all prompts of the request.
         slots: Its place among the hypotheses of its prompt.
         rows: Row of the states in which its text up to the last token lies.
-        tokens: Its last token, which nobody has read.
+        tokens: Its last token, which the trunk has not read.
         log_probabilities: Of all its tokens.
         lengths: How many they are.
     """
@@ -39,11 +40,11 @@ class Roots(NamedTuple):
 
 
 class Read:
-    """What the model says after every token of some chunks, on the host.
+    """The best continuations after every token of some chunks, copied to the CPU.
 
     Args:
-        numbers: ``2 k + 1`` of them for each row and place: the ``k`` likeliest tokens, the log-probabilities of the
-            hypotheses with them, and the log-probability up to here.
+        numbers: ``2 k + 1`` of them for each row and place: the ``k`` most likely tokens, the log-probabilities
+            of the hypotheses with them, and the log-probability up to here.
     """
 
     def __init__(self, numbers: Float[Array, "R C _"]) -> None:
@@ -96,7 +97,7 @@ class BeamTensors:
     Args:
         model: Trunk, heads and unembedding.
         request: Checked.
-        laws: Of the prompts; ``None`` where every token is allowed.
+        params: Of the prompts; ``None`` where every token is allowed.
         plan: How to search.
         scales: What log-probabilities are divided by.
     """
@@ -105,11 +106,12 @@ class BeamTensors:
         self,
         model: DecodableModel,
         request: Request,
-        laws: BatchSampling | None,
+        params: BatchSampling | None,
         plan: BeamPlan,
         scales: LengthScales,
     ) -> None:
-        self.model, self.prompts, self.laws, self.plan, self.scales = model, request.prompts, laws, plan, scales
+        self.model, self.prompts, self.params, self.plan, self.scales = model, request.prompts, params, plan, scales
+        self.executor = EagerExecutor(model)
         self.device = model.unembedding.weight.device
         longest = max(len(prompt) for prompt in request.prompts)
         capacity = longest + max(request.budgets) + plan.num_drafts
@@ -117,21 +119,18 @@ class BeamTensors:
             capacity = min(capacity, model.trunk.max_positions)
         with torch.inference_mode():
             rows = len(request.prompts)
-            self.trunk_state = model.trunk.new_state(rows, capacity)
-            self.heads_state = model.heads.new_state(rows, capacity, for_drafts=plan.num_drafts > 0)
+            self.states = self.executor.new_states(rows, capacity, longest=longest, for_drafts=plan.num_drafts > 0)
 
     @torch.inference_mode()
     def read_prompts(self) -> Read:
         """Read all prompts at once, and return what may follow each of them, at place 0."""
         lengths = [len(prompt) for prompt in self.prompts]
-        states = self._extend(in_one_tensor(self.prompts, max(lengths), self.device))
-        last = states[torch.arange(len(lengths), device=self.device), torch.tensor(lengths, device=self.device) - 1]
-        self.commit(lengths)
+        logits = self.executor.read_prompts(self.prompts, self.states)
         rows = np.arange(len(lengths))
         zeros = np.zeros_like(rows)
         nothing = torch.zeros(len(lengths), 0, dtype=torch.long, device=self.device)
         roots = Roots(rows, zeros, rows, zeros, zeros.astype(np.float64), zeros)
-        return self._read(self.model.unembedding.logits(last[:, None]), nothing, roots)
+        return self._read(logits, nothing, roots)
 
     @torch.inference_mode()
     def begin(self, roots: Roots) -> None:
@@ -141,7 +140,7 @@ class BeamTensors:
             roots: Of all prompts that go on.
         """
         self._roots = roots
-        _select(self.heads_state, roots.rows)
+        _select(self.states.heads, roots.rows)
 
     @torch.inference_mode()
     def read(self, roots: Int[Array, " R"], chunks: Int[Array, "R C"]) -> Read:
@@ -152,43 +151,29 @@ class BeamTensors:
             chunks: The root's last token, and drafts.
         """
         owners = Roots(*(part[roots] for part in self._roots))
-        _select(self.trunk_state, owners.rows)
-        _select(self.heads_state, roots)
+        _select(self.states.trunk, owners.rows)
+        _select(self.states.heads, roots)
         chunk = self._tensor(chunks)
-        states = self._extend(chunk)
-        return self._read(self.model.unembedding.logits(states), chunk[:, 1:], owners)
-
-    def commit(self, keep: list[int]) -> None:
-        """Keep the first tokens of every row's chunk.
-
-        Args:
-            keep: How many, a row.
-        """
-        self.trunk_state.commit(keep)
-        self.heads_state.commit(keep)
-
-    def _extend(self, chunk: Int[Tensor, "R C"]) -> Float[Tensor, "R C D"]:
-        output, embed = self.model.trunk(chunk, state=self.trunk_state), self.model.trunk.embedding
-        given = self.model.heads.features_of(output)
-        return self.model.heads.extend(output.hidden, self.heads_state, tokens=chunk, embed=embed, **given)
+        drafts = chunk[:, 1:]
+        return self._read(self.executor.read(chunk, Draft(drafts), self.states), drafts, owners)
 
     def _tensor(self, numbers: Shaped[Array, " *N"]) -> Shaped[Tensor, " *N"]:
         return torch.from_numpy(numbers).to(self.device)
 
-    def _log_law(self, logits: Float[Tensor, "R C V"], prompts: Int[Array, " R"]) -> Float[Tensor, "R C V"]:
-        scores = logits.double() if self.laws is None else self.laws.select(prompts.tolist()).scores(logits)
+    def _log_probs(self, logits: Float[Tensor, "R C V"], prompts: Int[Array, " R"]) -> Float[Tensor, "R C V"]:
+        scores = logits.double() if self.params is None else self.params.select(prompts.tolist()).scores(logits)
         return scores.log_softmax(dim=-1)
 
     def _read(self, logits: Float[Tensor, "R C V"], drafts: Int[Tensor, "R K"], roots: Roots) -> Read:
         """Rank the continuations of every place: by score, then the smaller token."""
-        log_law = self._log_law(logits, roots.prompts)
-        gained = log_law[:, : drafts.shape[1]].gather(2, drafts[:, :, None])[:, :, 0]
+        log_probs = self._log_probs(logits, roots.prompts)
+        gained = log_probs[:, : drafts.shape[1]].gather(2, drafts[:, :, None])[:, :, 0]
         reached = torch.cat((self._tensor(roots.log_probabilities)[:, None], gained), dim=1).cumsum(dim=1)
-        total = reached[:, :, None] + log_law
-        scales = self.scales(roots.lengths[:, None] + 1 + np.arange(log_law.shape[1]))
+        total = reached[:, :, None] + log_probs
+        scales = self.scales(roots.lengths[:, None] + 1 + np.arange(log_probs.shape[1]))
         rank = (total / self._tensor(scales)[:, :, None] * RESOLUTION).round()
         below = (rank - rank.amax(dim=-1, keepdim=True)).clamp(min=_FAR).long()
-        vocab_size = log_law.shape[2]
+        vocab_size = log_probs.shape[2]
         order = below * vocab_size - torch.arange(vocab_size, device=self.device)
         best = order.topk(self.plan.num_beams, dim=-1).indices
         numbers = torch.cat((best.double(), total.gather(2, best), reached[:, :, None]), dim=2)
@@ -196,7 +181,7 @@ class BeamTensors:
 
     @torch.inference_mode()
     def draft(self, depth: int) -> Drafts:
-        """Search the heads' own laws with ``num_paths`` beams a prompt, starting from all its roots.
+        """Search by the heads' own distributions with ``num_paths`` beams a prompt, starting from all its roots.
 
         The first ``num_beams`` of them are what a search with so many beams would follow, which a wider search need not
         contain. Where whole blocks are wanted there are no such first ones.
@@ -246,12 +231,12 @@ class BeamTensors:
         self, tokens: Int[Tensor, "B N"], depth: int, before: Tensor | None, parents: Int[Tensor, "B N"]
     ) -> Float[Tensor, "B _ D"]:
         return self.model.heads.draft_states(
-            tokens, self.heads_state, depth=depth, before=before, parents=parents, embed=self.model.trunk.embedding
+            tokens, self.states.heads, depth=depth, before=before, parents=parents, embed=self.model.trunk.embedding
         )
 
     def _guess(self, states: Float[Tensor, "B N D"], depth: int, prompts: Int[Array, " B"]) -> Float[Tensor, "B N V"]:
         index, _ = horizon_of_draft(self.model.heads.horizons, depth)
-        return self._log_law(self.model.unembedding.logits(states, index), prompts)
+        return self._log_probs(self.model.unembedding.logits(states, index), prompts)
 
 
 def _select(state: DecodingState, rows: Int[Array, " R"]) -> None:

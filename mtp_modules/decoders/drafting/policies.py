@@ -14,7 +14,7 @@ from mtp_modules.core.shapes import Bool, Float, Tensor
 
 
 class DepthChooser:
-    """What a policy remembers of one run. This one always drafts as many as it may.
+    """The state of a policy in one run. This one always drafts as many tokens as it may.
 
     Args:
         most: Most drafts of a round.
@@ -40,18 +40,18 @@ class DepthChooser:
         """Return which rows draft another token.
 
         Args:
-            confidence: Probability, by the drafter's own law, that all drafts of the row so far are right. Nothing
-                else may be looked at: a decision that knew the model's law would bend the law of the output.
+            confidence: Probability, by the drafter's own distributions, of all drafts of the row so far. Nothing else may
+                be looked at: a decision that knew the model's distribution would bias the output.
         """
         return torch.ones_like(confidence, dtype=torch.bool)
 
     def learn(self, rows: int, drafted: int, accepted: npt.ArrayLike, limits: npt.ArrayLike, seconds: float) -> None:
-        """Look at a round that is over.
+        """Update by a round that is over.
 
         Args:
             rows: How many rows took part.
             drafted: How many tokens were drafted.
-            accepted: How many drafts of each row held, an array.
+            accepted: How many drafts of each row were accepted, an array.
             limits: How many of each row's drafts counted, an array.
             seconds: How long the round took.
         """
@@ -86,9 +86,9 @@ class FixedDepth(DraftPolicy):
 
 
 class ConfidentDepth(DraftPolicy):
-    """Stop drafting a row once its drafts are together less likely than a threshold, by the drafter's own law.
+    """Stop drafting a row once its drafts together are less likely than a threshold, by the drafter's own distributions.
 
-    The draft that fell below is still verified: leaving out a token because of what it is would bend the law.
+    The draft that fell below is still verified: leaving out a token because of what it is would bias the output.
 
     Args:
         threshold: Probability below which no further token is drafted.
@@ -119,7 +119,7 @@ class _ByConfidence(DepthChooser):
 
 
 class CostAwareDepth(DraftPolicy):
-    """Draft as many tokens as bring the most tokens a second, by what rounds have cost and brought so far.
+    """Draft the number of tokens that emits the most tokens a second, by the time and the acceptance of past rounds.
 
     Measures the time of rounds with each number of drafts and the acceptance at each depth, as running averages, and
     takes the number with the best ratio. No drafts at all is one of the choices, so decoding does not stay slower than
@@ -127,8 +127,8 @@ class CostAwareDepth(DraftPolicy):
     times of rounds with more rows are what rounds with fewer are first compared by, and a run begins with what the last
     one has learned; so keep the decoder for the next text.
 
-    The choice rests on time and on rounds that are over, so it does not bend the law; but it is not reproducible, and
-    with an acceptance other than :class:`~mtp_modules.decoders.ExactMatch` neither is the sample.
+    The choice rests on time and on past rounds, so it does not bias the output; but it is not reproducible, and with an
+    acceptance other than :class:`~mtp_modules.decoders.ExactMatch` neither is the sample.
 
     Args:
         memory: Share of the past that a running average keeps with each round since.
@@ -167,11 +167,11 @@ class _ByCost(DepthChooser):
         self.choices, self.memory, self.explore_every = choices, memory, explore_every
         self.seconds: dict[int, dict[int, float]] = {}
         self.tried: dict[tuple[int, int], int] = {}
-        self.held = [0.7] * self.most
+        self.acceptance = [0.7] * self.most
         self.rounds = 0
         if before is not None:
             self.seconds = {rows: dict(times) for rows, times in before.seconds.items()}
-            self.held, self.rounds = list(before.held), before.rounds
+            self.acceptance, self.rounds = list(before.acceptance), before.rounds
 
     def depth(self, rows: int) -> int:
         self.rounds += 1
@@ -193,7 +193,7 @@ class _ByCost(DepthChooser):
 
     def _speed(self, rows: int, choice: int) -> float:
         expected, chance = 1.0, 1.0
-        for share in self.held[:choice]:
+        for share in self.acceptance[:choice]:
             chance *= share
             expected += chance
         return expected / self.seconds[rows][choice]
@@ -207,7 +207,7 @@ class _ByCost(DepthChooser):
         for depth, count in enumerate(tries):
             if count:
                 weight = self.memory**count
-                self.held[depth] = weight * self.held[depth] + (1 - weight) * hits[depth] / count
+                self.acceptance[depth] = weight * self.acceptance[depth] + (1 - weight) * hits[depth] / count
 
     def _learn_time(self, rows: int, drafted: int, seconds: float) -> None:
         times = self._seconds(rows)
@@ -223,5 +223,5 @@ class _ByCost(DepthChooser):
 
 
 def now() -> float:
-    """Return the time in seconds. A round ends with its tokens on the host, so with all of its work on a GPU done."""
+    """Return the time in seconds. A round ends with its tokens copied to the CPU, so with all of its work on a GPU done."""
     return time.perf_counter()

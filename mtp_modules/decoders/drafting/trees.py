@@ -1,4 +1,4 @@
-"""Trees of drafts: several guesses a place, all verified by one forward pass."""
+"""Trees of drafts: several candidates a position, all verified by one forward pass."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -8,9 +8,10 @@ import torch
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.component import Component
-from mtp_modules.core.drafts import one_hot
-from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.drafts import Draft
+from mtp_modules.core.interfaces import DecodingState, Heads, Trunk
 from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.decoders.drafting.drafter import Drafter, DraftingContext
 
 
 class Tree(NamedTuple):
@@ -26,15 +27,15 @@ class Tree(NamedTuple):
 
 
 class Guess(NamedTuple):
-    """What the heads say of the next token after some drafts.
+    """The heads' distribution of the next token after some drafts.
 
     Attributes:
         ranking: ``(B, N, V)``, the larger the sooner a token becomes a child.
-        log_law: ``(B, N, V)``, logarithm of its probability, which the confidence in a path is made of.
+        log_probs: ``(B, N, V)``, which the confidence in a path is the sum of.
     """
 
     ranking: Float[Tensor, "B N V"]
-    log_law: Float[Tensor, "B N V"]
+    log_probs: Float[Tensor, "B N V"]
 
 
 class Grower:
@@ -84,10 +85,10 @@ class Grower:
             embed=self.embed,
             unembed=self.unembed,
         )
-        ranking, log_law = self.guess(logits, self._depth)
+        ranking, log_probs = self.guess(logits, self._depth)
         count = self._frontier.shape[1]
         children = ranking.topk(width, dim=-1).indices.expand(-1, count, -1)
-        gained = log_law.expand(-1, count, -1).gather(2, children)
+        gained = log_probs.expand(-1, count, -1).gather(2, children)
         scores = self._score()[:, :, None] + gained - 1e-6  # a parent always scores above its children
         parents = self._places[:, :, None].expand_as(children)
         first = sum(part.shape[1] for part in self.tokens)
@@ -127,10 +128,12 @@ class DraftTree(Component, ABC):
     Attributes:
         depth: Drafts one after the other.
         nodes: Most drafts of a round.
+        widest: Most children of a token.
     """
 
     depth: int
     nodes: int
+    widest: int
 
     @abstractmethod
     def grow(self, grower: Grower) -> Tree:
@@ -142,7 +145,7 @@ class DraftTree(Component, ABC):
 
 
 class StaticTree(DraftTree):
-    """Give every token of a depth the same number of children: the likeliest ones.
+    """Give every token of a depth the same number of children: the most likely ones.
 
     Cai et al. 2024 (arXiv 2401.10774), section 2.3.2.
 
@@ -162,7 +165,7 @@ class StaticTree(DraftTree):
             refuse(self, "widths is empty; give the number of children at each depth.")
         for index, width in enumerate(widths):
             at_least(self, f"widths[{index}]", width, 1)
-        self.widths, self.depth, self.nodes, count = list(widths), len(widths), 0, 1
+        self.widths, self.depth, self.widest, self.nodes, count = list(widths), len(widths), max(widths), 0, 1
         for width in widths:
             count *= width
             self.nodes += count
@@ -191,7 +194,7 @@ class DynamicTree(DraftTree):
     def __init__(self, *, depth: int, width: int = 4, nodes: int = 16) -> None:
         for name, value in (("depth", depth), ("width", width), ("nodes", nodes)):
             at_least(self, name, value, 1)
-        self.depth, self.width, self.nodes = depth, width, nodes
+        self.depth, self.width, self.widest, self.nodes = depth, width, width, nodes
 
     def grow(self, grower: Grower) -> Tree:
         """Return the tree of a round."""
@@ -200,50 +203,49 @@ class DynamicTree(DraftTree):
         return grower.tree(max_nodes=self.nodes)
 
 
-class Walk(NamedTuple):
-    """The way through a tree that the model's own choices take.
-
-    Attributes:
-        tokens: ``(B, P)``, the model's choice after the root, after the first accepted draft, and so on.
-        path: ``(B, P)``, places of the root and the accepted drafts in the chunk.
-        accepted: ``(B,)``, how many drafts lie on the way.
-    """
-
-    tokens: Int[Tensor, "B P"]
-    path: Int[Tensor, "B P"]
-    accepted: Int[Tensor, " B"]
-
-
-def walk(tree: Tree, own: Int[Tensor, "B C"], depth: int) -> Walk:
-    """Follow the model's own choices as far as the tree foresaw them.
+class TreeDrafter(Drafter):
+    """Let the model's heads draft a tree, verified by the model's own choices.
 
     Args:
-        tree: Root and drafts.
-        own: The model's choice after each token of the chunk.
-        depth: Most drafts one after the other.
+        tree: Its shape.
     """
-    rows = torch.arange(len(own), device=own.device)
-    place = torch.zeros_like(rows)
-    accepted, alive = torch.zeros_like(rows), torch.ones_like(rows, dtype=torch.bool)
-    path, tokens = [place], [own[:, 0]]
-    for _ in range(depth):
-        fits = (tree.parents == place[:, None]) & (tree.tokens == tokens[-1][:, None])
-        alive = alive & fits.any(dim=1)
-        accepted = accepted + alive
-        place = torch.where(alive, fits.to(torch.int8).argmax(dim=1), place)
-        path.append(place)
-        tokens.append(own[rows, place])
-    return Walk(torch.stack(tokens, dim=1), torch.stack(path, dim=1), accepted)
 
+    uses_heads = True
 
-def counts_along(tree: Tree, ancestors: Tensor, emitted: Int[Tensor, "B V"]) -> Int[Tensor, "B C V"]:
-    """Return how often each token is in the output if the text went from the root to each token of the tree.
+    def __init__(self, *, tree: DraftTree) -> None:
+        self.tree = tree
 
-    Args:
-        tree: Root, which the output holds already, and drafts.
-        ancestors: ``(B, C, C)``, which tokens lie on the way to each.
-        emitted: Counts of the output up to the root.
-    """
-    drafts = one_hot(tree.tokens, emitted.shape[1]).float()
-    drafts[:, 0] = 0
-    return emitted[:, None] + (ancestors.float() @ drafts).round().long()
+    def limits(self, heads: Heads) -> tuple[int, int | None]:
+        """Return the tree's depth."""
+        return self.tree.depth, heads.max_drafts
+
+    def chunk_size(self, num_drafts: int) -> int:
+        """Return how many nodes the tree has."""
+        return self.tree.nodes
+
+    def check(self, trunk: Trunk, heads: Heads) -> None:
+        """Refuse a tree that is deeper than the heads, wider than the vocabulary, or that the trunk cannot read."""
+        heads.check_num_drafts(self.tree.depth)
+        if self.tree.widest > trunk.vocab_size:
+            refuse(
+                self.tree,
+                f"a token gets {self.tree.widest} children, but the vocabulary has only {trunk.vocab_size} tokens; "
+                "make the tree narrower.",
+            )
+        if not trunk.supports_trees:
+            refuse(self.tree, f"{type(trunk).__name__} cannot read a tree of drafts; leave tree out.")
+
+    def draft(self, context: DraftingContext) -> Draft:
+        """Grow the whole tree; of drafts deeper than a row can use, those that it can use count."""
+        sampler = context.sampler
+
+        def guess(logits: Tensor, depth: int) -> Guess:
+            if sampler is None:
+                return Guess(logits, logits.double().log_softmax(dim=-1))
+            log_probs = sampler.probs(logits).log()
+            return Guess(log_probs + sampler.noise.gumbels()[:, depth : depth + 1], log_probs)
+
+        grower = Grower(context.heads, context.heads_state, context.token, context.embed, context.unembed, guess)
+        grown = self.tree.grow(grower)
+        counts = context.limits.clamp(max=self.tree.depth)
+        return Draft(grown.tokens[:, 1:], counts=counts, parents=grown.parents[:, 1:], depth=self.tree.depth)

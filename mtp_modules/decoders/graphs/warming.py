@@ -4,9 +4,10 @@ import copy
 
 from mtp_modules.core.checks import within_positions
 from mtp_modules.core.shapes import Bool, Float, Tensor
+from mtp_modules.core.state import bucket_of
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
 from mtp_modules.decoders.drafting.policies import DepthChooser, DraftPolicy
-from mtp_modules.decoders.graphs.executor import GraphModel
+from mtp_modules.decoders.graphs.compiled import CompiledModel
 from mtp_modules.decoders.sampling.parameters import SamplingParams
 from mtp_modules.decoders.speculative import SpeculativeDecoder
 
@@ -34,7 +35,7 @@ class _Turns(DepthChooser):
 
 
 def warm_up(
-    model: GraphModel,
+    model: CompiledModel,
     decoder: AutoregressiveDecoder | SpeculativeDecoder,
     *,
     sampling: SamplingParams | None = None,
@@ -48,10 +49,10 @@ def warm_up(
     Args:
         model: What :func:`~mtp_modules.decoders.compile_for_decoding` has returned.
         decoder: Will decode.
-        sampling: The law that tokens will be drawn from; the likeliest token if ``None``. Laws with penalties, with
-            truncation or with allowed tokens have graphs of their own, so call this once for each such kind.
-        longest: How many tokens a text will have, prompt included. Recordings are made for each size of texts up to
-            that; compiled graphs serve all lengths.
+        sampling: How tokens will be sampled; the argmax if ``None``. Penalties, truncation and allowed tokens have
+            graphs of their own, so call this once for each such kind.
+        longest: Where the model has static memory: how many tokens a text will have, prompt included. There are graphs
+            for each size of texts up to that.
 
     Raises:
         ValueError: If the trunk cannot read so many.
@@ -61,9 +62,14 @@ def warm_up(
         depths, tried = decoder.policy.depths(decoder.most(model)), copy.copy(decoder)
         tried.policy = _InTurn(policy=decoder.policy)
     within_positions("warm_up", longest, model.trunk.max_positions, "trunk")
-    model.make_room(max(longest, sum(model.prompt_pieces(longest))) + max(depths))
     budget = 1 + sum(depth + 1 for depth in depths)
-    first = 1 + max(model.heads.horizons)  # the first tokens of a text may have graphs of their own
+    lengths = {
+        1 + max(model.heads.horizons),
+        *model.prompt_sizes,
+    }  # the first tokens of a text may have their own graphs
+    if model.static_memory:
+        model.make_room(longest + max(depths))
+        lengths |= {1 + length for length in range(longest) if bucket_of(1 + length) > bucket_of(max(length, 1))}
     for size in sorted(model.batch_sizes):
-        for length in (first, *model.prompt_sizes, *model.lengths_of_graphs(longest)):
+        for length in sorted(lengths):
             tried.generate(model, [[0] * length] * size, max_new_tokens=budget, sampling=sampling)

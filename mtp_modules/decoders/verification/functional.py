@@ -1,8 +1,8 @@
-"""Which drafts a verification accepts, and the token that follows them. Pure functions.
+"""Which drafts are accepted, and the token that follows them: the maths of the acceptance rules, as pure functions.
 
-Names: ``target (B, K + 1, V)`` is the law that the model would draw from after the token before the first draft, after
-the first draft, and so on; ``source (B, K, V)`` the law that each draft was drawn from, the very tensor;
-``limits (B,)`` how many of a row's drafts may count (the others are padding).
+Names: ``target_probs (B, K + 1, V)`` are the distributions ``p`` that the model would sample from after the token before
+the first draft, after the first draft, and so on; ``draft_probs (B, K, V)`` the distributions ``q`` that the drafts were
+sampled from, the very tensor; ``limits (B,)`` how many of a row's drafts count (the others are padding).
 """
 
 from typing import NamedTuple
@@ -11,14 +11,14 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
-from mtp_modules.decoders.sampling.noise import draw
+from mtp_modules.decoders.sampling.noise import sample
 
 
 class Verdict(NamedTuple):
-    """What a verification says of each row.
+    """The outcome of a verification.
 
     Attributes:
-        accepted: How many drafts hold.
+        accepted: How many drafts of each row are accepted.
         following: The token after them, the model's own.
     """
 
@@ -45,7 +45,7 @@ def accept_greedy(drafts: Int[Tensor, "B K"], choices: Int[Tensor, "B C"]) -> In
 def greedy_round(
     drafts: Int[Tensor, "B K"], limits: Int[Tensor, " B"], logits: Float[Tensor, "B C V"]
 ) -> tuple[Int[Tensor, "B C"], Int[Tensor, " B"]]:
-    """Return the new tokens of a round of greedy decoding, and how many of each row's are drafts; one more counts.
+    """Return the tokens of a round of greedy decoding, and how many of each row's are accepted drafts; one more counts.
 
     Args:
         drafts: Proposed tokens.
@@ -66,7 +66,7 @@ def greedy_round(
 
 
 def leading(holds: Bool[Tensor, "B K"]) -> Int[Tensor, " B"]:
-    """Return how many drafts hold before the first that does not.
+    """Return how many drafts are accepted before the first that is not.
 
     Args:
         holds: Whether each draft would be accepted by itself.
@@ -88,9 +88,9 @@ def within(limits: Int[Tensor, " B"], num_drafts: int) -> Bool[Tensor, "B K"]:
     return torch.arange(num_drafts, device=limits.device) < limits[:, None]
 
 
-def _of(law: Float[Tensor, "B C V"], tokens: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-    """Return the probability of each token under its law."""
-    return law[:, : tokens.shape[1]].gather(2, tokens[:, :, None])[:, :, 0]
+def _of(probs: Float[Tensor, "B C V"], tokens: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    """Return the probability of each token."""
+    return probs[:, : tokens.shape[1]].gather(2, tokens[:, :, None])[:, :, 0]
 
 
 def _at(values: Tensor, index: Int[Tensor, " B"]) -> Tensor:
@@ -98,120 +98,121 @@ def _at(values: Tensor, index: Int[Tensor, " B"]) -> Tensor:
 
 
 def _follow(
-    target: Float[Tensor, "B V"], source: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]
+    target_probs: Float[Tensor, "B V"], draft_probs: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]
 ) -> Int[Tensor, " B"]:
-    """Draw from what the target has over the source; from the target where it has nothing over it."""
-    residual = (target - source).clamp(min=0)
+    """Sample from the residual ``(p - q)+``; from ``p`` where the residual is empty."""
+    residual = (target_probs - draft_probs).clamp(min=0)
     empty = residual.sum(dim=1, keepdim=True) <= 0
-    return draw(torch.where(empty, target, residual), uniform)
+    return sample(torch.where(empty, target_probs, residual), uniform)
 
 
 def accept_by_rejection(
     drafts: Int[Tensor, "B K"],
-    source: Float[Tensor, "B K V"],
-    target: Float[Tensor, "B C V"],
+    draft_probs: Float[Tensor, "B K V"],
+    target_probs: Float[Tensor, "B C V"],
     limits: Int[Tensor, " B"],
     uniform: Float[Tensor, "B C"],
 ) -> Verdict:
-    r"""Accept a draft with probability :math:`\min(1, p/q)`; at the first rejection draw from :math:`(p - q)_+`.
+    r"""Accept a draft with probability :math:`\min(1, p/q)`; at the first rejection sample from :math:`(p - q)_+`.
 
     Lossless: Leviathan et al. 2023 (arXiv 2211.17192), Chen et al. 2023 (arXiv 2302.01318).
 
     Args:
-        drafts: Proposed tokens, each drawn from its row of ``source``.
-        source: The laws ``q``.
-        target: The laws ``p``.
+        drafts: Proposed tokens, each sampled from its row of ``draft_probs``.
+        draft_probs: ``q``.
+        target_probs: ``p``.
         limits: How many drafts count.
         uniform: Numbers in [0, 1): one for the token that follows, then one a draft.
     """
     counts = within(limits, drafts.shape[1])
-    holds = (uniform[:, 1:] * _of(source, drafts) < _of(target, drafts)) & counts
+    holds = (uniform[:, 1:] * _of(draft_probs, drafts) < _of(target_probs, drafts)) & counts
     accepted = leading(holds)
-    source = torch.cat((source * counts[:, :, None], torch.zeros_like(target[:, :1])), dim=1)
-    return Verdict(accepted, _follow(_at(target, accepted), _at(source, accepted), uniform[:, 0]))
+    draft_probs = torch.cat((draft_probs * counts[:, :, None], torch.zeros_like(target_probs[:, :1])), dim=1)
+    return Verdict(accepted, _follow(_at(target_probs, accepted), _at(draft_probs, accepted), uniform[:, 0]))
 
 
 def accept_block(
     drafts: Int[Tensor, "B K"],
-    source: Float[Tensor, "B K V"],
-    target: Float[Tensor, "B C V"],
+    draft_probs: Float[Tensor, "B K V"],
+    target_probs: Float[Tensor, "B C V"],
     limits: Int[Tensor, " B"],
     uniform: Float[Tensor, "B C"],
 ) -> Verdict:
     """Verify all drafts together, which accepts at least as many on average as one by one.
 
-    Lossless: Sun et al. 2024 (arXiv 2403.10444), algorithm 2. A draft may hold although one before it would fail alone.
+    Lossless: Sun et al. 2024 (arXiv 2403.10444), algorithm 2. A draft may be accepted although one before it would be rejected alone.
 
     Args:
-        drafts: Proposed tokens, each drawn from its row of ``source``.
-        source: The laws ``q``.
-        target: The laws ``p``.
+        drafts: Proposed tokens, each sampled from its row of ``draft_probs``.
+        draft_probs: ``q``.
+        target_probs: ``p``.
         limits: How many drafts count.
         uniform: Numbers in [0, 1): one for the token that follows, then one a draft.
     """
     rows, num_drafts = drafts.shape
     counts = within(limits, num_drafts)
-    source = torch.cat((source * counts[:, :, None], torch.zeros_like(target[:, :1])), dim=1)
-    ratio = _of(target, drafts) / _of(source, drafts)
-    joint = [target.new_ones(rows)]
+    draft_probs = torch.cat((draft_probs * counts[:, :, None], torch.zeros_like(target_probs[:, :1])), dim=1)
+    ratio = _of(target_probs, drafts) / _of(draft_probs, drafts)
+    joint = [target_probs.new_ones(rows)]
     for depth in range(num_drafts):
         grown = (joint[-1] * ratio[:, depth]).clamp(max=1.0)
         joint.append(torch.where(counts[:, depth], grown, 0.0))
     weight = torch.stack(joint, dim=1)
-    excess = (weight[:, :, None] * target - source).clamp(min=0).sum(dim=2)
+    excess = (weight[:, :, None] * target_probs - draft_probs).clamp(min=0).sum(dim=2)
     chance = torch.where(excess > 0, excess / (excess + 1 - weight), 0.0)[:, 1:]
     places = torch.arange(1, num_drafts + 1, device=drafts.device)
     chance = torch.where(places == limits[:, None], weight[:, 1:], chance)
     holds = (uniform[:, 1:] < chance) & counts
     accepted = F.pad(torch.where(holds, places, 0), (1, 0)).amax(dim=1)
-    scaled = _at(target, accepted) * torch.where(accepted == limits, 1.0, _at(weight, accepted))[:, None]
-    return Verdict(accepted, _follow(scaled, _at(source, accepted), uniform[:, 0]))
+    scaled = _at(target_probs, accepted) * torch.where(accepted == limits, 1.0, _at(weight, accepted))[:, None]
+    return Verdict(accepted, _follow(scaled, _at(draft_probs, accepted), uniform[:, 0]))
 
 
 def accept_typical(
     drafts: Int[Tensor, "B K"],
-    target: Float[Tensor, "B C V"],
+    target_probs: Float[Tensor, "B C V"],
     limits: Int[Tensor, " B"],
     uniform: Float[Tensor, " B"],
     *,
     epsilon: float,
     delta: float,
 ) -> Verdict:
-    r"""Accept drafts that the model finds likely enough. **Lossy**: the output follows another law.
+    r"""Accept drafts that the model finds likely enough. **Lossy**: the output follows another distribution.
 
-    A draft holds if :math:`p(x) > \min(\epsilon, \delta e^{-H(p)})`. Cai et al. 2024 (arXiv 2401.10774), section 2.3.1.
+    A draft is accepted if :math:`p(x) > \min(\epsilon, \delta e^{-H(p)})`. Cai et al. 2024 (arXiv 2401.10774), section 2.3.1.
 
     Args:
         drafts: Proposed tokens.
-        target: The laws ``p``.
+        target_probs: ``p``.
         limits: How many drafts count.
         uniform: One number in [0, 1) a row, for the token that follows.
         epsilon: Probability that is always enough.
         delta: Share of the typical probability that is enough.
     """
-    entropy = torch.special.entr(target[:, :-1]).sum(dim=2)
+    entropy = torch.special.entr(target_probs[:, :-1]).sum(dim=2)
     enough = (delta * (-entropy).exp()).clamp(max=epsilon)
-    accepted = leading((_of(target, drafts) > enough) & within(limits, drafts.shape[1]))
-    return Verdict(accepted, draw(_at(target, accepted), uniform))
+    accepted = leading((_of(target_probs, drafts) > enough) & within(limits, drafts.shape[1]))
+    return Verdict(accepted, sample(_at(target_probs, accepted), uniform))
 
 
 def accept_among_top(
     drafts: Int[Tensor, "B K"],
     scores: Float[Tensor, "B C V"],
-    target: Float[Tensor, "B C V"],
+    target_probs: Float[Tensor, "B C V"],
     limits: Int[Tensor, " B"],
     uniform: Float[Tensor, " B"],
     *,
     top_k: int,
 ) -> Verdict:
-    """Accept drafts that are among the ``top_k`` best tokens. **Lossy**: the output follows another law.
+    """Accept drafts that are among the ``top_k`` best tokens. **Lossy**: the output follows another distribution.
 
     Stern et al. 2018 (arXiv 1811.03115), section 5.1.
 
     Args:
         drafts: Proposed tokens.
-        scores: What the model says before it is sharpened and truncated; minus infinity is never good enough.
-        target: The laws ``p``, for the token that follows.
+        scores: The logits that ``p`` was made from, penalties and allowed tokens included; minus infinity is never good
+            enough.
+        target_probs: ``p``, for the token that follows.
         limits: How many drafts count.
         uniform: One number in [0, 1) a row, for the token that follows.
         top_k: How many tokens are good enough.
@@ -219,4 +220,4 @@ def accept_among_top(
     own = _of(scores, drafts)
     rank = (scores[:, :-1] > own[:, :, None]).sum(dim=2)
     accepted = leading((rank < top_k) & (own > -torch.inf) & within(limits, drafts.shape[1]))
-    return Verdict(accepted, draw(_at(target, accepted), uniform))
+    return Verdict(accepted, sample(_at(target_probs, accepted), uniform))

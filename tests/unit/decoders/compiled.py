@@ -1,4 +1,4 @@
-"""Decode with compiled rounds and without, in float64: ``compiled.py eager``, or another backend.
+"""Decode with compiled rounds and without, in float64: ``compiled.py eager``, or another backend; ``quick`` for a part.
 
 ``compiled.py frozen`` does so with weights that are constants, in float32, as only those are laid out anew.
 """
@@ -26,35 +26,37 @@ from mtp_modules.decoders import (
     warm_up,
 )
 from mtp_modules.decoders.graphs.compiled import CompiledModel
+from mtp_modules.decoders.round import RoundInputs
+from mtp_modules.decoders.sampling.noise import RowNoise
 from mtp_modules.decoders.verification.functional import Verdict
-from mtp_modules.decoders.verification.rules import RowNoise
+from mtp_modules.decoders.verification.rules import Candidates
 from tests.helpers import lists_of, make_model
 
 
 class OnTheHost(ExactMatch):
     """Somebody's rule, which looks at numbers, as a graph cannot."""
 
-    in_one_graph = False
+    compilable = False
 
-    def verify(self, drafts: torch.Tensor, *others: object) -> Verdict:
-        assert min(drafts.flatten().tolist(), default=0) >= 0
-        return super().verify(drafts, *others)
+    def verify(self, candidates: Candidates, noise: RowNoise) -> Verdict:
+        assert min(candidates.drafts.flatten().tolist(), default=0) >= 0
+        return super().verify(candidates, noise)
 
 
-DRAWN, GREEDY = SamplingParams(temperature=0.8, presence_penalty=0.5), SamplingParams(temperature=0.0)
+SAMPLED, GREEDY = SamplingParams(temperature=0.8, presence_penalty=0.5), SamplingParams(temperature=0.0)
 CUT = SamplingParams(temperature=1.2, top_k=7, top_p=0.9, min_p=0.01, allowed_tokens=[0, 1, 2, 3, 5, 6, 7, 8])
 CASES: list[tuple[Decoder, SamplingParams]] = [
     (AutoregressiveDecoder(), GREEDY),
-    (AutoregressiveDecoder(), DRAWN),
+    (AutoregressiveDecoder(), SAMPLED),
     (SpeculativeDecoder(), GREEDY),
-    (SpeculativeDecoder(), DRAWN),
+    (SpeculativeDecoder(), SAMPLED),
     (SpeculativeDecoder(policy=ConfidentDepth(threshold=0.1)), GREEDY),
-    (SpeculativeDecoder(acceptance=RejectionSampling()), DRAWN),
+    (SpeculativeDecoder(acceptance=RejectionSampling()), SAMPLED),
     (SpeculativeDecoder(acceptance=BlockVerification()), CUT),
-    (SpeculativeDecoder(acceptance=OnTheHost()), DRAWN),
+    (SpeculativeDecoder(acceptance=OnTheHost()), SAMPLED),
     (SpeculativeDecoder(drafter=PromptLookup(num_drafts=2)), GREEDY),
     (SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1)), GREEDY),
-    (SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1)), DRAWN),
+    (SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1)), SAMPLED),
     (SpeculativeDecoder(acceptance=TypicalAcceptance()), CUT),
     (SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
 ]
@@ -78,25 +80,27 @@ PROMPTS = [[[1, 2, 3, 1, 2]], [[1, 2, 3, 2, 3], [6]]]
 
 def compare(model: MTPModel, fast: CompiledModel, cases: list[tuple[Decoder, SamplingParams]]) -> None:
     """Compare tokens and counts."""
-    for decoder, law in cases:
+    for decoder, params in cases:
         for prompts in PROMPTS:
-            asked = {"max_new_tokens": 9, "sampling": law, "seed": 5}
+            asked = {"max_new_tokens": 9, "sampling": params, "seed": 5}
             wanted = decoder.generate(model, prompts, **asked)
             found = decoder.generate(fast, prompts, **asked)
-            assert found.tokens == wanted.tokens, (model.heads, decoder, law)
+            assert found.tokens == wanted.tokens, (model.heads, decoder, params)
             assert found.stats.drafted == wanted.stats.drafted
             assert found.stats.accepted == wanted.stats.accepted
 
 
-def main(backend: str) -> None:
+def main(backend: str, *, quick: bool) -> None:
     """Compare tokens and counts, count graphs, and see that they follow weights that change."""
-    fast_ones = backend == "eager"
-    for trunk, heads, cases in (
-        ("transformer_previous", "recurrent", CASES),
-        ("transformer_grouped", "parallel", CASES),
-        *((*pair, CASES[2:4] if fast_ones else CASES) for pair in OTHERS),
-        *((*pair, CASES) for pair in MORE if not fast_ones),
-    ):
+    few = [CASES[index] for index in (0, 2, 3, 6, 7, 10, 12)]
+    pairs = [("transformer_previous", "recurrent", few)]
+    if not quick:
+        pairs = [
+            (*pair, CASES) for pair in (("transformer_previous", "recurrent"), ("transformer_grouped", "parallel"))
+        ]
+        pairs += [(*pair, CASES[2:4] if backend == "eager" else CASES) for pair in OTHERS]
+        pairs += [(*pair, CASES) for pair in MORE if backend != "eager"]
+    for trunk, heads, cases in pairs:
         model = make_model(trunk, heads, 3).eval()
         graphs: list[int] = []
 
@@ -104,15 +108,15 @@ def main(backend: str) -> None:
             graphs.append(len(graph.graph.nodes))
             return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
-        prompt_sizes = (3,) if cases is CASES else ()  # recordings try them with every kind of heads
+        prompt_sizes = (3,) if len(cases) > 2 else ()
         fast = compile_for_decoding(model, batch_sizes=(1, 2), prompt_sizes=prompt_sizes, backend=compiler)
         compare(model, fast, cases)
         made = len(graphs)
         assert made >= len(cases)
         with torch.no_grad():
             model.unembedding.weight.add_(torch.randn_like(model.unembedding.weight))
-        for decoder, law in cases[:4]:
-            asked = {"max_new_tokens": 11, "sampling": law, "seed": 6}
+        for decoder, params in cases[:4]:
+            asked = {"max_new_tokens": 11, "sampling": params, "seed": 6}
             wanted = decoder.generate(model, PROMPTS[0], **asked)
             assert decoder.generate(fast, PROMPTS[0], **asked).tokens == wanted.tokens
         assert len(graphs) == made, "a text of another length was compiled anew"
@@ -135,56 +139,120 @@ def rows_that_end() -> None:
         assert len(graphs) == 2, len(graphs)
 
 
-def prompts_in_pieces() -> None:
-    """See that the graph of a prompt serves all prompts, and that those which lie between two sizes leave no trace."""
-    graphs: list[object] = []
-    model = make_model("transformer_previous", "sequential", 3).eval()
-    fast = compile_for_decoding(
-        model,
-        batch_sizes=(1, 2),
-        prompt_sizes=(4,),
-        backend=lambda graph, inputs: graphs.append(graph) or graph,
-    )
-    for pieces, prompts in ((1, [[1, 2, 3]]), (3, [[1, 2, 3, 4] * 3]), (2, [[5, 6] * 4, [7]]), (2, [[5], [6, 7] * 4])):
-        shapes: list[torch.Size] = []
-        fast._prompt, made = noted(fast._prompt, shapes), fast._prompt
-        for decoder, law in ((AutoregressiveDecoder(), GREEDY), (SpeculativeDecoder(), DRAWN)):
-            asked = {"max_new_tokens": 9, "sampling": law, "seed": 5}
-            wanted = decoder.generate(model, prompts, **asked).tokens
-            assert decoder.generate(fast, prompts, **asked).tokens == wanted
-        assert shapes == [(len(prompts), 4)] * (2 * pieces), shapes
-        fast._prompt = made
-    count = len(graphs)
-    for length in (4, 5, 11, 23, 42):
-        AutoregressiveDecoder().generate(fast, [[1] * length], max_new_tokens=3)
-    assert len(graphs) == count, (count, len(graphs))
+def prompts_in_chunks(*, quick: bool) -> None:
+    """See that the graph of a prompt serves all prompts, and that those which lie between two sizes leave no trace.
+
+    Also where a chunk reaches beyond the last position, which is 48.
+    """
+    for heads in ("sequential",) if quick else ("recurrent", "parallel", "sequential"):
+        graphs: list[object] = []
+        model = make_model("transformer_previous", heads, 3)
+        fast = compile_for_decoding(
+            model,
+            batch_sizes=(1, 2),
+            prompt_sizes=(4,),
+            backend=lambda graph, inputs, graphs=graphs: graphs.append(graph) or graph,
+        )
+        for count, prompts in (
+            (1, [[1, 2, 3]]),
+            (3, [[1, 2, 3, 4] * 3]),
+            (2, [[5, 6] * 4, [7]]),
+            (2, [[5], [6, 7] * 4]),
+            (12, [[1] * 47]),
+        ):
+            shapes: list[torch.Size] = []
+            fast._prompt, made = noted(fast._prompt, shapes), fast._prompt
+            for decoder, params in ((AutoregressiveDecoder(), GREEDY), (SpeculativeDecoder(), SAMPLED)):
+                asked = {"max_new_tokens": min(9, 48 - max(map(len, prompts))), "sampling": params, "seed": 5}
+                wanted = decoder.generate(model, prompts, **asked).tokens
+                assert decoder.generate(fast, prompts, **asked).tokens == wanted
+            assert shapes == [(len(prompts), 4)] * (2 * count), shapes
+            fast._prompt = made
+        first, same = (
+            next(AutoregressiveDecoder(return_distributions=True).stream(used, [[5], [6, 7] * 4], max_new_tokens=1))
+            for used in (fast, model)
+        )
+        assert first.distributions is not None
+        assert same.distributions is not None
+        torch.testing.assert_close(first.distributions.target_probs, same.distributions.target_probs)
+        count = len(graphs)
+        for length in (4, 5, 11, 23, 42):
+            AutoregressiveDecoder().generate(fast, [[1] * length], max_new_tokens=3)
+        assert len(graphs) == count, (count, len(graphs))
+
+
+def static_memory(*, quick: bool) -> None:
+    """See that rounds write at addresses that stay from round to round and run to run, as CUDA graphs need.
+
+    The same code runs on a CUDA device, where the backend then captures each graph.
+    """
+    pairs = [OTHERS[0], ("transformer_previous", "recurrent"), ("transformer_grouped", "parallel")]
+    for trunk, heads in pairs[:1] if quick else pairs:
+        cases = [CASES[index] for index in (2, 3, 12)] if quick else CASES
+        model, graphs = make_model(trunk, heads, 3), list[object]()
+        fast = compile_for_decoding(
+            model,
+            batch_sizes=(1, 2),
+            static_memory=True,
+            backend=lambda graph, inputs, graphs=graphs: graphs.append(graph) or graph,
+        )
+        addresses: dict[tuple[int, int], set[int]] = {}
+        compare(model, fast, cases)
+        made = len(graphs)
+        compare(model, fast, cases)
+        assert len(graphs) == made, (made, len(graphs))
+        for length in (3, 17, 40):  # of one bucket
+            wanted = SpeculativeDecoder().generate(model, [[1] * length], max_new_tokens=5).tokens
+            assert SpeculativeDecoder().generate(fast, [[1] * length], max_new_tokens=5).tokens == wanted
+        assert len(graphs) == made, "a text of another length was compiled anew"
+        # Rounds outside of graphs see the states' tensors: their addresses do not change from run to run.
+        for prompts in ([[1, 2]], [[1, 2], [3, 4]], [[1, 2]]):
+            with torch.inference_mode():
+                states = fast.new_states(len(prompts), 20, longest=2, for_drafts=True)
+            kept = states.trunk.keys if hasattr(states.trunk, "keys") else states.trunk.keys_values.keys
+            addresses.setdefault((len(prompts), 0), set()).add(kept.data_ptr())
+            del states, kept
+        assert all(len(found) == 1 for found in addresses.values()), addresses
+        # Two runs at once have memory of their own.
+        options = {"max_new_tokens": 9}
+        alone = [SpeculativeDecoder().generate(model, [[token]], **options).tokens[0] for token in (1, 2)]
+        streams = [SpeculativeDecoder().stream(fast, [[token]], **options) for token in (1, 2)]
+        together: list[list[int]] = [[], []]
+        for _ in range(9):
+            for stream, tokens in zip(streams, together, strict=True):
+                if done := next(stream, None):
+                    tokens += done.tokens[0]
+        assert together == alone, (together, alone)
 
 
 def noted(made: Callable[..., torch.Tensor], shapes: list[torch.Size]) -> Callable[..., torch.Tensor]:
     """Return the graphs with a note of how many rows, and tokens where there are several, each call is given."""
 
-    def call(trunk_state: object, heads_state: object, chunk: torch.Tensor, *others: object) -> torch.Tensor:
-        shapes.append(chunk.shape)
+    def call(
+        trunk_state: object, heads_state: object, chunk: torch.Tensor | RoundInputs, *others: object
+    ) -> torch.Tensor:
+        shapes.append(chunk.token.shape if isinstance(chunk, RoundInputs) else chunk.shape)
         return made(trunk_state, heads_state, chunk, *others)
 
     return call
 
 
-def rows_that_fill() -> None:
+def rows_that_fill(*, quick: bool) -> None:
     """See that a batch between two sizes uses graphs of the larger, and that the rows which fill it leave no trace."""
-    for heads, decoder, law in (
+    cases = [
         ("recurrent", SpeculativeDecoder(), GREEDY),
-        ("parallel", SpeculativeDecoder(), DRAWN),
-        ("linear", SpeculativeDecoder(acceptance=RejectionSampling()), DRAWN),
-        ("recurrent", AutoregressiveDecoder(), DRAWN),
+        ("parallel", SpeculativeDecoder(), SAMPLED),
+        ("linear", SpeculativeDecoder(acceptance=RejectionSampling()), SAMPLED),
+        ("recurrent", AutoregressiveDecoder(), SAMPLED),
         ("linear", SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
-        ("linear", SpeculativeDecoder(return_distributions=True), DRAWN),
-    ):
+        ("linear", SpeculativeDecoder(return_distributions=True), SAMPLED),
+    ]
+    for heads, decoder, params in cases[4:] if quick else cases:
         model, shapes = make_model("transformer_previous", heads, 3).eval(), []
         fast = compile_for_decoding(model, batch_sizes=(2, 4), backend="eager")
         for name in ("_read", "_round"):
             setattr(fast, name, noted(getattr(fast, name), shapes))
-        asked = {"max_new_tokens": [4, 13, 9], "sampling": law, "seed": [5, 5, 7]}
+        asked = {"max_new_tokens": [4, 13, 9], "sampling": params, "seed": [5, 5, 7]}
         wanted = list(decoder.stream(model, [[1, 2, 3], [4], [5, 6]], **asked))
         found = list(decoder.stream(fast, [[1, 2, 3], [4], [5, 6]], **asked))
         assert lists_of(found) == lists_of(wanted), heads
@@ -199,14 +267,15 @@ def rows_that_fill() -> None:
         assert sizes == {2, 4}, sizes
 
 
-def warm() -> None:
+def warm(*, quick: bool) -> None:
     """See that nothing is compiled once a decoder was warmed up, whatever it comes to decode."""
-    for decoder, law in (
+    cases = [
         (AutoregressiveDecoder(), GREEDY),
-        (SpeculativeDecoder(policy=CostAwareDepth(explore_every=2)), DRAWN),
+        (SpeculativeDecoder(policy=CostAwareDepth(explore_every=2)), SAMPLED),
         (SpeculativeDecoder(policy=ConfidentDepth(threshold=0.1)), GREEDY),
         (SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
-    ):
+    ]
+    for decoder, params in cases[1:2] if quick else cases:
         model, graphs = make_model("transformer_previous", "recurrent", 3).eval(), []
         fast = compile_for_decoding(
             model,
@@ -214,11 +283,11 @@ def warm() -> None:
             prompt_sizes=(3,),
             backend=lambda graph, inputs, graphs=graphs: graphs.append(graph) or graph,
         )
-        warm_up(fast, decoder, sampling=law)
+        warm_up(fast, decoder, sampling=params)
         made = len(graphs)
         assert made >= 2, made
         for prompts in ([[1, 2, 3]], [[1, 2], [3, 4]], [[5], [3, 4, 1]]):
-            decoder.generate(fast, prompts, max_new_tokens=[20, 9][: len(prompts)], sampling=law)
+            decoder.generate(fast, prompts, max_new_tokens=[20, 9][: len(prompts)], sampling=params)
         assert len(graphs) == made, (decoder, made, len(graphs))
 
 
@@ -233,7 +302,7 @@ def unprepared() -> None:
     decoder = SpeculativeDecoder(acceptance=Unprepared())
     message = "RowNoise: numbers are asked for in a compiled round; let Acceptance.prepare"
     with pytest.raises(Exception, match=message):  # the compiler wraps it in one of its own
-        decoder.generate(fast, [[1, 2]], max_new_tokens=3, sampling=DRAWN)
+        decoder.generate(fast, [[1, 2]], max_new_tokens=3, sampling=SAMPLED)
 
 
 def side_by_side() -> None:
@@ -260,11 +329,13 @@ if __name__ == "__main__":
     if sys.argv[1] == "frozen":
         frozen()
     else:
-        main(sys.argv[1])
+        quick = sys.argv[1] == "quick"
+        main("eager" if quick else sys.argv[1], quick=quick)
         side_by_side()
         rows_that_end()
-        rows_that_fill()
-        prompts_in_pieces()
-        warm()
+        rows_that_fill(quick=quick)
+        prompts_in_chunks(quick=quick)
+        static_memory(quick=quick)
+        warm(quick=quick)
         unprepared()
     print("equal")

@@ -222,7 +222,7 @@ def test_beam_search_never_changes_the_model(decoder: Decoder) -> None:
     model = make_model("transformer", "recurrent", 3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     decoder.generate(model, [[1, 2]], max_new_tokens=5)
-    assert model.training
+    assert not any(module.training for module in model.modules())
     assert_same(model.state_dict(), before, tolerance=0)
 
 
@@ -294,13 +294,13 @@ USED_WRONG: dict[str, tuple[Decoder, dict[str, Any], str]] = {
     "a temperature": (
         BeamDecoder(),
         {"sampling": SamplingParams(temperature=0.5)},
-        "BeamDecoder: sampling has temperature=0.5, but beams are ranked by the model's own law at temperature 1; "
-        "give allowed_tokens alone, or leave sampling out.",
+        "BeamDecoder: sampling has temperature=0.5, but beams are ranked by the model's own probabilities at "
+        "temperature 1; give allowed_tokens alone, or leave sampling out.",
     ),
     "a penalty": (
         DraftedBeamDecoder(),
         {"sampling": SamplingParams(frequency_penalty=0.5, allowed_tokens=[1])},
-        "DraftedBeamDecoder: sampling has frequency_penalty=0.5, but beams are ranked by the model's own law at ",
+        "DraftedBeamDecoder: sampling has frequency_penalty=0.5, but beams are ranked by the model's own probabilities",
     ),
     "an allowed token that there is not": (
         BeamDecoder(),

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtp_modules.decoders.graphs.compiled import inductor_options
-from mtp_modules.decoders.graphs.inductor import SharedConstants
+from mtp_modules.decoders.graphs.inductor import SharedConstants, inductor_options
 
 
 def test_what_is_the_same_to_the_bit_is_one_constant() -> None:

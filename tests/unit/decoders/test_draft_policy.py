@@ -173,6 +173,6 @@ def test_chances_are_conditional() -> None:
     chooser = CostAwareDepth(memory=0.0).start(3)
     assert isinstance(chooser, _ByCost)
     chooser.learn(4, 3, [0, 1, 2, 2], [3, 3, 3, 2], 1.0)
-    assert chooser.held == pytest.approx([3 / 4, 2 / 3, 0.0])
+    assert chooser.acceptance == pytest.approx([3 / 4, 2 / 3, 0.0])
     chooser.learn(4, 3, [0, 0, 0, 0], [3, 3, 3, 3], 1.0)
-    assert chooser.held == pytest.approx([0.0, 2 / 3, 0.0])  # nothing was learned of deeper ones
+    assert chooser.acceptance == pytest.approx([0.0, 2 / 3, 0.0])  # nothing was learned of deeper ones

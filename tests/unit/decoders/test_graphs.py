@@ -6,10 +6,10 @@ import pytest
 
 from mtp_modules import MTPModel
 from mtp_modules.decoders import BeamDecoder, compile_for_decoding
-from mtp_modules.decoders.graphs.executor import GraphModel
+from mtp_modules.decoders.graphs.compiled import CompiledModel
 from tests.helpers import make_model
 
-Maker = Callable[..., GraphModel]
+Maker = Callable[..., CompiledModel]
 MAKERS: list[tuple[Maker, str]] = [(compile_for_decoding, "compiled")]
 
 

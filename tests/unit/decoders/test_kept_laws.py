@@ -16,6 +16,9 @@ from mtp_modules.decoders import (
     SamplingParams,
     StaticTree,
 )
+from mtp_modules.decoders.sampling.noise import RowNoise
+from mtp_modules.decoders.verification.functional import Verdict
+from mtp_modules.decoders.verification.rules import Candidates
 from tests.helpers import VOCAB, assert_same, lists_of, make_model
 
 PROMPTS = [[1, 2, 3, 4], [5, 6]]
@@ -27,12 +30,12 @@ class Spy(Acceptance):
     def __init__(self) -> None:
         self.inner, self.seen = RejectionSampling(), []
 
-    def choose(self, *arguments: Any) -> Tensor:
-        return self.inner.choose(*arguments)
+    def sample_draft(self, *arguments: Any) -> Tensor:
+        return self.inner.sample_draft(*arguments)
 
-    def verify(self, drafts: Tensor, source: Tensor, target: Tensor, *arguments: Any) -> Any:
-        self.seen.append((drafts, source, target))
-        return self.inner.verify(drafts, source, target, *arguments)
+    def verify(self, candidates: Candidates, noise: RowNoise) -> Verdict:
+        self.seen.append(candidates[:3])
+        return self.inner.verify(candidates, noise)
 
 
 def law_after(model: MTPModel, text: list[int]) -> Tensor:
@@ -131,5 +134,5 @@ def test_nothing_is_kept_unless_asked_for_and_keeping_changes_nothing(temperatur
 
 
 def test_a_tree_keeps_no_laws() -> None:
-    with pytest.raises(ValueError, match="return_distributions tells the laws of a chain of drafts, not of a tree"):
+    with pytest.raises(ValueError, match="return_distributions needs a chain of drafts, not a tree"):
         SpeculativeDecoder(tree=StaticTree(widths=[2, 1]), return_distributions=True)

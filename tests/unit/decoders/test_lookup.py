@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
 from mtp_modules.decoders import PromptLookup
-from mtp_modules.decoders.drafting.drafter import Text
+from mtp_modules.decoders.drafting.text import Text
 from tests.drafting import clock
 from tests.helpers import make_model
 

@@ -28,7 +28,7 @@ from mtp_modules.decoders import (
     StopRule,
     TypicalAcceptance,
 )
-from mtp_modules.decoders.generation import DecodableModel
+from mtp_modules.decoders.request import DecodableModel
 from tests.helpers import make_model
 
 PACKAGE = str(Path(mtp_modules.__file__).parent)

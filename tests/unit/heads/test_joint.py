@@ -165,17 +165,17 @@ def test_drafts_multiply_to_the_joint_law() -> None:
     found = torch.zeros(VOCAB, VOCAB, dtype=torch.float64)
     for token in range(VOCAB):
 
-        def choose(logits: Tensor, token: int = token) -> Tensor:
-            return torch.tensor([token])
+        def sampler(logits: Tensor, token: int = token) -> tuple[Tensor, None]:
+            return torch.tensor([token]), None
 
-        choose.done = False
+        sampler.done = False
         draft = model.heads.draft(
             torch.tensor([last]),
             own,
             num_drafts=2,
             embed=model.trunk.embedding,
             unembed=model.unembedding.logits,
-            choose=choose,
+            sampler=sampler,
         )
         laws = draft.logits[0].softmax(dim=-1).detach()
         found[token] = laws[0, token] * laws[1]

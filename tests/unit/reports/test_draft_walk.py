@@ -23,8 +23,8 @@ class Forced:
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = list(tokens)
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        return torch.full((len(logits),), self.tokens.pop(0))
+    def __call__(self, logits: Tensor) -> tuple[Tensor, None]:
+        return torch.full((len(logits),), self.tokens.pop(0)), None
 
 
 def scripted(prompts: list[list[int]], length: int) -> MTPModel:
@@ -91,7 +91,7 @@ def draft_probs(model: MTPModel, text: list[int], forced: list[int]) -> Tensor:
         num_drafts=len(forced),
         embed=model.trunk.embedding,
         unembed=model.unembedding.logits,
-        choose=Forced(forced),
+        sampler=Forced(forced),
     )
     return draft.logits[0].softmax(dim=-1)
 

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     torch.manual_seed(5)
     trunk = TransformerTrunk(vocab_size=256, d_model=8, num_layers=1, num_heads=2, max_positions=128)
-    model = MTPModel(trunk=trunk, heads=RecurrentHeads(d_model=8, num_horizons=4))
+    model = MTPModel(trunk=trunk, heads=RecurrentHeads(d_model=8, num_horizons=4)).eval()
     model.save_pretrained(folder / "model", tokenizer=ByteTokenizer())
     report(str(folder / "model"), generation=True, output=str(folder / "page.html"), prompt=PROMPT, max_new_tokens=60)
     return folder

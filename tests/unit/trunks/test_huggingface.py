@@ -134,7 +134,7 @@ def make_model(name: str, heads: str, num_horizons: int = 3) -> MTPModel:
         made = HEADS[heads](num_horizons)
         deeper = {"num_hidden_layers": 3} if made.num_features else {}
         trunk = HuggingFaceTrunk(config=CONFIGS[name] | deeper, feature_layers=range(made.num_features))
-        model = MTPModel(trunk=trunk, heads=made)
+        model = MTPModel(trunk=trunk, heads=made).eval()
     randomise(model)
     return model.eval()
 
@@ -215,7 +215,7 @@ def test_an_output_matrix_that_is_not_the_embedding_is_not_lost(tmp_path: Path) 
 def test_an_untied_copy_of_a_tied_matrix_is_a_copy(tmp_path: Path) -> None:
     save_model("llama_tied", tmp_path)
     trunk = HuggingFaceTrunk(pretrained=str(tmp_path))
-    model = MTPModel(trunk=trunk, heads=ResidualHeads(d_model=WIDTH, num_horizons=2), tie_embeddings=False)
+    model = MTPModel(trunk=trunk, heads=ResidualHeads(d_model=WIDTH, num_horizons=2), tie_embeddings=False).eval()
     assert torch.equal(model.unembedding.weight, trunk.embedding.weight)
     assert model.unembedding.weight.data_ptr() != trunk.embedding.weight.data_ptr()
 

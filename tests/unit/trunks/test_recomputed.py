@@ -73,7 +73,7 @@ def make_model(trunk: Trunk) -> MTPModel:
     with float64():
         heads = RecurrentHeads(d_model=WIDTH, num_horizons=3)
     randomise(heads)
-    model = MTPModel(trunk=trunk, heads=heads)
+    model = MTPModel(trunk=trunk, heads=heads).eval()
     return model.eval()
 
 

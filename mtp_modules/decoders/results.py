@@ -1,4 +1,4 @@
-"""What a decoder tells of each round, and what rounds add up to."""
+"""What a round results in, and what rounds add up to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,22 +7,77 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Array, Float, Int, Tensor
 from mtp_modules.decoders.sampling.stopping import REASONS
 
 
+class RoundResult(NamedTuple):
+    """The result of a round, copied to the CPU.
+
+    Attributes:
+        tokens: New tokens of each row, of which the first ``counts[b]`` count.
+        counts: One more than the accepted drafts.
+        accepted: How many drafts were accepted.
+        drafted: How many drafts counted.
+    """
+
+    tokens: Int[Array, "B C"]
+    counts: Int[Array, " B"]
+    accepted: Int[Array, " B"]
+    drafted: Int[Array, " B"]
+
+
+def pack_result(
+    tokens: Int[Tensor, "B C"], accepted: Int[Tensor, " B"], drafted: Int[Tensor, " B"], scores: Float[Tensor, "B P V"]
+) -> Int[Tensor, "B M"]:
+    """Return the result of a round in one tensor, which one copy brings to the CPU: ``M = C + 3`` numbers a row.
+
+    Args:
+        tokens: New tokens, of which the accepted drafts and one more count.
+        accepted: How many drafts were accepted.
+        drafted: How many drafts counted.
+        scores: What the tokens were chosen by; the last number says whether each position has a finite largest one.
+    """
+    finite = scores.amax(dim=-1).isfinite().all(dim=1, keepdim=True)
+    return torch.cat((tokens, accepted[:, None], drafted[:, None], finite.long()), dim=1)
+
+
+def unpack_result(packed: Int[Tensor, "B M"], rows: int) -> RoundResult:
+    """Copy the result of a round to the CPU.
+
+    Args:
+        packed: What :func:`pack_result` has returned; its memory may be overwritten afterwards.
+        rows: How many rows are wanted; others only fill the batch.
+
+    Raises:
+        ValueError: If a distribution of the model was not finite.
+    """
+    numbers = packed.cpu().numpy()[:rows].copy()
+    if not numbers[:, -1].all():
+        refuse(
+            "generate",
+            "the model's logits give no distribution (NaN, infinity, or minus infinity for every allowed token); check "
+            "its weights, its precision and allowed_tokens.",
+        )
+    numbers.setflags(write=False)
+    accepted = numbers[:, -3]
+    return RoundResult(numbers[:, :-3], accepted + 1, accepted, numbers[:, -2])
+
+
 @dataclass(frozen=True)
 class RoundDistributions:
-    """What a round's drafts were drawn from, and what they were verified by; kept where a decoder is told to.
+    """The distributions on both sides of a round's verification.
 
-    In greedy decoding nothing is drawn: the laws are then those at temperature 1 of the very logits that were compared.
-    A draft that was looked up in the text has a point mass.
+    In greedy decoding nothing is sampled: they are then those at temperature 1 of the very logits that were compared.
+    The distribution of a draft that was looked up in the text is one-hot.
 
     Attributes:
         drafts: ``(B, K)``, all drafts of the round; row ``b`` is a row that took part, ``Round.drafted[b]`` count.
-        draft_probs: ``(B, K, V)``, the law ``q`` of each draft.
-        target_probs: ``(B, K + 1, V)``, the model's law ``p`` at the place of each draft, and after the last.
+        draft_probs: ``(B, K, V)``, the distribution ``q`` of each draft.
+        target_probs: ``(B, K + 1, V)``, the model's distribution ``p`` at the place of each draft, and after the last.
     """
 
     drafts: Int[Tensor, "B K"]
@@ -31,7 +86,7 @@ class RoundDistributions:
 
 
 class RoundArrays(NamedTuple):
-    """What one forward pass brought the rows that took part, on the host. Rounds share arrays: copy, then write.
+    """What one forward pass emitted in the rows that took part. Rounds share arrays: copy, then write.
 
     Attributes:
         rows: Their prompts.
@@ -52,11 +107,11 @@ class RoundArrays(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """What one forward pass of the trunk brought: arrays, and lists of the same, made when they are looked at.
+    """What one forward pass of the trunk emitted: arrays, and lists of the same, made when they are looked at.
 
     Attributes:
         arrays: One of everything for each row that took part.
-        distributions: Of the drafts and of the model, if the decoder keeps them, else ``None``.
+        distributions: Of the drafts and of the model, if the decoder was asked for them, else ``None``.
     """
 
     arrays: RoundArrays
@@ -158,7 +213,7 @@ def by_prompt(rounds: Sequence[RoundArrays], num_prompts: int) -> tuple[list[lis
 
     Args:
         rounds: All of a run.
-        num_prompts: Also of those that no round was about.
+        num_prompts: How many there are, also those that no round has.
     """
     if not rounds:
         return [[] for _ in range(num_prompts)], [""] * num_prompts
