@@ -48,9 +48,17 @@ CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         {"built on": {"cpu"}, "sharded": False, "policy": None, "steps": 2},
     ),
 }
+NIGHTLY = {"fsdp2", "fsdp2 and tensor parallel"}
+"""The others show what these do, each in another place."""
 
 
-@pytest.mark.parametrize(("overlay", "more", "expected"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("overlay", "more", "expected"),
+    [
+        pytest.param(*case, id=name, marks=pytest.mark.nightly if name in NIGHTLY else ())
+        for name, case in CASES.items()
+    ],
+)
 def test_two_processes_train_and_the_checkpoint_decodes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], overlay: str, more: list[str], expected: dict[str, Any]
 ) -> None:
