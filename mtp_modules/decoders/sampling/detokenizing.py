@@ -117,8 +117,8 @@ class StreamingDetokenizer:
         context = self._context + tokens
         if len(context) > _LONGEST_CONTEXT:
             alone = self._tokenizer.decode(list(tokens))
-            # Blank text is no good as a context, for at the beginning of a text some tokenizers leave spaces out.
-            if alone.strip() or len(context) > _LONGEST_BLANK_CONTEXT:
+            # Some tokenizers leave spaces out at the beginning of a text, and would again behind a context of such.
+            if alone or len(context) > _LONGEST_BLANK_CONTEXT:
                 context, text = tokens, alone
         self._context, self._context_text = context, text
         if self._held:

@@ -1,7 +1,6 @@
 """When rows end: by their own words, at their budgets, or where no position is left."""
 
 import copy
-import functools
 import inspect
 from collections.abc import Collection, Sequence
 from operator import index
@@ -161,9 +160,8 @@ def matchers_of(rules: Sequence[StopRule], prompts: Sequence[Sequence[int]] | No
     ]
 
 
-@functools.cache
 def _reads_prompt(kind: type[StopRule]) -> bool:
-    return len(inspect.signature(kind.new).parameters) > 1
+    return kind.new is StopRule.new or len(inspect.signature(kind.new).parameters) > 1
 
 
 class EndTable:
