@@ -53,13 +53,19 @@ def shown_token(token: int, tokenizer: Tokenizer | None) -> str:
         token: Its id.
         tokenizer: Of the model.
     """
-    if tokenizer is None:
-        return str(token)
-    alone = StreamingDetokenizer(tokenizer)
-    text = alone.push(token)
-    if not alone.pending:  # parts of characters must not make one of themselves
-        text = alone.push(token)
-    return _shown(text, token, tokenizer).name
+    return str(token) if tokenizer is None else _shown(text_behind(token, tokenizer), token, tokenizer).name
+
+
+def text_behind(token: int, tokenizer: Tokenizer) -> str:
+    """Return what a token writes behind other text, with replacement characters for parts of characters.
+
+    Args:
+        token: Its id.
+        tokenizer: Of the model.
+    """
+    text = StreamingDetokenizer(tokenizer)
+    alone = text.push(token)
+    return alone + text.pending if text.pending else text.push(token)  # two halves must not make a whole character
 
 
 def _shown(text: str, token: int, tokenizer: Tokenizer) -> Shown:

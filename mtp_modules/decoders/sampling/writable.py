@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.decoders.sampling.detokenizing import REPLACEMENT
 
 
 def can_write(tokenizer: Tokenizer, string: str) -> bool:
@@ -31,7 +32,8 @@ def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _texts(tokenizer: Tokenizer, string: str) -> Iterator[str]:
     """Yield what can stand behind other text: every token, and the few tokens that are a character of the string."""
-    first, before = next(_decoded(tokenizer, ((token,) for token in range(tokenizer.vocab_size))), ((), ""))
+    known = _decoded(tokenizer, ((token,) for token in range(tokenizer.vocab_size)))
+    first, before = next(((tokens, text) for tokens, text in known if REPLACEMENT not in text), ((), ""))
     single = ((*first, token) for token in range(tokenizer.vocab_size))
     encoded = [_encoded(tokenizer, character) for character in set(string)]
     parts = (

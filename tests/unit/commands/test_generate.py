@@ -78,6 +78,17 @@ def test_generate_writes_prompt_and_continuation(
     assert len(printed) == 2 + 12 + 1
 
 
+def test_ids_beyond_the_tokenizer_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    trunk = TransformerTrunk(vocab_size=2560, d_model=8, num_layers=1, num_heads=2, max_positions=64)
+    model = MTPModel(trunk=trunk, heads=LinearHeads(d_model=8, num_horizons=2))
+    model.save_pretrained(tmp_path, tokenizer=ByteTokenizer())
+    generate(str(tmp_path), prompt="ab", max_new_tokens=40, temperature=1.0, stop=["no such text"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("ab")
+    assert len(printed) < 2 + 40
+
+
 def save_hugging_face_model(folder: Path) -> None:
     pytest.importorskip("transformers")
     sizes = {"vocab_size": 256, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
