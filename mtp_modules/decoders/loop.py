@@ -56,7 +56,7 @@ def rounds(executor: Executor, request: Request, how: Speculation) -> Iterator[R
     """Yield the rounds of a run."""
     run = _Run(executor, request, how)
     depths = how.policy.start(how.most)
-    endings = Endings(request.ends(executor.trunk), request.stops)
+    endings = Endings(request.ends(executor.trunk), request.stops, request.prompts)
     rows, result = np.arange(len(request.prompts)), run.read_prompts()
     while True:
         # Emit what was committed, cut where a row ends.
