@@ -32,7 +32,7 @@ def test_horizons_leap_and_drafts_reach_the_farthest(heads: str) -> None:
     farthest = 1 + 2 * STRIDES[heads]
     assert model.horizons == (1, 1 + STRIDES[heads], farthest)
     assert (model.lookahead, model.heads.max_drafts) == (farthest, farthest - 1)
-    assert SpeculativeDecoder().drafter.most(model.heads) == (farthest - 1, farthest - 1)
+    assert SpeculativeDecoder().drafter.limits(model.heads) == (farthest - 1, farthest - 1)
 
 
 @pytest.mark.parametrize("heads", LEAPS)

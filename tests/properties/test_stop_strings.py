@@ -117,7 +117,11 @@ def test_a_model_with_more_ids_than_the_tokenizer_goes_on(decoder: Decoder) -> N
     assert generation.finish_reasons == ["stop", "stop"]
 
 
-@pytest.mark.parametrize("decoder", [BeamDecoder(num_beams=2), DraftedBeamDecoder(num_beams=2)])
-def test_beams_know_the_space_of_their_first_word(decoder: Decoder) -> None:
+@pytest.mark.parametrize(
+    "decoder",
+    [AutoregressiveDecoder(), SpeculativeDecoder(), BeamDecoder(num_beams=2), DraftedBeamDecoder(num_beams=2)],
+    ids=lambda decoder: type(decoder).__name__,
+)
+def test_rows_know_the_space_of_their_first_word(decoder: Decoder) -> None:
     rule = StopRule(strings=" c", tokenizer=WordTokenizer(words=WORDS))
     assert decoder.generate(clock(5), [[0], [8]], max_new_tokens=6, stop=rule).tokens[0] == [1]
