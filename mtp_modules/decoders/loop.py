@@ -1,8 +1,8 @@
 """The one decoding loop: draft, read, verify, commit. Plain decoding is the loop with no drafts.
 
 The first three steps are one body, :func:`mtp_modules.decoders.round.draft_and_verify`, which an
-:class:`~mtp_modules.decoders.graphs.executor.Executor` runs. The loop commits what was accepted, emits it, and lets rows
-end.
+:class:`~mtp_modules.decoders.graphs.executor.Executor` runs. The loop commits what was accepted, emits it, and lets
+rows end.
 """
 
 from collections.abc import Iterator
