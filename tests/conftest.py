@@ -17,7 +17,7 @@ _SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile(
     "ci", derandomize=True, deadline=None, max_examples=25, suppress_health_check=_SLOW_IS_FINE, database=None
 )
-settings.register_profile("nightly", deadline=None, max_examples=1000, suppress_health_check=_SLOW_IS_FINE)
+settings.register_profile("nightly", deadline=None, max_examples=300, suppress_health_check=_SLOW_IS_FINE)
 settings.register_profile(  # a bug that was put in on purpose needs no small example
     "mutants", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate)
 )
@@ -34,8 +34,12 @@ UNCHECKED = [
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Check shapes and types of the package's functions where it is cheap; the nightly session checks everything."""
-    unchecked = PROFILE != "nightly" and not set(UNCHECKED).isdisjoint(item.path.parents)
+    """Check shapes and types of the package's functions where it is cheap.
+
+    The nightly session checks them in every folder, but not in searches over many examples.
+    """
+    is_search = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+    unchecked = not set(UNCHECKED).isdisjoint(item.path.parents) and (PROFILE != "nightly" or is_search)
     jaxtyping.config.update("jaxtyping_disable", unchecked)
 
 
