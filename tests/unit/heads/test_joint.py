@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtp_modules import ExplicitWeights, JointHeads, MTPModel, MultiTokenLoss, RecurrentTrunk
 from mtp_modules.core import MixtureStates
 from mtp_modules.core.mixture import marginal_logits
-from mtp_modules.core.objective import LinearCrossEntropy, NextTokenLaw, OutputMatrix
+from mtp_modules.core.objective import LinearCrossEntropy, NextTokenTeacher, OutputMatrix
 from mtp_modules.decoders import DraftedBeamDecoder
 from mtp_modules.losses import (
     FusedLinearCrossEntropy,
@@ -288,9 +288,9 @@ def test_other_inputs_and_teachers_are_refused() -> None:
     sentence = r"^MultiTokenLoss: {} is given, which the joint law of JointHeads cannot use; leave it out\.$"
     with pytest.raises(ValueError, match=sentence.format("inputs")):
         MultiTokenLoss()(model, tokens, inputs=tokens)
-    law = NextTokenLaw(torch.zeros(1, 4, WIDTH), OutputMatrix(torch.zeros(VOCAB, WIDTH)), 0.5)
+    teacher = NextTokenTeacher(torch.zeros(1, 4, WIDTH), OutputMatrix(torch.zeros(VOCAB, WIDTH)), 0.5)
     with pytest.raises(ValueError, match=sentence.format("a teacher")):
-        MultiTokenLoss()(model, tokens, teacher=law)
+        MultiTokenLoss()(model, tokens, teacher=teacher)
 
 
 def test_balance_needs_components() -> None:
