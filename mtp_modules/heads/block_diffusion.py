@@ -192,12 +192,12 @@ class BlockDiffusionHeads(LastStateHeads):
         if depth == 0:
             known, states = read, None
         else:
-            known = torch.cat((at_positions(own.walk.tokens, parents), read), dim=2)
-            states = at_positions(own.walk.states, parents)
+            known = torch.cat((at_positions(own.scratch.tokens, parents), read), dim=2)
+            states = at_positions(own.scratch.states, parents)
         if depth in self.bounds:
             step = self.bounds.index(depth)
             last = self.from_state(own.last)[:, None].expand(-1, tokens.shape[1], -1)
             states = self._denoise(last.flatten(0, 1), known.flatten(0, 1), step).view(*tokens.shape, -1, self.d_model)
         assert states is not None
-        own.walk = Denoised(known, states)
+        own.scratch = Denoised(known, states)
         return states[:, :, depth - max(bound for bound in self.bounds if bound <= depth)]

@@ -164,7 +164,7 @@ class ChainedHeads(Heads):
             batch_size,
             capacity,
             num_layers=len(self.layers) if for_drafts else self._up_to_first,
-            num_kv_heads=attention.held_kv_heads,
+            num_kv_heads=attention.local_kv_heads,
             head_dim=attention.head_dim,
             like=self.norm.weight,
             max_positions=self.max_positions,

@@ -158,7 +158,9 @@ class ConditionedHeads(LastStateHeads):
         own = last_hidden_state(self, state)
         path = embed(tokens)[:, :, None]
         if depth > 0:
-            behind = own.walk if parents.shape[1] == own.walk.shape[1] == 1 else at_positions(own.walk, parents)
+            behind = (
+                own.scratch if parents.shape[1] == own.scratch.shape[1] == 1 else at_positions(own.scratch, parents)
+            )
             path = torch.cat((behind, path), dim=2)
-        own.walk = path
+        own.scratch = path
         return self._state(depth, own.last[:, None].expand(-1, tokens.shape[1], -1), path)

@@ -179,7 +179,7 @@ class JointHeads(LastStateHeads):
         if before is None:
             log_weights = self._log_weights(own.last[:, None], embed(tokens))
         else:
-            seen = own.walk.gather(2, tokens[:, None].expand(-1, self.num_components, -1)).transpose(1, 2)
+            seen = own.scratch.gather(2, tokens[:, None].expand(-1, self.num_components, -1)).transpose(1, 2)
             log_weights = (at_positions(before, parents) + seen).log_softmax(dim=-1)
-        own.walk = log_laws = unembed(self._components(depth, own.last), depth + 1).log_softmax(dim=-1)
+        own.scratch = log_laws = unembed(self._components(depth, own.last), depth + 1).log_softmax(dim=-1)
         return log_weights, (log_weights[..., None] + log_laws[:, None]).logsumexp(dim=2)

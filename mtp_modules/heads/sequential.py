@@ -12,7 +12,7 @@ from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
 from mtp_modules.heads.common import needed_future, picked_rows
 from mtp_modules.heads.sequential_module import SequentialModule
-from mtp_modules.heads.sequential_state import SequentialState, Walk
+from mtp_modules.heads.sequential_state import DraftPath, SequentialState
 from mtp_modules.layers.cache import KeyValueState
 from mtp_modules.layers.last_hidden import LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm, RotaryPositions
@@ -212,7 +212,7 @@ class SequentialHeads(Heads):
             batch_size,
             capacity,
             num_layers=self.num_horizons - 1,
-            num_kv_heads=attention.held_kv_heads,
+            num_kv_heads=attention.local_kv_heads,
             head_dim=attention.head_dim,
             like=self.steps[0].state_norm.weight,
             max_positions=self.max_positions,
@@ -247,7 +247,7 @@ class SequentialHeads(Heads):
                 x = x + attention.attend(queries, keys, values, mask)
                 passed.append(self._out(index, x + step.layer.ffn(step.layer.ffn_norm(x)))[1])
         own.hidden.append(torch.cat(passed, dim=-1))
-        own.walk = None
+        own.path = None
         return hidden
 
     def draft_states(
@@ -274,22 +274,22 @@ class SequentialHeads(Heads):
         if depth == 0:
             inputs, behind = first, embedded
         else:
-            assert own.walk is not None
-            walk = own.walk.of(parents)
-            behind = torch.cat((walk.tokens, embedded), dim=2)
+            assert own.path is not None
+            path = own.path.of(parents)
+            behind = torch.cat((path.tokens, embedded), dim=2)
             if depth == index:
-                inputs = torch.cat((first.expand(-1, num, -1, -1), walk.outputs), dim=2)
+                inputs = torch.cat((first.expand(-1, num, -1, -1), path.outputs), dim=2)
             else:
-                inputs = torch.cat((walk.inputs, walk.outputs[:, :, -1:]), dim=2)
+                inputs = torch.cat((path.inputs, path.outputs[:, :, -1:]), dim=2)
         layer, attention = step.layer, step.layer.attention
         x = step.join(inputs, behind).flatten(1, 2)
         table = self.rotary(own.positions_of_drafts(depth + 1, num), x.shape[1], x)
         queries, keys, values = attention.project(layer.attention_norm(x), table)
-        keys, values, mask = own.behind(index, keys, values, num)
+        keys, values, mask = own.with_drafts(index, keys, values, num)
         x = x + attention.attend(queries, keys, values, attention.folded(mask))
         x = (x + layer.ffn(layer.ffn_norm(x))).view(batch, num, depth + 1, -1)
         state_of_each, passed = self._out(index, x)
-        own.walk = Walk(inputs, behind, passed)
+        own.path = DraftPath(inputs, behind, passed)
         return state_of_each[:, :, -1]
 
     def _own(self, state: DecodingState) -> SequentialState | LastHiddenState:

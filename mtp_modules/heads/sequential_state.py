@@ -18,7 +18,7 @@ from mtp_modules.layers.cache import KeyValueState
 from mtp_modules.layers.last_hidden import LastHiddenState
 
 
-class Walk(NamedTuple):
+class DraftPath(NamedTuple):
     """What the modules have computed of drafts, from the slot of the token emitted last on; never kept.
 
     Attributes:
@@ -31,7 +31,7 @@ class Walk(NamedTuple):
     tokens: Float[Tensor, "B N S E"]
     outputs: Float[Tensor, "B N S D"]
 
-    def of(self, parents: Int[Tensor, "B N"]) -> "Walk":
+    def of(self, parents: Int[Tensor, "B N"]) -> "DraftPath":
         """Return what lies behind each of several drafts.
 
         Args:
@@ -39,7 +39,7 @@ class Walk(NamedTuple):
         """
         if self.inputs.shape[1] == parents.shape[1] == 1:
             return self
-        return Walk(*(at_positions(part, parents) for part in self))
+        return DraftPath(*(at_positions(part, parents) for part in self))
 
 
 class SequentialState(DecodingState):
@@ -57,7 +57,7 @@ class SequentialState(DecodingState):
         self.keys_values = keys_values
         self.hidden = hidden
         self.lengths = keys_values.lengths
-        self.walk: Walk | None = None
+        self.path: DraftPath | None = None
         self._early: list[Bool[Tensor, "B 1 C S"] | None] = []
         self._all_begun: bool | None = None
 
@@ -120,7 +120,7 @@ class SequentialState(DecodingState):
 
     def _changed(self) -> None:
         self.lengths = self.keys_values.lengths
-        self.walk, self._all_begun = None, None
+        self.path, self._all_begun = None, None
 
     def last(self, module: int, width: int) -> Float[Tensor, "B D"]:
         """Return what a module is given in the slot behind the last committed token.
@@ -172,7 +172,7 @@ class SequentialState(DecodingState):
         _, _, positions, _ = self.keys_values.last(0)
         return (positions + torch.arange(1, count + 1, device=positions.device)).repeat(1, num_drafts)
 
-    def behind(
+    def with_drafts(
         self, module: int, keys: Float[Tensor, "B h C d"], values: Float[Tensor, "B h C d"], num_drafts: int
     ) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"], Bool[Tensor, "#B 1 C S"] | None]:
         """Return the committed keys and values of a module with those of drafts behind them, and a mask.

@@ -38,7 +38,7 @@ class KeyValueState(ChunkedState):
         like: A tensor whose dtype and device the keys and values take.
         max_positions: Most tokens that a row can keep; positions of a chunk beyond are pinned to the last.
         num_previous: How many tokens before each position the trunk wants to see again.
-        nothing: What it sees where there is none.
+        padding: What it sees where there is none.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class KeyValueState(ChunkedState):
         like: Tensor,
         max_positions: int | None = None,
         num_previous: int = 0,
-        nothing: int = 0,
+        padding: int = 0,
     ) -> None:
         super().__init__(batch_size, capacity, max_positions=max_positions)
         self.num_layers, self._allotted, self._in_graphs = num_layers, batch_size, False
@@ -70,7 +70,7 @@ class KeyValueState(ChunkedState):
         self._rows = torch.arange(batch_size, device=like.device)[:, None]
         self._layers = self._by_layer()
         self.num_previous = num_previous
-        self.tokens = torch.full((batch_size, num_previous + capacity), nothing, device=like.device)
+        self.tokens = torch.full((batch_size, num_previous + capacity), padding, device=like.device)
         self._unannounced = self._lasting
 
     def begin(self, chunk: int) -> None:

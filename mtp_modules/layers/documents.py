@@ -21,7 +21,7 @@ def positions_in_documents(document_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T
     return steps - starts.cummax(dim=1).values
 
 
-class DocumentRows(NamedTuple):
+class UnpackedDocuments(NamedTuple):
     """Documents of a packed batch, a row for each.
 
     Attributes:
@@ -35,7 +35,7 @@ class DocumentRows(NamedTuple):
     column: Int[Tensor, "B T"]
 
 
-def documents_apart(tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]) -> DocumentRows:
+def unpack_documents(tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]) -> UnpackedDocuments:
     """Give every document a row of its own.
 
     What is read there, as ``values``, is put back by ``values[rows.row, rows.column]``.
@@ -50,4 +50,4 @@ def documents_apart(tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]
     column = positions_in_documents(document_ids)
     apart = tokens.new_zeros(int(counts.sum()), int(column.max()) + 1)
     apart[row, column] = tokens
-    return DocumentRows(apart, row, column)
+    return UnpackedDocuments(apart, row, column)

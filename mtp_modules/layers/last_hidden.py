@@ -24,7 +24,7 @@ class LastHiddenState(ChunkedState):
         self.count = count
         self._recent: Float[Tensor, "B C D"] | None = None
         self._pending: Float[Tensor, "B T D"] | None = None
-        self.walk: Any = None
+        self.scratch: Any = None
         """What heads keep from one draft of a round to the next; forgotten when the round is over."""
 
     def append(self, hidden: Float[Tensor, "B T D"]) -> None:
@@ -44,7 +44,7 @@ class LastHiddenState(ChunkedState):
         super().commit(keep, path)
         if self.count:
             self._recent = self._last_of(keep, path)
-        self._pending = self.walk = None
+        self._pending = self.scratch = None
 
     def _last_of(self, keep: list[int], path: Int[Tensor, "B P"] | None) -> Float[Tensor, "B C D"]:
         """Return the states at the end of what is kept."""
@@ -63,7 +63,7 @@ class LastHiddenState(ChunkedState):
     def select(self, rows: list[int]) -> None:
         """Go on with some of the rows only."""
         super().select(rows)
-        self.walk = None
+        self.scratch = None
         if self._recent is not None:
             self._recent = self._recent[rows]
 

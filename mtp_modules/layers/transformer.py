@@ -131,7 +131,7 @@ class Attention(nn.Module):
         divides("Attention", "num_kv_heads", num_kv_heads, "num_heads", num_heads)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.groups = num_heads // num_kv_heads
-        self.held_kv_heads = num_kv_heads  # fewer where tensor parallelism shares them out
+        self.local_kv_heads = num_kv_heads  # fewer where tensor parallelism shares them out
         self.grouped = num_heads != num_kv_heads  # decided here, where compilation of unlike layers finds a plain bool
         self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(num_heads * head_dim, d_model, bias=False)

@@ -9,7 +9,7 @@ from mtp_modules.core.checks import refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.layers.chunks import ChunkedState
-from mtp_modules.layers.documents import documents_apart
+from mtp_modules.layers.documents import unpack_documents
 
 
 class ReplayState(ChunkedState):
@@ -46,7 +46,7 @@ class ReplayState(ChunkedState):
         self.tokens = self.tokens[rows]
 
 
-def read_again(read: Callable[[Tensor], TrunkOutput], tokens: Int[Tensor, "B T"], state: ReplayState) -> TrunkOutput:
+def recompute(read: Callable[[Tensor], TrunkOutput], tokens: Int[Tensor, "B T"], state: ReplayState) -> TrunkOutput:
     """Read all that a state holds and a chunk behind it, and return what is said of the chunk.
 
     Rows are of unequal lengths; what stands behind the end of a row is not looked at by what comes before.
@@ -65,7 +65,7 @@ def read_again(read: Callable[[Tensor], TrunkOutput], tokens: Int[Tensor, "B T"]
     return TrunkOutput(whole.hidden[rows, slots], tuple(feature[rows, slots] for feature in whole.features))
 
 
-def read_apart(
+def read_unpacked(
     read: Callable[[Tensor], TrunkOutput], tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]
 ) -> TrunkOutput:
     """Read every document of a packed batch in a row of its own, and put the results back.
@@ -75,7 +75,7 @@ def read_apart(
         tokens: The batch.
         document_ids: Which document every token belongs to.
     """
-    apart = documents_apart(tokens, document_ids)
+    apart = unpack_documents(tokens, document_ids)
     found = read(apart.tokens)
     return TrunkOutput(
         found.hidden[apart.row, apart.column],
@@ -114,9 +114,9 @@ class RecomputedTrunk(Trunk):
                 refuse(self, "document_ids do not go with a state; decode one document a row.")
             if not isinstance(state, ReplayState):
                 refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
-            return read_again(self._read, tokens, state)
+            return recompute(self._read, tokens, state)
         within_positions(self, tokens.shape[1], self.max_positions, "trunk")
-        return self._read(tokens) if document_ids is None else read_apart(self._read, tokens, document_ids)
+        return self._read(tokens) if document_ids is None else read_unpacked(self._read, tokens, document_ids)
 
     def _read(self, tokens: Int[Tensor, "B T"]) -> TrunkOutput:
         return TrunkOutput(self.hidden_states(tokens))

@@ -9,7 +9,7 @@ from mtp_modules.core.checks import ascending_layers, at_least, refuse, within_p
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.layers.chunks import ChunkedState
-from mtp_modules.layers.documents import documents_apart
+from mtp_modules.layers.documents import unpack_documents
 
 _CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -144,7 +144,7 @@ class RecurrentTrunk(Trunk):
         self, tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]
     ) -> list[Float[Tensor, "B T D"]]:
         """Give every document a row of its own, read the rows, and put the results back."""
-        apart = documents_apart(tokens, document_ids)
+        apart = unpack_documents(tokens, document_ids)
         return [output[apart.row, apart.column] for output in self._layer_by_layer(apart.tokens)]
 
     def _extend(

@@ -182,12 +182,12 @@ class TransformerTrunk(Trunk):
             batch_size,
             capacity,
             num_layers=len(self.layers),
-            num_kv_heads=attention.held_kv_heads,
+            num_kv_heads=attention.local_kv_heads,
             head_dim=attention.head_dim,
             like=self.embedding.weight,
             max_positions=self.max_positions,
             num_previous=self.num_previous,
-            nothing=self.vocab_size,
+            padding=self.vocab_size,
         )
 
     def flops(self, length: int) -> int:
