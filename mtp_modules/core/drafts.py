@@ -36,7 +36,7 @@ class DraftSampler(Protocol):
     """Samples drafts from a head's logits, one depth after the other.
 
     Attributes:
-        done: Whether no row wants another draft; drafting then ends early.
+        done: Whether no row needs another draft; drafting then ends early.
     """
 
     done: bool

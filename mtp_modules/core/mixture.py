@@ -1,4 +1,4 @@
-"""States of heads that predict the tokens ahead with a joint distribution."""
+"""States of heads that predict the next tokens with a joint distribution."""
 
 from collections.abc import Callable
 from typing import NamedTuple
