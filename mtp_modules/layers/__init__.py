@@ -1,4 +1,4 @@
-"""Building blocks that trunks and heads share."""
+"""Building blocks of trunks and heads."""
 
 from mtp_modules.layers.cache import KeyValueState
 from mtp_modules.layers.chunks import ChunkedState
