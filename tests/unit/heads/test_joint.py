@@ -258,7 +258,7 @@ def test_the_formula_of_operations_is_what_runs() -> None:
 
 
 def test_future_is_needed() -> None:
-    with pytest.raises(ValueError, match=r"^JointHeads: future is missing; pass the embeddings of the tokens between"):
+    with pytest.raises(ValueError, match=r"^JointHeads: future is missing; pass the embeddings of the next tokens"):
         make_heads("joint", 2)(torch.zeros(1, 3, WIDTH).double())
 
 
@@ -303,5 +303,7 @@ def test_balance_needs_components() -> None:
 
 def test_beams_cannot_use_the_drafts() -> None:
     decoder = DraftedBeamDecoder(num_beams=2)
-    with pytest.raises(ValueError, match=r"^JointHeads: the law of a draft is a mixture, .* take BeamDecoder, or call"):
+    with pytest.raises(
+        ValueError, match=r"^JointHeads: a draft's distribution is a mixture, .* use BeamDecoder, or call"
+    ):
         decoder.generate(make_model("transformer", "joint", 3).eval(), [[1, 2]], max_new_tokens=5)
