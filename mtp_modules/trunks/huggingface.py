@@ -163,7 +163,7 @@ class HuggingFaceTrunk(Trunk):
 
     def _extend(self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState) -> TrunkOutput:
         if document_ids is not None:
-            refuse(self, "document_ids do not go with a state; decode one document a row.")
+            refuse(self, "document_ids cannot be combined with a state; decode one document per row.")
         if isinstance(state, ReplayState) and not self.keeps_keys:
             return recompute(self._read, tokens, state)
         from mtp_modules.trunks.huggingface_cache import HuggingFaceState, reading
