@@ -1,4 +1,4 @@
-"""Contracts and the conventions that everything else shares."""
+"""Contracts and conventions that all other packages share."""
 
 from mtp_modules.core.component import Component, build, describe
 from mtp_modules.core.drafts import Draft

@@ -1,4 +1,4 @@
-"""Sentences for bad input: who refuses, by what rule, what was given, and the way out."""
+"""Error messages for bad input: one sentence that names the class, the argument, its value, the limit and the fix."""
 
 import math
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 class InputError(ValueError):
-    """Bad input, told in one sentence. The command line prints it without a traceback."""
+    """Bad input, described in one sentence. The command line prints it without a traceback."""
 
 
 def refuse(owner: object, rule: str) -> NoReturn:
-    """Raise the one error that a user sees.
+    """Raise the error that a user sees.
 
     Args:
-        owner: The object, or the name of the class, that refuses.
-        rule: The rest of the sentence: argument, limit, value and way out.
+        owner: The object that rejects the input, or the name of its class.
+        rule: The rest of the sentence: argument, limit, value, and what to do instead.
 
     Raises:
         InputError: Always; it is a ``ValueError``.
@@ -26,10 +26,10 @@ def refuse(owner: object, rule: str) -> NoReturn:
 
 
 def refusal_behind(error: BaseException | None) -> InputError | None:
-    """Return the sentence for the user that an error wraps, if there is one.
+    """Return the ``InputError`` that an error is or was caused by; ``None`` if there is none.
 
     Args:
-        error: As it was caught.
+        error: The caught error.
     """
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
@@ -37,7 +37,7 @@ def refusal_behind(error: BaseException | None) -> InputError | None:
 
 
 def at_least(owner: object, argument: str, value: float, limit: float) -> None:
-    """Refuse a number below ``limit``, and NaN.
+    """Raise an error for a number below ``limit``, and for NaN.
 
     Raises:
         ValueError: If ``value`` is below ``limit`` or is not a number.
@@ -47,7 +47,7 @@ def at_least(owner: object, argument: str, value: float, limit: float) -> None:
 
 
 def fraction(owner: object, argument: str, value: float, *, zero: bool = True) -> None:
-    """Refuse a number outside [0, 1], or outside (0, 1] where zero makes no sense.
+    """Raise an error for a number outside [0, 1], or outside (0, 1] if ``zero`` is false.
 
     Raises:
         ValueError: If ``value`` lies outside.
@@ -57,13 +57,13 @@ def fraction(owner: object, argument: str, value: float, *, zero: bool = True) -
 
 
 def within_positions(owner: object, length: int, max_positions: int | None, part: str) -> None:
-    """Refuse a sequence that is longer than positions go; ``None`` is no limit.
+    """Raise an error for a sequence that is longer than ``max_positions``.
 
     Args:
-        owner: Who refuses.
-        length: Of the sequence.
-        max_positions: Longest one.
-        part: What to build with more positions, ``"trunk"`` or ``"heads"``.
+        owner: The object that rejects it.
+        length: Length of the sequence.
+        max_positions: Maximum length; ``None`` for no limit.
+        part: The part to build with more positions, ``"trunk"`` or ``"heads"``.
 
     Raises:
         ValueError: If it is too long.
@@ -77,7 +77,7 @@ def within_positions(owner: object, length: int, max_positions: int | None, part
 
 
 def divides(owner: object, part: str, part_value: int, whole: str, whole_value: int) -> None:
-    """Refuse sizes that do not divide.
+    """Raise an error if one size does not divide another.
 
     Raises:
         ValueError: If ``part_value`` does not divide ``whole_value``.
@@ -87,29 +87,29 @@ def divides(owner: object, part: str, part_value: int, whole: str, whole_value: 
 
 
 def ascending_layers(owner: object, layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """Return the layers whose outputs are wanted; refuse what is not there, and another order than the trunk's.
+    """Return ``feature_layers`` as a tuple, after checking that they exist and ascend.
 
     Args:
-        owner: Who refuses.
-        layers: As they were given, counted from 0.
-        num_layers: How many there are.
+        owner: The object that rejects them.
+        layers: Layer indices, counted from 0.
+        num_layers: How many layers the trunk has.
 
     Raises:
-        ValueError: If a layer is not there, or they do not ascend.
+        ValueError: If a layer does not exist, or the layers do not ascend.
     """
-    asked = tuple(layers)
-    if any(not 0 <= layer < num_layers for layer in asked) or list(asked) != sorted(set(asked)):
-        refuse(owner, f"feature_layers must ascend within 0..{num_layers - 1}, got {list(asked)}.")
-    return asked
+    indices = tuple(layers)
+    if any(not 0 <= layer < num_layers for layer in indices) or list(indices) != sorted(set(indices)):
+        refuse(owner, f"feature_layers must ascend within 0..{num_layers - 1}, got {list(indices)}.")
+    return indices
 
 
 def tokens_in_vocabulary(owner: object, tokens: Tensor, vocab_size: int) -> None:
-    """Refuse token ids that have no row in the embedding.
+    """Raise an error for token ids outside the vocabulary.
 
     Args:
-        owner: Who refuses.
+        owner: The object that rejects them.
         tokens: Token ids of any shape; an empty tensor passes.
-        vocab_size: Number ``V`` of rows.
+        vocab_size: Number ``V`` of token ids.
 
     Raises:
         ValueError: If an id is negative or not below ``vocab_size``.
@@ -127,7 +127,7 @@ def tokens_in_vocabulary(owner: object, tokens: Tensor, vocab_size: int) -> None
 
 
 def is_distributed(tensor: Tensor) -> bool:
-    """Whether a tensor is a ``DTensor``. To import that class takes a second, so it is told by what it has.
+    """Whether a tensor is a ``DTensor``, recognised by an attribute because importing the class takes a second.
 
     Args:
         tensor: Any tensor.

@@ -10,17 +10,17 @@ from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 @dataclass(frozen=True)
 class Draft:
-    """Tokens that are proposed after the token emitted last.
+    """Tokens drafted after the last emitted token.
 
     Attributes:
         tokens: ``(B, K)``, nearest first; in a tree, parents before their children.
-        logits: ``(B, K, V)``, what they were chosen from; ``None`` where no head drafted them.
-        probs: ``(B, K, V)``, the distributions ``q`` that they were sampled from, the very tensors, float64; a one-hot
-            row where a token was not sampled; ``None`` in greedy decoding.
-        counts: ``(B,)``, how many of each row's tokens count, the others are padding; ``None`` if all do.
-        parents: ``(B, K)``, in a tree: which token comes before each, 0 for the token emitted last, ``i`` for the
-            ``i``-th of ``tokens``; ``None`` for a chain.
-        depth: In a tree, most tokens one after the other.
+        logits: ``(B, K, V)``, the heads' logits for them; ``None`` if no head drafted them.
+        probs: ``(B, K, V)``, float64, the distributions ``q`` that the tokens were sampled from, not recomputed; a
+            one-hot row where a token was not sampled; ``None`` in greedy decoding.
+        counts: ``(B,)``, how many of each row's tokens are drafts, the rest is padding; ``None`` if all are.
+        parents: ``(B, K)``, in a tree: each token's parent, 0 for the last emitted token, ``i`` for the ``i``-th of
+            ``tokens``; ``None`` for a chain.
+        depth: Depth of a tree: its longest path, in tokens.
     """
 
     tokens: Int[Tensor, "B K"]
@@ -33,20 +33,20 @@ class Draft:
 
 @runtime_checkable
 class DraftSampler(Protocol):
-    """Samples drafts from a head's logits, one after the other.
+    """Samples drafts from a head's logits, one depth after the other.
 
     Attributes:
-        done: Whether no row wants another draft; drafting then ends early.
+        done: Whether no row needs another draft; drafting then ends early.
     """
 
     done: bool
 
     def __call__(self, logits: Float[Tensor, "B V"]) -> tuple[Int[Tensor, " B"], Float[Tensor, "B V"] | None]:
-        """Return the next draft of every row, and the distributions that they were sampled from, if they were."""
+        """Return the next draft of every row, and the distributions it was sampled from; ``None`` if not sampled."""
 
 
 class GreedySampler:
-    """Draft the token with the largest logit."""
+    """Draft the argmax."""
 
     done = False
 
@@ -56,11 +56,11 @@ class GreedySampler:
 
 
 def one_hot(tokens: Int[Tensor, "*N"], size: int) -> Int[Tensor, "*N V"]:
-    """Return 1 at the index of each token and 0 elsewhere, without the synchronisation with the CPU that torch's has.
+    """One-hot encode tokens, without the CPU synchronisation of ``torch.nn.functional.one_hot``.
 
     Args:
         tokens: Numbers below ``size``.
-        size: Number ``V`` of places.
+        size: Number ``V`` of classes.
 
     Example:
         >>> import torch
@@ -71,16 +71,16 @@ def one_hot(tokens: Int[Tensor, "*N"], size: int) -> Int[Tensor, "*N V"]:
 
 
 def ancestors_of(parents: Int[Tensor, "B C"]) -> Bool[Tensor, "B C C"]:
-    """Return for each token of a tree which tokens lie between the root and it, both included.
+    """Return for each token of a tree which tokens lie on the path from the root to it, both included.
 
     Args:
-        parents: Place of the token before each token; -1 for the root. A parent comes before its children.
+        parents: Index of each token's parent; -1 for the root. A parent comes before its children.
     """
     size = parents.shape[1]
-    known = one_hot(parents + 1, size + 1)[:, :, 1:].float()
-    known = known + torch.eye(size, device=parents.device)
+    reachable = one_hot(parents + 1, size + 1)[:, :, 1:].float()
+    reachable = reachable + torch.eye(size, device=parents.device)
     reach = 1
     while reach < size:
-        known = (known @ known).clamp(max=1)
+        reachable = (reachable @ reachable).clamp(max=1)
         reach *= 2
-    return known > 0
+    return reachable > 0

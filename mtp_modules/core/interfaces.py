@@ -2,15 +2,16 @@
 
 ::
 
-    tokens --> Trunk --> hidden --> Heads --> one state a horizon --> Unembedding --> MultiTokenLoss      (training)
-                 ^                    |                                    |
-                 |                    +-- Draft (tokens, their probs q) ---+
-                 +-- verify K+1 positions <-- Decoder: accept, rewind, emit                               (decoding)
+    tokens --> Trunk --> hidden --> Heads --> one state per horizon --> Unembedding --> MultiTokenLoss      (training)
+                 ^                    |                                      |
+                 |                    +-- Draft (tokens, their probs q) -----+
+                 +-- verify K+1 positions <-- Decoder: accept, rewind, emit                                 (decoding)
 
-The contract of trunks is in :mod:`mtp_modules.core.trunk`, that of heads below.
+:mod:`mtp_modules.core.trunk` holds the contract of trunks; the contract of heads is below.
 
-A component is one of these abstract classes, or of those of the loss in :mod:`mtp_modules.core.objective`, or a
-final class that implements one. Letters are those of :mod:`mtp_modules.core.shapes`.
+A component is one of these abstract classes, one of the abstract classes of the loss
+(:mod:`mtp_modules.core.objective`), or a final class that implements one. :mod:`mtp_modules.core.shapes` defines the
+letters of shapes.
 """
 
 from abc import ABC, abstractmethod
@@ -33,19 +34,21 @@ from mtp_modules.core.trunk import TrunkOutput as TrunkOutput
 
 
 class Heads(Component, nn.Module, ABC):
-    """Turn the trunk's hidden state into one state a horizon. The unembedding turns states into logits.
+    """Turn the trunk's hidden states into one state per horizon. The unembedding turns states into logits.
 
-    Invariant: the states that training sees equal the states that decoding sees for the same tokens.
+    Invariant: for the same tokens, training and decoding compute the same states.
 
     Attributes:
-        d_model: Width ``D`` of the hidden state that they read.
+        d_model: Width ``D`` of the hidden states that the heads read.
         horizons: Offsets of the heads, ascending from 1.
-        reads_future: Whether horizon ``h`` also sees the tokens at ``t + 1 .. t + h - 1`` (when
-            decoding: the drafts so far).
-        reads_every_token: Whether they do so at every position, wherever states are wanted, as heads do that attend to
-            what they said before: ``future`` has all ``T`` positions then, and decoding passes the tokens of chunks.
-        num_features: How many inner layers of the trunk they read. If any, ``forward``, ``extend`` and ``read`` take
-            one keyword more, ``features``: a tuple of so many ``(B, T, D)``, shallow to deep. Horizon 1 reads none.
+        reads_future: Whether horizon ``h`` also reads the tokens at ``t + 1 .. t + h - 1`` (in decoding: the drafts so
+            far).
+        reads_every_token: Whether the heads read those tokens at every position, even where no state is needed, as
+            heads that attend to their own earlier outputs do. ``future`` then covers all ``T`` positions, and decoding
+            passes the tokens of each chunk.
+        num_features: How many inner layers of the trunk the heads read. If any, ``forward``, ``extend`` and ``read``
+            take one more keyword, ``features``: a tuple of that many ``(B, T, D)``, shallow to deep. Horizon 1 reads
+            none.
     """
 
     d_model: int
@@ -73,16 +76,16 @@ class Heads(Component, nn.Module, ABC):
         positions: Int[Tensor, "B P"] | None = None,
         document_ids: Int[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B _ D"], ...] | MixtureStates:
-        """Return one state a horizon, for training.
+        """Return one state per horizon, for training.
 
         Args:
             hidden: The trunk's hidden states.
-            far_hidden: The same, for horizons beyond the first, where they must give the trunk no gradient; ``hidden``
-                if ``None``.
-            future: Embeddings of the tokens between, ``K = max(horizons) - 1``; needed if ``reads_future``. At all
+            far_hidden: Detached hidden states for horizons beyond the first, if those must not send gradients to the
+                trunk; ``hidden`` if ``None``.
+            future: Embeddings of the next ``K = max(horizons) - 1`` tokens; required if ``reads_future``. Covers all
                 positions, ``(B, T, K, E)``, if ``reads_every_token``.
-            positions: Where horizons beyond the first are wanted; everywhere if ``None`` (then ``P = T``).
-            document_ids: Which document every position belongs to.
+            positions: Where to compute horizons beyond the first; everywhere if ``None`` (then ``P = T``).
+            document_ids: The document of every position.
 
         Shape:
             horizon 1: ``(B, T, D)``; every other horizon: ``(B, P, D)``. Or :class:`MixtureStates`.
@@ -96,11 +99,11 @@ class Heads(Component, nn.Module, ABC):
     def first(
         self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Return the states of horizon 1 alone, those that ``forward`` returns first.
+        """Return only the states of horizon 1, equal to the first that ``forward`` returns.
 
         Args:
             hidden: The trunk's hidden states.
-            document_ids: Which document every position belongs to.
+            document_ids: The document of every position.
         """
 
     @abstractmethod
@@ -109,8 +112,8 @@ class Heads(Component, nn.Module, ABC):
 
         Args:
             batch_size: Number ``B`` of rows.
-            capacity: Most tokens that a row will hold, the provisional chunk included.
-            for_drafts: False if only horizon 1 will be used, which spares the other heads their memory.
+            capacity: Maximum tokens per row, the provisional chunk included.
+            for_drafts: False if only horizon 1 will be used. No memory is then allocated for the other heads.
         """
 
     def read(
@@ -123,18 +126,18 @@ class Heads(Component, nn.Module, ABC):
     ) -> Float[Tensor, "B T D"]:
         """Append a chunk that ``state.begin`` has announced: ``extend`` without its CPU-side bookkeeping.
 
-        In tensor operations only, so that it can be compiled. Heads that cannot do so implement ``extend`` itself.
+        An implementation uses tensor operations only, so it can be compiled. Heads that need more override ``extend``.
 
         Args:
             hidden: The trunk's output for the chunk.
-            state: Which ``begin`` has told of the chunk.
-            tokens: The chunk; needed if ``reads_every_token``, unless the state is for no drafts.
-            embed: Embeds token ids; needed with them.
+            state: State of these heads after ``begin``.
+            tokens: The chunk's tokens; required if ``reads_every_token``, unless the state has ``for_drafts=False``.
+            embed: Embeds token ids; required with ``tokens``.
 
         Raises:
-            ValueError: If these heads do not have it.
+            ValueError: If these heads do not implement it.
         """
-        refuse(self, "cannot be compiled for decoding, for they have no read(hidden, state); use the model itself.")
+        refuse(self, "cannot be compiled for decoding: they have no read(hidden, state); use the uncompiled model.")
 
     def extend(
         self,
@@ -149,9 +152,9 @@ class Heads(Component, nn.Module, ABC):
 
         Args:
             hidden: The trunk's output for the chunk.
-            state: Of these heads; ``commit`` it together with the trunk's.
-            tokens: The chunk; needed if ``reads_every_token``, unless the state is for no drafts.
-            embed: Embeds token ids; needed with them.
+            state: State of these heads; ``commit`` it together with the trunk's.
+            tokens: The chunk's tokens; required if ``reads_every_token``, unless the state has ``for_drafts=False``.
+            embed: Embeds token ids; required with ``tokens``.
             **given: What :meth:`features_of` returns.
         """
         state.begin(hidden.shape[1])
@@ -168,18 +171,18 @@ class Heads(Component, nn.Module, ABC):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return the states that predict the token after each of ``tokens``: drafts, or the token emitted last.
+        """Return the states that predict the token after each of ``tokens``.
 
         Args:
-            tokens: At ``depth`` 0 the token emitted last, ``(B, 1)``; then drafts at that depth, several in a tree.
-            state: Of these heads, committed; drafts start from its last position.
-            depth: How many drafts lie between the token emitted last and these tokens, they included.
-            before: What was returned at the depth before; ``None`` at depth 0.
-            parents: Which of ``before`` each token was drafted from.
+            tokens: The last emitted token, ``(B, 1)``, at ``depth`` 0; else the drafts at ``depth``, several in a tree.
+            state: Committed state of these heads; drafts start from its last position.
+            depth: Number of drafts after the last emitted token, up to and including ``tokens``.
+            before: The return value at the previous depth; ``None`` at depth 0.
+            parents: Index into ``before`` from which each token was drafted.
             embed: Embeds token ids.
 
         Shape:
-            One state a token, or a single one where it is the same for all.
+            One state per token, or a single state if it is the same for all tokens.
         """
 
     def draft_step(
@@ -193,16 +196,17 @@ class Heads(Component, nn.Module, ABC):
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
     ) -> tuple[Tensor, Float[Tensor, "B _ V"]]:
-        """Return what the next depth is given as ``before``, and the logits of the token after each of ``tokens``.
+        """Return ``before`` for the next depth, and the logits of the token after each of ``tokens``.
 
-        That is :meth:`draft_states` and its logits. Chains and trees are made of this step.
+        By default these are the result of :meth:`draft_states` and its logits. Chains and trees are built from this
+        step.
 
         Args:
-            tokens: See :meth:`draft_states`, as for all arguments but the last.
-            state: Of these heads, committed.
-            depth: Of ``tokens``.
-            before: What this returned first at the depth before; ``None`` at depth 0.
-            parents: Which of ``before`` each token was drafted from.
+            tokens: See :meth:`draft_states`, as for all arguments but ``unembed``.
+            state: Committed state of these heads.
+            depth: Depth of ``tokens``.
+            before: The first value that this method returned at the previous depth; ``None`` at depth 0.
+            parents: Index into ``before`` from which each token was drafted.
             embed: Embeds token ids.
             unembed: Turns states of the horizon with a given index into logits; called as ``unembed(states, index)``.
         """
@@ -219,16 +223,16 @@ class Heads(Component, nn.Module, ABC):
         unembed: Callable[[Tensor, int], Tensor],
         sampler: DraftSampler | None = None,
     ) -> Draft:
-        """Propose a chain of tokens that follow ``token``, by the horizons beyond the first.
+        """Draft a chain of tokens after ``token`` with the horizons beyond the first.
 
         Args:
-            token: The token emitted last, which the trunk has not read.
-            state: Of these heads, committed; drafts start from its last position.
-            num_drafts: How many tokens ``K`` to propose at most, at most ``max_drafts``.
+            token: The last emitted token, which the trunk has not read yet.
+            state: Committed state of these heads; drafts start from its last position.
+            num_drafts: Maximum number ``K`` of drafted tokens, at most ``max_drafts``.
             embed: Embeds token ids.
             unembed: Turns states ``(B, N, D)`` of the horizon with a given index into logits ``(B, N, V)``; called as
                 ``unembed(states, index)``. Horizon 1 has index 0.
-            sampler: Samples each draft, nearest first; takes the argmax if ``None``.
+            sampler: Samples each draft, nearest first; the argmax if ``None``.
 
         Raises:
             ValueError: If ``num_drafts`` lies outside 1 .. ``max_drafts``.
@@ -258,13 +262,13 @@ class Heads(Component, nn.Module, ABC):
         )
 
     def check_num_drafts(self, num_drafts: int) -> None:
-        """Refuse to draft nothing, or more than the heads can.
+        """Raise an error unless the heads can draft ``num_drafts`` tokens.
 
         Args:
-            num_drafts: How many tokens one after the other are asked for.
+            num_drafts: Length of the chain of drafts.
 
         Raises:
-            ValueError: If the number lies outside 1 .. ``max_drafts``.
+            ValueError: If ``num_drafts`` lies outside 1 .. ``max_drafts``.
         """
         if num_drafts < 1:
             refuse(self, f"num_drafts must be at least 1, got {num_drafts}.")
@@ -274,17 +278,17 @@ class Heads(Component, nn.Module, ABC):
 
     @abstractmethod
     def flops(self, length: int, num_far: int) -> int:
-        """Return the same as :meth:`Trunk.flops`, with horizons beyond the first at ``num_far`` positions only.
+        """Return the floating-point operations of ``forward``; see :meth:`Trunk.flops`.
 
-        If ``num_far`` is 0, it is that of :meth:`first`.
+        Horizons beyond the first are computed at ``num_far`` positions; 0 means the cost of :meth:`first`.
         """
 
     @property
     def states_scored(self) -> int:
-        """How many states the output matrix scores at a position where horizons beyond the first are trained."""
+        """How many states of horizons beyond the first the output matrix scores per trained position."""
         return len(self.horizons) - 1
 
     @property
     def max_drafts(self) -> int | None:
-        """How many tokens these heads can draft: up to the farthest horizon. ``None`` if they can go on and on."""
+        """How many tokens these heads can draft: up to the farthest horizon. ``None`` if there is no limit."""
         return max(self.horizons) - 1

@@ -1,4 +1,4 @@
-"""What heads return whose tokens ahead have a joint law."""
+"""States of heads that predict the next tokens with a joint distribution."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,15 +7,15 @@ from mtp_modules.core.shapes import Float, Tensor
 
 
 class MixtureStates(NamedTuple):
-    """What heads return in training where the tokens beyond horizon 1 have a joint law, a mixture.
+    """States of heads whose joint distribution of the tokens beyond horizon 1 is a mixture.
 
-    Under each component the tokens are independent. The loss is then the negative log-likelihood of the joint law, as
-    the sum of the horizons' terms given the tokens before.
+    Under each component the tokens are independent. The loss is the negative log-likelihood of the joint distribution,
+    computed as the sum over horizons of each token's term given the tokens before it.
 
     Attributes:
         first: ``(B, T, D)``, horizon 1's states.
-        components: ``(B, P, K, R, D)``, ``R`` states a horizon beyond the first.
-        log_weights: ``(B, P, R)``, logarithms of the components' weights, which sum to 1.
+        components: ``(B, P, K, R, D)``, ``R`` states per horizon beyond the first.
+        log_weights: ``(B, P, R)``, logarithms of the mixture weights, which sum to 1.
     """
 
     first: Float[Tensor, "B T D"]
@@ -28,13 +28,13 @@ def marginal_logits(
 ) -> Float[Tensor, "N V"]:
     """Return logits of a horizon at the positions that it has states for, row after row.
 
-    Of a mixture they are logarithms of the law that the text alone gives, with the tokens between averaged over.
+    For a mixture they are the log probabilities of the horizon's marginal distribution given the text alone.
 
     Args:
-        states: What a model returned.
+        states: States that a model returned.
         index: 0 for horizon 1.
         unembed: Turns states of the horizon with a given index into logits.
-        most: Only for so many positions, the first ones; for all if ``None``.
+        most: Maximum number of positions, the first ones; all if ``None``.
     """
     if index == 0 or not isinstance(states, MixtureStates):
         return unembed(states[index].flatten(0, 1)[:most], index)

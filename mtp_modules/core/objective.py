@@ -1,4 +1,4 @@
-"""The contracts of the loss: linear + cross-entropy as one operation, and how much each horizon counts."""
+"""The contracts of the loss: linear + cross-entropy as one operation, and the weight of each horizon."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from mtp_modules.core.shapes import Float, Int, Tensor
 
 
 class CrossEntropyTerms(NamedTuple):
-    """What linear + cross-entropy returns for ``N`` examples.
+    """Result of linear + cross-entropy for ``N`` examples.
 
     Attributes:
         loss: Weighted sum over the examples; the only part that carries gradients.
-        nll: ``(N,)``, negative log-likelihood of the target in nats, unweighted, 0 where there is no target.
-        rank: ``(N,)``, number of logits above the target's: 0 means that it would have been chosen.
-        predicted: ``(N,)``, the token with the largest logit.
+        nll: ``(N,)``, negative log-likelihood of the target in nats, unweighted, 0 if there is no target.
+        rank: ``(N,)``, number of logits above the target's; 0 if the target is the argmax.
+        predicted: ``(N,)``, the argmax.
     """
 
     loss: Float[Tensor, ""]
@@ -26,7 +26,7 @@ class CrossEntropyTerms(NamedTuple):
 
 
 class OutputMatrix(NamedTuple):
-    """What turns states into logits: a matrix, and a bias if there is one."""
+    """Output matrix, which turns states into logits, and an optional bias."""
 
     weight: Float[Tensor, "V _"]
     bias: Float[Tensor, " V"] | None = None
@@ -34,16 +34,16 @@ class OutputMatrix(NamedTuple):
 
 @dataclass(frozen=True)
 class Teacher:
-    """A law to imitate in place of the observed token, for the last ``M`` of ``N`` examples.
+    """Soft targets for distillation: a distribution per example, for the last ``M`` of ``N`` examples.
 
-    Nothing of it is trained.
+    The teacher is not trained.
 
     Attributes:
         states: ``(M, E)``, detached.
-        share: ``(M,)`` in [0, 1], how much of each example's loss is imitation of the teacher.
-        matrix: Turns its states into logits; horizon 1's output matrix if ``None``.
-        temperature: Divides the logits of both laws where they are compared.
-        total_variation: How much of the imitation is total variation, instead of cross-entropy against the law.
+        share: ``(M,)`` in [0, 1], the share of distillation in each example's loss.
+        matrix: Output matrix for these states; horizon 1's if ``None``.
+        temperature: Divides the logits of teacher and student in the distillation loss.
+        total_variation: Share of the distillation loss that is total variation distance instead of cross-entropy.
     """
 
     states: Float[Tensor, "M E"]
@@ -54,14 +54,14 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class NextTokenLaw:
-    """What another model says of the next token at every position, to be imitated.
+class NextTokenTeacher:
+    """Another model's next-token distribution at every position, for distillation.
 
     Attributes:
         states: ``(B, T, E)``, detached.
-        matrix: Turns them into logits.
-        share: In [0, 1], how much of the loss is imitation of this law.
-        temperature: Divides the logits of both laws where they are compared.
+        matrix: Output matrix for these states.
+        share: In [0, 1], the share of distillation in the loss.
+        temperature: Divides the logits of teacher and student in the distillation loss.
     """
 
     states: Float[Tensor, "B T E"]
@@ -71,10 +71,10 @@ class NextTokenLaw:
 
 
 class LinearCrossEntropy(Component, ABC):
-    """Output matrix and cross-entropy as one operation, so that a backend is free never to hold all logits.
+    """Output matrix and cross-entropy as one operation, so that a backend need not materialise all logits.
 
-    The examples come head by head: those of horizon 1, then those of the next horizon. The formula of the loss is that
-    of :class:`~mtp_modules.losses.NaiveLinearCrossEntropy`.
+    The examples come head by head: those of horizon 1, then those of the next horizon.
+    :class:`~mtp_modules.losses.NaiveLinearCrossEntropy` defines the formula of the loss.
     """
 
     @abstractmethod
@@ -90,23 +90,23 @@ class LinearCrossEntropy(Component, ABC):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
-        """Return the weighted loss and what metrics need.
+        """Return the weighted loss and the values that metrics need.
 
         Args:
-            states: What the heads made, head by head.
-            matrices: One a head. The same tensor may stand in several, and collects the gradients of all of them;
-                where ``weight.detach()`` stands, those examples give the matrix no gradient.
+            states: States of the heads, head by head.
+            matrices: One per head. Several heads may have the same tensor, which then accumulates the gradients of
+                all of them; examples of a head with ``weight.detach()`` give the matrix no gradient.
             sizes: How many examples each head has; they sum to ``N``.
-            targets: Token to predict; negative where there is none.
+            targets: Token to predict; negative if there is none.
             example_weights: Factor of each example in the loss.
-            teacher: Share the loss of the last examples between the observed token and this law.
+            teacher: Distribution to imitate in a share of the loss of the last examples.
             label_smoothing: Share of the loss that is spread evenly over the vocabulary.
             z_loss: Coefficient of the squared logarithm of the softmax's normaliser.
         """
 
 
 class HorizonWeights(Component, ABC):
-    """How much each horizon counts in the training loss.
+    """Weight of each horizon in the training loss.
 
     Attributes:
         changes: Whether the weights change over a run.
@@ -116,9 +116,9 @@ class HorizonWeights(Component, ABC):
 
     @abstractmethod
     def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
-        """Return one weight a horizon, nearest first.
+        """Return one weight per horizon, nearest first.
 
         Args:
             num_horizons: Number ``H``.
-            progress: Share of the run's optimizer steps that are behind, from 0 to 1.
+            progress: Share of the run's optimizer steps that are done, from 0 to 1.
         """

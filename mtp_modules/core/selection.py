@@ -1,4 +1,4 @@
-"""Rows of a batch end one by one; the others go on without all being copied."""
+"""Row selection after some rows of a batch have finished, with as few copies as possible."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from mtp_modules.core.shapes import Array, Int
 
 
 def holes_filled(going_on: Int[Array, " N"]) -> list[int]:
-    """Return the rows that go on in an order in which few change their place: the last ones take that of the ended.
+    """Return the unfinished rows in an order that moves few of them: the last rows fill the holes of finished ones.
 
     Args:
-        going_on: Ascending.
+        going_on: Indices of the unfinished rows, ascending.
     """
     count = len(going_on)
     rows, staying = np.full(count, -1), going_on[going_on < count]
@@ -19,11 +19,11 @@ def holes_filled(going_on: Int[Array, " N"]) -> list[int]:
 
 
 def moved(rows: list[int]) -> tuple[list[int], list[int]]:
-    """Return which places get another row, and which: what a selection in place has to copy, all of it at once.
+    """Return the destination and source indices that an in-place selection has to copy, all in one operation.
 
     Args:
-        rows: What is selected, in its new order; no more than there are places.
+        rows: Selected rows in their new order; at most as many as there are rows.
     """
-    numbers = np.array(rows)
-    places = np.flatnonzero(numbers != np.arange(len(numbers)))
-    return places.tolist(), numbers[places].tolist()
+    sources = np.array(rows)
+    targets = np.flatnonzero(sources != np.arange(len(sources)))
+    return targets.tolist(), sources[targets].tolist()

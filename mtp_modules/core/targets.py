@@ -1,7 +1,7 @@
-"""Offset arithmetic, in one place: which token each head is trained on, and which tokens lie between.
+"""All offset arithmetic: the target of each head, and the tokens between a position and its targets.
 
-A training batch carries ``T + max(horizons)`` tokens: ``T`` positions are read by the trunk, and the rest is there so
-that every head has a target at every position.
+A training batch carries ``T + max(horizons)`` tokens. The trunk reads ``T`` of them; the others give every head a
+target at every position.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from mtp_modules.core.shapes import Bool, Int, Shaped, Tensor
 
 
 def num_positions(tokens: Tensor, horizons: Sequence[int]) -> int:
-    """Return ``T``, the positions of a batch that the trunk reads.
+    """Return ``T``, the number of positions of a batch that the trunk reads.
 
     Args:
         tokens: ``(B, T + max(horizons))``.
@@ -40,22 +40,22 @@ def leaping_horizons(num_horizons: int, stride: int) -> tuple[int, ...]:
     """Return the offsets of heads that leap: 1, 1 + stride, 1 + 2 stride, and so on (L-MTP, arXiv 2505.17505).
 
     Args:
-        num_horizons: How many.
-        stride: From each to the next; 1 for 1 .. H.
+        num_horizons: Number ``H`` of horizons.
+        stride: Distance from each horizon to the next; 1 for 1 .. H.
     """
     return tuple(range(1, 2 + (num_horizons - 1) * stride, stride))
 
 
 def horizon_of_draft(horizons: Sequence[int], depth: int) -> tuple[int, int]:
-    """Return which horizon speaks of a draft, by its index, and how many positions before the last one it does so.
+    """Return the index of the horizon that predicts a draft, and how many positions before the last one it does so.
 
-    Draft ``depth``, counted from 0, lies ``depth + 2`` behind the last position. Where no horizon is that far, the
-    nearest one beyond has spoken of the same token at an earlier position. Drafts beyond all horizons are left to the
-    last.
+    Draft ``depth``, counted from 0, lies ``depth + 2`` after the last position. If no horizon has that offset, the next
+    larger one has predicted the same token from an earlier position. The last horizon predicts drafts beyond all
+    horizons.
 
     Args:
         horizons: Offsets of the heads, ascending.
-        depth: Of the draft.
+        depth: Depth of the draft.
 
     Example:
         >>> [horizon_of_draft((1, 2, 3), depth) for depth in range(3)]
@@ -69,13 +69,13 @@ def horizon_of_draft(horizons: Sequence[int], depth: int) -> tuple[int, int]:
 
 
 def in_order_of_drafts(values: Bool[Tensor, "B T H"], horizons: Sequence[int]) -> Bool[Tensor, "B T G"]:
-    """Return what holds of horizon 1, and of each draft that decoding would make at a position.
+    """Reorder values of horizons into values of horizon 1 and of each draft that decoding makes at a position.
 
-    The same as ``values`` for horizons 1 .. H. Where they leap, drafts come from positions before too; false where
-    there is no such position.
+    For horizons 1 .. H the result equals ``values``. If horizons leap, some drafts come from earlier positions; the
+    result is false if there is no such position.
 
     Args:
-        values: Of each horizon at each position.
+        values: One value per position and horizon.
         horizons: Offsets of the heads, ascending from 1.
     """
     length, columns = values.shape[1], [values[:, :, 0]]
@@ -93,22 +93,22 @@ def future_targets(
     document_ids: Int[Tensor, "B L"] | None = None,
     loss_mask: Bool[Tensor, "B L"] | None = None,
 ) -> tuple[Int[Tensor, "B T H"], Bool[Tensor, "B T H"]]:
-    """Return the token that each head must predict at each position, and whether it counts.
+    """Return the target of each head at each position, and whether it is valid.
 
-    A target counts if its token is allowed to (``loss_mask``) and lies in the same document as the position it is
-    predicted from. Documents are runs of equal ids; the same id may come back later as another document.
+    A target is valid if ``loss_mask`` is true at its token and the token lies in the same document as the position
+    that predicts it. Documents are runs of equal ids; the same id may occur again later as another document.
 
     Args:
         tokens: Token ids, ``L = T + max(horizons)``.
         horizons: Offsets of the heads, each at least 1.
-        document_ids: Which document every token belongs to; ``None`` if each row is one document.
-        loss_mask: False at tokens that must not be learned (padding, prompts); ``None`` if all count.
+        document_ids: The document of every token; ``None`` if each row is one document.
+        loss_mask: False at tokens that are not trained on (padding, prompts); ``None`` if all are.
 
     Returns:
         ``targets`` and ``valid``, both ``(B, T, H)``.
 
     Raises:
-        ValueError: If the row is too short, or a shape differs.
+        ValueError: If a row is too short, or a shape differs from that of ``tokens``.
 
     Example:
         >>> targets, valid = future_targets(torch.tensor([[5, 6, 7, 8]]), (1, 2))
@@ -138,19 +138,19 @@ def count_targets(
     document_ids: Int[Tensor, "B L"] | None = None,
     loss_mask: Bool[Tensor, "B L"] | None = None,
 ) -> Int[Tensor, " H"]:
-    """Return how many targets of each head count; see :func:`future_targets`.
+    """Return how many targets of each head are valid; see :func:`future_targets`.
 
     Args:
         tokens: Token ids, ``L = T + max(horizons)``.
         horizons: Offsets of the heads, each at least 1.
-        document_ids: Which document every token belongs to; ``None`` if each row is one document.
-        loss_mask: False at tokens that must not be learned; ``None`` if all count.
+        document_ids: The document of every token; ``None`` if each row is one document.
+        loss_mask: False at tokens that are not trained on; ``None`` if all are.
     """
     return future_targets(tokens, horizons, document_ids, loss_mask)[1].sum(dim=(0, 1))
 
 
 def document_runs(document_ids: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Number the runs of equal ids from 0, so that two documents never share a number.
+    """Number the runs of equal ids from 0, so that no two documents of a row share a number.
 
     Args:
         document_ids: Any ids; a change from one token to the next starts a new document.
@@ -163,15 +163,15 @@ def document_runs(document_ids: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
 def tokens_between(
     tokens: Int[Tensor, "B L"], horizons: Sequence[int], positions: Int[Tensor, "B P"] | None = None
 ) -> Int[Tensor, "B P K"]:
-    """Return the tokens that a head may read beyond its position: those at ``t + 1 .. t + max(horizons) - 1``.
+    """Return the tokens after each position that heads may read: those at ``t + 1 .. t + max(horizons) - 1``.
 
-    Heads that are conditioned on drafted tokens are trained on these. Where one of them lies in another document, so
-    does the target, which :func:`future_targets` then does not count.
+    They stand for the drafted tokens in the training of conditioned heads. If one of them lies in another document, so
+    does the target, which :func:`future_targets` then marks as invalid.
 
     Args:
         tokens: Token ids, ``L = T + max(horizons)``.
         horizons: Offsets of the heads.
-        positions: The positions wanted, ``(B, P)``; all ``T`` if ``None``.
+        positions: Positions to return, ``(B, P)``; all ``T`` if ``None``.
     """
     length = num_positions(tokens, horizons)
     if max(horizons) == 1:
@@ -182,38 +182,38 @@ def tokens_between(
 
 
 def tokens_before(
-    tokens: Int[Tensor, "B T"], count: int, nothing: int, document_ids: Int[Tensor, "B T"] | None = None
+    tokens: Int[Tensor, "B T"], count: int, padding: int, document_ids: Int[Tensor, "B T"] | None = None
 ) -> Int[Tensor, "B T C"]:
     """Return the tokens at ``t - 1 .. t - count``, nearest first.
 
     Args:
         tokens: Token ids.
-        count: How many.
-        nothing: Stands where there is no such token in the same document.
-        document_ids: Which document every token belongs to; ``None`` if each row is one document.
+        count: How many previous tokens per position.
+        padding: Token id to use if there is no such token in the same document.
+        document_ids: The document of every token; ``None`` if each row is one document.
     """
     length = tokens.shape[1]
-    padded = torch.nn.functional.pad(tokens, (count, 0), value=nothing)
+    padded = torch.nn.functional.pad(tokens, (count, 0), value=padding)
     before = _windows(padded, length, range(count - 1, -1, -1))
     if document_ids is None:
         return before
     runs = document_runs(document_ids)
     same = _windows(torch.nn.functional.pad(runs, (count, 0), value=-1), length, range(count - 1, -1, -1))
-    return torch.where(same == runs[:, :, None], before, nothing)
+    return torch.where(same == runs[:, :, None], before, padding)
 
 
 def at_positions(values: Shaped[Tensor, "B T *rest"], positions: Int[Tensor, "B P"]) -> Shaped[Tensor, "B P *rest"]:
-    """Pick positions row by row.
+    """Gather positions row by row.
 
     Args:
-        values: Anything with an axis of positions.
-        positions: Which to pick, ``(B, P)``.
+        values: A tensor with an axis of positions.
+        positions: Positions to gather, ``(B, P)``.
     """
     return values[torch.arange(values.shape[0], device=values.device)[:, None], positions]
 
 
 def num_sampled(length: int, share: float) -> int:
-    """Return how many of ``length`` positions a share of them is: at least one.
+    """Return how many of ``length`` positions to sample: ``share`` of them, at least one.
 
     Args:
         length: Number ``T`` of positions.
@@ -223,22 +223,22 @@ def num_sampled(length: int, share: float) -> int:
 
 
 def sample_positions(batch_size: int, length: int, share: float, device: torch.device) -> Int[Tensor, "B P"]:
-    """Draw a sorted random subset of positions for every row, each position equally likely.
+    """Sample a sorted random subset of positions for every row, each position with equal probability.
 
     Args:
         batch_size: Number ``B`` of rows.
         length: Number ``T`` of positions.
         share: Share of the positions to keep, in (0, 1]; at least one is kept.
-        device: Where the result lives.
+        device: Device of the result.
     """
     keys = torch.rand(batch_size, length, device=device)
     return keys.topk(num_sampled(length, share), dim=1).indices.sort(dim=1).values
 
 
 def positions_of_horizon_one(positions: Int[Tensor, "B P"], horizons: Sequence[int]) -> Int[Tensor, "B P H"]:
-    """Return where horizon 1 predicts the same token as each horizon does at ``positions``: ``t + h - 1``.
+    """Return where horizon 1 predicts the token that each horizon predicts at ``positions``: ``t + h - 1``.
 
-    Compares a draft with what the model itself would say. The result may reach ``T`` or beyond; the caller masks.
+    Used to compare drafts with the model's own predictions. The result may reach ``T`` or beyond; the caller masks.
 
     Args:
         positions: Positions ``t``.
@@ -249,10 +249,10 @@ def positions_of_horizon_one(positions: Int[Tensor, "B P"], horizons: Sequence[i
 
 
 def same_document_keys(document_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T T"]:
-    """Return which keys each query may see: those before it, or at it, in its own document.
+    """Return the causal attention mask within documents: each query sees the keys up to itself in its own document.
 
     Args:
-        document_ids: Which document every token belongs to.
+        document_ids: The document of every token.
     """
     runs = document_runs(document_ids)
     length = document_ids.shape[1]

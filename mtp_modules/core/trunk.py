@@ -16,8 +16,8 @@ class TrunkOutput(NamedTuple):
     """What a trunk returns.
 
     Attributes:
-        hidden: ``(B, T, D)``, ready for the heads.
-        features: Hidden states of the inner layers that :attr:`Trunk.feature_layers` names, shallow to deep.
+        hidden: ``(B, T, D)``, the input of the heads.
+        features: Hidden states of the inner layers in :attr:`Trunk.feature_layers`, shallow to deep.
     """
 
     hidden: Float[Tensor, "B T D"]
@@ -28,15 +28,15 @@ class Trunk(Component, nn.Module, ABC):
     """Turns tokens into hidden states, causally: position ``t`` sees tokens up to and including ``t``.
 
     Attributes:
-        d_model: Width ``D`` of the hidden state.
+        d_model: Width ``D`` of the hidden states.
         vocab_size: Number ``V`` of token ids.
-        max_positions: Longest sequence it can read, or ``None`` if there is no limit.
+        max_positions: Maximum sequence length, or ``None`` if there is no limit.
         embedding: Module that embeds token ids, ``(...)`` to ``(..., embedding_width)``. Heads that read drafted tokens
             and a tied unembedding use it too.
-        embedding_width: Its width, usually ``D``.
+        embedding_width: Width of the embedding, usually ``D``.
         supports_trees: Whether a chunk may be a tree of drafts.
-        feature_layers: Layers, counted from 0 and ascending, whose outputs every reading returns as
-            :attr:`TrunkOutput.features`, for heads that ask for them; empty if none is wanted.
+        feature_layers: Layers, counted from 0 and ascending, whose outputs every forward pass returns as
+            :attr:`TrunkOutput.features`, for heads that read them; may be empty.
     """
 
     d_model: int
@@ -49,7 +49,7 @@ class Trunk(Component, nn.Module, ABC):
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
-        """Repeated modules to shard, compile or recompute one by one; training uses each by its ``forward`` alone."""
+        """Repeated modules to shard, compile or recompute one by one; training calls only their ``forward``."""
         return ()
 
     @abstractmethod
@@ -60,33 +60,31 @@ class Trunk(Component, nn.Module, ABC):
         document_ids: Int[Tensor, "B T"] | None = None,
         state: DecodingState | None = None,
     ) -> TrunkOutput:
-        """Read tokens.
+        """Compute the hidden states of tokens.
 
         Args:
             tokens: Token ids.
-            document_ids: Which document every token belongs to; nothing is carried from one document to the next.
-                Not with a state.
-            state: Append the tokens as a chunk to what the state holds, instead of starting afresh.
+            document_ids: The document of every token; nothing carries over from one document to the next. Not
+                allowed together with ``state``.
+            state: Append the tokens as a chunk to this state, instead of starting from an empty one.
 
         Shape:
             tokens ``(B, T)`` -> hidden ``(B, T, D)``.
         """
 
     def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> TrunkOutput:
-        """Append a chunk that ``state.begin`` has announced: ``forward`` with a state, less its CPU-side bookkeeping.
+        """Append a chunk that ``state.begin`` has announced: ``forward`` without its CPU-side bookkeeping.
 
-        A trunk that has it, in tensor operations only, can be compiled for decoding.
+        A trunk that implements it with tensor operations only can be compiled for decoding.
 
         Args:
             tokens: The chunk.
-            state: Which ``begin`` has told of the chunk.
+            state: State of this trunk after ``begin``.
 
         Raises:
-            ValueError: If this trunk does not have it.
+            ValueError: If this trunk does not implement it.
         """
-        refuse(
-            self, "cannot be compiled for decoding, for it has no read(tokens, state); decode with the model itself."
-        )
+        refuse(self, "cannot be compiled for decoding: it has no read(tokens, state); use the uncompiled model.")
 
     def take_trained_output(self, *, tied: bool, bias: bool) -> OutputMatrix | None:
         """Hand over the output matrix that the trunk was trained with, and keep no reference to it.
@@ -109,12 +107,12 @@ class Trunk(Component, nn.Module, ABC):
 
         Args:
             batch_size: Number ``B`` of rows.
-            capacity: Most tokens that a row will hold, the provisional chunk included.
+            capacity: Maximum tokens per row, the provisional chunk included.
         """
 
     @abstractmethod
     def flops(self, length: int) -> int:
         """Return the floating-point operations of a forward pass over one sequence of ``length`` tokens.
 
-        Matrix products only; attention in full, also where its mask is causal (PaLM, arXiv 2204.02311, appendix B).
+        Counts matrix products only, and all of attention even under a causal mask (PaLM, arXiv 2204.02311, appendix B).
         """

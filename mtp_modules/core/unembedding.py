@@ -1,4 +1,4 @@
-"""The output matrices, in one module, so that hooks of DDP and FSDP2 see every use of them."""
+"""The output matrices, in one module, so that the hooks of DDP and FSDP2 see every use of them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 class Unembedding(nn.Module):
-    """Turn states into logits, or straight into a loss.
+    """Turn states into logits, or directly into a loss.
 
     Args:
         d_model: Width ``D`` of a state.
         vocab_size: Number ``V`` of token ids.
-        tied_to: Embedding whose weight is horizon 1's output matrix; a matrix of its own if ``None``.
+        tied_to: Embedding whose weight is horizon 1's output matrix; a separate matrix if ``None``.
         bias: Add a bias to the logits.
         num_own: How many horizons beyond the first have an output matrix of their own; if 0, all use horizon 1's.
-        num_draft_tokens: Let horizons beyond the first score so many tokens only, by matrices with so few rows: one for
-            all of them if ``num_own`` is 0. See :meth:`trim`.
-        trained: What all matrices and biases start from. Horizon 1's is this very tensor, unless it is tied to another.
+        num_draft_tokens: Restrict horizons beyond the first to this many tokens, scored by matrices with as many rows:
+            one shared matrix if ``num_own`` is 0. See :meth:`trim`.
+        trained: Initial value of all matrices and biases. Horizon 1 uses this very tensor, unless it is tied.
 
     Attributes:
-        drafts_chosen: False where horizons beyond the first score few tokens, and which these are was neither told by
-            :meth:`trim` nor loaded with weights.
+        drafts_chosen: False if horizons beyond the first score few tokens that were neither chosen by :meth:`trim` nor
+            loaded with weights.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class Unembedding(nn.Module):
                     bias.copy_(self._scored(trained.bias))
 
     def _scored(self, rows: Tensor) -> Tensor:
-        """Return those rows that horizons beyond the first score."""
+        """Return the rows of the tokens that horizons beyond the first score."""
         return rows if self.draft_tokens is None else rows[self.draft_tokens]
 
     def reset_parameters(self) -> None:
-        """Draw the matrices with variance 1/D, but not one that the embedding owns; biases are 0.
+        """Initialise the matrices with variance 1/D, except one that the embedding owns, and the biases with 0.
 
-        Matrices of few tokens start as rows of horizon 1's.
+        Matrices over draft tokens start as rows of horizon 1's matrix.
         """
         self.drafts_chosen = self.draft_tokens is None
-        drawn = () if self.draft_tokens is not None else self.own_weights
-        for weight in (*(() if self.tied else (self.weight,)), *drawn):
+        random = () if self.draft_tokens is not None else self.own_weights
+        for weight in (*(() if self.tied else (self.weight,)), *random):
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
         if self.draft_tokens is not None:
             with torch.no_grad():
@@ -100,32 +100,30 @@ class Unembedding(nn.Module):
         """
         if horizon_index == 0 or len(self.own_weights) == 0:
             return OutputMatrix(self.weight, self.bias)
-        place = min(horizon_index, len(self.own_weights)) - 1  # few tokens: one matrix for all, if there is but one
-        return OutputMatrix(self.own_weights[place], self.own_biases[place] if len(self.own_biases) else None)
+        index = min(horizon_index, len(self.own_weights)) - 1  # horizons may share one matrix over draft tokens
+        return OutputMatrix(self.own_weights[index], self.own_biases[index] if len(self.own_biases) else None)
 
     @torch.no_grad()
     def trim(self, tokens: Sequence[int]) -> None:
-        """Let horizons beyond the first score these tokens only, by rows of the matrices that they have used so far.
+        """Restrict horizons beyond the first to these tokens, with the rows of the matrices that they have used so far.
 
-        Once trimmed, they take rows of horizon 1's matrix. Everything else is impossible for a draft, never for the
-        output. Zhao et al. 2025 (arXiv 2502.14856).
+        If they are restricted already, the new rows come from horizon 1's matrix. All other tokens have probability 0
+        in drafts; the model's output is not restricted. Zhao et al. 2025 (arXiv 2502.14856).
 
         Args:
-            tokens: Different token ids.
+            tokens: Distinct token ids.
 
         Raises:
-            ValueError: If there are none, one comes twice or lies outside the vocabulary, or matrices are sharded.
+            ValueError: If there are none, a token is repeated or lies outside the vocabulary, or matrices are sharded.
         """
         vocab_size = len(self.weight)
         for token in tokens:
             if not 0 <= token < vocab_size:
                 refuse(self, f"draft tokens must lie in 0..{vocab_size - 1}, got {token}.")
         if (count := len(set(tokens))) == 0 or count < len(tokens):
-            refuse(
-                self, f"draft tokens must be different and at least one, got {len(tokens)}, {count} of them different."
-            )
+            refuse(self, f"draft tokens must be distinct and at least one, got {len(tokens)}, {count} distinct.")
         if is_distributed(self.weight):
-            refuse(self, "the output matrix is sharded, and drafts cannot be trimmed; do it before.")
+            refuse(self, "draft tokens cannot be set once the output matrix is sharded; call trim before sharding.")
         if self.draft_tokens is not None:
             old = [self.matrix(0)] * len(self.own_weights)
         else:
@@ -142,17 +140,17 @@ class Unembedding(nn.Module):
             bias.copy_(self._scored(matrix.bias))
 
     def draftable(self, tokens: Int[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
-        """Return which tokens horizons beyond the first can score.
+        """Return whether horizons beyond the first score each token.
 
         Args:
             tokens: Token ids.
         """
         if self.draft_tokens is None:
             return torch.ones_like(tokens, dtype=torch.bool)
-        return self.draft_tokens[self._places(tokens)] == tokens
+        return self.draft_tokens[self._draft_index(tokens)] == tokens
 
-    def _places(self, tokens: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
-        """Return where tokens stand among the draft tokens, which ascend; anywhere if they do not."""
+    def _draft_index(self, tokens: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
+        """Return the index of tokens in the ascending draft tokens; arbitrary for tokens that are not among them."""
         assert self.draft_tokens is not None
         return torch.searchsorted(self.draft_tokens, tokens).clamp_(max=len(self.draft_tokens) - 1)
 
@@ -169,22 +167,22 @@ class Unembedding(nn.Module):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
-        """Linear + cross-entropy, as the backend does it.
+        """Compute linear + cross-entropy with a backend.
 
         Args:
-            states: What the heads made, head by head.
+            states: States of the heads, head by head.
             targets: Token to predict.
             example_weights: Factor of each example in the loss.
-            backend: How to compute it.
-            teacher: Share the loss with this law.
+            backend: Implementation of the operation.
+            teacher: Distribution to imitate in a share of the loss.
             sizes: How many examples each horizon has.
-            detach_far: Train the output matrix by horizon 1 alone.
+            detach_far: Train the output matrix with horizon 1 only.
             label_smoothing: See :class:`~mtp_modules.core.objective.LinearCrossEntropy`.
-            z_loss: See there too.
+            z_loss: See :class:`~mtp_modules.core.objective.LinearCrossEntropy`.
 
         Raises:
-            ValueError: If ``detach_far`` would leave matrices without any training, or another model teaches where
-                horizons beyond the first score a part of the vocabulary.
+            ValueError: If ``detach_far`` would leave matrices untrained, or another model is the teacher although
+                horizons beyond the first score only a part of the vocabulary.
         """
         matrices = [self.matrix(index) for index in range(len(sizes))]
         if detach_far and len(sizes) > 1:
@@ -192,13 +190,13 @@ class Unembedding(nn.Module):
                 refuse(
                     self,
                     "detach_far would leave the output matrices of the horizons beyond the first untrained; "
-                    "set it to false, for they give horizon 1's matrix no gradient anyway.",
+                    "set it to false: they give horizon 1's matrix no gradient anyway.",
                 )
             far = OutputMatrix(self.weight.detach(), None if self.bias is None else self.bias.detach())
             matrices[1:] = [far] * (len(sizes) - 1)
-        behind = slice(sizes[0], None)
+        beyond_first = slice(sizes[0], None)
         if self.draft_tokens is not None and len(sizes) > 1:
-            targets = torch.cat((targets[: sizes[0]], self._as_places(targets[behind])))
+            targets = torch.cat((targets[: sizes[0]], self._draft_targets(targets[beyond_first])))
             teacher = self._trimmed(teacher)
         terms = backend(
             states,
@@ -212,36 +210,36 @@ class Unembedding(nn.Module):
         )
         if self.draft_tokens is None or len(sizes) == 1:
             return terms
-        rank = torch.where(targets[behind] < 0, len(self.weight), terms.rank[behind])
+        rank = torch.where(targets[beyond_first] < 0, len(self.weight), terms.rank[beyond_first])
         return terms._replace(
             rank=torch.cat((terms.rank[: sizes[0]], rank)),
-            predicted=torch.cat((terms.predicted[: sizes[0]], self.draft_tokens[terms.predicted[behind]])),
+            predicted=torch.cat((terms.predicted[: sizes[0]], self.draft_tokens[terms.predicted[beyond_first]])),
         )
 
-    def _as_places(self, targets: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-        """Return each target's place among the draft tokens; -1 where it has none."""
-        return torch.where(self.draftable(targets), self._places(targets), -1)
+    def _draft_targets(self, targets: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """Return each target's index in the draft tokens; -1 if it is not among them."""
+        return torch.where(self.draftable(targets), self._draft_index(targets), -1)
 
     def _trimmed(self, teacher: Teacher | None) -> Teacher | None:
-        """Return horizon 1 as a teacher of the law among the draft tokens."""
+        """Return horizon 1 as the teacher, with its distribution restricted to the draft tokens."""
         if teacher is None:
             return None
         if teacher.matrix is not None:
             refuse(
                 self,
-                "another model teaches all tokens, but horizons beyond the first score a part of them; leave out "
-                "num_draft_tokens or the teacher.",
+                "another model's distribution covers all tokens, but horizons beyond the first score a part of them; "
+                "leave out num_draft_tokens or the teacher.",
             )
         bias = None if self.bias is None else self._scored(self.bias.detach())
         return replace(teacher, matrix=OutputMatrix(self._scored(self.weight.detach()), bias))
 
     def logits(self, states: Float[Tensor, "*N D"], horizon_index: int = 0) -> Float[Tensor, "*N V"]:
-        """Return the logits of one horizon; gathered, where the matrix is sharded over the vocabulary.
+        """Return the logits of one horizon; gathered if the matrix is sharded over the vocabulary.
 
-        Minus infinity for tokens that the horizon does not score.
+        Tokens that the horizon does not score get minus infinity.
 
         Args:
-            states: What its head made.
+            states: States of its head.
             horizon_index: 0 for horizon 1.
         """
         weight, bias = self.matrix(horizon_index)
@@ -249,18 +247,18 @@ class Unembedding(nn.Module):
             logits = F.linear(states, weight, bias)
             if horizon_index == 0 or self.draft_tokens is None:
                 return logits
-            all_of_them = logits.new_full((*logits.shape[:-1], len(self.weight)), -torch.inf)
-            return all_of_them.index_copy_(-1, self.draft_tokens, logits)
-        from torch.distributed.tensor import DTensor, Replicate  # takes a second, so only where it is in use
+            full = logits.new_full((*logits.shape[:-1], len(self.weight)), -torch.inf)
+            return full.index_copy_(-1, self.draft_tokens, logits)
+        from torch.distributed.tensor import DTensor, Replicate  # this import takes a second, so it is made on demand
 
         mesh = cast("DTensor", weight).device_mesh
-        whole = DTensor.from_local(states, mesh, [Replicate()], run_check=False)
-        gathered: Tensor = cast("DTensor", F.linear(whole, weight, bias)).full_tensor()
+        replicated = DTensor.from_local(states, mesh, [Replicate()], run_check=False)
+        gathered: Tensor = cast("DTensor", F.linear(replicated, weight, bias)).full_tensor()
         return gathered
 
 
 def _parameters_like(old: Sequence[Tensor], rows: int) -> nn.ParameterList:
-    """Return parameters of other lengths, trained where the old ones are."""
+    """Return uninitialised parameters with another number of rows; each requires a gradient if the old one does."""
     new = (nn.Parameter(tensor.new_empty(rows, *tensor.shape[1:]), tensor.requires_grad) for tensor in old)
     return nn.ParameterList(new)
 

@@ -1,4 +1,4 @@
-"""Heads: one hidden state to one state a horizon."""
+"""Heads: from one hidden state to one state per horizon."""
 
 from mtp_modules.heads.block_diffusion import BlockDiffusionHeads
 from mtp_modules.heads.chained import ChainedHeads

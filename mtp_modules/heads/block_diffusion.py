@@ -1,4 +1,4 @@
-"""Masked denoising of the next block of tokens."""
+"""Block diffusion heads: masked denoising of the next block of tokens."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
@@ -15,11 +15,11 @@ from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, Transformer
 
 
 class Denoised(NamedTuple):
-    """What drafts of a round have led to.
+    """Intermediate results of the drafts of a round.
 
     Attributes:
-        tokens: ``(B, N, S, D)``, the token emitted last and the drafts up to each of ``N``, as the layers read them.
-        states: ``(B, N, G, D)``, of the slots that the last step has denoised.
+        tokens: ``(B, N, S, D)``, layer inputs of the last emitted token and of the drafts up to each of ``N``.
+        states: ``(B, N, G, D)``, states of the slots that the last step has denoised.
     """
 
     tokens: Float[Tensor, "B N S D"]
@@ -31,22 +31,24 @@ class BlockDiffusionHeads(LastStateHeads):
 
     Horizon 1 is the trunk's hidden state :math:`h_t` itself. A small transformer without a causal mask reads
     :math:`[h_t, x_{t+1}, y_2 \dots y_H]`, where :math:`y_k` is a mask or, once it is known, the token
-    :math:`x_{t+k}`, and says what each masked place holds. With one step all places are masked and are denoised
-    together, as by DFlash (arXiv 2602.06036); with more, each step denoises the next few, given those that steps before
-    have denoised: block diffusion (Arriola et al. 2025, BD3-LM, arXiv 2503.09573) in the order of the text.
+    :math:`x_{t+k}`, and predicts the token of each masked slot. With one step all slots are masked and are denoised
+    together, as in DFlash (arXiv 2602.06036). With more, each step denoises the next few slots, given those of earlier
+    steps: block diffusion (Arriola et al. 2025, BD3-LM, arXiv 2503.09573) in the order of the text.
 
-    The tokens of one step are drawn independently from their laws, so each draft's law is its law given all drafts
-    before it, which verification needs. A step that unmasked the most confident place first would draw a token whose
-    law given the tokens before it nobody knows. Training makes the masks that drafting makes, one pass a step.
+    The tokens of one step are sampled independently, so the distribution that a draft is sampled from is its
+    distribution given all previous drafts, which verification needs. If a step unmasked the most confident slot first,
+    the distribution of a token given the tokens before it would be unknown. Training uses the same masks as drafting,
+    with one pass per step.
 
     Args:
         d_model: Width ``D`` of the trunk's hidden state.
         num_horizons: How many future tokens ``H`` each position predicts.
-        num_heads: Query heads of a layer.
+        num_heads: Query heads per layer.
         num_steps: In how many steps a block is denoised, from 1 to ``H - 1``.
         num_layers: Layers of the denoiser.
-        num_kv_heads: Key-value heads; as many as query heads if ``None``.
-        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model``, up to a multiple of 64, if ``None``.
+        num_kv_heads: Key-value heads; ``num_heads`` if ``None``.
+        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model``, rounded up to a multiple of 64, if
+            ``None``.
         embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
 
     Shape:
@@ -95,7 +97,7 @@ class BlockDiffusionHeads(LastStateHeads):
         if num_horizons > 1 and num_steps > slots:
             refuse(self, f"num_steps must lie in 1..{slots} for {num_horizons} horizons, got {num_steps}.")
         self.bounds = [slots * step // num_steps for step in range(num_steps + 1)]
-        """Which slots each step denoises: from its bound up to the next."""
+        """Step ``i`` denoises the slots from ``bounds[i]`` up to, not including, ``bounds[i + 1]``."""
         if num_horizons == 1:
             return  # nothing to denoise
         self.from_state = nn.Linear(d_model, d_model, bias=False)
@@ -113,7 +115,7 @@ class BlockDiffusionHeads(LastStateHeads):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw what is read with variance 1/fan-in, and the mask with variance 1; the layers reset themselves."""
+        """Initialise the input maps with variance 1/fan-in, the mask with variance 1; the layers reset themselves."""
         if self.num_horizons > 1:
             nn.init.normal_(self.from_state.weight, std=self.from_state.in_features**-0.5)
             nn.init.normal_(self.from_token.weight, std=self.from_token.in_features**-0.5)
@@ -133,18 +135,18 @@ class BlockDiffusionHeads(LastStateHeads):
         """Return the states of the slots that a step denoises.
 
         Args:
-            state: What the trunk says, as the layers read it.
-            known: The token after it and those that are denoised already.
-            step: Its index.
+            state: Layer input of the trunk's hidden state.
+            known: Layer inputs of the next token and of the tokens denoised so far.
+            step: Index of the step.
         """
         low, high = self.bounds[step], self.bounds[step + 1]
         masks = self.mask.expand(len(state), self.num_horizons - 1 - low, -1)
         x = torch.cat((state[:, None], known, masks), dim=1)
         length = x.shape[1]
         table = self.rotary(None, length, x)
-        everything = torch.ones(1, 1, length, length, dtype=torch.bool, device=x.device)
+        full_mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=x.device)
         for layer in self.layers:
-            x = layer(x, table, everything)
+            x = layer(x, table, full_mask)
         states: Tensor = self.norm(x[:, 2 + low : 2 + high])
         return states
 
@@ -169,13 +171,13 @@ class BlockDiffusionHeads(LastStateHeads):
         return (hidden, *torch.cat(states, dim=1).view(*picked.shape[:2], -1, self.d_model).unbind(dim=2))
 
     def flops(self, length: int, num_far: int) -> int:
-        """Return the operations of a pass of the denoiser a step; horizon 1 costs none."""
+        """Return the operations of one pass of the denoiser per step; horizon 1 costs none."""
         if self.num_horizons == 1:
             return 0
-        read = self.from_state.weight.numel() + (self.num_horizons - 1) * self.from_token.weight.numel()
+        inputs = self.from_state.weight.numel() + (self.num_horizons - 1) * self.from_token.weight.numel()
         block = self.num_horizons + 1
         one_pass = sum(layer.flops(block, block) for layer in self.layers)
-        return num_far * (2 * read + (len(self.bounds) - 1) * one_pass)
+        return num_far * (2 * inputs + (len(self.bounds) - 1) * one_pass)
 
     def draft_states(
         self,
@@ -187,17 +189,17 @@ class BlockDiffusionHeads(LastStateHeads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return the next slot's states; run the denoiser where a step begins with it."""
-        own, read = last_hidden_state(self, state), self.from_token(embed(tokens))[:, :, None]
+        """Return the next slot's states; run the denoiser if a step begins with that slot."""
+        own, new = last_hidden_state(self, state), self.from_token(embed(tokens))[:, :, None]
         if depth == 0:
-            known, states = read, None
+            known, states = new, None
         else:
-            known = torch.cat((at_positions(own.walk.tokens, parents), read), dim=2)
-            states = at_positions(own.walk.states, parents)
+            known = torch.cat((at_positions(own.scratch.tokens, parents), new), dim=2)
+            states = at_positions(own.scratch.states, parents)
         if depth in self.bounds:
             step = self.bounds.index(depth)
             last = self.from_state(own.last)[:, None].expand(-1, tokens.shape[1], -1)
             states = self._denoise(last.flatten(0, 1), known.flatten(0, 1), step).view(*tokens.shape, -1, self.d_model)
         assert states is not None
-        own.walk = Denoised(known, states)
+        own.scratch = Denoised(known, states)
         return states[:, :, depth - max(bound for bound in self.bounds if bound <= depth)]

@@ -1,4 +1,4 @@
-"""Transformer layers one after the other, each with a horizon of its own: the founding paper's ablation."""
+"""Chained heads: one transformer layer per horizon, each on top of the other, an ablation of Gloeckle et al. 2024."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -20,25 +20,27 @@ ORDERS = ("causal", "anticausal")
 
 
 class ChainedHeads(Heads):
-    """Predict horizon after horizon along a chain of transformer layers, one a horizon, then one shared norm.
+    """Predict the horizons along a chain of transformer layers, one per horizon, followed by one shared norm.
 
-    ``causal``: the layer of horizon 1 reads the trunk, and each further one reads the output of the one before.
-    ``anticausal``: the layer of the farthest horizon reads the trunk, and each nearer one reads the output of the one
-    beyond, down to horizon 1. Gloeckle et al. 2024 (arXiv 2404.19737), the ablation over head architectures.
+    ``causal``: the layer of horizon 1 reads the trunk, and each further layer reads the output of the previous horizon.
+    ``anticausal``: the layer of the farthest horizon reads the trunk, and each nearer layer reads the output of the
+    next farther horizon, down to horizon 1. Gloeckle et al. 2024 (arXiv 2404.19737), the ablation over head
+    architectures.
 
-    In the anticausal order horizon 1 lies behind all layers: plain decoding pays for all of them, and drafts are then
-    there already. In the causal order it costs one layer, and a chunk that drafts will follow costs all of them.
-    Layers attend to every position, so where training wants far horizons at some positions only, the last causal layer
-    alone is spared work. A loss that detaches the trunk from far horizons runs the layers before horizon 1 twice.
+    In the anticausal order horizon 1 depends on all layers: plain decoding runs all of them, and drafts cost nothing
+    more. In the causal order horizon 1 costs one layer, and a chunk after which the heads draft costs all of them.
+    Layers attend to every position, so if far horizons are trained at some positions only, only the last causal layer
+    does less work. A loss that detaches the trunk from far horizons runs the layers up to horizon 1 twice.
 
     Args:
         d_model: Width ``D`` of the trunk's hidden state.
         num_horizons: How many future tokens ``H`` each position predicts.
-        num_heads: Query heads of a layer.
+        num_heads: Query heads per layer.
         order: ``"causal"`` or ``"anticausal"``.
-        num_kv_heads: Key-value heads; as many as query heads if ``None``.
-        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model``, up to a multiple of 64, if ``None``.
-        max_positions: Longest sequence.
+        num_kv_heads: Key-value heads; ``num_heads`` if ``None``.
+        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model``, rounded up to a multiple of 64, if
+            ``None``.
+        max_positions: Maximum sequence length.
 
     Shape:
         hidden ``(B, T, D)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -92,18 +94,18 @@ class ChainedHeads(Heads):
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
-        """The layers, one a horizon, nearest first."""
+        """The layers, one per horizon, nearest first."""
         return tuple(self.layers)
 
     @property
     def _chain(self) -> list[int]:
-        """Indices of the horizons in the order in which their layers read one another."""
+        """Indices of the horizons in the order in which their layers run."""
         indices = list(range(len(self.layers)))
         return indices if self.order == "causal" else indices[::-1]
 
     @property
     def _up_to_first(self) -> int:
-        """How many layers horizon 1 takes."""
+        """How many layers horizon 1 needs."""
         return 1 if self.order == "causal" else len(self.layers)
 
     def forward(
@@ -139,7 +141,7 @@ class ChainedHeads(Heads):
     def first(
         self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Return horizon 1's state of every position: behind one layer if causal, else behind all of them."""
+        """Return horizon 1's state at every position: the output of one layer if causal, else of all of them."""
         within_positions(self, hidden.shape[1], self.max_positions, "heads")
         mask = None if document_ids is None else same_document_keys(document_ids)[:, None]
         return self._first(hidden, self.rotary(None, hidden.shape[1], hidden), mask)
@@ -152,10 +154,10 @@ class ChainedHeads(Heads):
         return self.norm(x)
 
     def flops(self, length: int, num_far: int) -> int:
-        """Return the operations of the layers, of which only the last causal one leaves positions out."""
+        """Return the operations of the layers, of which only the last causal one can skip positions."""
         run = self._chain if num_far else self._chain[: self._up_to_first]
-        spared = run[-1:] if run[-1] > 0 else []
-        return sum(self.layers[index].flops(num_far if index in spared else length, length) for index in run)
+        skipping = run[-1:] if run[-1] > 0 else []
+        return sum(self.layers[index].flops(num_far if index in skipping else length, length) for index in run)
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> ParallelState:
         """Make an empty state."""
@@ -164,7 +166,7 @@ class ChainedHeads(Heads):
             batch_size,
             capacity,
             num_layers=len(self.layers) if for_drafts else self._up_to_first,
-            num_kv_heads=attention.held_kv_heads,
+            num_kv_heads=attention.local_kv_heads,
             head_dim=attention.head_dim,
             like=self.norm.weight,
             max_positions=self.max_positions,
@@ -179,7 +181,7 @@ class ChainedHeads(Heads):
         tokens: Int[Tensor, "B T"] | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1; keep those that draft."""
+        """Append the announced chunk, keep the states for drafting, and return the states of horizon 1."""
         own = self._own(state)
         table = self.rotary(own.keys_values.positions, hidden.shape[1], hidden)
         x, states = hidden, [hidden] * len(self.layers)
@@ -199,7 +201,7 @@ class ChainedHeads(Heads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return the next horizon's state at the last position, which reading has made, whatever the tokens."""
+        """Return the next horizon's state at the last position, computed by ``read``; ignores ``tokens``."""
         start = (depth + 1) * self.d_model
         return self._own(state).hidden.last[:, None, start : start + self.d_model]
 

@@ -1,4 +1,4 @@
-"""What kinds of heads share."""
+"""Code that several kinds of heads share."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,14 @@ from mtp_modules.layers.last_hidden import LastHiddenState
 
 
 def last_hidden_state(heads: Heads, state: DecodingState) -> LastHiddenState:
-    """Return the state as what these heads made.
+    """Return the state as a :class:`LastHiddenState`.
 
     Args:
-        heads: Whose state it must be.
-        state: What the caller passed.
+        heads: The heads that need it.
+        state: The caller's state.
 
     Raises:
-        ValueError: If it is of another kind.
+        ValueError: If it is of another type.
     """
     if not isinstance(state, LastHiddenState):
         refuse(heads, f"state must come from these heads' new_state, got {type(state).__name__}.")
@@ -27,9 +27,9 @@ def last_hidden_state(heads: Heads, state: DecodingState) -> LastHiddenState:
 
 
 class LastStateHeads(Heads):
-    """Base of heads that draft from the trunk's last hidden states alone. Horizon 1 is the trunk's state itself.
+    """Base of heads that draft from the trunk's last hidden states only. Horizon 1 is the trunk's hidden state itself.
 
-    Heads whose horizon 1 is another say so in ``first``, and those that remember more in ``new_state``.
+    Heads with another horizon 1 override ``first``. Heads that keep more than the last state override ``new_state``.
     """
 
     def first(
@@ -50,34 +50,34 @@ class LastStateHeads(Heads):
         tokens: Int[Tensor, "B T"] | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1."""
+        """Append the announced chunk, and return the states of horizon 1."""
         last_hidden_state(self, state).append(hidden)
         return self.first(hidden)
 
 
 def needed_future(heads: Heads, future: Float[Tensor, "B P K E"] | None) -> Float[Tensor, "B P K E"]:
-    """Return the embeddings of the tokens between, which these heads cannot do without.
+    """Return ``future``, the embeddings of the next tokens, after checking that the caller has passed it.
 
     Args:
-        heads: Who needs them.
-        future: What the caller passed.
+        heads: The heads that need it.
+        future: The caller's argument.
 
     Raises:
         ValueError: If it is missing.
     """
     if future is None:
-        refuse(heads, "future is missing; pass the embeddings of the tokens between (MTPModel does).")
+        refuse(heads, "future is missing; pass the embeddings of the next tokens (MTPModel does).")
     return future
 
 
 def picked_rows(
     positions: Int[Tensor, "B P"], seen: Bool[Tensor, "B T T"] | None, length: int
 ) -> Bool[Tensor, "B 1 P T"]:
-    """Return what some positions may look at.
+    """Return the rows of the attention mask for some positions.
 
     Args:
-        positions: Which.
-        seen: What every position may look at; ``None`` for all before it.
+        positions: Positions of the queries.
+        seen: Attention mask of all positions; ``None`` for the causal mask.
         length: Number ``T`` of positions.
     """
     if seen is None:

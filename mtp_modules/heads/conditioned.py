@@ -1,4 +1,4 @@
-"""Hydra's heads: a small net a horizon, which reads all tokens up to there."""
+"""Hydra's heads: a small network per horizon, which reads all tokens up to that horizon."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -16,12 +16,12 @@ from mtp_modules.heads.residual import ResidualBlock
 
 
 class ConditionedStep(nn.Module):
-    """Add to a state what a net of one inner layer makes of it and of the tokens behind it.
+    """Add to a state the output of a network with one inner layer, which reads the state and the tokens after it.
 
     Args:
         d_model: Width ``D`` of the state.
         embedding_width: Width ``E`` of an embedding.
-        num_tokens: How many tokens it reads.
+        num_tokens: How many tokens the network reads.
         width: Inner width.
     """
 
@@ -32,39 +32,39 @@ class ConditionedStep(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the matrices with variance 1/fan-in, the second smaller: horizons start close to the first."""
+        """Initialise the matrices with variance 1/fan-in, the second smaller: horizons start close to the first."""
         nn.init.normal_(self.join.weight, std=self.join.in_features**-0.5)
         nn.init.zeros_(self.join.bias)
         nn.init.normal_(self.out.weight, std=0.1 * self.out.in_features**-0.5)
 
     def forward(self, hidden: Float[Tensor, "*N D"], tokens: Float[Tensor, "*N S E"]) -> Float[Tensor, "*N D"]:
-        """Transform.
+        """Transform hidden states.
 
         Args:
-            hidden: The trunk's state.
-            tokens: Embeddings of the tokens behind it, nearest first.
+            hidden: The trunk's hidden states.
+            tokens: Embeddings of the tokens after each state, nearest first.
         """
         inner = self.join(torch.cat((hidden, tokens.flatten(-2)), dim=-1))
-        changed: Tensor = hidden + self.out(F.silu(inner))
-        return changed
+        output: Tensor = hidden + self.out(F.silu(inner))
+        return output
 
 
 class ConditionedHeads(LastStateHeads):
-    r"""Predict each further horizon with a net of its own over the trunk's state and *all* tokens between.
+    r"""Predict each further horizon with a network of its own over the trunk's hidden state and *all* tokens between.
 
-    Horizon 1 is the trunk's hidden state :math:`z_t` itself, so the next-token model is the plain one. Horizon
-    :math:`h` reads
+    Horizon 1 is the trunk's hidden state :math:`z_t` itself, so the next-token model is unchanged. Horizon :math:`h`
+    computes
 
     .. math:: s_h = z_t + W'_h \, \mathrm{silu}(W_h [z_t; e(x_{t+1}); \dots; e(x_{t+h-1})] + b_h)
 
-    and Medusa's residual blocks behind it. The tokens are the true ones in training and those drafted before in
-    decoding. Ankner et al. 2024 (Hydra, arXiv 2402.05109), section 3, whose deeper nets are ``num_layers=4`` there.
+    followed by Medusa's residual blocks. The tokens are the true ones in training and the previous drafts in decoding.
+    Ankner et al. 2024 (Hydra, arXiv 2402.05109), section 3; the deeper networks of the paper have ``num_layers=4``.
 
     Args:
         d_model: Width ``D`` of the trunk's hidden state.
         num_horizons: How many future tokens ``H`` each position predicts.
-        width: Inner width of the joining layer; ``d_model`` if ``None``.
-        num_layers: Layers of each net: the joining one, and residual blocks behind it.
+        width: Inner width of the first layer; ``d_model`` if ``None``.
+        num_layers: Layers of each network: the first layer, then residual blocks.
         embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
 
     Shape:
@@ -140,7 +140,7 @@ class ConditionedHeads(LastStateHeads):
         return (hidden, *(self._state(index, picked, future[:, :, : index + 1]) for index in range(len(self.steps))))
 
     def flops(self, length: int, num_far: int) -> int:
-        """Return the operations of the nets; horizon 1 costs none."""
+        """Return the operations of the networks; horizon 1 costs none."""
         matrices = (weight for weight in self.parameters() if weight.ndim == 2)
         return 2 * num_far * sum(matrix.numel() for matrix in matrices)
 
@@ -154,11 +154,12 @@ class ConditionedHeads(LastStateHeads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return the next horizon's net of the last hidden state and the tokens up to each of ``tokens``."""
+        """Apply the next horizon's network to the last hidden state and the tokens up to each of ``tokens``."""
         own = last_hidden_state(self, state)
         path = embed(tokens)[:, :, None]
         if depth > 0:
-            behind = own.walk if parents.shape[1] == own.walk.shape[1] == 1 else at_positions(own.walk, parents)
-            path = torch.cat((behind, path), dim=2)
-        own.walk = path
+            one = parents.shape[1] == own.scratch.shape[1] == 1
+            previous = own.scratch if one else at_positions(own.scratch, parents)
+            path = torch.cat((previous, path), dim=2)
+        own.scratch = path
         return self._state(depth, own.last[:, None].expand(-1, tokens.shape[1], -1), path)

@@ -1,4 +1,4 @@
-"""Heads that read inner layers of the trunk: a different number of horizons at different depths."""
+"""Early-exit heads: each horizon beyond the first reads an inner layer of the trunk."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -18,28 +18,29 @@ from mtp_modules.layers.transformer import RMSNorm
 class EarlyExitHeads(LastStateHeads):
     r"""Predict further horizons from inner layers of the trunk, through a norm and residual blocks of their own.
 
-    Horizon 1 is the trunk's hidden state itself, so the next-token model is the plain one. Horizon :math:`h` leaves the
+    Horizon 1 is the trunk's hidden state itself, so the next-token model is unchanged. Horizon :math:`h` exits the
     trunk at layer :math:`l_h`,
 
     .. math:: s_h = \mathrm{blocks}_h(\mathrm{norm}_h(x^{l_h}_t))
 
-    with blocks :math:`x + \mathrm{silu}(W x + b)` that start as the identity. One output matrix behind all layers
-    follows LayerSkip (Elhoushi et al. 2024, arXiv 2404.16710, section 4), whose own drafts are of the next token only:
-    there, the first layers are run again for every draft. Here one pass drafts all horizons. The trunk is told which
-    layers to give: ``TransformerTrunk(feature_layers=[...])``.
+    with blocks :math:`x + \mathrm{silu}(W x + b)` that start as the identity. One output matrix for all layers follows
+    LayerSkip (Elhoushi et al. 2024, arXiv 2404.16710, section 4). LayerSkip drafts the next token only and runs the
+    first layers again for every draft. Here one pass drafts all horizons. The trunk's ``feature_layers`` chooses the
+    layers: ``TransformerTrunk(feature_layers=[...])``.
 
     Args:
         d_model: Width ``D`` of the trunk's hidden states.
         num_horizons: How many future tokens ``H`` each position predicts.
-        num_features: How many inner layers the trunk gives.
-        exits: For each horizon beyond the first, nearest first, which of these layers it reads, counted from 0, the
-            shallowest. If ``None``, they are shared out evenly, the deepest to the nearest horizons.
-        num_layers: Blocks of each horizon beyond the first; 0 for a norm alone.
-        norm_gain: What the gains of the norm of each horizon start from: the root mean square of the hidden state,
-            where the trunk is trained already (2.2 for SmolLM2-135M), as the output matrix is used to it.
+        num_features: How many inner layers the trunk returns.
+        exits: For each horizon beyond the first, nearest first, the index of the layer that it reads, counted from 0,
+            the shallowest. If ``None``, layers are distributed evenly, the deepest to the nearest horizons.
+        num_layers: Blocks of each horizon beyond the first; 0 for a norm only.
+        norm_gain: Initial gain of the norm of each horizon. For a pretrained trunk, use the root mean square of its
+            hidden states (2.2 for SmolLM2-135M), the scale that its output matrix expects.
 
     Shape:
-        hidden ``(B, T, D)``, features: so many ``(B, T, D)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
+        hidden ``(B, T, D)``, features: ``num_features`` times ``(B, T, D)`` -> horizon 1 ``(B, T, D)``, the others
+        ``(B, P, D)``.
 
     Raises:
         ValueError: If a size is too small, ``exits`` does not name one of the layers for each further horizon, or
@@ -130,7 +131,7 @@ class EarlyExitHeads(LastStateHeads):
         embed: Callable[[Tensor], Tensor] | None = None,
         features: tuple[Float[Tensor, "B T D"], ...] = (),
     ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1."""
+        """Append the announced chunk, and return the states of horizon 1."""
         own = last_hidden_state(self, state)
         self._check(features)
         own.append(torch.cat(features, dim=-1))
@@ -146,7 +147,7 @@ class EarlyExitHeads(LastStateHeads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return the next horizon's blocks of its layer at the last position, whatever the tokens."""
+        """Apply the next horizon's blocks to its layer's output at the last position; ignores ``tokens``."""
         exit_, features = self.exits[depth], last_hidden_state(self, state).last[:, None]
         states: Tensor = self.stacks[depth](features[..., exit_ * self.d_model : (exit_ + 1) * self.d_model])
         return states

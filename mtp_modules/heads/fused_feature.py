@@ -1,4 +1,4 @@
-"""EAGLE-3's heads: one layer that goes on by itself from what several layers of the trunk say."""
+"""EAGLE-3's heads: one autoregressive layer over fused hidden states of several trunk layers."""
 
 from collections.abc import Callable
 
@@ -16,28 +16,29 @@ from mtp_modules.heads.sequential_state import SequentialState
 class FusedFeatureHeads(Heads):
     r"""Draft with one transformer layer that continues a sequence of fused features with its own outputs.
 
-    Horizon 1 is the trunk's hidden state itself. Features of a low, a middle and a high layer are joined by a matrix,
-    :math:`g_t = W [l_t; m_t; h_t]`, and the layer reads the sequence of :math:`[e(x_{t+1}); g_t]`. What it says of
-    position :math:`t` is the state of horizon 2, and takes the place of the unknown feature :math:`g_{t+1}` from which
-    the layer goes on to horizon 3, and so on: the features of the text up to :math:`t`, then its own outputs. Training
-    takes the same steps, so it sees what drafting sees ("training-time test"). Li et al. 2025 (EAGLE-3, arXiv
-    2503.01840), section 3.
+    Horizon 1 is the trunk's hidden state itself. A matrix fuses the features of a low, a middle and a high layer,
+    :math:`g_t = W [l_t; m_t; h_t]`, and the layer reads the sequence of :math:`[e(x_{t+1}); g_t]`. Its output at
+    position :math:`t` is the state of horizon 2. The output also replaces the unknown feature :math:`g_{t+1}` in the
+    input of horizon 3, and so on: the layer reads the features of the text up to :math:`t`, then its own outputs.
+    Training takes the same steps, so it sees the inputs of drafting ("training-time test"). Li et al. 2025 (EAGLE-3,
+    arXiv 2503.01840), section 3.
 
-    Decoding is that of one module of :class:`SequentialHeads` that is repeated, with fused features in the place of the
-    trunk's hidden state.
+    Decoding is that of :class:`SequentialHeads` with one shared module, with fused features instead of the trunk's
+    hidden states.
 
     Args:
-        d_model: Width ``D`` of the trunk's hidden state and features.
-        num_horizons: How many future tokens ``H`` each position is trained to predict; drafting can go on.
+        d_model: Width ``D`` of the trunk's hidden states and features.
+        num_horizons: How many future tokens ``H`` each position is trained to predict; drafting can go further.
         num_heads: Query heads of the layer.
-        num_features: How many inner layers of the trunk are fused: name as many in its ``feature_layers``.
-        num_kv_heads: Key-value heads; as many as query heads if ``None``.
-        ffn_width: Inner width of the feed-forward layer; 8/3 of ``d_model``, up to a multiple of 64, if ``None``.
-        max_positions: Longest sequence.
+        num_features: How many inner layers of the trunk are fused; the trunk's ``feature_layers`` must name as many.
+        num_kv_heads: Key-value heads; ``num_heads`` if ``None``.
+        ffn_width: Inner width of the feed-forward layer; 8/3 of ``d_model``, rounded up to a multiple of 64, if
+            ``None``.
+        max_positions: Maximum sequence length.
         embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
         rope_base: Base of the rotary positions.
-        norm_gain: What the gains of the norm behind the layer start from: the root mean square of the hidden state,
-            where the trunk is trained already (2.2 for SmolLM2-135M), as the output matrix is used to it.
+        norm_gain: Initial gain of the norm after the layer. For a pretrained trunk, use the root mean square of its
+            hidden states (2.2 for SmolLM2-135M), the scale that its output matrix expects.
 
     Shape:
         hidden and features ``(B, T, D)``, future ``(B, T, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others
@@ -102,7 +103,7 @@ class FusedFeatureHeads(Heads):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the fusing matrix with variance 1/fan-in; the layer resets itself."""
+        """Initialise the fusing matrix with variance 1/fan-in; the layer resets itself."""
         if self.num_horizons > 1:
             nn.init.normal_(self.fuse.weight, std=self.fuse.in_features**-0.5)
 
@@ -135,7 +136,7 @@ class FusedFeatureHeads(Heads):
     ) -> tuple[Float[Tensor, "B _ D"], ...]:
         """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`.
 
-        A position sees the fused features up to its own, and behind them the outputs that lead on from it.
+        A position sees the fused features up to its own, followed by the layer's outputs for that position.
         """
         length, device = hidden.shape[1], hidden.device
         within_positions(self, length, self.max_positions, "heads")
@@ -144,28 +145,28 @@ class FusedFeatureHeads(Heads):
         if future is None or future.shape[1] != length:
             given = "none" if future is None else f"those of {future.shape[1]}"
             refuse(
-                self, f"future must hold the tokens ahead of all {length} positions, got {given}; MTPModel passes it."
+                self, f"future must hold the next tokens of all {length} positions, got {given}; MTPModel passes it."
             )
         every = torch.arange(length, device=device).expand(len(hidden), -1)
-        wanted = every if positions is None else positions
+        picked = every if positions is None else positions
         if document_ids is None:
-            mask = (every[:, None] <= wanted[:, :, None])[:, None]
+            mask = (every[:, None] <= picked[:, :, None])[:, None]
         else:
-            mask = at_positions(same_document_keys(document_ids), wanted)[:, None]
+            mask = at_positions(same_document_keys(document_ids), picked)[:, None]
         step, norm = self.drafter.steps[0], self.drafter.norms[0]
         layer, attention, rotary = step.layer, step.layer.attention, self.drafter.rotary
-        ahead = at_positions(future, wanted)
+        picked_future = at_positions(future, picked)
         x = step.join(self._fused(features), future[:, :, 0])
         queries, keys, values = attention.project(layer.attention_norm(x), rotary(None, length, hidden))
         if positions is not None:
-            x = at_positions(x, wanted)
-            queries, _, _ = attention.project(layer.attention_norm(x), rotary(wanted, wanted.shape[1], hidden))
-        own = torch.eye(wanted.shape[1], dtype=torch.bool, device=device).expand(len(hidden), 1, -1, -1)
+            x = at_positions(x, picked)
+            queries, _, _ = attention.project(layer.attention_norm(x), rotary(picked, picked.shape[1], hidden))
+        own = torch.eye(picked.shape[1], dtype=torch.bool, device=device).expand(len(hidden), 1, -1, -1)
         states = [hidden]
         for index in range(self.num_horizons - 1):
             if index:
-                x = step.join(x, ahead[:, :, index])
-                table = rotary(wanted + index, wanted.shape[1], hidden)
+                x = step.join(x, picked_future[:, :, index])
+                table = rotary(picked + index, picked.shape[1], hidden)
                 queries, own_keys, own_values = attention.project(layer.attention_norm(x), table)
                 keys, values = torch.cat((keys, own_keys), dim=2), torch.cat((values, own_values), dim=2)
                 mask = torch.cat((mask, own), dim=3)
@@ -186,9 +187,9 @@ class FusedFeatureHeads(Heads):
             return 0
         step, steps = self.drafter.steps[0], self.num_horizons - 1
         first = 2 * (self.fuse.weight.numel() + step.merge.weight.numel()) * length + step.layer.flops(num_far, length)
-        again = 2 * step.merge.weight.numel() * num_far + step.layer.flops(num_far, num_far)
-        looked_back = 4 * self.d_model * num_far * sum(length + (index - 1) * num_far for index in range(1, steps))
-        return first + (steps - 1) * again + looked_back
+        repeated = 2 * step.merge.weight.numel() * num_far + step.layer.flops(num_far, num_far)
+        attended = 4 * self.d_model * num_far * sum(length + (index - 1) * num_far for index in range(1, steps))
+        return first + (steps - 1) * repeated + attended
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> DecodingState:
         """Make an empty state."""
@@ -203,8 +204,8 @@ class FusedFeatureHeads(Heads):
         embed: Callable[[Tensor], Tensor] | None = None,
         features: tuple[Float[Tensor, "B T D"], ...] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1."""
-        fused = self._fused(features) if isinstance(state, SequentialState) else hidden  # else nobody will draft
+        """Append the announced chunk, and return the states of horizon 1."""
+        fused = self._fused(features) if isinstance(state, SequentialState) else hidden  # unused: for_drafts=False
         self.drafter.read(fused, state, tokens=tokens, embed=embed)
         return hidden
 
@@ -218,5 +219,5 @@ class FusedFeatureHeads(Heads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Run the layer over the token emitted last and all drafts up to each of ``tokens``."""
+        """Run the layer over the last emitted token and all drafts up to each of ``tokens``."""
         return self.drafter.draft_states(tokens, state, depth=depth, before=before, parents=parents, embed=embed)

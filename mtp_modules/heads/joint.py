@@ -1,4 +1,4 @@
-"""A joint law of the tokens ahead: a mixture of laws under which they are independent."""
+"""A joint distribution of the next tokens: a mixture of components under which they are independent."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -15,26 +15,27 @@ from mtp_modules.heads.common import LastStateHeads, last_hidden_state, needed_f
 
 
 class JointHeads(LastStateHeads):
-    r"""Predict the tokens ahead together, by a mixture of ``R`` laws under each of which they are independent.
+    r"""Predict the next tokens jointly, with a mixture of ``R`` components under each of which they are independent.
 
-    Horizon 1 is the trunk's hidden state itself. With the token after it known, the law of those that follow is a
-    tensor of canonical rank ``R``,
+    Horizon 1 is the trunk's hidden state itself. Given the next token :math:`x_1`, the distribution of the tokens after
+    it is a tensor of canonical rank ``R``,
 
     .. math:: q(x_2 \dots x_H \mid h, x_1) = \sum_r \gamma_r(h, x_1) \prod_k P_{r,k}(x_k \mid h)
 
-    where :math:`P_{r,k}` comes from a residual block of the hidden state and the output matrix. Each token is drafted
-    from its exact law given those before: drawing :math:`x_k` multiplies the weights by :math:`P_{r,k}(x_k)`. One
-    component is heads that do not see one another. Basharin et al. 2024 (arXiv 2410.17765), section 3. There the first
-    token is in the mixture too; here verification needs the plain law of it, so it enters the weights instead.
+    where :math:`P_{r,k}` comes from a residual block of the hidden state and the output matrix. Each draft is sampled
+    from its exact distribution given the previous tokens: once :math:`x_k` is sampled, the weights are multiplied by
+    :math:`P_{r,k}(x_k)`. With one component the heads are independent. Basharin et al. 2024 (arXiv 2410.17765), section
+    3. There the first token is part of the mixture; here verification needs its distribution from the trunk alone, so
+    the token enters the weights instead.
 
-    The loss is the exact negative log-likelihood of the joint law; ``MultiTokenLoss(balance=...)`` keeps all components
-    in use.
+    The loss is the exact negative log-likelihood of the joint distribution; ``MultiTokenLoss(balance=...)`` keeps all
+    components in use.
 
     Args:
         d_model: Width ``D`` of the trunk's hidden state.
         num_horizons: How many future tokens ``H`` each position predicts.
-        num_components: Rank ``R`` of the joint law.
-        width: Inner width of what computes the weights; ``d_model`` if ``None``.
+        num_components: Rank ``R`` of the joint distribution.
+        width: Inner width of the network that computes the weights; ``d_model`` if ``None``.
         embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
 
     Shape:
@@ -79,14 +80,14 @@ class JointHeads(LastStateHeads):
         maps = (nn.Linear(d_model, num_components * d_model) for _ in range(num_horizons - 1))
         self.maps = cast("Sequence[nn.Linear]", nn.ModuleList(maps))
         if num_horizons == 1:
-            return  # nothing to draft, so nothing to weigh
+            return  # nothing to draft, so no weights
         self.from_state = nn.Linear(d_model, width)
         self.from_token = nn.Linear(self.embedding_width, width, bias=False)
         self.to_weights = nn.Linear(width, num_components)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start components close to horizon 1 but apart from one another, and weights close to equal."""
+        """Initialise the components close to horizon 1 but different from one another, with nearly equal weights."""
         for linear in self.maps:
             nn.init.normal_(linear.weight, std=0.5 * linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
@@ -134,12 +135,12 @@ class JointHeads(LastStateHeads):
         """Return the operations of components and weights; horizon 1 costs none."""
         if self.num_horizons == 1:
             return 0
-        weighing = sum(layer.weight.numel() for layer in (self.from_state, self.from_token, self.to_weights))
-        return 2 * num_far * (sum(linear.weight.numel() for linear in self.maps) + weighing)
+        weights = sum(layer.weight.numel() for layer in (self.from_state, self.from_token, self.to_weights))
+        return 2 * num_far * (sum(linear.weight.numel() for linear in self.maps) + weights)
 
     @property
     def states_scored(self) -> int:
-        """All components of a horizon are scored."""
+        """One state per component and horizon beyond the first."""
         return self.num_components * (self.num_horizons - 1)
 
     def draft_states(
@@ -152,15 +153,15 @@ class JointHeads(LastStateHeads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Refuse: a mixture is no single state.
+        """Raise an error: a mixture is not a single state.
 
         Raises:
-            ValueError: Always; who searches beams with drafts calls this.
+            ValueError: Always. Beam search with drafts calls this method.
         """
         refuse(
             self,
-            "the law of a draft is a mixture, which no single state gives, so beam search cannot use these drafts; "
-            "take BeamDecoder, or call draft_step.",
+            "a draft's distribution is a mixture, not that of a single state, so beam search cannot use these drafts; "
+            "use BeamDecoder, or call draft_step.",
         )
 
     def draft_step(
@@ -174,12 +175,12 @@ class JointHeads(LastStateHeads):
         embed: Callable[[Tensor], Tensor],
         unembed: Callable[[Tensor, int], Tensor],
     ) -> tuple[Float[Tensor, "B N R"], Float[Tensor, "B N V"]]:
-        """Return the weights after each of ``tokens``, as logarithms, and the logarithm of the mixture's law."""
+        """Return the log weights after each of ``tokens``, and the log probabilities of the mixture."""
         own = last_hidden_state(self, state)
         if before is None:
             log_weights = self._log_weights(own.last[:, None], embed(tokens))
         else:
-            seen = own.walk.gather(2, tokens[:, None].expand(-1, self.num_components, -1)).transpose(1, 2)
-            log_weights = (at_positions(before, parents) + seen).log_softmax(dim=-1)
-        own.walk = log_laws = unembed(self._components(depth, own.last), depth + 1).log_softmax(dim=-1)
-        return log_weights, (log_weights[..., None] + log_laws[:, None]).logsumexp(dim=2)
+            chosen = own.scratch.gather(2, tokens[:, None].expand(-1, self.num_components, -1)).transpose(1, 2)
+            log_weights = (at_positions(before, parents) + chosen).log_softmax(dim=-1)
+        own.scratch = log_probs = unembed(self._components(depth, own.last), depth + 1).log_softmax(dim=-1)
+        return log_weights, (log_weights[..., None] + log_probs[:, None]).logsumexp(dim=2)

@@ -1,4 +1,4 @@
-"""Heads without memory of one another: a linear map each."""
+"""Independent heads: one linear map per horizon."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -21,14 +21,14 @@ class LinearHeads(LastStateHeads):
     Args:
         d_model: Width ``D`` of the trunk's hidden state.
         num_horizons: How many future tokens ``H`` each position predicts.
-        stride: From each horizon to the next: 1 for 1 .. H, 2 for 1, 3, 5 and so on (L-MTP, arXiv 2505.17505). Drafts
-            between come from the positions before, whose horizons reach there.
+        stride: Distance from each horizon to the next: 1 for 1 .. H, 2 for 1, 3, 5 and so on (L-MTP, arXiv 2505.17505).
+            Drafts between two horizons come from earlier positions, whose horizons reach those tokens.
 
     Shape:
-        hidden ``(B, T, D)`` -> one ``(B, T, D)`` state a horizon.
+        hidden ``(B, T, D)`` -> one ``(B, T, D)`` state per horizon.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If an argument is below 1.
 
     Example:
         >>> import torch
@@ -48,7 +48,7 @@ class LinearHeads(LastStateHeads):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start from random rotations, which keep the hidden state's scale."""
+        """Initialise with random orthogonal matrices, which keep the hidden state's scale."""
         for linear in self.maps:
             nn.init.orthogonal_(linear.weight)
 
@@ -74,11 +74,11 @@ class LinearHeads(LastStateHeads):
     def first(
         self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Return horizon 1's map of every position."""
+        """Apply horizon 1's map at every position."""
         return self.maps[0](hidden)
 
     def flops(self, length: int, num_far: int) -> int:
-        """Return the operations of one square map a horizon."""
+        """Return the operations of one square map per horizon."""
         return 2 * self.d_model**2 * (length + (len(self.maps) - 1) * num_far)
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> LastHiddenState:
@@ -95,6 +95,6 @@ class LinearHeads(LastStateHeads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return a horizon's map of the last hidden state, or of one before where it leaps, whatever the tokens."""
+        """Apply a horizon's map to the last hidden state, or to an earlier one if it leaps; ignores ``tokens``."""
         index, back = horizon_of_draft(self.horizons, depth)
         return self.maps[index](last_hidden_state(self, state).back(back))[:, None]

@@ -1,4 +1,4 @@
-"""The founding paper's heads: one transformer layer each."""
+"""The heads of Gloeckle et al. 2024: one transformer layer per horizon."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -17,11 +17,11 @@ from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, Transformer
 
 
 class ParallelState(DecodingState):
-    """Keys and values of every head's layer, and what drafts start from at each row's last token.
+    """The KV cache of every head's layer, and the states at each row's last token from which the heads draft.
 
     Args:
-        keys_values: One layer a head.
-        hidden: The trunk's state at the last token, or those of all horizons where layers follow one another.
+        keys_values: One layer per head.
+        hidden: The trunk's hidden state at the last token; for chained layers, the states of all horizons there.
     """
 
     def __init__(self, keys_values: KeyValueState, hidden: LastHiddenState) -> None:
@@ -35,7 +35,7 @@ class ParallelState(DecodingState):
         self.hidden.begin(chunk)
 
     def dynamic_axes(self) -> list[tuple[Tensor, int]]:
-        """Return what keys and values say."""
+        """Return the axes of the KV cache."""
         return self.keys_values.dynamic_axes()
 
     def for_graphs(self, memory: StaticMemory | None = None) -> None:
@@ -43,7 +43,7 @@ class ParallelState(DecodingState):
         self.keys_values.for_graphs(memory)
 
     def prepare_drafts(self) -> None:
-        """Place, once a round, what the queries of drafts attend to."""
+        """Compute, once per round, what the queries of drafts attend to."""
         self.keys_values.prepare_drafts()
 
     def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
@@ -58,7 +58,7 @@ class ParallelState(DecodingState):
         self.lengths = self.keys_values.lengths
 
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only."""
+        """Keep some of the rows only."""
         self.keys_values.select(rows)
         self.hidden.select(rows)
         self.lengths = self.keys_values.lengths
@@ -67,20 +67,20 @@ class ParallelState(DecodingState):
 class ParallelHeads(Heads):
     """Predict every horizon with its own transformer layer on the trunk's hidden state, then one shared norm.
 
-    Gloeckle et al. 2024 (arXiv 2404.19737), section 2. For the paper's exact arrangement give the trunk
-    ``final_norm: false`` and as many layers fewer as there are extra heads.
+    Gloeckle et al. 2024 (arXiv 2404.19737), section 2. For the paper's exact architecture, set the trunk's
+    ``final_norm: false`` and give it one layer less for each extra head.
 
     Args:
         d_model: Width ``D`` of the trunk's hidden state.
         num_horizons: How many future tokens ``H`` each position predicts.
-        num_heads: Query heads of a layer.
-        num_kv_heads: Key-value heads; as many as query heads if ``None``.
+        num_heads: Query heads per layer.
+        num_kv_heads: Key-value heads; ``num_heads`` if ``None``.
         ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model`` if ``None``.
-        max_positions: Longest sequence.
+        max_positions: Maximum sequence length.
         rope_base: Base of the rotary positions.
         norm_eps: Added to the mean square in every norm.
-        stride: From each horizon to the next: 1 for 1 .. H, 2 for 1, 3, 5 and so on (L-MTP, arXiv 2505.17505). Drafts
-            between come from the positions before, whose horizons reach there.
+        stride: Distance from each horizon to the next: 1 for 1 .. H, 2 for 1, 3, 5 and so on (L-MTP, arXiv 2505.17505).
+            Drafts between two horizons come from earlier positions, whose horizons reach those tokens.
 
     Shape:
         hidden ``(B, T, D)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -135,7 +135,7 @@ class ParallelHeads(Heads):
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
-        """The layers, one a head."""
+        """The layers, one per head."""
         return tuple(self.layers)
 
     def forward(
@@ -167,13 +167,13 @@ class ParallelHeads(Heads):
     def first(
         self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Return horizon 1's layer of every position."""
+        """Return the output of horizon 1's layer at every position."""
         within_positions(self, hidden.shape[1], self.max_positions, "heads")
         mask = None if document_ids is None else same_document_keys(document_ids)[:, None]
         return self.norm(self.layers[0](hidden, self.rotary(None, hidden.shape[1], hidden), mask))
 
     def flops(self, length: int, num_far: int) -> int:
-        """Return the operations of one layer a horizon; all of them take keys and values from every position."""
+        """Return the operations of one layer per horizon; all of them compute keys and values at every position."""
         near, *far = self.layers
         return near.flops(length, length) + sum(layer.flops(num_far, length) for layer in far if num_far)
 
@@ -184,7 +184,7 @@ class ParallelHeads(Heads):
             batch_size,
             capacity,
             num_layers=len(self.layers) if for_drafts else 1,
-            num_kv_heads=attention.held_kv_heads,
+            num_kv_heads=attention.local_kv_heads,
             head_dim=attention.head_dim,
             like=self.norm.weight,
             max_positions=self.max_positions,
@@ -199,9 +199,9 @@ class ParallelHeads(Heads):
         tokens: Int[Tensor, "B T"] | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1.
+        """Append the announced chunk, and return the states of horizon 1.
 
-        Heads beyond the first keep keys and values of the whole chunk, but are read out only where they draft.
+        Heads beyond the first cache keys and values of the whole chunk, but compute outputs only when they draft.
         """
         keys_values = self._own(state).keys_values
         table = self.rotary(keys_values.positions, hidden.shape[1], hidden)
@@ -222,7 +222,7 @@ class ParallelHeads(Heads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return a horizon's state at the last position, or at one before where it leaps, whatever the tokens."""
+        """Return a horizon's state at the last position, or at an earlier one if it leaps; ignores ``tokens``."""
         index, back = horizon_of_draft(self.horizons, depth)
         own, layer = self._own(state), self.layers[index]
         hidden = own.hidden.back(back)[:, None]

@@ -1,4 +1,4 @@
-"""Token-conditioned heads: one small recurrent step, shared by all horizons."""
+"""Token-conditioned heads: one small recurrent step that all horizons share."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,13 @@ from mtp_modules.layers.transformer import RMSNorm
 
 
 class RecurrentHeads(LastStateHeads):
-    r"""Walk from each horizon to the next with one shared step that reads the token in between.
+    r"""Compute each horizon from the previous one with a shared step that reads the token in between.
 
-    Horizon 1 is the trunk's hidden state itself, so the next-token model is the plain one. From there
+    Horizon 1 is the trunk's hidden state itself, so the next-token model is unchanged. From there
 
     .. math:: s_{h+1} = \mathrm{norm}(s_h + W_o \, \mathrm{silu}(W_s \, s_h + W_e \, e(x_{t+h}) + b_h))
 
-    where :math:`x_{t+h}` is the true token in training and the token drafted before in decoding. Conditioning drafts on
+    where :math:`x_{t+h}` is the true token in training and the previous draft in decoding. Conditioning drafts on
     drafts follows Hydra (Ankner et al. 2024, arXiv 2402.05109); sharing the step follows the recurrent drafter
     (Zhang et al. 2024, arXiv 2403.09919).
 
@@ -30,8 +30,8 @@ class RecurrentHeads(LastStateHeads):
         num_horizons: How many future tokens ``H`` each position predicts.
         width: Inner width of the step; ``d_model`` if ``None``.
         embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
-        norm_gain: What the gains of the norm behind the step start from: the root mean square of the hidden state,
-            where the trunk is trained already (2.2 for SmolLM2-135M), as the output matrix is used to it.
+        norm_gain: Initial gain of the norm after the step. For a pretrained trunk, use the root mean square of its
+            hidden states (2.2 for SmolLM2-135M), the scale that its output matrix expects.
 
     Shape:
         hidden ``(B, T, D)``, future ``(B, P, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -68,7 +68,7 @@ class RecurrentHeads(LastStateHeads):
         at_least(self, "width", width, 1)
         at_least(self, "embedding_width", self.embedding_width, 1)
         if num_horizons == 1:
-            return  # nothing to walk, so nothing to train
+            return  # no step, so no parameters
         self.from_state = nn.Linear(d_model, width, bias=False)
         self.from_token = nn.Linear(self.embedding_width, width, bias=False)
         self.depth_bias = nn.Parameter(torch.zeros(num_horizons - 1, width))
@@ -77,7 +77,7 @@ class RecurrentHeads(LastStateHeads):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the matrices with variance 1/fan-in, and let the step start small."""
+        """Initialise the matrices with variance 1/fan-in, the output matrix smaller."""
         if self.num_horizons == 1:
             return
         nn.init.normal_(self.from_state.weight, std=self.from_state.in_features**-0.5)
@@ -95,9 +95,9 @@ class RecurrentHeads(LastStateHeads):
         """Any number: the step can be repeated."""
         return None if self.num_horizons > 1 else 0
 
-    def _step(self, walked: Float[Tensor, "*N D"], token: Float[Tensor, "*N E"], depth: int) -> Float[Tensor, "*N D"]:
-        inner = self.from_state(walked) + F.linear(token, self.from_token.weight, self.depth_bias[depth])
-        return self.norm(walked + self.out(F.silu(inner)))
+    def _step(self, state: Float[Tensor, "*N D"], token: Float[Tensor, "*N E"], depth: int) -> Float[Tensor, "*N D"]:
+        inner = self.from_state(state) + F.linear(token, self.from_token.weight, self.depth_bias[depth])
+        return self.norm(state + self.out(F.silu(inner)))
 
     def forward(
         self,
@@ -113,15 +113,15 @@ class RecurrentHeads(LastStateHeads):
             return (hidden,)
         future = needed_future(self, future)
         far = hidden if far_hidden is None else far_hidden
-        walked = far if positions is None else at_positions(far, positions)
+        state = far if positions is None else at_positions(far, positions)
         states = [hidden]
         for depth, token in enumerate(future.unbind(dim=2)):
-            walked = self._step(walked, token, depth)
-            states.append(walked)
+            state = self._step(state, token, depth)
+            states.append(state)
         return tuple(states)
 
     def flops(self, length: int, num_far: int) -> int:
-        """Return the operations of one step a horizon beyond the first; horizon 1 costs none."""
+        """Return the operations of one step per horizon beyond the first; horizon 1 costs none."""
         if self.num_horizons == 1:
             return 0
         step = sum(layer.weight.numel() for layer in (self.from_state, self.from_token, self.out))
@@ -137,9 +137,9 @@ class RecurrentHeads(LastStateHeads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Take a step from each token; beyond ``H``, repeat the last one."""
+        """Take one step with each token; beyond ``H``, repeat the last step."""
         if before is None:
-            walked = last_hidden_state(self, state).last[:, None]
+            previous = last_hidden_state(self, state).last[:, None]
         else:
-            walked = before if tokens.shape[1] == 1 else at_positions(before, parents)
-        return self._step(walked, embed(tokens), min(depth, self.num_horizons - 2))
+            previous = before if tokens.shape[1] == 1 else at_positions(before, parents)
+        return self._step(previous, embed(tokens), min(depth, self.num_horizons - 2))

@@ -1,4 +1,4 @@
-"""Medusa's heads: a few residual blocks a horizon, which start as the identity."""
+"""Medusa's heads: a few residual blocks per horizon, which start as the identity."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -27,32 +27,32 @@ class ResidualBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set matrix and bias to 0; the slope of ``silu`` there is 1/2, so both learn from the first step on."""
+        """Set matrix and bias to 0; the slope of ``silu`` at 0 is 1/2, so both get a gradient from the first step."""
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        """Transform ``(..., D)``."""
+        """Transform states ``(..., D)``."""
         return x + F.silu(self.linear(x))
 
 
 class ResidualHeads(LastStateHeads):
     r"""Predict each further horizon with residual blocks of its own on the trunk's hidden state.
 
-    Horizon 1 is the trunk's hidden state itself, so the next-token model is the plain one. Each block computes
+    Horizon 1 is the trunk's hidden state itself, so the next-token model is unchanged. Each block computes
 
     .. math:: x + \mathrm{silu}(W x + b)
 
-    with :math:`W = 0` and :math:`b = 0` at the start, when every horizon says what horizon 1 does. Cai et al. 2024
-    (Medusa, arXiv 2401.10774), section 2.1; the output matrices of their own that the paper gives its heads are
+    with :math:`W = 0` and :math:`b = 0` at the start, so that every horizon first predicts what horizon 1 predicts.
+    Cai et al. 2024 (Medusa, arXiv 2401.10774), section 2.1. There each head has an output matrix of its own:
     ``MTPModel(own_unembeddings=True)``.
 
     Args:
         d_model: Width ``D`` of the trunk's hidden state.
         num_horizons: How many future tokens ``H`` each position predicts.
         num_layers: Blocks of each horizon beyond the first.
-        stride: From each horizon to the next: 1 for 1 .. H, 2 for 1, 3, 5 and so on (L-MTP, arXiv 2505.17505). Drafts
-            between come from the positions before, whose horizons reach there.
+        stride: Distance from each horizon to the next: 1 for 1 .. H, 2 for 1, 3, 5 and so on (L-MTP, arXiv 2505.17505).
+            Drafts between two horizons come from earlier positions, whose horizons reach those tokens.
 
     Shape:
         hidden ``(B, T, D)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
@@ -114,7 +114,7 @@ class ResidualHeads(LastStateHeads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Return a horizon's blocks of the last hidden state, or of one before where it leaps, whatever the tokens."""
+        """Apply a horizon's blocks to the last hidden state, or to an earlier one if it leaps; ignores ``tokens``."""
         index, back = horizon_of_draft(self.horizons, depth)
         states: Tensor = self.stacks[index - 1](last_hidden_state(self, state).back(back)[:, None])
         return states

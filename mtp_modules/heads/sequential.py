@@ -1,4 +1,4 @@
-"""DeepSeek-V3's heads: modules one after the other, each of which reads one token more."""
+"""DeepSeek-V3's heads: a chain of modules, each of which reads one more token."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -12,53 +12,53 @@ from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
 from mtp_modules.heads.common import needed_future, picked_rows
 from mtp_modules.heads.sequential_module import SequentialModule
-from mtp_modules.heads.sequential_state import SequentialState, Walk
+from mtp_modules.heads.sequential_state import DraftPath, SequentialState
 from mtp_modules.layers.cache import KeyValueState
 from mtp_modules.layers.last_hidden import LastHiddenState
 from mtp_modules.layers.transformer import RMSNorm, RotaryPositions
 
 
 class SequentialHeads(Heads):
-    r"""Let a module a horizon read one token more, keeping the whole chain of causes at every depth.
+    r"""Predict each further horizon with a module that reads one more token, a complete causal chain at every depth.
 
     Horizon 1 is the trunk's hidden state :math:`h^0_t` itself. Module :math:`k` reads the token :math:`k` ahead,
 
     .. math:: h^k_{1:T} = \mathrm{Layer}_k(M_k [\mathrm{norm}(e(x_{t+k})); \mathrm{norm}(h^{k-1}_t)])_{t=1:T}
 
-    and :math:`\mathrm{norm}(h^k_t)` is the state of horizon :math:`k + 1`. Training uses the true tokens,
-    decoding those drafted before. DeepSeek-AI 2024 (arXiv 2412.19437), section 2.2. With ``shared`` one
-    module is applied again and again (FastMTP, Cai et al. 2025, arXiv 2509.18362), and drafting can go on beyond the
-    horizons.
+    and :math:`\mathrm{norm}(h^k_t)` is the state of horizon :math:`k + 1`. Training uses the true tokens, decoding
+    the previous drafts. DeepSeek-AI 2024 (arXiv 2412.19437), section 2.2. With ``shared`` a single module is applied
+    repeatedly (FastMTP, Cai et al. 2025, arXiv 2509.18362), and the heads can draft beyond their horizons.
 
-    Modules attend to what they said of every position before, so where training wants some positions only, all modules
-    but the last still compute all of them.
+    Modules attend to their own outputs at all earlier positions. So even if only some positions are trained, all
+    modules but the last compute every position.
 
     Args:
         d_model: Width ``D`` of the trunk's hidden state.
         num_horizons: How many future tokens ``H`` each position predicts.
-        num_heads: Query heads of a layer.
-        num_kv_heads: Key-value heads; as many as query heads if ``None``.
-        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model``, up to a multiple of 64, if ``None``.
-        max_positions: Longest sequence.
+        num_heads: Query heads per layer.
+        num_kv_heads: Key-value heads; ``num_heads`` if ``None``.
+        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model``, rounded up to a multiple of 64, if
+            ``None``.
+        max_positions: Maximum sequence length.
         embedding_width: Width of the trunk's token embedding; ``d_model`` if ``None``.
         shared: Use the same module, norm included, for all horizons.
-        shared_norm: Use the same norm behind all modules, as Qwen3-Next does; DeepSeek-V3 has one a module.
-        chain_norm: Give the next module the state behind that norm (Qwen3-Next), not the one before it, as in the
+        shared_norm: Use the same norm after all modules, as Qwen3-Next does; DeepSeek-V3 has one per module.
+        chain_norm: Pass the state after that norm to the next module (Qwen3-Next), not the one before it, as in the
             paper. Readers of DeepSeek-V3's own checkpoints disagree about it.
         embedding_first: Whether matrix ``M`` has the embedding's columns first (DeepSeek-V3, GLM, Qwen3-Next), or the
             state's (MiMo).
         rope_base: Base of the rotary positions.
-        qk_norm: Normalise every query and key before it is rotated, as Qwen3 does.
+        qk_norm: Normalise every query and key before its rotation, as Qwen3 does.
         norm_eps: Added to the mean square in every norm.
-        norm_gain: What the gains of the norm behind a module start from: the root mean square of the hidden state,
-            where the trunk is trained already (2.2 for SmolLM2-135M), as the output matrix is used to it.
+        norm_gain: Initial gain of the norm after each module. For a pretrained trunk, use the root mean square of its
+            hidden states (2.2 for SmolLM2-135M), the scale that its output matrix expects.
 
     Shape:
         hidden ``(B, T, D)``, future ``(B, T, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others ``(B, P, D)``.
 
     Raises:
-        ValueError: If a size is below 1 or does not divide, ``future`` is missing or not there for every position, or a
-            sequence is longer than ``max_positions``.
+        ValueError: If a size is below 1 or does not divide, ``future`` is missing or does not cover every position, or
+            a sequence is longer than ``max_positions``.
 
     Example:
         >>> heads = SequentialHeads(d_model=32, num_horizons=3, num_heads=4, max_positions=64)
@@ -101,7 +101,7 @@ class SequentialHeads(Heads):
             at_least(self, name, value, 1)
         self.d_model, self.num_horizons, self.max_positions = d_model, num_horizons, max_positions
         self.shared, self.chain_norm = shared, chain_norm
-        # Drafts that the last position leads to lie in slots behind it.
+        # Drafts from the last position lie in the slots after it.
         self.rotary = RotaryPositions(d_model // num_heads, max_positions + num_horizons, base=rope_base)
         count = min(1, num_horizons - 1) if shared else num_horizons - 1
         modules = (
@@ -128,7 +128,7 @@ class SequentialHeads(Heads):
 
     @property
     def max_drafts(self) -> int | None:
-        """One a module; any number if it is shared, for then it can be repeated."""
+        """One per module; any number if the module is shared, because it can be repeated."""
         return None if self.shared and self.num_horizons > 1 else self.num_horizons - 1
 
     @property
@@ -140,7 +140,7 @@ class SequentialHeads(Heads):
         return self.steps[min(index, len(self.steps) - 1)]
 
     def _out(self, index: int, chain: Float[Tensor, "*N D"]) -> tuple[Float[Tensor, "*N D"], Float[Tensor, "*N D"]]:
-        """Return the horizon's state and what the next module is given."""
+        """Return the horizon's state and the input of the next module."""
         state: Tensor = self.norms[min(index, len(self.norms) - 1)](chain)
         return state, state if self.chain_norm else chain
 
@@ -162,8 +162,8 @@ class SequentialHeads(Heads):
         if future.shape[1] != length:
             refuse(
                 self,
-                f"future holds the tokens ahead of {future.shape[1]} positions, but the modules attend to all of them; "
-                f"pass it for all {length}, whatever positions are wanted.",
+                f"future holds the next tokens of {future.shape[1]} positions, but the modules attend to all of them; "
+                f"pass it for all {length} positions, even if only some are trained.",
             )
         chain = hidden if far_hidden is None else far_hidden
         table = self.rotary(None, length, hidden)
@@ -183,7 +183,7 @@ class SequentialHeads(Heads):
     def _picked(
         self, positions: Int[Tensor, "B P"], seen: Tensor | None, like: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Return what positions may look at, the positions and their rotations."""
+        """Return the attention mask of some positions, the positions and their rotations."""
         rows = picked_rows(positions, seen, like.shape[1])
         return rows, positions, self.rotary(positions, positions.shape[1], like)
 
@@ -194,7 +194,7 @@ class SequentialHeads(Heads):
         return hidden
 
     def flops(self, length: int, num_far: int) -> int:
-        """Return the operations of the modules, of which only the last leaves positions out; horizon 1 costs none."""
+        """Return the operations of the modules, of which only the last can skip positions; horizon 1 costs none."""
         count, total = self.num_horizons - 1 if num_far else 0, 0
         for index in range(count):
             step = self._step(index)
@@ -212,7 +212,7 @@ class SequentialHeads(Heads):
             batch_size,
             capacity,
             num_layers=self.num_horizons - 1,
-            num_kv_heads=attention.held_kv_heads,
+            num_kv_heads=attention.local_kv_heads,
             head_dim=attention.head_dim,
             like=self.steps[0].state_norm.weight,
             max_positions=self.max_positions,
@@ -227,7 +227,7 @@ class SequentialHeads(Heads):
         tokens: Int[Tensor, "B T"] | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Append a chunk that the state was told of, and return the states of horizon 1."""
+        """Append the announced chunk, and return the states of horizon 1."""
         own = self._own(state)
         if isinstance(own, LastHiddenState):
             own.append(hidden)
@@ -243,11 +243,11 @@ class SequentialHeads(Heads):
             x = step.join(own.before_each(index, passed[-1]), embedded)
             queries, keys, values = attention.project(step.layer.attention_norm(x), table)
             keys, values, mask = own.append(index, keys, values, attention.groups)
-            if index < own.num_modules - 1:  # nobody asks what the last module says of these
+            if index < own.num_modules - 1:  # nothing reads the last module's output for a chunk
                 x = x + attention.attend(queries, keys, values, mask)
                 passed.append(self._out(index, x + step.layer.ffn(step.layer.ffn_norm(x)))[1])
         own.hidden.append(torch.cat(passed, dim=-1))
-        own.walk = None
+        own.path = None
         return hidden
 
     def draft_states(
@@ -260,10 +260,10 @@ class SequentialHeads(Heads):
         parents: Int[Tensor, "B N"],
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B _ D"]:
-        """Run the next module over the token emitted last and all drafts up to each of ``tokens``.
+        """Run the next module over the last emitted token and all drafts up to each of ``tokens``.
 
-        Its keys for the last committed positions hang on tokens that are only now known or guessed. Beyond ``H``, the
-        last module is given what it said itself.
+        Its keys for the last committed positions depend on these tokens, so they are computed here. Beyond ``H``, the
+        last module reads its own outputs.
         """
         own = self._own(state)
         if not isinstance(own, SequentialState):
@@ -272,24 +272,24 @@ class SequentialHeads(Heads):
         step, embedded = self._step(index), embed(tokens)[:, :, None]
         first = own.last(index, self.d_model)[:, None, None]
         if depth == 0:
-            inputs, behind = first, embedded
+            inputs, embeddings = first, embedded
         else:
-            assert own.walk is not None
-            walk = own.walk.of(parents)
-            behind = torch.cat((walk.tokens, embedded), dim=2)
+            assert own.path is not None
+            path = own.path.of(parents)
+            embeddings = torch.cat((path.tokens, embedded), dim=2)
             if depth == index:
-                inputs = torch.cat((first.expand(-1, num, -1, -1), walk.outputs), dim=2)
+                inputs = torch.cat((first.expand(-1, num, -1, -1), path.outputs), dim=2)
             else:
-                inputs = torch.cat((walk.inputs, walk.outputs[:, :, -1:]), dim=2)
+                inputs = torch.cat((path.inputs, path.outputs[:, :, -1:]), dim=2)
         layer, attention = step.layer, step.layer.attention
-        x = step.join(inputs, behind).flatten(1, 2)
+        x = step.join(inputs, embeddings).flatten(1, 2)
         table = self.rotary(own.positions_of_drafts(depth + 1, num), x.shape[1], x)
         queries, keys, values = attention.project(layer.attention_norm(x), table)
-        keys, values, mask = own.behind(index, keys, values, num)
+        keys, values, mask = own.with_drafts(index, keys, values, num)
         x = x + attention.attend(queries, keys, values, attention.folded(mask))
         x = (x + layer.ffn(layer.ffn_norm(x))).view(batch, num, depth + 1, -1)
         state_of_each, passed = self._out(index, x)
-        own.walk = Walk(inputs, behind, passed)
+        own.path = DraftPath(inputs, embeddings, passed)
         return state_of_each[:, :, -1]
 
     def _own(self, state: DecodingState) -> SequentialState | LastHiddenState:

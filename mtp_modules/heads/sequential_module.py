@@ -9,14 +9,14 @@ from mtp_modules.layers.transformer import RMSNorm, TransformerLayer
 
 
 class SequentialModule(nn.Module):
-    """Join a state with the embedding of a token ahead, and read the sequence of both with a transformer layer.
+    """Project the concatenation of a state and the embedding of a future token, then apply a transformer layer.
 
     Args:
         d_model: Width ``D`` of a state.
         embedding_width: Width ``E`` of an embedding.
-        embedding_first: Whether the joining matrix has the embedding's columns before the state's.
+        embedding_first: Whether the projection has the embedding's columns before the state's.
         num_heads: Query heads.
-        num_kv_heads: Key-value heads; as many as query heads if ``None``.
+        num_kv_heads: Key-value heads; ``num_heads`` if ``None``.
         ffn_width: Inner width of the feed-forward layer.
         qk_norm: Normalise queries and keys.
         norm_eps: Added to the mean square in every norm.
@@ -49,15 +49,15 @@ class SequentialModule(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the joining matrix with variance 1/fan-in; the other parts reset themselves."""
+        """Initialise the projection with variance 1/fan-in; the other parts reset themselves."""
         nn.init.normal_(self.merge.weight, std=self.merge.in_features**-0.5)
 
     def join(self, states: Float[Tensor, "*N D"], tokens: Float[Tensor, "*N E"]) -> Float[Tensor, "*N D"]:
         """Return the layer's input.
 
         Args:
-            states: What the chain says up to here.
-            tokens: Embedding of the token ahead of each.
+            states: Output of the previous module, or of the trunk.
+            tokens: Embedding of the future token of each state.
         """
         state, token = self.state_norm(states), self.token_norm(tokens)
         joined: Tensor = self.merge(torch.cat((token, state) if self.embedding_first else (state, token), dim=-1))
@@ -72,17 +72,17 @@ class SequentialModule(nn.Module):
         positions: Int[Tensor, "B P"] | None = None,
         picked_table: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B _ D"]:
-        """Read whole sequences; see :meth:`TransformerLayer.forward`.
+        """Process whole sequences; see :meth:`TransformerLayer.forward`.
 
         Args:
-            states: What the chain says up to here.
-            tokens: Embedding of the token ahead of each.
+            states: Output of the previous module, or of the trunk.
+            tokens: Embedding of the future token of each state.
             table: Rotations of the positions.
-            mask: True where a query may look; ``None`` for plainly causal.
-            positions: Where the output is wanted; everywhere if ``None``.
-            picked_table: Their rotations.
+            mask: True where a query attends; ``None`` for the causal mask.
+            positions: Positions of the output; all if ``None``.
+            picked_table: Rotations of ``positions``.
         """
         x = self.join(states, tokens)
         picked = None if positions is None else at_positions(x, positions)
-        read: Tensor = self.layer(x, table, mask, picked, picked_table)
-        return read
+        output: Tensor = self.layer(x, table, mask, picked, picked_table)
+        return output

@@ -1,9 +1,10 @@
-"""What sequential heads remember while decoding.
+"""The decoding state of sequential heads.
 
-The module for horizon ``k + 1`` reads, at position ``t``, the token at ``t + k``. Here its keys and values stand in the
-*slot* of that token, ``t + k``, so that those of all modules are appended, kept and taken back together with the
-tokens, in chains and trees alike. Rotations only know differences of positions, so slots may stand for positions. The
-first ``k`` slots of a text belong to no position of that module; nothing that has a position ever looks at them.
+The module for horizon ``k + 1`` reads, at position ``t``, the token at ``t + k``. Its keys and values are stored in the
+cache *slot* of that token, ``t + k``. So the entries of all modules are appended, committed and rolled back together
+with the tokens, in chains and in trees. Rotary embeddings depend on differences of positions only, so slots can serve
+as positions. The first ``k`` slots of a text belong to no position of that module, and no valid position attends to
+them.
 """
 
 from typing import NamedTuple
@@ -18,64 +19,64 @@ from mtp_modules.layers.cache import KeyValueState
 from mtp_modules.layers.last_hidden import LastHiddenState
 
 
-class Walk(NamedTuple):
-    """What the modules have computed of drafts, from the slot of the token emitted last on; never kept.
+class DraftPath(NamedTuple):
+    """Intermediate results along the path of each draft, from the last emitted token on; never committed.
 
     Attributes:
-        inputs: ``(B, N, S, D)``, the states that the last module was given.
-        tokens: ``(B, N, S, E)``, embeddings of the token emitted last and of the drafts.
-        outputs: ``(B, N, S, D)``, the states that it passes on.
+        inputs: ``(B, N, S, D)``, the states that the last module has read.
+        tokens: ``(B, N, S, E)``, embeddings of the last emitted token and of the drafts.
+        outputs: ``(B, N, S, D)``, the states that the last module passes on.
     """
 
     inputs: Float[Tensor, "B N S D"]
     tokens: Float[Tensor, "B N S E"]
     outputs: Float[Tensor, "B N S D"]
 
-    def of(self, parents: Int[Tensor, "B N"]) -> "Walk":
-        """Return what lies behind each of several drafts.
+    def of(self, parents: Int[Tensor, "B N"]) -> "DraftPath":
+        """Return the paths of the parents of several drafts.
 
         Args:
-            parents: Which of the drafts before each one follows.
+            parents: Index of each draft's parent among the previous drafts.
         """
         if self.inputs.shape[1] == parents.shape[1] == 1:
             return self
-        return Walk(*(at_positions(part, parents) for part in self))
+        return DraftPath(*(at_positions(part, parents) for part in self))
 
 
 class SequentialState(DecodingState):
-    """Keys and values of every module, and what each module is given next, at each row's last token.
+    """The KV cache of every module, and the next input of each module at each row's last token.
 
-    Drafts write nothing here. A chunk that is read gives every module as many exact keys as it has tokens, whoever
-    drafted them.
+    Drafting writes nothing here. A chunk that is read adds one exact cache entry per token to every module, whatever
+    drafted the token.
 
     Args:
-        keys_values: One layer a module.
-        hidden: The trunk's state at the last token, and behind it those that all modules but the last pass on.
+        keys_values: One layer per module.
+        hidden: The trunk's hidden state at the last token, then the outputs there of all modules but the last.
     """
 
     def __init__(self, keys_values: KeyValueState, hidden: LastHiddenState) -> None:
         self.keys_values = keys_values
         self.hidden = hidden
         self.lengths = keys_values.lengths
-        self.walk: Walk | None = None
+        self.path: DraftPath | None = None
         self._early: list[Bool[Tensor, "B 1 C S"] | None] = []
         self._all_begun: bool | None = None
 
     @property
     def num_modules(self) -> int:
-        """How many modules there are."""
+        """Number of modules."""
         return self.keys_values.num_layers
 
     def begin(self, chunk: int) -> None:
-        """Announce a chunk, and find which slots at the start of the texts the modules must not look at."""
+        """Announce a chunk, and mask the slots at the start of the texts that belong to no position of a module."""
         self.keys_values.begin(chunk)
         self.hidden.begin(chunk)
         self._early = [self._early_mask(module + 1, chunk) for module in range(self.num_modules)]
 
     def _early_mask(self, first: int, chunk: int) -> Bool[Tensor, "B 1 C S"] | None:
-        """Return what a module may look at whose positions begin in slot ``first``; ``None`` where all rows have it.
+        """Return the mask of a module whose positions begin in slot ``first``; ``None`` if every row has reached it.
 
-        A slot before the first sees itself, so that its numbers, which nobody uses, are numbers.
+        A slot before ``first`` sees itself, so that its output, which nothing reads, is not NaN.
         """
         if min(self.lengths) >= first:
             return None
@@ -89,7 +90,7 @@ class SequentialState(DecodingState):
         return allowed[:, None] if seen is None else allowed[:, None] & seen
 
     def dynamic_axes(self) -> list[tuple[Tensor, int]]:
-        """Return what keys and values say, and the masks at the start of a text."""
+        """Return the axes of the KV cache, and those of the masks at the start of a text."""
         return [*self.keys_values.dynamic_axes(), *((mask, 3) for mask in self._early if mask is not None)]
 
     def for_graphs(self, memory: StaticMemory | None = None) -> None:
@@ -97,7 +98,7 @@ class SequentialState(DecodingState):
         self.keys_values.for_graphs(memory)
 
     def prepare_drafts(self) -> None:
-        """Place, once a round, what the queries of drafts attend to."""
+        """Compute, once per round, what the queries of drafts attend to."""
         self.keys_values.prepare_drafts()
         self._all_begun = min(self.lengths) >= self.num_modules
 
@@ -113,30 +114,30 @@ class SequentialState(DecodingState):
         self._changed()
 
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only."""
+        """Keep some of the rows only."""
         self.keys_values.select(rows)
         self.hidden.select(rows)
         self._changed()
 
     def _changed(self) -> None:
         self.lengths = self.keys_values.lengths
-        self.walk, self._all_begun = None, None
+        self.path, self._all_begun = None, None
 
     def last(self, module: int, width: int) -> Float[Tensor, "B D"]:
-        """Return what a module is given in the slot behind the last committed token.
+        """Return a module's input in the slot after the last committed token.
 
         Args:
-            module: Its index.
+            module: Index of the module.
             width: Width ``D`` of a state.
         """
         return self.hidden.last[:, module * width : (module + 1) * width]
 
     def before_each(self, module: int, states: Float[Tensor, "B C D"]) -> Float[Tensor, "B C D"]:
-        """Return what a module is given in each slot of a chunk: the state before, or the parent's in a tree.
+        """Return a module's input in each slot of a chunk: the previous token's state, or the parent's in a tree.
 
         Args:
-            module: Its index.
-            states: What the module before it, or the trunk, says of the chunk.
+            module: Index of the module.
+            states: Output of the previous module, or of the trunk, for the chunk.
         """
         width = states.shape[2]
         last = torch.zeros_like(states[:, 0]) if self.hidden.empty else self.last(module, width)
@@ -147,13 +148,13 @@ class SequentialState(DecodingState):
     def append(
         self, module: int, keys: Float[Tensor, "B h C d"], values: Float[Tensor, "B h C d"], groups: int
     ) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"], Shaped[Tensor, "#B 1 _ S"] | None]:
-        """Write a module's keys and values of the chunk; return those that its queries may need, and a folded mask.
+        """Write a module's keys and values of the chunk; return those that its queries attend to, and a folded mask.
 
         Args:
-            module: Its index.
-            keys: Of the chunk.
-            values: Of the chunk.
-            groups: Queries that share a key-value head, one behind the other.
+            module: Index of the module.
+            keys: Keys of the chunk.
+            values: Values of the chunk.
+            groups: How many queries share a key-value head, folded one after the other.
         """
         keys, values = self.keys_values.append(module, keys, values)
         early = self._early[module]
@@ -163,27 +164,27 @@ class SequentialState(DecodingState):
         return keys[:, :, first:], values[:, :, first:], None if mask is None else mask[..., first:]
 
     def positions_of_drafts(self, count: int, num_drafts: int) -> Int[Tensor, "B C"]:
-        """Return the slots from the token emitted last on, once for each of several drafts.
+        """Return the slots from the last emitted token on, repeated for each of several drafts.
 
         Args:
-            count: How many slots.
-            num_drafts: How many drafts ``N``.
+            count: Number of slots.
+            num_drafts: Number ``N`` of drafts.
         """
         _, _, positions, _ = self.keys_values.last(0)
         return (positions + torch.arange(1, count + 1, device=positions.device)).repeat(1, num_drafts)
 
-    def behind(
+    def with_drafts(
         self, module: int, keys: Float[Tensor, "B h C d"], values: Float[Tensor, "B h C d"], num_drafts: int
     ) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"], Bool[Tensor, "#B 1 C S"] | None]:
-        """Return the committed keys and values of a module with those of drafts behind them, and a mask.
+        """Return a module's committed keys and values followed by those of drafts, and a mask.
 
         Each draft sees the committed slots and its own.
 
         Args:
-            module: Its index.
-            keys: Of the slots from the token emitted last on, draft by draft.
-            values: The same.
-            num_drafts: How many drafts ``N``.
+            module: Index of the module.
+            keys: Keys of the slots from the last emitted token on, draft by draft.
+            values: Values of the same slots.
+            num_drafts: Number ``N`` of drafts.
         """
         if self._all_begun is None:
             self.prepare_drafts()

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens read so far, with room for a provisional chunk."""
+"""The KV cache of the tokens read so far, with room for a provisional chunk."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from mtp_modules.layers.chunks import ChunkedState
 
 
 class _LookBack(NamedTuple):
-    """What a query at each row's last committed token sees: slots ``(S,)``, its position ``(B, 1)``, and a mask."""
+    """What a query at each row's last committed token sees: cache slots ``(S,)``, positions ``(B, 1)``, and a mask."""
 
     seen: Tensor
     positions: Tensor
@@ -24,21 +24,21 @@ class _LookBack(NamedTuple):
 
 
 class KeyValueState(ChunkedState):
-    """Preallocated keys and values of several attention layers.
+    """Preallocated KV cache of several attention layers.
 
-    Rejected entries stay where they are and are never looked at: the mask ends at each row's own length, and the next
-    chunk overwrites them.
+    Rejected entries stay in the cache but are masked: the mask ends at each row's own length, and the next chunk
+    overwrites them.
 
     Args:
         batch_size: Number ``B`` of rows.
-        capacity: Most tokens a row can hold, the chunk included.
-        num_layers: How many layers keep keys and values here.
-        num_kv_heads: Key-value heads of a layer.
+        capacity: Maximum tokens per row, the chunk included.
+        num_layers: Number of layers in this cache.
+        num_kv_heads: Key-value heads per layer.
         head_dim: Width of one head.
-        like: A tensor whose dtype and device the keys and values take.
-        max_positions: Most tokens that a row can keep; positions of a chunk beyond are pinned to the last.
-        num_previous: How many tokens before each position the trunk wants to see again.
-        nothing: What it sees where there is none.
+        like: A tensor with the dtype and device of the cache.
+        max_positions: Maximum tokens that a row can keep; larger positions of a chunk are clamped to the last one.
+        num_previous: How many tokens before each position the trunk embeds along with it.
+        padding: Token id to use before the first token.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class KeyValueState(ChunkedState):
         like: Tensor,
         max_positions: int | None = None,
         num_previous: int = 0,
-        nothing: int = 0,
+        padding: int = 0,
     ) -> None:
         super().__init__(batch_size, capacity, max_positions=max_positions)
-        self.num_layers, self._allotted, self._in_graphs = num_layers, batch_size, False
+        self.num_layers, self._allocated_rows, self._in_graphs = num_layers, batch_size, False
         self._memory: StaticMemory | None = None
-        # One run of slots, layer by layer and row by row, written by index, which compiled code can do in place. One
-        # of each row is never used: what a chunk sees is never all, which compiled code would take for another kind.
+        # One run of slots, layer by layer and row by row, because compiled code can write by index in place. One slot
+        # per row stays unused, so that a chunk never sees all slots, which torch.compile would treat as another case.
         shape = (num_layers * batch_size * (capacity + 1), num_kv_heads, head_dim)
         self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
@@ -70,14 +70,14 @@ class KeyValueState(ChunkedState):
         self._rows = torch.arange(batch_size, device=like.device)[:, None]
         self._layers = self._by_layer()
         self.num_previous = num_previous
-        self.tokens = torch.full((batch_size, num_previous + capacity), nothing, device=like.device)
-        self._unannounced = self._lasting
+        self.tokens = torch.full((batch_size, num_previous + capacity), padding, device=like.device)
+        self._unreported = self._storage
 
     def begin(self, chunk: int) -> None:
-        """Announce a chunk: place its positions and what each of them may look at."""
+        """Announce a chunk: compute its positions and attention mask."""
         super().begin(chunk)
         self._folded = None
-        self._ragged = self._looks_ragged()
+        self._ragged = self._needs_ragged()
         device = self._rows.device
         span = self.span(max(self.lengths) + chunk)
         if span != len(self._seen):
@@ -101,33 +101,33 @@ class KeyValueState(ChunkedState):
             self.positions = self.positions.clamp(max=self.max_positions - 1)
 
     def for_graphs(self, memory: StaticMemory | None = None) -> None:
-        """Treat several rows alike, of one length or not.
+        """Treat several rows as ragged even if their lengths are equal.
 
         Args:
-            memory: Where keys, values and tokens are kept. Chunks then attend to one of a few numbers of slots, under a
-                mask that hides those beyond each row.
+            memory: Holds keys, values and tokens. The number of slots that chunks attend to is then rounded up to one
+                of a few sizes; a mask hides the slots beyond each row's end.
         """
         self._in_graphs, self._memory = True, memory
         if memory is not None:
-            nothing = self.tokens
+            empty = self.tokens
             self.keys, self.values, self.tokens = (
                 memory.tensor(name, tuple(part.shape), part)
                 for name, part in (("keys", self.keys), ("values", self.values), ("tokens", self.tokens))
             )
             self.keys.zero_()
             self.values.zero_()
-            self.tokens.copy_(nothing)
-        self._layers, self._unannounced = self._by_layer(), self._lasting
+            self.tokens.copy_(empty)
+        self._layers, self._unreported = self._by_layer(), self._storage
 
     def span(self, length: int) -> int:
-        """Return how many slots of a row are looked at.
+        """Return how many slots per row attention reads.
 
         Args:
-            length: How many there are to see.
+            length: How many of them are in use.
         """
         return length if self._memory is None else min(self.capacity, bucket_of(length))
 
-    def _looks_ragged(self) -> bool:
+    def _needs_ragged(self) -> bool:
         return (
             self._memory is not None
             or min(self.lengths) != max(self.lengths)
@@ -135,28 +135,28 @@ class KeyValueState(ChunkedState):
         )
 
     @property
-    def _lasting(self) -> list[tuple[Tensor, int]]:
+    def _storage(self) -> list[tuple[Tensor, int]]:
         return [] if self._memory is not None else [(self.tokens, 1), (self.keys, 0), (self.values, 0)]
 
     def dynamic_axes(self) -> list[tuple[Tensor, int]]:
         """Return keys, values and tokens once, and the positions and masks of each chunk and of each draft."""
-        found, self._unannounced = [*self._unannounced, (self._seen, 0)], []
+        axes, self._unreported = [*self._unreported, (self._seen, 0)], []
         if self.mask is not None:
-            found.append((self.mask, 3))
-        return found if self._back is None else found + self._back.dynamic_axes
+            axes.append((self.mask, 3))
+        return axes if self._back is None else axes + self._back.dynamic_axes
 
     def folded_mask(self, groups: int) -> Float[Tensor, "#B 1 _ S"] | None:
-        """Return what is added to the scores of the chunk's queries, made once for all layers; ``None`` for nothing.
+        """Return the additive mask of the chunk's queries, computed once for all layers; ``None`` if nothing is masked.
 
         Args:
-            groups: Queries that share a key-value head, one behind the other.
+            groups: How many queries share a key-value head, folded one after the other.
         """
         if self.mask is None:
             return None
         if self._folded is None:
-            added = torch.zeros(self.mask.shape, dtype=self.keys.dtype, device=self.mask.device)
-            added = added.masked_fill_(~self.mask, -torch.inf)
-            self._folded = added[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
+            additive = torch.zeros(self.mask.shape, dtype=self.keys.dtype, device=self.mask.device)
+            additive = additive.masked_fill_(~self.mask, -torch.inf)
+            self._folded = additive[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
         return self._folded
 
     def expect_tree(self, parents: Int[Tensor, "B C"], depth: int) -> None:
@@ -164,7 +164,7 @@ class KeyValueState(ChunkedState):
         self.parents, self.depth = parents, depth
 
     def _place_tree(self, parents: Int[Tensor, "B C"]) -> None:
-        """A token stands one position behind its parent, and sees what was committed, its ancestors, and itself."""
+        """Set positions and mask: a token follows its parent, and sees committed tokens, its ancestors and itself."""
         ancestors = ancestors_of(parents)
         starts = torch.tensor(self.lengths, device=parents.device)[:, None]
         self.positions = starts + ancestors.sum(dim=2) - 1
@@ -185,28 +185,28 @@ class KeyValueState(ChunkedState):
         self._back = None
 
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only."""
+        """Keep some of the rows only."""
         super().select(rows)
         self._back = None
-        fits = len(rows) == self._allotted if self._in_graphs else len(rows) <= self._allotted
-        if fits:  # graphs are for one number of rows in memory
+        fits = len(rows) == self._allocated_rows if self._in_graphs else len(rows) <= self._allocated_rows
+        if fits:  # a graph expects exactly one number of allocated rows
             (places, sources), used = moved(rows), max(self.lengths)
             for kept in (self.keys, self.values) if places else ():
                 by_row = self._by_row(kept)
                 by_row[:, places, :used] = by_row[:, sources, :used]
         else:
             self.keys, self.values = (
-                self._moved(name, self._by_row(kept)[:, rows].flatten(0, 2))
+                self._stored(name, self._by_row(kept)[:, rows].flatten(0, 2))
                 for name, kept in (("keys", self.keys), ("values", self.values))
             )
-            self._allotted = len(rows)
+            self._allocated_rows = len(rows)
         self._rows = torch.arange(len(rows), device=self._rows.device)[:, None]
         self._layers = self._by_layer()
-        self.tokens = self._moved("tokens", self.tokens[rows])
-        self._unannounced = self._lasting
+        self.tokens = self._stored("tokens", self.tokens[rows])
+        self._unreported = self._storage
 
-    def _moved(self, name: str, kept: Tensor) -> Tensor:
-        """Return a tensor in the memory that keeps its address, if there is one."""
+    def _stored(self, name: str, kept: Tensor) -> Tensor:
+        """Copy a tensor to the static memory, if there is one."""
         if self._memory is None:
             return kept
         return self._memory.tensor(name, tuple(kept.shape), kept).copy_(kept)
@@ -215,47 +215,47 @@ class KeyValueState(ChunkedState):
         """Write the chunk's tokens, and return for each position the ``C`` tokens before it, nearest first.
 
         Args:
-            tokens: The chunk that was announced.
+            tokens: The announced chunk.
         """
         self.tokens[self._rows, self._slots + self.num_previous] = tokens
         if self.parents is None:
             before = torch.arange(self.num_previous - 1, -1, -1, device=tokens.device)
             return self.tokens[self._rows[:, :, None], self._slots[:, :, None] + before]
         starts = self._slots[:, :1] + self.num_previous
-        at, found = self._slots + self.num_previous, []
+        at, previous = self._slots + self.num_previous, []
         for _ in range(self.num_previous):
             inside = at >= starts
             parent = self.parents.gather(1, (at - starts).clamp(min=0).expand(len(tokens), -1))
             at = torch.where(inside & (parent >= 0), starts + parent, torch.where(inside, starts, at) - 1)
-            found.append(self.tokens[self._rows, at])
-        return torch.stack(found, dim=2)
+            previous.append(self.tokens[self._rows, at])
+        return torch.stack(previous, dim=2)
 
     def append(
         self, layer: int, keys: Float[Tensor, "B h T d"], values: Float[Tensor, "B h T d"]
     ) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"]]:
-        """Write the chunk's keys and values of one layer and return all that its queries may need; no gradients.
+        """Write one layer's keys and values of the chunk, and return all that its queries attend to; no gradients.
 
         Args:
             layer: Index of the layer.
-            keys: Of the chunk.
-            values: Of the chunk.
+            keys: Keys of the chunk.
+            values: Values of the chunk.
         """
         if torch.compiler.is_compiling() or self._ragged:
             places = self._places + layer * (self.keys.shape[0] // self.num_layers)
             for kept, new in ((self.keys, keys), (self.values, values)):
                 kept.index_copy_(0, places, new.detach().transpose(1, 2).flatten(0, 1))
-        else:  # fewer calls, whose time is felt in a decoding step of a small model
+        else:  # fewer calls, which matters in a decoding step of a small model
             for kept, new in zip(self._layers[layer], (keys, values), strict=True):
                 kept.index_copy_(2, self._new, new.detach())
         return self._until(len(self._seen), layer)
 
     def _by_row(self, kept: Float[Tensor, "_ h d"]) -> Float[Tensor, "L B _ h d"]:
-        """Return the slots of all rows that there is room for; those in use come first."""
-        each = kept.shape[0] // (self.num_layers * self._allotted) if self.num_layers else self.capacity + 1
-        return kept.view(self.num_layers, self._allotted, each, *kept.shape[1:])
+        """Return the slots of all allocated rows; the rows in use come first."""
+        slots = kept.shape[0] // (self.num_layers * self._allocated_rows) if self.num_layers else self.capacity + 1
+        return kept.view(self.num_layers, self._allocated_rows, slots, *kept.shape[1:])
 
     def _by_layer(self) -> list[tuple[Float[Tensor, "B h _ d"], Float[Tensor, "B h _ d"]]]:
-        """Return every layer's slots, for what is not compiled: graphs would take them for tensors of their own."""
+        """Return views of every layer's slots, for eager code only: a graph would treat each as a separate tensor."""
         if self._memory is not None:
             return []
         count = len(self._rows)
@@ -263,7 +263,7 @@ class KeyValueState(ChunkedState):
         return list(zip(keys, values, strict=True))
 
     def _until(self, end: int, layer: int) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"]]:
-        """Return a layer's first keys and values."""
+        """Return a layer's keys and values in the first ``end`` slots."""
         if torch.compiler.is_compiling() or self._memory is not None:
             count = len(self._rows)
             keys, values = (
@@ -278,7 +278,7 @@ class KeyValueState(ChunkedState):
 
         Args:
             layer: Index of the layer.
-            back: For a query so many tokens earlier, or at a row's first token if there are not so many.
+            back: How many tokens earlier the query lies; at the row's first token if there are not that many.
         """
         self.prepare_drafts()
         assert self._back is not None
@@ -289,10 +289,10 @@ class KeyValueState(ChunkedState):
         return *self._until(len(seen), layer), positions, mask
 
     def prepare_drafts(self) -> None:
-        """Place, once a round, what the queries of drafts attend to."""
+        """Compute, once per round, what the queries of drafts attend to."""
         if self._back is not None:
             return
         seen = torch.arange(self.span(max(self.lengths)), device=self._rows.device)
         positions = torch.tensor(self.lengths, device=seen.device)[:, None] - 1
-        mask = seen <= positions[:, None, :, None] if self._looks_ragged() else None
+        mask = seen <= positions[:, None, :, None] if self._needs_ragged() else None
         self._back = _LookBack(seen, positions, mask)

@@ -1,4 +1,4 @@
-"""What every decoding state keeps of lengths and of the chunk that waits for its commit."""
+"""CPU-side bookkeeping of decoding states: lengths and the uncommitted chunk."""
 
 from operator import add
 
@@ -8,13 +8,13 @@ from mtp_modules.core.shapes import Int, Tensor
 
 
 class ChunkedState(DecodingState):
-    """Bookkeeping that every state shares: committed lengths, capacity, and the chunk that waits for its commit.
+    """Bookkeeping that all states share: committed lengths, capacity, and the uncommitted chunk.
 
     Args:
         batch_size: Number ``B`` of rows.
-        capacity: Most tokens a row can hold, the chunk included.
-        max_positions: Most tokens that a row can keep; ``None`` for no limit. A chunk may reach beyond, so that rows
-            near the end can be read with others, but what lies there cannot be kept.
+        capacity: Maximum tokens per row, the chunk included.
+        max_positions: Maximum tokens that a row can keep; ``None`` for no limit. A chunk may extend beyond, so that
+            rows near the limit stay in the batch, but tokens beyond the limit cannot be committed.
     """
 
     def __init__(self, batch_size: int, capacity: int, *, max_positions: int | None = None) -> None:
@@ -25,7 +25,7 @@ class ChunkedState(DecodingState):
         self.depth = 0
 
     def begin(self, chunk: int) -> None:
-        """Announce a chunk that is about to be appended to every row.
+        """Announce a chunk that the next forward pass appends to every row.
 
         Args:
             chunk: Number of its tokens.
@@ -38,7 +38,7 @@ class ChunkedState(DecodingState):
         if max(self.lengths) + chunk > self.capacity:
             refuse(
                 self,
-                f"capacity is {self.capacity} tokens a row, a chunk of {chunk} after {max(self.lengths)} needs "
+                f"capacity is {self.capacity} tokens per row, a chunk of {chunk} after {max(self.lengths)} needs "
                 f"{max(self.lengths) + chunk}; ask new_state for more.",
             )
         self._within(max(self.lengths) + 1)
@@ -59,14 +59,14 @@ class ChunkedState(DecodingState):
         if len(keep) != len(self.lengths) or min(keep) < 0 or max(keep) > self.chunk:
             refuse(self, f"keep must hold {len(self.lengths)} numbers from 0 to {self.chunk}, got {keep}.")
         if (self.parents is None) != (path is None):
-            refuse(self, "a path goes with a chunk that is a tree, and only with that; give commit(keep, path).")
+            refuse(self, "path is needed for a chunk that is a tree, and only for that; call commit(keep, path).")
         lengths = list(map(add, self.lengths, keep))
         self._within(max(lengths))
         self.lengths = lengths
         self.chunk, self.parents = 0, None
 
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only."""
+        """Keep some of the rows only."""
         if self.chunk:
             refuse(self, "the last chunk was not committed; call commit(keep) before select(rows).")
         self.lengths = list(map(self.lengths.__getitem__, rows))

@@ -1,4 +1,4 @@
-"""Packed rows: where documents begin, and a row of its own for each."""
+"""Packed rows: positions within documents, and unpacking to one row per document."""
 
 from typing import NamedTuple
 
@@ -9,10 +9,10 @@ from mtp_modules.core.targets import document_runs
 
 
 def positions_in_documents(document_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Count each document's tokens from 0.
+    """Return each token's position in its document, counted from 0.
 
     Args:
-        document_ids: Which document every token belongs to; a change from one token to the next starts a new one.
+        document_ids: The document of every token; a change from one token to the next starts a new document.
     """
     runs = document_runs(document_ids)
     steps = torch.arange(runs.shape[1], device=runs.device).expand_as(runs)
@@ -21,13 +21,13 @@ def positions_in_documents(document_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T
     return steps - starts.cummax(dim=1).values
 
 
-class DocumentRows(NamedTuple):
-    """Documents of a packed batch, a row for each.
+class UnpackedDocuments(NamedTuple):
+    """The documents of a packed batch, one per row.
 
     Attributes:
-        tokens: ``(N, L)``, the documents, padded at their ends with token 0.
-        row: ``(B, T)``, the row that each token of the batch has gone to.
-        column: ``(B, T)``, its place there.
+        tokens: ``(N, L)``, the documents, padded at the end with token 0.
+        row: ``(B, T)``, the row of each token of the batch in ``tokens``.
+        column: ``(B, T)``, its column there.
     """
 
     tokens: Int[Tensor, "N L"]
@@ -35,19 +35,19 @@ class DocumentRows(NamedTuple):
     column: Int[Tensor, "B T"]
 
 
-def documents_apart(tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]) -> DocumentRows:
+def unpack_documents(tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]) -> UnpackedDocuments:
     """Give every document a row of its own.
 
-    What is read there, as ``values``, is put back by ``values[rows.row, rows.column]``.
+    ``values[unpacked.row, unpacked.column]`` packs values that were computed on the unpacked rows.
 
     Args:
         tokens: A packed batch.
-        document_ids: Which document every token belongs to.
+        document_ids: The document of every token.
     """
     runs = document_runs(document_ids)
     counts = runs.amax(dim=1) + 1
     row = runs + (counts.cumsum(0) - counts)[:, None]
     column = positions_in_documents(document_ids)
-    apart = tokens.new_zeros(int(counts.sum()), int(column.max()) + 1)
-    apart[row, column] = tokens
-    return DocumentRows(apart, row, column)
+    unpacked = tokens.new_zeros(int(counts.sum()), int(column.max()) + 1)
+    unpacked[row, column] = tokens
+    return UnpackedDocuments(unpacked, row, column)

@@ -1,4 +1,4 @@
-"""The gated feed-forward layer; how its fused matrix is laid out is told in :mod:`mtp_modules.layers.transformer`."""
+"""The gated feed-forward layer; :mod:`mtp_modules.layers.transformer` explains the layout of its fused matrix."""
 
 import math
 
@@ -11,8 +11,8 @@ from mtp_modules.core.shapes import Float, Tensor
 class SwiGLU(nn.Module):
     """Gated feed-forward layer (Shazeer 2020, arXiv 2002.05202).
 
-    The rows of ``gate_up`` are ``(n, 2, hidden / n)``: ``n`` times a block of gates and the block that they open, with
-    ``n`` the largest divisor of 8 that divides ``hidden``.
+    The rows of ``gate_up`` are ``(n, 2, hidden / n)``: ``n`` pairs of a block of gates and the block that they
+    multiply, with ``n`` the largest divisor of 8 that divides ``hidden``.
 
     Args:
         d_model: Width ``D``.
@@ -28,7 +28,7 @@ class SwiGLU(nn.Module):
 
     @staticmethod
     def blocks_of(hidden: int) -> int:
-        """Return ``n``.
+        """Return the number of blocks ``n``.
 
         Args:
             hidden: Inner width.
@@ -36,14 +36,14 @@ class SwiGLU(nn.Module):
         return math.gcd(hidden, 8)
 
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        """Transform ``(..., D)``."""
+        """Transform states ``(..., D)``."""
         blocks = self.gate_up(x).view(*x.shape[:-1], -1, 2, self.block)
         return self.down((F.silu(blocks.select(-2, 0)) * blocks.select(-2, 1)).flatten(-2))
 
     def flops(self, num_positions: int) -> int:
-        """Return the floating-point operations of so many positions.
+        """Return the floating-point operations for ``num_positions`` positions.
 
         Args:
-            num_positions: How many.
+            num_positions: Number of positions.
         """
         return 2 * num_positions * (self.gate_up.weight.numel() + self.down.weight.numel())

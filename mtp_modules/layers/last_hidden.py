@@ -1,4 +1,4 @@
-"""The hidden states at the end of each row: what heads without attention draft from."""
+"""The last hidden states of each row, from which heads without attention draft."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from mtp_modules.layers.chunks import ChunkedState
 
 
 class LastHiddenState(ChunkedState):
-    """The hidden state at each row's last token: all that heads without attention need to draft.
+    """The hidden states at each row's last tokens, from which heads without attention draft.
 
     Args:
         batch_size: Number ``B`` of rows.
-        capacity: Most tokens a row can hold, the chunk included.
-        count: Remember so many last tokens; none is enough where nothing is drafted.
+        capacity: Maximum tokens per row, the chunk included.
+        count: For how many last tokens to keep states; 0 if nothing is drafted.
     """
 
     def __init__(self, batch_size: int, capacity: int, *, count: int = 1) -> None:
@@ -24,14 +24,14 @@ class LastHiddenState(ChunkedState):
         self.count = count
         self._recent: Float[Tensor, "B C D"] | None = None
         self._pending: Float[Tensor, "B T D"] | None = None
-        self.walk: Any = None
-        """What heads keep from one draft of a round to the next; forgotten when the round is over."""
+        self.scratch: Any = None
+        """Values that heads keep from one draft of a round to the next; cleared at the end of the round."""
 
     def append(self, hidden: Float[Tensor, "B T D"]) -> None:
-        """Remember the chunk that was announced.
+        """Store the states of the announced chunk until ``commit``.
 
         Args:
-            hidden: The trunk's output for it.
+            hidden: The trunk's output for the chunk.
         """
         self._pending = hidden
 
@@ -44,10 +44,10 @@ class LastHiddenState(ChunkedState):
         super().commit(keep, path)
         if self.count:
             self._recent = self._last_of(keep, path)
-        self._pending = self.walk = None
+        self._pending = self.scratch = None
 
     def _last_of(self, keep: list[int], path: Int[Tensor, "B P"] | None) -> Float[Tensor, "B C D"]:
-        """Return the states at the end of what is kept."""
+        """Return the states of the last ``count`` kept tokens."""
         assert self._pending is not None
         read = self._pending if path is None else at_positions(self._pending, path)
         first = 0
@@ -61,15 +61,15 @@ class LastHiddenState(ChunkedState):
         return at_positions(read, ends + torch.arange(-self.count, 0, device=read.device))
 
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only."""
+        """Keep some of the rows only."""
         super().select(rows)
-        self.walk = None
+        self.scratch = None
         if self._recent is not None:
             self._recent = self._recent[rows]
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was committed yet."""
+        """Whether nothing has been committed yet."""
         return self._recent is None
 
     @property
@@ -78,10 +78,10 @@ class LastHiddenState(ChunkedState):
         return self.back(0)
 
     def back(self, count: int) -> Float[Tensor, "B D"]:
-        """Return the hidden state so many tokens before each row's last committed one; zeros before its first.
+        """Return the hidden state ``count`` tokens before each row's last committed token; zeros before the first.
 
         Args:
-            count: Below the number that is remembered.
+            count: Number of tokens to go back, less than the number of states that are kept.
         """
         if self._recent is None:
             refuse(self, "nothing was committed yet; read a prompt first.")

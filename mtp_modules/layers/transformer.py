@@ -1,7 +1,7 @@
 """The pre-norm transformer layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-Fused matrices are laid out so that a run of whole groups of their rows is a smaller layer of the same kind: a process
-that holds such a run computes its share of the heads or of the inner width, and the shapes tell how much that is.
+The rows of fused matrices are laid out in groups, so that any run of whole groups is a smaller layer of the same kind.
+Under tensor parallelism a process holds such a run; the shapes give its share of the heads or of the inner width.
 """
 
 import torch
@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
     Args:
         width: Size ``D`` of the last axis.
         eps: Added to the mean square.
-        gain: What every gain starts from.
+        gain: Initial value of every gain.
     """
 
     def __init__(self, width: int, *, eps: float = 1e-6, gain: float = 1.0) -> None:
@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((width,), gain))
 
     def reset_parameters(self) -> None:
-        """Set every gain to what it starts from."""
+        """Set every gain to its initial value."""
         nn.init.constant_(self.weight, self.gain)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,13 +41,13 @@ class RMSNorm(nn.Module):
 class RotaryPositions(nn.Module):
     """Rotate pairs of channels by an angle that grows with the position (Su et al. 2021, arXiv 2104.09864).
 
-    Channel ``i`` is paired with channel ``i + d/2``. The tables are computed in float64 for the precision that is asked
-    for, so neither a cast of the model nor initialisation on the meta device can spoil them.
+    Channel ``i`` is paired with channel ``i + d/2``. The tables are computed in float64 and then cast to the requested
+    dtype, so neither a cast of the model nor initialisation on the meta device affects their precision.
 
     Args:
         head_dim: Width ``d`` of one head, even.
-        max_positions: Longest sequence.
-        base: Slowest wavelength, in positions over two pi.
+        max_positions: Maximum sequence length.
+        base: Longest wavelength divided by two pi, in positions.
     """
 
     def __init__(self, head_dim: int, max_positions: int, *, base: float = 10000.0) -> None:
@@ -57,7 +57,7 @@ class RotaryPositions(nn.Module):
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def _table(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cosines, and sines whose first half is negated, ``(max_positions, d)``."""
+        """Return cosines, and sines with the first half negated, ``(max_positions, d)``."""
         if (device, dtype) not in self._tables:
             half = self.head_dim // 2
             with torch.inference_mode(False), torch.no_grad():
@@ -91,8 +91,8 @@ class RotaryPositions(nn.Module):
         """Apply the rotation to groups of heads.
 
         Args:
-            x: Queries and keys, ``g`` of them to a key-value head.
-            table: What ``forward`` returned.
+            x: Queries and keys, ``g`` of them per key-value head.
+            table: The tables that ``forward`` returned.
         """
         cos, sin = table
         return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
@@ -101,16 +101,16 @@ class RotaryPositions(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245).
 
-    The rows of ``qkv`` are ``(h, g + 2, d)``: for each key-value head, the ``g`` queries that read it, its key, its
-    value. In decoding, the queries that share a key-value head become rows of one matrix product.
+    The rows of ``qkv`` are ``(h, g + 2, d)``: for each key-value head, the ``g`` queries that attend to it, its key and
+    its value. In decoding, the queries that share a key-value head become rows of one matrix product.
 
     Args:
         d_model: Width ``D``.
         num_heads: Query heads.
         num_kv_heads: Key-value heads, a divisor of ``num_heads``.
-        qk_norm: Normalise every query and key before it is rotated, with one gain a channel for all queries and one for
-            all keys, as Qwen3 does (Henry et al. 2020, arXiv 2010.04245).
-        norm_eps: Of those norms.
+        qk_norm: Normalise every query and key before its rotation, with one gain per channel for all queries and one
+            for all keys, as Qwen3 does (Henry et al. 2020, arXiv 2010.04245).
+        norm_eps: Added to the mean square in these norms.
         head_dim: Width of one head; ``d_model / num_heads`` if ``None``.
     """
 
@@ -131,8 +131,8 @@ class Attention(nn.Module):
         divides("Attention", "num_kv_heads", num_kv_heads, "num_heads", num_heads)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.groups = num_heads // num_kv_heads
-        self.held_kv_heads = num_kv_heads  # fewer where tensor parallelism shares them out
-        self.grouped = num_heads != num_kv_heads  # decided here, where compilation of unlike layers finds a plain bool
+        self.local_kv_heads = num_kv_heads  # fewer under tensor parallelism
+        self.grouped = num_heads != num_kv_heads  # precomputed, so that torch.compile sees a plain bool
         self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(num_heads * head_dim, d_model, bias=False)
         self.query_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
@@ -149,12 +149,12 @@ class Attention(nn.Module):
         """
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.groups + 2, self.head_dim)
-        # narrow and select: in a decoding step of a small model, the time that slices take is felt
-        turned = qkv.narrow(3, 0, self.groups + 1)
+        # narrow and select are faster than slices, which matters in a decoding step of a small model
+        unrotated = qkv.narrow(3, 0, self.groups + 1)
         if self.query_norm is not None and self.key_norm is not None:
-            parts = self.query_norm(turned.narrow(3, 0, self.groups)), self.key_norm(turned.narrow(3, self.groups, 1))
-            turned = torch.cat(parts, dim=3)
-        rotated = RotaryPositions.rotate(turned, table).permute(0, 2, 3, 1, 4)
+            queries, keys = unrotated.narrow(3, 0, self.groups), unrotated.narrow(3, self.groups, 1)
+            unrotated = torch.cat((self.query_norm(queries), self.key_norm(keys)), dim=3)
+        rotated = RotaryPositions.rotate(unrotated, table).permute(0, 2, 3, 1, 4)
         values = qkv.select(3, self.groups + 1).transpose(1, 2)
         return rotated.narrow(2, 0, self.groups), rotated.select(2, self.groups), values
 
@@ -165,25 +165,25 @@ class Attention(nn.Module):
         values: Float[Tensor, "B h S d"],
         mask: Shaped[Tensor, "#B 1 _ S"] | None,
     ) -> Float[Tensor, "B T D"]:
-        """Attend with queries folded into rows, one group of them a key-value head.
+        """Attend with each group of queries folded into the rows of its key-value head.
 
         Args:
-            queries: Rotated.
-            keys: All that may be seen.
-            values: Their values.
-            mask: True where a query may look, or what is added to its scores, folded like the queries (:meth:`folded`);
-                ``None`` if it may look everywhere.
+            queries: Rotated queries.
+            keys: Rotated keys.
+            values: Values.
+            mask: Boolean mask, True where a query attends, or additive mask, folded like the queries (:meth:`folded`);
+                ``None`` if every query attends to all keys.
         """
         batch, _, _, length, _ = queries.shape
-        mixed = F.scaled_dot_product_attention(queries.flatten(2, 3), keys, values, attn_mask=mask)
-        mixed = mixed.view(batch, -1, length, self.head_dim).transpose(1, 2)
-        return self.out(mixed.reshape(batch, length, -1))
+        output = F.scaled_dot_product_attention(queries.flatten(2, 3), keys, values, attn_mask=mask)
+        output = output.view(batch, -1, length, self.head_dim).transpose(1, 2)
+        return self.out(output.reshape(batch, length, -1))
 
     def folded(self, mask: Bool[Tensor, "#B 1 T S"] | None) -> Bool[Tensor, "#B 1 _ S"] | None:
-        """Return the mask of queries that are folded into rows.
+        """Return the mask for queries that are folded into rows.
 
         Args:
-            mask: True where a query may look.
+            mask: True where a query attends.
         """
         return mask if mask is None or self.groups == 1 else mask.repeat(1, 1, self.groups, 1)
 
@@ -195,38 +195,38 @@ class Attention(nn.Module):
         Args:
             x: Normalised input.
             table: Rotations of its positions.
-            mask: True where a query may look; ``None`` for plainly causal.
+            mask: True where a query attends; ``None`` for the causal mask.
         """
         batch, length, _ = x.shape
         queries, keys, values = self.project(x, table)
-        mixed = F.scaled_dot_product_attention(
+        output = F.scaled_dot_product_attention(
             queries.flatten(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
         )
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return self.out(output.transpose(1, 2).reshape(batch, length, -1))
 
     def flops(self, num_queries: int, num_keys: int) -> int:
         """Return the floating-point operations of one sequence.
 
         Args:
-            num_queries: Positions that look.
-            num_keys: Positions that are looked at.
+            num_queries: Positions with a query.
+            num_keys: Positions with a key and a value.
         """
         width, keys_and_values = self.out.in_features, self.qkv.out_features - self.out.in_features
         projected = self.qkv.in_features * (width * num_queries + keys_and_values * num_keys)
-        mixed = 2 * width * num_queries * num_keys
-        return 2 * (projected + mixed + width * self.out.out_features * num_queries)
+        attended = 2 * width * num_queries * num_keys
+        return 2 * (projected + attended + width * self.out.out_features * num_queries)
 
 
 class TransformerLayer(nn.Module):
-    """One pre-norm layer: attention and a gated feed-forward layer, each added to its input.
+    """One pre-norm layer: attention and a gated feed-forward layer, each with a residual connection.
 
     Args:
         d_model: Width ``D``.
         num_heads: Query heads.
-        num_kv_heads: Key-value heads; as many as query heads if ``None``.
+        num_kv_heads: Key-value heads; ``num_heads`` if ``None``.
         ffn_width: Inner width of the feed-forward layer; 8/3 of ``d_model`` rounded up to a multiple of 64 if ``None``.
-        depth: Number of layers of the stack it belongs to; the layers that write to the residual start smaller by
-            ``1/sqrt(2 depth)``.
+        depth: Number of layers in the stack; the matrices that write to the residual stream are initialised smaller
+            by ``1/sqrt(2 depth)``.
         qk_norm: Normalise queries and keys; see :class:`Attention`.
         norm_eps: Added to the mean square in every norm.
         head_dim: Width of one head; ``d_model / num_heads`` if ``None``.
@@ -269,7 +269,7 @@ class TransformerLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every matrix with variance 1/fan-in; those that write to the residual smaller."""
+        """Initialise every matrix with variance 1/fan-in; those that write to the residual stream smaller."""
         for linear, gain in (
             (self.attention.qkv, 1.0),
             (self.attention.out, (2 * self.depth) ** -0.5),
@@ -286,15 +286,15 @@ class TransformerLayer(nn.Module):
         picked: Float[Tensor, "B P D"] | None = None,
         picked_table: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B _ D"]:
-        """Read whole sequences, and go on with all positions or only with those that are picked.
+        """Process whole sequences, and return the output at all positions or only at the picked ones.
 
         Args:
             x: Residual stream.
             table: Rotations of its positions.
-            mask: True where a query may look; ``None`` for plainly causal. Needed for picked positions.
-            picked: The residual stream at some positions, of which alone the output is wanted. Keys and values still
-                come from all.
-            picked_table: Their rotations.
+            mask: True where a query attends; ``None`` for the causal mask. Required for picked positions.
+            picked: The residual stream at the positions to return; all if ``None``. Keys and values still come from
+                all positions.
+            picked_table: Rotations of the picked positions.
         """
         if picked is None or picked_table is None:
             x = x + self.attention(self.attention_norm(x), table, mask)
@@ -307,13 +307,13 @@ class TransformerLayer(nn.Module):
     def extend(
         self, x: Float[Tensor, "B T D"], table: tuple[Tensor, Tensor], state: KeyValueState, layer: int
     ) -> Float[Tensor, "B T D"]:
-        """Read a chunk after what the state holds.
+        """Append a chunk to the state's KV cache and process it.
 
         Args:
             x: Residual stream of the chunk.
             table: Rotations of its positions.
-            state: Announced with ``begin``.
-            layer: This layer's place in the state.
+            state: State to which ``begin`` has announced the chunk.
+            layer: Index of this layer in the state.
         """
         queries, keys, values = self.attention.project(self.attention_norm(x), table)
         keys, values = state.append(layer, keys, values)
@@ -324,7 +324,7 @@ class TransformerLayer(nn.Module):
         """Return the floating-point operations of one sequence.
 
         Args:
-            num_queries: Positions that are read out.
-            num_keys: Positions that give keys and values.
+            num_queries: Positions with an output.
+            num_keys: Positions with a key and a value.
         """
         return self.attention.flops(num_queries, num_keys) + self.ffn.flops(num_queries)

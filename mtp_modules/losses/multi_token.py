@@ -9,7 +9,7 @@ from torch import nn
 from mtp_modules.core.checks import at_least, fraction, refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, MixtureStates, TrunkOutput
-from mtp_modules.core.objective import CrossEntropyTerms, HorizonWeights, LinearCrossEntropy, NextTokenLaw, Teacher
+from mtp_modules.core.objective import CrossEntropyTerms, HorizonWeights, LinearCrossEntropy, NextTokenTeacher, Teacher
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, num_positions, positions_of_horizon_one, sample_positions
@@ -132,7 +132,7 @@ class MultiTokenLoss(Component, nn.Module):
         inputs: Int[Tensor, "B L"] | None = None,
         counts: Int[Tensor, " H"] | None = None,
         weights: Sequence[float] | None = None,
-        teacher: NextTokenLaw | None = None,
+        teacher: NextTokenTeacher | None = None,
         known: TrunkOutput | None = None,
     ) -> LossTerms:
         """Run the model on a batch and score every horizon.
@@ -225,7 +225,7 @@ class MultiTokenLoss(Component, nn.Module):
         if self.balance:
             refuse(self, f"balance is {self.balance}, but {type(heads).__name__} have no components; set it to 0.")
 
-    def _check_mixture(self, heads: Heads, inputs: Tensor | None, teacher: NextTokenLaw | None) -> None:
+    def _check_mixture(self, heads: Heads, inputs: Tensor | None, teacher: NextTokenTeacher | None) -> None:
         """Refuse what has no meaning for the likelihood of a joint law."""
         given = {name: getattr(self, name) for name in ("distillation", "total_variation", "label_smoothing", "z_loss")}
         for name, value in given.items():
@@ -250,7 +250,7 @@ class MultiTokenLoss(Component, nn.Module):
     def _teacher(
         self,
         first: Float[Tensor, "B T D"],
-        other: NextTokenLaw | None,
+        other: NextTokenTeacher | None,
         positions: Int[Tensor, "B P"],
         horizons: tuple[int, ...],
     ) -> Teacher | None:

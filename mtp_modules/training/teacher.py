@@ -6,7 +6,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from mtp_modules.core.checks import fraction, refuse
 from mtp_modules.core.component import Component, describe
 from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.core.objective import NextTokenLaw
+from mtp_modules.core.objective import NextTokenTeacher
 from mtp_modules.core.shapes import Int, Tensor
 from mtp_modules.core.targets import num_sampled
 from mtp_modules.loading import load_model
@@ -92,7 +92,7 @@ class TeacherModel(Component):
     @torch.no_grad()
     def __call__(
         self, tokens: Int[Tensor, "B L"], *, length: int, document_ids: Int[Tensor, "B L"] | None = None
-    ) -> NextTokenLaw:
+    ) -> NextTokenTeacher:
         """Read a batch.
 
         Args:
@@ -103,7 +103,7 @@ class TeacherModel(Component):
         read = None if document_ids is None else document_ids[:, :length]
         hidden = self.model.trunk(tokens[:, :length], document_ids=read).hidden
         first = self.model.heads.first(hidden, document_ids=read)
-        return NextTokenLaw(first, self.model.unembedding.matrix(0), self.share, self.temperature)
+        return NextTokenTeacher(first, self.model.unembedding.matrix(0), self.share, self.temperature)
 
     def flops(self, *, batch_size: int, length: int, num_horizons: int, share_of_positions: float = 1.0) -> int:
         """Return the floating-point operations that it adds to a step of the student's training.

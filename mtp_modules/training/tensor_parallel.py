@@ -88,7 +88,7 @@ def tensor_parallelize(model: MTPModel, *, mesh: DeviceMesh) -> None:
     for layer in layers:
         make_ready(layer, device, mesh, ())
         parallelize_module(layer, mesh, _LAYER_PLAN, src_data_rank=None)
-        layer.attention.held_kv_heads = layer.attention.num_kv_heads // mesh.size()
+        layer.attention.local_kv_heads = layer.attention.num_kv_heads // mesh.size()
     make_ready(model, device, mesh, layers)
     embedding = model.trunk.embedding
     if isinstance(embedding, nn.Embedding):

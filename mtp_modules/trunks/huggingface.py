@@ -13,7 +13,7 @@ from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.layers.documents import positions_in_documents
 from mtp_modules.trunks.huggingface_loading import Loaded, load, plain_config
-from mtp_modules.trunks.recomputed import ReplayState, read_again, read_apart
+from mtp_modules.trunks.recomputed import ReplayState, read_unpacked, recompute
 
 
 class HuggingFaceTrunk(Trunk):
@@ -186,7 +186,7 @@ class HuggingFaceTrunk(Trunk):
         if document_ids is None:
             return self._read(tokens)
         if not self.keeps_keys:
-            return read_apart(self._read, tokens, document_ids)
+            return read_unpacked(self._read, tokens, document_ids)
         from mtp_modules.trunks.huggingface_cache import PackedRows, reading
 
         with reading(PackedRows(document_ids)):  # not all models of transformers tell documents by their positions
@@ -194,9 +194,9 @@ class HuggingFaceTrunk(Trunk):
 
     def _extend(self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState) -> TrunkOutput:
         if document_ids is not None:
-            refuse(self, "document_ids do not go with a state; decode one document a row.")
+            refuse(self, "document_ids cannot be combined with a state; decode one document per row.")
         if isinstance(state, ReplayState) and not self.keeps_keys:
-            return read_again(self._read, tokens, state)
+            return recompute(self._read, tokens, state)
         from mtp_modules.trunks.huggingface_cache import HuggingFaceState, reading
 
         if not (isinstance(state, HuggingFaceState) and self.keeps_keys):

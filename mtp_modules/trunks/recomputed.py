@@ -1,4 +1,4 @@
-"""Trunks without a memory of their own: they read the whole text again for every chunk. Exact for anything causal."""
+"""Trunks without a cache: they recompute the whole text for every chunk. Exact for any causal module."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -9,17 +9,17 @@ from mtp_modules.core.checks import refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.layers.chunks import ChunkedState
-from mtp_modules.layers.documents import documents_apart
+from mtp_modules.layers.documents import unpack_documents
 
 
 class ReplayState(ChunkedState):
-    """The tokens of every row and nothing else. To take a token back is to forget it.
+    """The tokens of every row and nothing else, so a rejected token is simply dropped.
 
     Args:
         batch_size: Number ``B`` of rows.
-        capacity: Most tokens a row can hold, the chunk included.
-        device: Where the tokens live.
-        max_positions: Most tokens that a row can keep; ``None`` for no limit.
+        capacity: Maximum tokens per row, the chunk included.
+        device: Device of the tokens.
+        max_positions: Maximum tokens that a row can keep; ``None`` for no limit.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class ReplayState(ChunkedState):
         self.tokens = torch.zeros(batch_size, capacity, dtype=torch.long, device=device)
 
     def append(self, tokens: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-        """Write a chunk behind what each row holds, and return the slots where it stands.
+        """Write a chunk after each row's tokens, and return its slots.
 
         Args:
             tokens: The chunk.
@@ -41,61 +41,61 @@ class ReplayState(ChunkedState):
         return slots
 
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only."""
+        """Keep some of the rows only."""
         super().select(rows)
         self.tokens = self.tokens[rows]
 
 
-def read_again(read: Callable[[Tensor], TrunkOutput], tokens: Int[Tensor, "B T"], state: ReplayState) -> TrunkOutput:
-    """Read all that a state holds and a chunk behind it, and return what is said of the chunk.
+def recompute(read: Callable[[Tensor], TrunkOutput], tokens: Int[Tensor, "B T"], state: ReplayState) -> TrunkOutput:
+    """Run a module over the tokens of a state and a chunk after them, and return the output for the chunk.
 
-    Rows are of unequal lengths; what stands behind the end of a row is not looked at by what comes before.
+    Rows have unequal lengths. The module is causal, so tokens after the end of a row do not affect the row.
 
     Args:
         read: A causal module: token ids to hidden states, without a state.
         tokens: The chunk.
-        state: Of the tokens before.
+        state: State of the tokens before the chunk.
     """
     slots = state.append(tokens)
     end = max(state.lengths) + tokens.shape[1]
-    if state.max_positions is not None and end > state.max_positions:  # what lies beyond is never kept
+    if state.max_positions is not None and end > state.max_positions:  # tokens beyond are never committed
         end, slots = state.max_positions, slots.clamp(max=state.max_positions - 1)
-    whole = read(state.tokens[:, :end])
+    output = read(state.tokens[:, :end])
     rows = torch.arange(len(slots), device=slots.device)[:, None]
-    return TrunkOutput(whole.hidden[rows, slots], tuple(feature[rows, slots] for feature in whole.features))
+    return TrunkOutput(output.hidden[rows, slots], tuple(feature[rows, slots] for feature in output.features))
 
 
-def read_apart(
+def read_unpacked(
     read: Callable[[Tensor], TrunkOutput], tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]
 ) -> TrunkOutput:
-    """Read every document of a packed batch in a row of its own, and put the results back.
+    """Run a module over every document of a packed batch in a row of its own, and pack the results again.
 
     Args:
         read: A causal module: token ids to hidden states, without a state.
-        tokens: The batch.
-        document_ids: Which document every token belongs to.
+        tokens: The packed batch.
+        document_ids: The document of every token.
     """
-    apart = documents_apart(tokens, document_ids)
-    found = read(apart.tokens)
+    unpacked = unpack_documents(tokens, document_ids)
+    output = read(unpacked.tokens)
     return TrunkOutput(
-        found.hidden[apart.row, apart.column],
-        tuple(feature[apart.row, apart.column] for feature in found.features),
+        output.hidden[unpacked.row, unpacked.column],
+        tuple(feature[unpacked.row, unpacked.column] for feature in output.features),
     )
 
 
 class RecomputedTrunk(Trunk):
-    """Base of trunks that wrap any causal module: :meth:`hidden_states` is all that it must say.
+    """Base of trunks that wrap any causal module; subclasses implement :meth:`hidden_states` only.
 
-    Decoding reads the whole text again in every round, so a round costs as much as the text is long; speculation still
-    saves rounds. Packed documents are read in rows of their own. A module that can do better implements
-    :class:`~mtp_modules.core.interfaces.Trunk` itself.
+    Decoding recomputes the whole text in every round, so the cost of a round grows with the length of the text;
+    speculation still saves rounds. Packed documents are unpacked to one row per document. A module with a cache
+    implements :class:`~mtp_modules.core.interfaces.Trunk` directly.
 
     The constructor sets ``d_model``, ``vocab_size``, ``max_positions``, ``embedding`` and ``embedding_width``.
     """
 
     @abstractmethod
     def hidden_states(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Read rows of one document each, from their beginnings. Position ``t`` must not see what comes after it.
+        """Return the hidden states of rows that hold one document each. Position ``t`` must not see later tokens.
 
         Args:
             tokens: Token ids.
@@ -108,15 +108,15 @@ class RecomputedTrunk(Trunk):
         document_ids: Int[Tensor, "B T"] | None = None,
         state: DecodingState | None = None,
     ) -> TrunkOutput:
-        """Read tokens; see :class:`~mtp_modules.core.interfaces.Trunk`."""
+        """Compute the hidden states of tokens; see :class:`~mtp_modules.core.interfaces.Trunk`."""
         if state is not None:
             if document_ids is not None:
-                refuse(self, "document_ids do not go with a state; decode one document a row.")
+                refuse(self, "document_ids cannot be combined with a state; decode one document per row.")
             if not isinstance(state, ReplayState):
                 refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
-            return read_again(self._read, tokens, state)
+            return recompute(self._read, tokens, state)
         within_positions(self, tokens.shape[1], self.max_positions, "trunk")
-        return self._read(tokens) if document_ids is None else read_apart(self._read, tokens, document_ids)
+        return self._read(tokens) if document_ids is None else read_unpacked(self._read, tokens, document_ids)
 
     def _read(self, tokens: Int[Tensor, "B T"]) -> TrunkOutput:
         return TrunkOutput(self.hidden_states(tokens))
@@ -127,10 +127,10 @@ class RecomputedTrunk(Trunk):
         return ReplayState(batch_size, capacity, device, max_positions=self.max_positions)
 
     def flops(self, length: int) -> int:
-        """Return two for each parameter of a matrix and each token: what layers that multiply once a token take.
+        """Return two operations per matrix entry and token, the cost of layers that apply each matrix once per token.
 
-        Attention, convolutions and experts cost something else; a trunk that has them says so itself.
+        Attention, convolutions and experts cost something else; a trunk with such layers overrides this method.
         """
-        looked_up = {id(parameter) for parameter in self.embedding.parameters()}
-        matrices = (each for each in self.parameters() if each.ndim == 2 and id(each) not in looked_up)
+        embeddings = {id(parameter) for parameter in self.embedding.parameters()}
+        matrices = (each for each in self.parameters() if each.ndim == 2 and id(each) not in embeddings)
         return 2 * length * sum(matrix.numel() for matrix in matrices)

@@ -1,4 +1,4 @@
-"""The recurrent trunk."""
+"""The recurrent trunk: an RNN, GRU or LSTM."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from mtp_modules.core.checks import ascending_layers, at_least, refuse, within_p
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.layers.chunks import ChunkedState
-from mtp_modules.layers.documents import documents_apart
+from mtp_modules.layers.documents import unpack_documents
 
 _CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class RecurrentState(ChunkedState):
-    """The memory of every layer after each token of the last chunk, and after the last committed token.
+    """The recurrent state of every layer after each token of the last chunk, and after the last committed token.
 
     Args:
         batch_size: Number ``B`` of rows.
-        capacity: Most tokens a row can hold.
-        memory: One empty memory a layer: tensors ``(B, D)``, two of them for an LSTM.
-        max_positions: Most tokens that a row can keep; ``None`` for no limit.
+        capacity: Maximum tokens per row, the chunk included.
+        memory: The initial recurrent state of each layer: a tensor ``(B, D)``, or two for an LSTM.
+        max_positions: Maximum tokens that a row can keep; ``None`` for no limit.
     """
 
     def __init__(
@@ -47,28 +47,28 @@ class RecurrentState(ChunkedState):
         self.pending = []
 
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only."""
+        """Keep some of the rows only."""
         super().select(rows)
         self.memory = [tuple(part[rows] for part in memory) for memory in self.memory]
 
 
 class RecurrentTrunk(Trunk):
-    """An RNN, GRU or LSTM with an embedding in front, torch's own layers.
+    """An embedding followed by torch's RNN, GRU or LSTM layers.
 
     Args:
         vocab_size: Number ``V`` of token ids.
-        d_model: Width ``D`` of the memory, which is the hidden state.
+        d_model: Width ``D`` of the hidden states.
         cell: ``"rnn"`` (tanh), ``"gru"`` or ``"lstm"``.
-        num_layers: How many layers.
-        embedding_width: Width of the embedding; ``d_model`` if ``None``. Only then can it be tied.
-        max_positions: Longest sequence, or ``None`` for no limit.
-        feature_layers: Layers, counted from 0, whose outputs are returned too, for heads that read them.
+        num_layers: Number of layers.
+        embedding_width: Width of the embedding; ``d_model`` if ``None``, which tied embeddings require.
+        max_positions: Maximum sequence length, or ``None`` for no limit.
+        feature_layers: Layers, counted from 0, whose outputs are also returned, for heads that read them.
 
     Shape:
         tokens ``(B, T)`` -> hidden ``(B, T, D)``.
 
     Raises:
-        ValueError: If a size is below 1, the cell is unknown or a layer is not there.
+        ValueError: If a size is below 1, the cell is unknown or a feature layer does not exist.
 
     Example:
         >>> trunk = RecurrentTrunk(vocab_size=50, d_model=64, embedding_width=32, cell="rnn")
@@ -111,7 +111,7 @@ class RecurrentTrunk(Trunk):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the embedding with variance 1/width; layers reset themselves."""
+        """Initialise the embedding with variance 1/width; layers reset themselves."""
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
 
     def forward(
@@ -121,7 +121,7 @@ class RecurrentTrunk(Trunk):
         document_ids: Int[Tensor, "B T"] | None = None,
         state: DecodingState | None = None,
     ) -> TrunkOutput:
-        """Read tokens; see :class:`~mtp_modules.core.interfaces.Trunk`."""
+        """Compute the hidden states of tokens; see :class:`~mtp_modules.core.interfaces.Trunk`."""
         if state is not None:
             return self._output(self._extend(tokens, document_ids, state))
         within_positions(self, tokens.shape[1], self.max_positions, "trunk")
@@ -130,7 +130,7 @@ class RecurrentTrunk(Trunk):
         return self._output(self._layer_by_layer(tokens))
 
     def _output(self, outputs: list[Float[Tensor, "B T D"]]) -> TrunkOutput:
-        """Return the last layer's output, and those of the layers that were asked for."""
+        """Return the last layer's output, and those of the feature layers."""
         return TrunkOutput(outputs[-1], tuple(outputs[index] for index in self.feature_layers))
 
     def _layer_by_layer(self, tokens: Int[Tensor, "B T"]) -> list[Float[Tensor, "B T D"]]:
@@ -143,15 +143,15 @@ class RecurrentTrunk(Trunk):
     def _by_document(
         self, tokens: Int[Tensor, "B T"], document_ids: Int[Tensor, "B T"]
     ) -> list[Float[Tensor, "B T D"]]:
-        """Give every document a row of its own, read the rows, and put the results back."""
-        apart = documents_apart(tokens, document_ids)
-        return [output[apart.row, apart.column] for output in self._layer_by_layer(apart.tokens)]
+        """Unpack the documents to one row each, run the layers, and pack the outputs again."""
+        unpacked = unpack_documents(tokens, document_ids)
+        return [output[unpacked.row, unpacked.column] for output in self._layer_by_layer(unpacked.tokens)]
 
     def _extend(
         self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState
     ) -> list[Float[Tensor, "B T D"]]:
         if document_ids is not None:
-            refuse(self, "document_ids do not go with a state; decode one document a row.")
+            refuse(self, "document_ids cannot be combined with a state; decode one document per row.")
         if not isinstance(state, RecurrentState):
             refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
         state.begin(tokens.shape[1])
@@ -175,7 +175,7 @@ class RecurrentTrunk(Trunk):
         )
 
     def flops(self, length: int) -> int:
-        """Return the operations of the layers: at every step, each matrix times its input or the memory before."""
+        """Return the operations of the layers: at every step, each matrix times its input or the previous state."""
         matrices = (weight for layer in self.layers for weight in layer.parameters() if weight.ndim == 2)
         return 2 * length * sum(matrix.numel() for matrix in matrices)
 
@@ -183,7 +183,7 @@ class RecurrentTrunk(Trunk):
 def _lstm_states(
     layer: nn.Module, x: Float[Tensor, "B T E"], memory: tuple[Tensor, ...]
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
-    """Run step by step, since torch returns an LSTM's cell only after the last step."""
+    """Run step by step, because torch returns an LSTM's cell state only after the last step."""
     hidden, cell = memory[0][None].contiguous(), memory[1][None].contiguous()
     outputs, cells = [], []
     for step in x.unbind(dim=1):

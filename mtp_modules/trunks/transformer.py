@@ -15,33 +15,34 @@ from mtp_modules.layers.transformer import RMSNorm, RotaryPositions, Transformer
 
 
 class TransformerTrunk(Trunk):
-    """A decoder-only transformer without its output matrix: pre-norm, rotary positions, grouped queries, SwiGLU.
+    """A decoder-only transformer without its output matrix: pre-norm, RoPE, grouped-query attention, SwiGLU.
 
     Args:
         vocab_size: Number ``V`` of token ids.
         d_model: Width ``D``.
-        num_layers: How many layers.
-        num_heads: Query heads of a layer.
-        num_kv_heads: Key-value heads; as many as query heads if ``None``. Few make verification cheap.
-        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model``, up to a multiple of 64, if ``None``.
-        max_positions: Longest sequence.
-        final_norm: Normalise the hidden state that the heads see. False for heads that bring layers and a norm of their
-            own, as in the founding paper.
+        num_layers: Number of layers.
+        num_heads: Query heads per layer.
+        num_kv_heads: Key-value heads; ``num_heads`` if ``None``. Few key-value heads make verification cheap.
+        ffn_width: Inner width of the feed-forward layers; 8/3 of ``d_model``, rounded up to a multiple of 64, if
+            ``None``.
+        max_positions: Maximum sequence length.
+        final_norm: Normalise the hidden states that the heads read. False for heads with layers and a norm of their
+            own, as in Gloeckle et al. 2024.
         rope_base: Base of the rotary positions.
-        num_previous: How many tokens before each position are embedded along with it, by tables of their own. One or
-            more spare a small model the layers that find them; 0 is the usual transformer.
-        embedding_std: Standard deviation of the embedding at the start. Small for a tied embedding, about 1 otherwise.
-        qk_norm: Normalise every query and key before it is rotated, as Qwen3 does.
+        num_previous: How many previous tokens are embedded along with each token, with separate tables. One or more
+            save a small model the layers that would look them up; 0 is the usual transformer.
+        embedding_std: Initial standard deviation of the embedding. Small for a tied embedding, about 1 otherwise.
+        qk_norm: Normalise every query and key before its rotation, as Qwen3 does.
         norm_eps: Added to the mean square in every norm.
         head_dim: Width of one head; ``d_model / num_heads`` if ``None``.
-        feature_layers: Layers, counted from 0, whose outputs are returned too, for heads that read them.
+        feature_layers: Layers, counted from 0, whose outputs are also returned, for heads that read them.
 
     Shape:
         tokens ``(B, T)`` -> hidden ``(B, T, D)``.
 
     Raises:
-        ValueError: If a size is below 1 or does not divide, a layer is not there, or a sequence is longer than
-            ``max_positions``.
+        ValueError: If a size is below 1 or does not divide, a feature layer does not exist, or a sequence is longer
+            than ``max_positions``.
 
     Example:
         >>> import torch
@@ -115,13 +116,13 @@ class TransformerTrunk(Trunk):
         return tuple(self.layers)
 
     def reset_parameters(self) -> None:
-        """Draw the embeddings; layers reset themselves."""
+        """Initialise the embeddings; layers reset themselves."""
         nn.init.normal_(self.embedding.weight, std=self.embedding_std)
         if self.previous is not None:
             nn.init.normal_(self.previous.weight, std=self.embedding_std / 2)
 
     def _embed(self, tokens: Int[Tensor, "B T"], before: Int[Tensor, "B T C"] | None) -> Float[Tensor, "B T D"]:
-        """Embed tokens and those before them; row ``V`` of each table stands for nothing before."""
+        """Embed tokens and the previous tokens; row ``V`` of each table stands for no previous token."""
         x: Tensor = self.embedding(tokens)
         if self.previous is not None and before is not None:
             tables = torch.arange(self.num_previous, device=tokens.device) * (self.vocab_size + 1)
@@ -135,7 +136,7 @@ class TransformerTrunk(Trunk):
         document_ids: Int[Tensor, "B T"] | None = None,
         state: DecodingState | None = None,
     ) -> TrunkOutput:
-        """Read tokens; see :class:`~mtp_modules.core.interfaces.Trunk`."""
+        """Compute the hidden states of tokens; see :class:`~mtp_modules.core.interfaces.Trunk`."""
         if state is not None:
             return self._extend(tokens, document_ids, state)
         length = tokens.shape[1]
@@ -153,19 +154,19 @@ class TransformerTrunk(Trunk):
         return self._output(outputs)
 
     def _output(self, outputs: list[Float[Tensor, "B T D"]]) -> TrunkOutput:
-        """Return the last layer's output behind the norm, and those of the layers that were asked for."""
+        """Return the last layer's output after the norm, and those of the feature layers."""
         return TrunkOutput(self.norm(outputs[-1]), tuple(outputs[index] for index in self.feature_layers))
 
     def _extend(self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState) -> TrunkOutput:
         if document_ids is not None:
-            refuse(self, "document_ids do not go with a state; decode one document a row.")
+            refuse(self, "document_ids cannot be combined with a state; decode one document per row.")
         if not isinstance(state, KeyValueState):
             refuse(self, f"state must come from this trunk's new_state, got {type(state).__name__}.")
         state.begin(tokens.shape[1])
         return self.read(tokens, state)
 
     def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> TrunkOutput:
-        """Append a chunk that the state was told of."""
+        """Append the announced chunk."""
         assert isinstance(state, KeyValueState)
         x = self._embed(tokens, None if self.previous is None else state.previous_tokens(tokens))
         table = self.rotary(state.positions, tokens.shape[1], x)
@@ -182,12 +183,12 @@ class TransformerTrunk(Trunk):
             batch_size,
             capacity,
             num_layers=len(self.layers),
-            num_kv_heads=attention.held_kv_heads,
+            num_kv_heads=attention.local_kv_heads,
             head_dim=attention.head_dim,
             like=self.embedding.weight,
             max_positions=self.max_positions,
             num_previous=self.num_previous,
-            nothing=self.vocab_size,
+            padding=self.vocab_size,
         )
 
     def flops(self, length: int) -> int:

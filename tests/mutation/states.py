@@ -86,7 +86,7 @@ MUTANTS = (
     Mutant(
         "drafts-see-every-slot",
         "layers/cache.py",
-        "mask = seen <= positions[:, None, :, None] if self._looks_ragged() else None",
+        "mask = seen <= positions[:, None, :, None] if self._needs_ragged() else None",
         "mask = None",
         "heads with attention draft from what is behind a short row's end",
         "mlx-vlm#1962",

@@ -37,7 +37,7 @@ MUTANTS = (
     Mutant(
         "embeddings-cross-documents",
         "core/targets.py",
-        "return torch.where(same == runs[:, :, None], before, nothing)",
+        "return torch.where(same == runs[:, :, None], before, padding)",
         "return before",
         "embeddings of previous tokens roll across the end of a document",
         "Megatron-LM#4495",

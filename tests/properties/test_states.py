@@ -174,7 +174,7 @@ def test_a_state_refuses_to_overflow(trunk: str) -> None:
     model(random_tokens(1, 3), state=state)
     state.commit([3])
     with pytest.raises(
-        ValueError, match="capacity is 4 tokens a row, a chunk of 2 after 3 needs 5; ask new_state for more"
+        ValueError, match="capacity is 4 tokens per row, a chunk of 2 after 3 needs 5; ask new_state for more"
     ):
         model(random_tokens(1, 2), state=state)
     model(random_tokens(1, 1), state=state)

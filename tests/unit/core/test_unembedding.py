@@ -76,7 +76,7 @@ def test_own_matrices_cannot_be_detached() -> None:
     unembedding = Unembedding(8, 11, num_own=1)
     sentence = (
         r"^Unembedding: detach_far would leave the output matrices of the horizons beyond the first untrained; "
-        r"set it to false, for they give horizon 1's matrix no gradient anyway\.$"
+        r"set it to false: they give horizon 1's matrix no gradient anyway\.$"
     )
     given = torch.randn(2, 8), torch.tensor([1, 2]), torch.ones(2), NaiveLinearCrossEntropy()
     with pytest.raises(ValueError, match=sentence):

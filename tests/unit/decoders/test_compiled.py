@@ -96,5 +96,5 @@ def test_batches_that_are_larger_than_any_size_are_not_compiled(monkeypatch: pyt
 
 def test_parts_without_a_step_of_their_own_say_so() -> None:
     model = make_model("gru", "linear", 3)
-    with pytest.raises(ValueError, match=r"^RecurrentTrunk: cannot be compiled for decoding, for it has no read"):
+    with pytest.raises(ValueError, match=r"^RecurrentTrunk: cannot be compiled for decoding: it has no read"):
         model.trunk.read(random_tokens(1, 2), model.trunk.new_state(1, 2))

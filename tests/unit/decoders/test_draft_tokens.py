@@ -127,7 +127,7 @@ def test_own_matrices_keep_their_own_rows() -> None:
         (lambda model: model.trim_drafts([3, 11]), r"Unembedding: draft tokens must lie in 0\.\.10, got 11\."),
         (
             lambda model: model.trim_drafts([3, 3]),
-            "Unembedding: draft tokens must be different and at least one",
+            "Unembedding: draft tokens must be distinct and at least one",
         ),
         (
             lambda model: MTPModel(

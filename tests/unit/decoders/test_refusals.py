@@ -291,7 +291,7 @@ def test_a_path_goes_with_a_tree_and_only_with_it() -> None:
             state.expect_tree(torch.tensor([[-1, 0]]), 1)
         model.trunk(torch.tensor([[1, 2]]), state=state)
         with pytest.raises(
-            ValueError, match=r"State: a path goes with a chunk that is a tree, and only with that; give commit"
+            ValueError, match=r"State: path is needed for a chunk that is a tree, and only for that; call commit"
         ):
             state.commit([1], None if expects else torch.tensor([[0]]))
 

@@ -149,9 +149,7 @@ def test_what_is_missing_is_named() -> None:
         heads(hidden, future=future)
     with pytest.raises(ValueError, match=r"^FusedFeatureHeads: features must hold 2 inner layers' states, got 1; "):
         heads(hidden, future=future, features=features[:1])
-    sentence = (
-        r"^FusedFeatureHeads: future must hold the tokens ahead of all 5 positions, got {}; MTPModel passes it\.$"
-    )
+    sentence = r"^FusedFeatureHeads: future must hold the next tokens of all 5 positions, got {}; MTPModel passes it\.$"
     for wrong, got in ((None, "none"), (future[:, :2], "those of 2")):
         with pytest.raises(ValueError, match=sentence.format(got)):
             heads(hidden, future=wrong, features=features)

@@ -267,8 +267,8 @@ def test_sequential_heads_need_the_tokens_ahead_of_every_position() -> None:
     heads, positions = make_heads("sequential", 2), torch.zeros(1, 2, dtype=torch.long)
     with pytest.raises(
         ValueError,
-        match=r"^SequentialHeads: future holds the tokens ahead of 2 positions, but the modules attend to all of them; "
-        r"pass it for all 5, whatever positions are wanted\.$",
+        match=r"^SequentialHeads: future holds the next tokens of 2 positions, but the modules attend to all of them; "
+        r"pass it for all 5 positions, even if only some are trained\.$",
     ):
         heads(random_hidden(1, 5), future=torch.randn(1, 2, 1, WIDTH).double(), positions=positions)
 
@@ -343,7 +343,7 @@ def test_the_state_must_be_these_heads_own(name: str) -> None:
 @pytest.mark.parametrize("name", ["recurrent", "sequential", "conditioned"])
 def test_heads_that_read_the_future_need_it(name: str) -> None:
     heads = make_heads(name, 2)
-    sentence = rf"^{type(heads).__name__}: future is missing; pass the embeddings of the tokens between"
+    sentence = rf"^{type(heads).__name__}: future is missing; pass the embeddings of the next tokens"
     with pytest.raises(ValueError, match=sentence):
         heads(random_hidden(1, 2))
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtp_modules import ExplicitWeights, JointHeads, MTPModel, MultiTokenLoss, RecurrentTrunk
 from mtp_modules.core import MixtureStates
 from mtp_modules.core.mixture import marginal_logits
-from mtp_modules.core.objective import LinearCrossEntropy, NextTokenLaw, OutputMatrix
+from mtp_modules.core.objective import LinearCrossEntropy, NextTokenTeacher, OutputMatrix
 from mtp_modules.decoders import DraftedBeamDecoder
 from mtp_modules.losses import (
     FusedLinearCrossEntropy,
@@ -258,7 +258,7 @@ def test_the_formula_of_operations_is_what_runs() -> None:
 
 
 def test_future_is_needed() -> None:
-    with pytest.raises(ValueError, match=r"^JointHeads: future is missing; pass the embeddings of the tokens between"):
+    with pytest.raises(ValueError, match=r"^JointHeads: future is missing; pass the embeddings of the next tokens"):
         make_heads("joint", 2)(torch.zeros(1, 3, WIDTH).double())
 
 
@@ -288,9 +288,9 @@ def test_other_inputs_and_teachers_are_refused() -> None:
     sentence = r"^MultiTokenLoss: {} is given, which the joint law of JointHeads cannot use; leave it out\.$"
     with pytest.raises(ValueError, match=sentence.format("inputs")):
         MultiTokenLoss()(model, tokens, inputs=tokens)
-    law = NextTokenLaw(torch.zeros(1, 4, WIDTH), OutputMatrix(torch.zeros(VOCAB, WIDTH)), 0.5)
+    teacher = NextTokenTeacher(torch.zeros(1, 4, WIDTH), OutputMatrix(torch.zeros(VOCAB, WIDTH)), 0.5)
     with pytest.raises(ValueError, match=sentence.format("a teacher")):
-        MultiTokenLoss()(model, tokens, teacher=law)
+        MultiTokenLoss()(model, tokens, teacher=teacher)
 
 
 def test_balance_needs_components() -> None:
@@ -303,5 +303,7 @@ def test_balance_needs_components() -> None:
 
 def test_beams_cannot_use_the_drafts() -> None:
     decoder = DraftedBeamDecoder(num_beams=2)
-    with pytest.raises(ValueError, match=r"^JointHeads: the law of a draft is a mixture, .* take BeamDecoder, or call"):
+    with pytest.raises(
+        ValueError, match=r"^JointHeads: a draft's distribution is a mixture, .* use BeamDecoder, or call"
+    ):
         decoder.generate(make_model("transformer", "joint", 3).eval(), [[1, 2]], max_new_tokens=5)

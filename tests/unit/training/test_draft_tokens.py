@@ -9,7 +9,7 @@ import torch
 from torch.distributed import DeviceMesh
 
 from mtp_modules import LinearHeads, MTPModel, MultiTokenLoss, RecurrentTrunk, load_model
-from mtp_modules.core.objective import NextTokenLaw, OutputMatrix
+from mtp_modules.core.objective import NextTokenTeacher, OutputMatrix
 from mtp_modules.data import frequent_tokens
 from mtp_modules.training import MTPModule, choose_draft_tokens, draft_tokens, training_flops
 from mtp_modules.training.tensor_parallel import _share_out_unembedding
@@ -105,9 +105,9 @@ def test_what_few_tokens_do_not_go_with_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^tensor_parallelize: horizons beyond the first score 3 tokens of their own"):
         _share_out_unembedding(model.unembedding, model.trunk.embedding, DeviceMesh.__new__(DeviceMesh))
     states = torch.zeros(2, 6, model.trunk.d_model, dtype=torch.float64)
-    law = NextTokenLaw(states, OutputMatrix(model.unembedding.weight.detach()), 0.5)
-    with pytest.raises(ValueError, match=r"^Unembedding: another model teaches all tokens, but horizons beyond the"):
-        MultiTokenLoss()(model, random_tokens(2, 9), teacher=law)
+    teacher = NextTokenTeacher(states, OutputMatrix(model.unembedding.weight.detach()), 0.5)
+    with pytest.raises(ValueError, match=r"^Unembedding: another model's distribution covers all tokens, but horizons"):
+        MultiTokenLoss()(model, random_tokens(2, 9), teacher=teacher)
 
 
 def test_operations_are_those_of_few_rows() -> None:

@@ -448,7 +448,7 @@ def test_a_chunk_may_reach_beyond_the_last_position_but_not_stay_there(name: str
 
 def test_what_does_not_go_with_a_state() -> None:
     trunk, tokens = make_trunk("llama"), random_tokens(1, 3)
-    with pytest.raises(ValueError, match=r"^HuggingFaceTrunk: document_ids do not go with a state; decode one"):
+    with pytest.raises(ValueError, match=r"^HuggingFaceTrunk: document_ids cannot be combined with a state;"):
         trunk(tokens, document_ids=tokens, state=trunk.new_state(1, 6))
     sizes = {"vocab_size": VOCAB, "d_model": WIDTH}
     others = [RecurrentTrunk(**sizes), TransformerTrunk(**sizes, num_layers=1, num_heads=2), make_trunk("mamba")]

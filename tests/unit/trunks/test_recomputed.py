@@ -125,7 +125,7 @@ def test_it_is_saved_and_comes_back(tmp_path: Path) -> None:
 def test_what_is_refused() -> None:
     trunk, tokens = FixedWindow(**SIZES), random_tokens(1, 3)
     with pytest.raises(
-        ValueError, match=r"^FixedWindow: document_ids do not go with a state; decode one document a row"
+        ValueError, match=r"^FixedWindow: document_ids cannot be combined with a state; decode one document per row"
     ):
         trunk(tokens, document_ids=tokens, state=trunk.new_state(1, 6))
     with pytest.raises(

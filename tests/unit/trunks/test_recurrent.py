@@ -69,7 +69,7 @@ def test_a_sequence_may_not_be_longer_than_max_positions() -> None:
 
 def test_what_does_not_go_with_a_state() -> None:
     trunk, tokens = RecurrentTrunk(vocab_size=11, d_model=8), random_tokens(1, 3)
-    with pytest.raises(ValueError, match=r"^RecurrentTrunk: document_ids do not go with a state; decode one document"):
+    with pytest.raises(ValueError, match=r"^RecurrentTrunk: document_ids cannot be combined with a state;"):
         trunk(tokens, document_ids=tokens, state=trunk.new_state(1, 6))
     other = TransformerTrunk(vocab_size=11, d_model=8, num_layers=1, num_heads=2).new_state(1, 6)
     with pytest.raises(

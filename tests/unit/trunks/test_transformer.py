@@ -162,7 +162,7 @@ def test_a_chunk_may_reach_beyond_the_last_position() -> None:
 def test_what_does_not_go_with_a_state() -> None:
     trunk, tokens = TransformerTrunk(**SIZES), random_tokens(1, 3)
     with pytest.raises(
-        ValueError, match=r"^TransformerTrunk: document_ids do not go with a state; decode one document"
+        ValueError, match=r"^TransformerTrunk: document_ids cannot be combined with a state; decode one document"
     ):
         trunk(tokens, document_ids=tokens, state=trunk.new_state(1, 6))
     other = RecurrentTrunk(vocab_size=11, d_model=8).new_state(1, 6)
