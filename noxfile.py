@@ -1,8 +1,11 @@
 """Every task of the project, one command each: `nox -s tests`, `nox -s lint`, `nox --list`."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nox
+from packaging.requirements import Requirement
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
@@ -12,6 +15,13 @@ nox.options.sessions = ["tests"]
 CONSTRAINTS = ".constraints.txt"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PYTEST = ("pytest", "-n", "2", "--dist", "worksteal")  # a module's fixtures are then made by one worker
+TOUCH_EVERY_DEPENDENCY = [
+    "tests/architecture/test_dependencies.py",
+    *(f"tests/configs/test_{name}.py" for name in ("huggingface", "logging_page")),
+    "tests/properties/test_targets.py",
+    *(f"tests/unit/{folder}" for folder in ("configuration", "core", "interop", "metrics", "reports", "trunks")),
+    "tests/unit/test_saved_models.py",
+]
 
 
 def install(session: nox.Session, *extras: str) -> None:
@@ -28,6 +38,29 @@ def tests(session: nox.Session) -> None:
     """Unit tests, properties, configs and the examples in docstrings; arguments go to pytest."""
     install(session, "test")
     session.run(*PYTEST, *session.posargs, env=ONE_THREAD)
+
+
+def lowest(requirements: list[str], project: dict[str, Any]) -> Iterator[str]:
+    """Give the lowest version of each requirement; where the project names itself, of those of its extras."""
+    for requirement in map(Requirement, requirements):
+        if requirement.name == project["name"]:
+            for extra in sorted(requirement.extras):
+                yield from lowest(project["optional-dependencies"][extra], project)
+        else:
+            (floor,) = (part.version for part in requirement.specifier if part.operator == ">=")
+            yield f"{requirement.name}=={floor}" + (f"; {requirement.marker}" if requirement.marker else "")
+
+
+@nox.session
+def floors(session: nox.Session) -> None:
+    """The fast tests with the lowest versions that pyproject.toml allows; arguments go to pytest."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    constraints = Path(session.create_tmp(), "floors.txt")
+    versions = lowest([*project["dependencies"], f"{project['name']}[test]"], project)
+    constraints.write_text("\n".join(versions) + "\n", encoding="utf-8")
+    session.install("-c", str(constraints), "-e", ".[test]")
+    session.run("python", "-m", "mtp_modules", "fit", "--help", silent=True, env=ONE_THREAD)
+    session.run(*PYTEST, *TOUCH_EVERY_DEPENDENCY, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

@@ -4,9 +4,11 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from mtp_modules.data import HuggingFaceTokenizer
 from mtp_modules.trunks import HuggingFaceTrunk
@@ -99,6 +101,16 @@ def test_whatever_is_imported_is_a_declared_dependency() -> None:
     }
     names = set().union(*PACKAGES.values(), *FILES.values())
     assert {DISTRIBUTIONS.get(name, name) for name in names} <= declared
+
+
+def test_every_dependency_has_one_lowest_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = {*project["dependencies"], *chain(*project["optional-dependencies"].values())}
+    outside = [Requirement(text) for text in requirements if Requirement(text).name != project["name"]]
+    for requirement in outside:
+        assert [part.operator for part in requirement.specifier].count(">=") == 1, requirement
+    names = [requirement.name for requirement in outside]
+    assert sorted(names) == sorted(set(names)), "a package with two ranges: let one extra name the other"
 
 
 def test_only_reports_need_the_extra() -> None:
