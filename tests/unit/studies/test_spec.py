@@ -175,7 +175,7 @@ def test_what_cannot_be_drawn(changes: dict[str, Any], sentence: str) -> None:
 
 def test_a_key_that_no_run_gives() -> None:
     with pytest.raises(
-        ValueError, match=r"tiny: 'curves' needs 'loss/had_1', which no run gives. Known: .*loss/head_1"
+        ValueError, match=r"tiny: 'curves' needs 'loss/had_1', which no run produces. Known: .*loss/head_1"
     ):
         check_keys(study(figures=[{"kind": "curves", "y": "loss/had_1"}]), EVERY_KEY)
 
