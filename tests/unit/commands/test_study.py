@@ -153,7 +153,7 @@ def test_a_failing_run_does_not_take_the_others_along(done: Path) -> None:
         str(stopped.value.code),
     )
     page = (done / "out" / "wild" / "report.html").read_text(encoding="utf-8")
-    assert "No result of: wild, seed 1." in page
+    assert "No results: wild, seed 1." in page
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
@@ -243,7 +243,7 @@ def test_ctrl_c_stops_it_and_the_same_command_goes_on(tmp_path: Path, capsys: py
         start(yaml, tmp_path)
     thread.join()
     assert stopped.value.code == 130
-    assert capsys.readouterr().err.endswith("Stopped. Finished runs are kept; the same command goes on.\n")
+    assert capsys.readouterr().err.endswith("Stopped. Finished runs are kept; the same command resumes the study.\n")
     assert not multiprocessing.active_children()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     goes_on(tmp_path, yaml)
@@ -275,6 +275,6 @@ def test_a_signal_leaves_no_process_behind(tmp_path: Path, number: signal.Signal
         process.kill()
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
-        assert err.decode() == "Stopped. Finished runs are kept; the same command goes on.\n"
+        assert err.decode() == "Stopped. Finished runs are kept; the same command resumes the study.\n"
     assert _is_gone(process.pid)
     goes_on(tmp_path, yaml)
