@@ -1,1 +1,1 @@
-"""Commands of the command line that are not the trainer's."""
+"""Commands of the command line in addition to those of the trainer."""

@@ -1,4 +1,4 @@
-"""``python -m mtp_modules diagnose``: why drafts are accepted or not."""
+"""``python -m mtp_modules diagnose``: why drafts are accepted or rejected."""
 
 import json as json_format
 from dataclasses import asdict
@@ -31,25 +31,25 @@ def diagnose(
     html: str | None = None,
     json: str | None = None,
 ) -> None:
-    """Tell why drafts are accepted or not, and how many of them pay on this machine.
+    """Report why drafts are accepted or rejected, and which number of drafts is fastest on this machine.
 
-    Reads held-out text, lets the heads draft along it, then decodes held-out prompts with every number of drafts.
+    Drafts along held-out text, then decodes held-out prompts with every number of drafts.
 
     Args:
         ckpt_path: A checkpoint file, the folder of a run, or a folder that save_pretrained wrote.
-        data: A configuration as fit takes it, whose data section is read; the run's own config.yaml if null.
-        sources: Read these files, folders or patterns instead, as TextDataModule splits them; "[stdlib]" is one.
-        split: Which side of the data to read, test or val; all reads every file of sources.
-        rows: How many rows of text, evenly spread over the split.
-        every: Draft after every so many tokens of the text.
-        num_drafts: Most drafts to try; as many as the heads are trained for if null.
-        prompts: How many prompts to decode from.
-        prompt_length: Tokens of each prompt.
-        new_tokens: How many tokens to decode after each prompt.
-        seed: Of what is drawn.
-        device: Where to run, such as cpu or cuda.
-        html: Also write a page here.
-        json: Also write every figure here.
+        data: A configuration of fit with a data section; the config.yaml of the run if null.
+        sources: Files, folders or patterns to read instead, split as by TextDataModule; such as "[stdlib]".
+        split: Split of the data, test or val; all reads every file of sources.
+        rows: Number of rows of text, evenly spaced over the split.
+        every: Draft after every EVERY-th token of the text.
+        num_drafts: Largest number of drafts to try; as many as the heads are trained for if null.
+        prompts: Number of prompts to decode.
+        prompt_length: Number of tokens of each prompt.
+        new_tokens: Number of tokens to generate after each prompt.
+        seed: Seed of the sampled drafts.
+        device: Device to run on, such as cpu or cuda.
+        html: File for an HTML page; none if null.
+        json: File for all measurements as JSON; none if null.
     """
     for name, path in (("html", html), ("json", json)):
         writable(name, path)
@@ -58,7 +58,7 @@ def diagnose(
     batches = held_out_batches(text, split, rows)
     starts = prompts_of(batches, prompts, prompt_length)
     console = Console()
-    with Console(stderr=True).status("reading") as status:
+    with Console(stderr=True).status("reading text") as status:
         found = measure(
             model,
             [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches],
@@ -71,13 +71,12 @@ def diagnose(
             progress=status.update,
         )
     show(found, console)
-    read = f"{ckpt_path}, {sum(len(batch['tokens']) for batch in batches)} rows of the {split} split"
-    origin = (
-        f"{read}; {len(starts)} prompts; {device}, {torch.get_num_threads()} CPU thread(s), torch {torch.__version__}"
-    )
+    text_read = f"{ckpt_path}, {sum(len(batch['tokens']) for batch in batches)} rows of the {split} split"
+    threads = f"{torch.get_num_threads()} CPU thread(s)"
+    origin = f"{text_read}; {len(starts)} prompts; {device}, {threads}, torch {torch.__version__}"
     if json is not None:
-        figures = {"origin": origin, "verdict": verdict(found)} | asdict(found)
-        Path(json).write_text(json_format.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        content = {"origin": origin, "verdict": verdict(found)} | asdict(found)
+        Path(json).write_text(json_format.dumps(content, indent=2) + "\n", encoding="utf-8")
     if html is not None:
         Path(html).write_text(diagnosis_page(found, origin), encoding="utf-8")
         console.print(f"Page: {html}")

@@ -8,14 +8,14 @@ from mtp_modules.loading import load_model
 
 
 def export(format: str, ckpt_path: str, out: str, before: str | None = None, add: bool = False) -> None:
-    """Write a trained model, or its heads, as another program reads it.
+    """Write a trained model, or only its heads, in the format of another program.
 
     Args:
         format: mtp_modules, deepseek, glm, qwen, mimo, speculators, medusa, medusa_vllm or founding_paper.
         ckpt_path: A checkpoint file, the folder of a run, or a folder that save_pretrained wrote.
-        out: New folder; with add the folder of a model of transformers.
-        before: The model before it was trained, to find heads that never were.
-        add: Add the heads to the trunk that lies in out, of which no file is lost.
+        out: New folder; with add, the folder of a transformers model.
+        before: Checkpoint of the model before training, to detect heads that were never trained.
+        add: Add the heads to the trunk stored in out; every existing file is kept.
     """
     model, tokenizer = load_model(ckpt_path)
     earlier = None if before is None else load_model(before)[0]
@@ -34,18 +34,18 @@ def import_(
     chain_state: str | None = None,
     position_0: str | None = None,
 ) -> None:
-    """Read a model, or heads, that another program wrote, and save it so that every command here takes it.
+    """Read a model, or heads, in the format of another program, and save it in the format of this one.
 
     Args:
         format: mtp_modules, deepseek, glm, qwen, mimo, speculators, medusa, medusa_vllm or founding_paper.
-        path: Folder of the checkpoint.
-        out: New folder.
-        trunk: Checkpoint of ours whose trunk the heads belong to; needed if the format keeps heads alone.
-        num_horizons: To apply a single module again and again.
-        concatenation: embedding_first or state_first, where the file does not say it.
-        trunk_state: after_norm or before_norm, where the file does not say it.
-        chain_state: after_norm or before_norm, where the file does not say it.
-        position_0: token or zero, where the file does not say it.
+        path: Folder of the checkpoint to read.
+        out: New folder to write.
+        trunk: A checkpoint of this program with the trunk of the heads; required if the format stores heads only.
+        num_horizons: Number of horizons; more than the number of modules plus 1 applies a single module repeatedly.
+        concatenation: embedding_first or state_first, if the checkpoint does not specify it.
+        trunk_state: after_norm or before_norm, if the checkpoint does not specify it.
+        chain_state: after_norm or before_norm, if the checkpoint does not specify it.
+        position_0: token or zero, if the checkpoint does not specify it.
     """
     base, tokenizer = (None, None) if trunk is None else load_model(trunk)
     model = import_model(

@@ -1,4 +1,4 @@
-"""``python -m mtp_modules generate``: decode with nothing but a checkpoint."""
+"""``python -m mtp_modules generate``: decode a prompt with a checkpoint."""
 
 import os
 import statistics
@@ -29,7 +29,7 @@ from mtp_modules.interop import with_own_trunk
 
 _OWN = "\033[0m"
 _SHADES = (46, 40, 34, 28, 22)
-"""Greens of a terminal with 256 colours, from light to dark: the depth at which a token was drafted."""
+"""Green shades of a 256-colour terminal, from light to dark, for the depth at which a token was drafted."""
 
 
 def generate(
@@ -47,33 +47,33 @@ def generate(
     compile: bool = False,
     device: str = "cpu",
 ) -> None:
-    """Continue a prompt with a trained model, showing tokens as they come.
+    """Continue a prompt with a trained model, and print tokens as they are generated.
 
-    In a terminal, accepted drafts are green, the darker the further ahead they were drafted. Drawn tokens too are those
-    that plain decoding would have drawn with the same seed.
+    In a terminal, accepted drafts are green, darker for greater depth. Sampled tokens are those that plain decoding
+    samples with the same seed.
 
     Args:
         ckpt_path: A checkpoint file, the folder of a run, or a folder that save_pretrained wrote.
-        prompt: Text to continue; numbers separated by spaces if the model has no tokenizer.
-        max_new_tokens: How many tokens to add at most.
-        num_drafts: Most drafts a forward pass verifies; as many as the heads can draft if null.
-        temperature: 0 takes the likeliest token; 1 draws from the model's own law.
-        top_k: Draw among so many likeliest tokens.
-        top_p: Draw among the fewest likeliest tokens that reach this probability.
-        seed: Another seed is another sample.
-        stop: End after any of these texts.
-        compare: Also decode plainly, and print speed, tokens per forward, acceptance by depth, and if outputs agree.
-        repeats: How many times each side runs when comparing; medians are printed.
-        compile: Compile the rounds, which takes some minutes before the first token and pays where speed counts. A
-            Hugging Face trunk is replaced by our own with the same weights.
-        device: Where to run, such as cpu or cuda.
+        prompt: Text to continue; token ids separated by spaces if the model has no tokenizer.
+        max_new_tokens: Largest number of tokens to generate.
+        num_drafts: Largest number of drafts per forward pass; as many as the heads can draft if null.
+        temperature: Sampling temperature; 0 is greedy decoding, 1 samples from the model's distribution.
+        top_k: Sample from the top_k most likely tokens.
+        top_p: Sample from the smallest set of most likely tokens with at least this probability.
+        seed: Seed of the samples.
+        stop: Stop after any of these strings.
+        compare: Also run plain decoding; print speed, tokens per forward, acceptance by depth, and if outputs agree.
+        repeats: Number of runs of each decoder with compare; medians are printed.
+        compile: Compile the decoding rounds, which takes minutes before the first token and then decodes faster. A
+            Hugging Face trunk is replaced by our own trunk with the same weights.
+        device: Device to run on, such as cpu or cuda.
     """
     at_least("generate", "repeats", repeats, 1)
     model, tokenizer = load_on(ckpt_path, device)
     tokens = encode(prompt, tokenizer)
     end = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
     rule = StopRule(tokens=end, strings=stop or (), tokenizer=tokenizer)
-    law = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
+    sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
     decoder: Decoder = AutoregressiveDecoder()
     if len(model.horizons) > 1:
         decoder = SpeculativeDecoder(num_drafts=num_drafts)
@@ -84,7 +84,7 @@ def generate(
     used: DecodableModel = model
     if compile:
         used = compile_for_decoding(with_own_trunk(model), freeze=device == "cpu")
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": rule, "sampling": law, "seed": seed}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": rule, "sampling": sampling, "seed": seed}
     for done in decoder.stream(used, [tokens], **options):
         for token, depth in zip(done.tokens[0], done.depths[0], strict=True):
             if token not in end:
@@ -93,9 +93,7 @@ def generate(
     sys.stdout.write(written.flush() + "\n")
     if compare:
         if len(model.horizons) == 1:
-            refuse(
-                "compare", f"{type(model.heads).__name__} with one horizon drafts nothing; there is nothing to compare."
-            )
+            refuse("compare", f"{type(model.heads).__name__} with one horizon cannot draft; omit compare.")
         _compare(used, decoder, tokens, options, repeats)
 
 
@@ -126,22 +124,22 @@ class _Writer:
 
 
 def _compare(model: DecodableModel, decoder: Decoder, prompt: list[int], options: dict[str, Any], repeats: int) -> None:
-    """Run plain and speculative decoding in turn, and print medians."""
-    sides: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), "self-speculative": decoder}
-    runs: dict[str, list[Generation]] = {name: [] for name in sides}
+    """Alternate plain and speculative decoding, and print medians."""
+    decoders: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), "self-speculative": decoder}
+    runs: dict[str, list[Generation]] = {name: [] for name in decoders}
     if isinstance(model, CompiledModel):
-        for side in sides.values():
-            side.generate(model, [prompt], **options)  # makes the graphs that are still missing
+        for one in decoders.values():
+            one.generate(model, [prompt], **options)  # compiles the graphs that are still missing
     for _ in range(repeats):
-        for name, side in sides.items():
-            runs[name].append(side.generate(model, [prompt], **options))
+        for name, one in decoders.items():
+            runs[name].append(one.generate(model, [prompt], **options))
     table = Table(title=f"{len(runs['plain'][0].tokens[0])} new tokens, median of {repeats}")
     for column in ("decoding", "tokens/s", "tokens per forward", "forwards"):
         table.add_column(column, justify="right")
     speeds = {}
-    for name, side_runs in runs.items():
-        stats = side_runs[0].stats
-        speeds[name] = statistics.median(run.stats.tokens / run.stats.seconds for run in side_runs)
+    for name, generations in runs.items():
+        stats = generations[0].stats
+        speeds[name] = statistics.median(run.stats.tokens / run.stats.seconds for run in generations)
         table.add_row(name, f"{speeds[name]:.0f}", f"{stats.tokens_per_forward:.2f}", str(stats.forwards))
     console = Console()
     console.print(table)
@@ -160,4 +158,4 @@ def _difference(plain: list[int], drafted: list[int]) -> str:
         (i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b), min(len(plain), len(drafted))
     )
     precision = torch.get_default_dtype()
-    return f"differ from token {first + 1} on: two logits there are closer than the rounding of {precision}"
+    return f"differ from token {first + 1} on: two logits there are closer than the rounding error of {precision}"

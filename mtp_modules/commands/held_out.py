@@ -1,4 +1,4 @@
-"""Held-out text for a checkpoint: of its own run, of another configuration, or of files."""
+"""Held-out text for a checkpoint: from its own run, from another configuration, or from files."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -33,29 +33,29 @@ def data_for(
     sources: list[str] | None,
     split: str,
 ) -> LightningDataModule:
-    """Make the data module that a user means.
+    """Build the data module that the options of a command describe.
 
     Args:
-        model: What it feeds; tells how far rows look ahead.
-        tokenizer: Of the checkpoint.
-        ckpt_path: Where the model comes from; its run may have left its configuration there.
-        data: A configuration with a ``data`` section, as ``fit`` takes it.
-        sources: Files, folders or patterns instead.
-        split: ``val`` or ``test``; ``all`` takes every file of the sources.
+        model: The model; its lookahead and vocabulary size are those of the data.
+        tokenizer: Tokenizer of the checkpoint.
+        ckpt_path: Path of the checkpoint, whose run may have stored its configuration there.
+        data: Path of a configuration of ``fit`` with a ``data`` section.
+        sources: Files, folders or patterns to read instead.
+        split: ``val`` or ``test``; ``all`` reads every file of ``sources``.
 
     Raises:
-        ValueError: If both or none are given where one is needed, there is no such split, or what is given makes no
-            data module.
+        ValueError: If both or neither of ``data`` and ``sources`` are given where one is required, if the split does
+            not exist, or if the data section is invalid.
     """
     if split not in _SPLITS:
-        refuse("diagnose", f"split must be val or test, the sides that a model has not seen, or all, got {split!r}.")
+        refuse("diagnose", f"split must be val or test, which the model was not trained on, or all, got {split!r}.")
     if split == "all" and sources is None:
-        refuse("diagnose", "split=all reads every file of sources; give sources that the model has not seen.")
+        refuse("diagnose", "split=all reads every file of sources; give sources that the model was not trained on.")
     if data is not None and sources is not None:
-        refuse("diagnose", "data and sources both say what to read; give one of them.")
+        refuse("diagnose", "data and sources exclude each other; give one of them.")
     if sources is not None:
         if tokenizer is None:
-            refuse("sources", "this model has no tokenizer to read text with; give data, a configuration, instead.")
+            refuse("sources", "this model has no tokenizer for text files; give data, a configuration, instead.")
         make = partial(
             TextDataModule,
             sources=sources,
@@ -74,36 +74,36 @@ def data_for(
             return _from_configuration(folder / "config.yaml", model)
     refuse(
         "diagnose",
-        f'{ckpt_path} has no config.yaml that names its data; give sources, such as "[stdlib]", or data, a '
-        "configuration as fit takes it.",
+        f'{ckpt_path} has no config.yaml with its data; give sources, such as "[stdlib]", or data, a configuration of '
+        "fit.",
     )
 
 
 def _from_configuration(path: Path, model: MTPModel) -> LightningDataModule:
     if not path.is_file():
-        refuse("data", f"{path} does not exist; give a configuration with a data section, as fit takes it.")
+        refuse("data", f"{path} does not exist; give a configuration of fit with a data section.")
     try:
         configuration = get_loader("yaml")(path.read_text(encoding="utf-8"))
-    except Exception:  # what is no YAML makes a parser fail in any way
+    except Exception:  # parsing a file that is not YAML can raise any exception
         configuration = None
     section = configuration.get("data") if isinstance(configuration, dict) else None
     if isinstance(section, str):
         section = {"class_path": section}
     if not isinstance(section, dict) or "class_path" not in section:
-        refuse("data", f"{path} has no data section with a class_path; give a configuration as fit takes it.")
+        refuse("data", f"{path} has no data section with a class_path; give a configuration of fit.")
     return assemble_data(section, lookahead=model.lookahead, vocab_size=model.trunk.vocab_size)
 
 
 def held_out_batches(data: LightningDataModule, split: str, rows: int) -> list[dict[str, Tensor]]:
-    """Return batches of a held-out side, evenly spread over it.
+    """Return batches of a held-out split, evenly spaced over it.
 
     Args:
-        data: Where from.
-        split: ``val`` or ``test``; ``all`` for a :class:`~mtp_modules.data.TextDataModule` without sides.
-        rows: How many rows, about; a batch is taken whole.
+        data: The data module.
+        split: ``val`` or ``test``; ``all`` for a :class:`~mtp_modules.data.TextDataModule` without splits.
+        rows: Approximate number of rows; batches are not cut.
 
     Raises:
-        ValueError: If the side is empty, or its batches are no tokens.
+        ValueError: If the split is empty, or its batches contain no tokens.
     """
     at_least("diagnose", "rows", rows, 1)
     data.prepare_data()
@@ -120,15 +120,15 @@ def held_out_batches(data: LightningDataModule, split: str, rows: int) -> list[d
     for loader in loaders if isinstance(loaders, Sequence) else [loaders]:
         batches += _spread(loader, rows)
     if not batches:
-        refuse("diagnose", f"the {split} side of {type(data).__name__} is empty; take the other split, or other data.")
+        refuse("diagnose", f"the {split} split of {type(data).__name__} is empty; use the other split, or other data.")
     for batch in batches:
         if not isinstance(batch, dict) or not isinstance(batch.get("tokens"), torch.Tensor):
-            refuse("diagnose", f"{type(data).__name__} must give batches with tokens, as fit takes them.")
+            refuse("diagnose", f"{type(data).__name__} must return batches with tokens, as for fit.")
     return [{name: batch[name] for name in _KEYS if name in batch} for batch in batches]
 
 
 def _spread(loader: Any, rows: int) -> list[Any]:
-    """Return as many whole batches as hold the rows."""
+    """Return as many whole batches as contain the rows."""
     size = len(loader) if hasattr(loader, "__len__") else None
     taken: list[Any] = []
     every, got = 1, 0
@@ -145,21 +145,21 @@ def _spread(loader: Any, rows: int) -> list[Any]:
 
 
 def prompts_of(batches: Sequence[dict[str, Tensor]], count: int, length: int) -> list[list[int]]:
-    """Return the beginnings of rows, evenly spread, each in one document.
+    """Return the beginnings of rows as prompts, evenly spaced, each within one document.
 
     Args:
-        batches: Held-out text.
-        count: How many at most.
-        length: Tokens of each at most; half a row if that is less.
+        batches: Batches of held-out text.
+        count: Largest number of prompts.
+        length: Largest number of tokens of a prompt; half a row if that is less.
 
     Raises:
-        ValueError: If a number is below 1, or every row begins in two documents.
+        ValueError: If a number is below 1, or no row begins with enough tokens of one document.
     """
     at_least("diagnose", "prompts", count, 1)
     at_least("diagnose", "prompt_length", length, 1)
     length = min(length, max(1, batches[0]["tokens"].shape[1] // 2))
     found = list(row_beginnings(batches, length=length))
     if not found:
-        refuse("diagnose", f"no row begins with {length} tokens of one document; ask for a shorter prompt_length.")
+        refuse("diagnose", f"no row begins with {length} tokens of one document; give a shorter prompt_length.")
     step = len(found) / min(count, len(found))
     return [found[int(index * step)] for index in range(min(count, len(found)))]

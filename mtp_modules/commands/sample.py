@@ -1,4 +1,4 @@
-"""``python -m mtp_modules sample``: text of the model's own, to distil it from."""
+"""``python -m mtp_modules sample``: generate training data for self-distillation."""
 
 import sys
 from pathlib import Path
@@ -26,37 +26,37 @@ def sample(
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
-    """Let a model continue prompts out of its training text, and write prompts and continuations as a file of tokens.
+    """Let a model continue prompts from its training text, and write prompts and continuations to a token file.
 
-    For self-distillation: heads that draft what the model says are best trained on what the model says. The file and
-    the index beside it are a source of TextDataModule: ``sources: [samples.bin]``.
+    For self-distillation: heads that draft the model's output are best trained on the model's output. The file and its
+    index are a source of TextDataModule: ``sources: [samples.bin]``.
 
     Args:
-        config: A configuration as fit takes it, with the sections model and data; data must be a TextDataModule.
-        output: Where to write; ends in .bin.
-        ckpt_path: A trained model instead of the one that the configuration starts from.
-        count: How many documents.
-        prompt_tokens: Tokens of the text that begin each.
-        new_tokens: Tokens that the model adds at most; it stops at the tokenizer's end token.
-        temperature: 0 takes the likeliest tokens; 1 draws from the model's own law.
-        batch_size: Documents that are sampled side by side.
-        seed: Another seed gives other prompts and other samples.
-        device: Where to run, such as cpu or cuda.
+        config: A configuration of fit with the sections model and data; data must be a TextDataModule.
+        output: File to write; its name ends in .bin.
+        ckpt_path: Checkpoint of a trained model; the initial model of the configuration if null.
+        count: Number of documents.
+        prompt_tokens: Number of tokens of text that each document begins with.
+        new_tokens: Largest number of generated tokens; generation stops at the tokenizer's end token.
+        temperature: Sampling temperature; 0 is greedy decoding, 1 samples from the model's distribution.
+        batch_size: Number of documents per batch.
+        seed: Seed of the prompts and the samples.
+        device: Device to run on, such as cpu or cuda.
     """
     writable("output", output)
     if Path(output).suffix != ".bin":
         refuse("output", f"must end in .bin, got {output!r}.")
     for name, value in (("count", count), ("new_tokens", new_tokens), ("batch_size", batch_size)):
         at_least("sample", name, value, 1)
-    law = SamplingParams(temperature=temperature)
+    sampling = SamplingParams(temperature=temperature)
     if not Path(config).is_file():
-        refuse("config", f"{config} does not exist; give a configuration as fit takes it.")
+        refuse("config", f"{config} does not exist; give a configuration of fit.")
     sections = get_loader("yaml")(Path(config).read_text(encoding="utf-8"))
     if not isinstance(sections, dict) or not {"model", "data"} <= sections.keys():
         refuse("config", f"{config} must have the sections model and data.")
     module, data = assemble(sections["model"], sections["data"])
     if not isinstance(data, TextDataModule):
-        refuse("config", f"data must be a TextDataModule, whose text gives prompts, got {type(data).__name__}.")
+        refuse("config", f"data must be a TextDataModule, which supplies the prompts, got {type(data).__name__}.")
     model = (module.model if ckpt_path is None else load_model(ckpt_path)[0]).to(device).eval()
     prompts = data.prompts("train", count, prompt_tokens, seed)
     end = data.tokenizer.end_token
@@ -65,7 +65,7 @@ def sample(
     for start in range(0, count, batch_size):
         part = prompts[start : start + batch_size]
         generation = AutoregressiveDecoder().generate(
-            model, part, max_new_tokens=new_tokens, sampling=law, seed=seed + start, stop=stop
+            model, part, max_new_tokens=new_tokens, sampling=sampling, seed=seed + start, stop=stop
         )
         documents += [[*prompt, *new] for prompt, new in zip(part, generation.tokens, strict=True)]
         print(f"sample: {len(documents)} of {count} documents", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""``python -m mtp_modules study``: run a study, and draw what it found."""
+"""``python -m mtp_modules study``: run a study and write its report."""
 
 import importlib.util
 import shlex
@@ -20,18 +20,17 @@ def study(
     workers: int | None = None,
     report_only: bool = False,
 ) -> None:
-    """Answer a question about multi-token prediction by training, with figures, tables and a report.
+    """Answer a question about multi-token prediction by training runs, with figures, tables and a report.
 
-    Results of single runs are kept. An interrupted study goes on where it stopped, when it is started again in the same
-    way.
+    Results of finished runs are kept. To resume an interrupted study, start it again with the same options.
 
     Args:
-        name: Of a study that comes with the package, or the path of a YAML file; lists the studies if null.
-        seeds: Runs of each arm; as many as the study says if null.
-        budget: Minutes for everything; all runs are shortened alike to fit. As the study says if null.
-        output: Folder for results; the study gets one of its name inside.
-        workers: Runs at a time; one a GPU, or one a core where there is none, if null.
-        report_only: Draw again what is there, without training.
+        name: Name of a study of this package, or the path of a YAML file; lists the studies if null.
+        seeds: Number of runs of each arm; that of the study if null.
+        budget: Minutes for all runs, whose lengths are scaled to fit; that of the study if null.
+        output: Folder for results; the study creates a subfolder with its name.
+        workers: Number of parallel runs; if null, one per GPU, or one per core without a GPU.
+        report_only: Write the report again from existing results, without training.
     """
     if name is None:
         _list()
@@ -41,25 +40,25 @@ def study(
     from mtp_modules.reports.requests import check_keys, check_requests
     from mtp_modules.reports.study_page import write_report
 
-    asked = load_study(name)
-    check_requests(asked)
-    folder = Path(output) / asked.name
+    specification = load_study(name)
+    check_requests(specification)
+    folder = Path(output) / specification.name
     failed: dict[str, str] = {}
     if not report_only:
         try:
             _, failed = run_study(
-                asked,
+                specification,
                 folder=folder,
                 seeds=seeds,
                 minutes=budget,
                 workers=workers,
-                check=lambda keys: check_keys(asked, keys),
+                check=lambda keys: check_keys(specification, keys),
             )
         except StudyStoppedError as stopped:
-            print("Stopped. Finished runs are kept; the same command goes on.", file=sys.stderr)
+            print("Stopped. Finished runs are kept; the same command resumes the study.", file=sys.stderr)
             sys.exit(128 + stopped.received)
-    outcome = read_outcome(asked, folder, say=print)
-    page = write_report(outcome, folder, _command(asked, name, outcome.about))
+    outcome = read_outcome(specification, folder, say=print)
+    page = write_report(outcome, folder, _command(specification, name, outcome.about))
     print((folder / "verdict.md").read_text(encoding="utf-8"), end="")
     print(f"Report: {page}")
     if failed:
@@ -79,7 +78,7 @@ def _list() -> None:
     Console().print(table)
 
 
-def _command(asked: Study, name: str, about: dict[str, object]) -> str:
-    """Return what makes the same results again."""
-    budget = "" if about["minutes"] in (None, asked.minutes) else f" --budget {about['minutes']:g}"
+def _command(specification: Study, name: str, about: dict[str, object]) -> str:
+    """Return the command that reproduces the results."""
+    budget = "" if about["minutes"] in (None, specification.minutes) else f" --budget {about['minutes']:g}"
     return f"python -m mtp_modules study {shlex.quote(name)} --seeds {about['seeds']}{budget}"

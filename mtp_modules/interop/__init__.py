@@ -1,4 +1,4 @@
-"""Formats of other programs, one file each: export to them, import from them."""
+"""Export to and import from the checkpoint formats of other programs, one file per format."""
 
 from mtp_modules.interop.conventions import Conventions
 from mtp_modules.interop.exchange import export_model, import_model

@@ -1,4 +1,4 @@
-"""What the names of tensors leave open, said beside them."""
+"""Conventions that tensor names and shapes leave unspecified; a file beside the tensors records them."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,17 +11,17 @@ VALUES: dict[str, tuple[str, ...]] = {
     "chain_state": ("after_norm", "before_norm", "none"),
     "position_0": ("token", "zero", "none"),
 }
-"""Every convention and its values. ``"none"`` is that of heads which have no such thing."""
+"""Every convention and its possible values. ``"none"``: the convention does not apply to these heads."""
 
 
 class Conventions(NamedTuple):
-    """How heads are meant that have certain names and shapes.
+    """How to interpret heads beyond the names and shapes of their tensors.
 
     Attributes:
-        concatenation: Whether a joining matrix has the columns of the embedding first, or those of the state.
-        trunk_state: Whether heads read the trunk's state after or before its final norm.
-        chain_state: Whether a module gives the next one its state after or before the norm behind it.
-        position_0: Whether the embedding at position 0 is that of the token there, or zero.
+        concatenation: Whether the embedding or the hidden state comes first in the input of the merging matrix.
+        trunk_state: Whether heads read the trunk's hidden states after or before its final norm.
+        chain_state: Whether a module passes its hidden state to the next module after or before its output norm.
+        position_0: Whether the embedding at position 0 is that of the token, or zero.
     """
 
     concatenation: str
@@ -31,53 +31,54 @@ class Conventions(NamedTuple):
 
 
 Takes = Mapping[str, tuple[str, ...]]
-"""The values of each convention that the readers of a format take; several where they disagree."""
+"""The values of each convention that readers of a format accept; several values where readers disagree."""
 
 
 def check_export(owner: str, takes: Takes, found: Conventions) -> None:
-    """Refuse heads that no reader of a format would read as they are meant.
+    """Reject heads whose conventions no reader of a format follows.
 
     Args:
         owner: Name of the format.
-        takes: What its readers take.
-        found: What the heads do.
+        takes: Values that its readers accept.
+        found: Conventions of the heads.
 
     Raises:
-        ValueError: If they do something else.
+        ValueError: If a convention of the heads is not among the accepted values.
     """
     for name, value in found._asdict().items():
         if value not in takes[name]:
             refuse(
                 owner,
-                f"the heads have {name}={value}, readers of this format take {' or '.join(takes[name])}; "
-                "build and train heads that do so, or take another format.",
+                f"the heads have {name}={value}, readers of this format expect {' or '.join(takes[name])}; "
+                "build and train heads with that convention, or use another format.",
             )
 
 
 def resolve(
     owner: str, takes: Takes, written: Mapping[str, str] | None, given: Mapping[str, str | None]
 ) -> Conventions:
-    """Find out how heads are meant, from what is written beside them and what the caller says.
+    """Determine the conventions of heads from the file beside the tensors and the caller's arguments.
 
     Args:
         owner: Name of the format.
-        takes: What its readers take.
-        written: What stands beside the tensors; ``None`` if nothing does.
-        given: What the caller says; ``None`` for what is left to the file.
+        takes: Values that its readers accept.
+        written: Conventions read from the file beside the tensors; ``None`` without a file.
+        given: Conventions given by the caller; ``None`` for each that the file decides.
 
     Raises:
-        ValueError: If both differ, if neither says what readers disagree about, or a value is none of the format's.
+        ValueError: If both differ, if neither gives a convention on which readers disagree, or if the format does not
+            have the value.
     """
     found = {}
     for name, values in VALUES.items():
-        said, stands = given.get(name), (written or {}).get(name)
-        if said is not None and stands is not None and said != stands:
-            refuse(owner, f"{name}={said} was given, but the file says {stands}; leave {name} out, or give {stands}.")
-        value = said or stands or (takes[name][0] if len(takes[name]) == 1 else None)
+        argument, stored = given.get(name), (written or {}).get(name)
+        if argument is not None and stored is not None and argument != stored:
+            refuse(owner, f"{name}={argument} was given, but the file has {stored}; omit {name}, or give {stored}.")
+        value = argument or stored or (takes[name][0] if len(takes[name]) == 1 else None)
         if value is None:
             refuse(
                 owner,
-                f"the file does not say {name}, about which readers of this format disagree; "
+                f"the file does not specify {name}, and readers of this format disagree about it; "
                 f"give {name}: {' or '.join(takes[name])}.",
             )
         if value not in takes[name]:

@@ -48,41 +48,41 @@ def export_model(
     add: bool = False,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Write a model, or its heads where the format keeps heads alone, as another program reads it.
+    """Write a model in the format of another program, or only its heads where the format stores no trunk.
 
-    How the heads are meant, which names of tensors leave open, is written into ``mtp_modules.json`` beside them.
+    The conventions of the heads, which tensor names do not specify, are written to ``mtp_modules.json`` beside them.
 
     Args:
-        model: Trained.
-        out: New folder; with ``add`` the folder of a model of transformers.
+        model: The trained model.
+        out: New folder; with ``add``, the folder of a transformers model.
         format: One of :data:`FORMATS`, or :data:`OWN`.
-        before: The model before it was trained, to find heads that never were.
-        add: Add the heads to the trunk that lies in ``out``, of which no file is lost.
-        tokenizer: Written too by our own format; others take theirs from elsewhere.
+        before: The model before training, to detect heads that were never trained.
+        add: Add the heads to the trunk stored in ``out``; every existing file is kept.
+        tokenizer: Saved with the model by our own format; other formats do not store a tokenizer.
 
     Raises:
-        ValueError: If the format is unknown or cannot say what the model is, heads were not trained, or ``out`` has
-            something else in it.
+        ValueError: If the format is unknown or cannot represent the model, if heads were not trained, or if ``out``
+            is not empty.
     """
     folder = Path(out)
     check_trained(model, before)
     if format == OWN:
         if add:
-            refuse("add", f"only formats that keep a trunk can be added to one, and {OWN} writes whole models.")
+            refuse("add", f"only formats that store a trunk can be added to one, and {OWN} writes whole models.")
         files.new_folder("export", folder)
         model.save_pretrained(folder, tokenizer=tokenizer)
         return
     chosen = _format(format)
-    meant = chosen.conventions(model)
-    check_export(chosen.name, chosen.takes, meant)
-    beside = {"format": chosen.name, "conventions": meant._asdict()} | _horizons(model)
+    conventions = chosen.conventions(model)
+    check_export(chosen.name, chosen.takes, conventions)
+    sidecar = {"format": chosen.name, "conventions": conventions._asdict()} | _horizons(model)
     if add:
         _add(chosen, model, folder)
     else:
         tensors, config = _whole(chosen, model)
         files.new_folder("export", folder)
         chosen.store(folder, tensors, config)
-    files.write_json(folder / files.SIDECAR, beside)
+    files.write_json(folder / files.SIDECAR, sidecar)
 
 
 def _horizons(model: MTPModel) -> dict[str, Any]:
@@ -100,18 +100,18 @@ def _whole(chosen: Format, model: MTPModel) -> tuple[dict[str, Tensor], dict[str
             tensors = tensors | {"lm_head.weight": model.unembedding.weight}
     else:
         tensors, config = chosen.trunk(model)
-    own, says = chosen.heads(model, config)
-    return tensors | own, config | says
+    head_tensors, head_config = chosen.heads(model, config)
+    return tensors | head_tensors, config | head_config
 
 
 def _check_type(chosen: Format, config: Mapping[str, Any], where: str) -> None:
     if config.get("model_type") not in chosen.model_types:
-        known = " or ".join(chosen.model_types) or "nothing, for it keeps heads alone"
+        known = " or ".join(chosen.model_types) or "nothing, because the format stores heads only"
         refuse(chosen.name, f"heads can be added to {known}; {where} is a {config.get('model_type')}.")
 
 
 def _add(chosen: Format, model: MTPModel, folder: Path) -> None:
-    """Add heads to the trunk that lies in a folder."""
+    """Add heads to the trunk stored in a folder."""
     config = files.read_json(chosen.name, folder / files.CONFIG)
     _check_type(chosen, config, str(folder))
     embedding = files.read_tensors(chosen.name, folder).get("model.embed_tokens.weight")
@@ -120,11 +120,11 @@ def _add(chosen: Format, model: MTPModel, folder: Path) -> None:
         refuse(
             chosen.name,
             f"the embedding in {folder} is not that of the model, so the heads were trained on another trunk; "
-            "give the folder of their own.",
+            "give the folder of their trunk.",
         )
-    own, says = chosen.heads(model, config)
-    files.add_tensors(chosen.name, folder, own)
-    files.write_json(folder / files.CONFIG, config | says)
+    head_tensors, head_config = chosen.heads(model, config)
+    files.add_tensors(chosen.name, folder, head_tensors)
+    files.write_json(folder / files.CONFIG, config | head_config)
 
 
 def import_model(
@@ -143,20 +143,20 @@ def import_model(
     Args:
         path: Folder of the checkpoint.
         format: One of :data:`FORMATS`, or :data:`OWN`.
-        trunk: The model whose trunk the heads belong to; needed if the format keeps heads alone.
-        num_horizons: More than the modules plus 1, to apply a single module again and again.
-        concatenation: How the heads are meant, where the file does not say and readers of the format disagree; see
-            :class:`~mtp_modules.interop.conventions.Conventions`.
-        trunk_state: The same.
-        chain_state: The same.
-        position_0: The same.
+        trunk: The model whose trunk the heads belong to; required if the format stores heads only.
+        num_horizons: Number of horizons. More than the number of modules plus 1 applies a single module repeatedly.
+        concatenation: Convention of the heads, required where the file does not specify it and readers of the format
+            disagree; see :class:`~mtp_modules.interop.conventions.Conventions`.
+        trunk_state: See ``concatenation``.
+        chain_state: See ``concatenation``.
+        position_0: See ``concatenation``.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        ValueError: If a file or a tensor is missing, damaged, unknown or of another shape, if heads are meant in a way
-            that ours are not, or it is not known how they are meant.
+        ValueError: If a file or a tensor is missing, damaged, unknown or of another shape, if our heads do not follow
+            the conventions, or if a convention is not specified.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -164,9 +164,10 @@ def import_model(
     if format == OWN:
         return MTPModel.from_pretrained(folder)[0]
     chosen = _format(format)
-    beside = files.read_json(chosen.name, folder / files.SIDECAR) if (folder / files.SIDECAR).is_file() else {}
-    if beside.get("format", chosen.name) != chosen.name:
-        refuse("format", f"{folder} was written as {beside['format']}, not as {chosen.name}; give that.")
+    sidecar = files.read_json(chosen.name, folder / files.SIDECAR) if (folder / files.SIDECAR).is_file() else {}
+    if sidecar.get("format", chosen.name) != chosen.name:
+        written = sidecar["format"]
+        refuse("format", f"{folder} was written as {written}, not as {chosen.name}; give format={written}.")
     given = {
         "concatenation": concatenation,
         "trunk_state": trunk_state,
@@ -175,10 +176,10 @@ def import_model(
     }
     found, config = chosen.open(folder)
     wanted = Wanted(
-        conventions=resolve(chosen.name, chosen.takes, beside.get("conventions"), given),
-        num_horizons=beside.get("num_horizons") if num_horizons is None else num_horizons,
+        conventions=resolve(chosen.name, chosen.takes, sidecar.get("conventions"), given),
+        num_horizons=sidecar.get("num_horizons") if num_horizons is None else num_horizons,
         trunk=trunk,
-        max_positions=beside.get("max_positions"),
+        max_positions=sidecar.get("max_positions"),
     )
     tensors = Tensors(chosen.name, found)
     model = chosen.read(tensors, config, wanted)

@@ -1,4 +1,4 @@
-"""Read and write the files of foreign formats, whole or not at all."""
+"""Read and write the files of foreign formats atomically."""
 
 import hashlib
 import json
@@ -22,17 +22,17 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def read_json(owner: str, path: Path) -> dict[str, Any]:
-    """Read an object.
+    """Read a JSON object.
 
     Args:
         owner: Name of the format.
-        path: Of the file.
+        path: Path of the file.
 
     Raises:
-        ValueError: If it is not there, or holds something else.
+        ValueError: If the file is missing, or does not hold a JSON object.
     """
     if not path.is_file():
-        refuse(owner, f"{path.parent} has no {path.name}; give the folder of a whole checkpoint.")
+        refuse(owner, f"{path.parent} has no {path.name}; give the folder of a complete checkpoint.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -43,44 +43,44 @@ def read_json(owner: str, path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object so that a reader sees all of it or what was there before.
+    """Write a JSON object atomically: a reader sees the old content or the new one.
 
     Args:
-        path: Of the file.
-        content: Plain values.
+        path: Path of the file.
+        content: Plain values to write.
     """
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write safetensors so that a reader sees all of them or what was there before.
+    """Write a safetensors file atomically: a reader sees the old content or the new one.
 
     Args:
-        path: Of the file.
-        tensors: May share memory; each is written for itself.
+        path: Path of the file.
+        tensors: Tensors by name. They may share memory; each is written separately.
     """
-    beside = path.with_name(f".{path.name}.tmp")
-    save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, beside, {"format": "pt"})
-    os.replace(beside, path)
+    partial = path.with_name(f".{path.name}.tmp")
+    save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, partial, {"format": "pt"})
+    os.replace(partial, path)
 
 
 def read_tensors(owner: str, folder: Path, weights: str = WEIGHTS) -> dict[str, Tensor]:
-    """Read all tensors of a checkpoint, of one file or of shards with an index.
+    """Read all tensors of a checkpoint, from one file or from shards with an index.
 
     Args:
         owner: Name of the format.
-        folder: Of the checkpoint.
-        weights: Name of the file, if it is one.
+        folder: Folder of the checkpoint.
+        weights: Name of the file, if the checkpoint is a single file.
 
     Raises:
-        ValueError: If a file is missing or damaged, is a pickle, or the index and the shards do not agree.
+        ValueError: If a file is missing, damaged or a pickle, or if the index and the shards do not agree.
     """
     index = folder / INDEX
     single = folder / weights
     if single.is_file() and index.is_file() and weights == WEIGHTS:
-        refuse(owner, f"{folder} has both {WEIGHTS} and {INDEX}, and readers differ in which they take; remove one.")
+        refuse(owner, f"{folder} has both {WEIGHTS} and {INDEX}, and readers differ in which they read; remove one.")
     if single.is_file():
         return _read_file(owner, single)
     if not index.is_file():
@@ -88,20 +88,20 @@ def read_tensors(owner: str, folder: Path, weights: str = WEIGHTS) -> dict[str, 
         if pickles:
             refuse(
                 owner,
-                f"{folder} has {pickles[0]}, a pickle, where {weights} is meant, and pickles can run code; read it "
+                f"{folder} has {pickles[0]}, a pickle, instead of {weights}, and pickles can run code; read it "
                 "with torch.load(..., weights_only=True), and write it as safetensors.",
             )
-        refuse(owner, f"{folder} has no {weights}; give the folder of a whole checkpoint.")
+        refuse(owner, f"{folder} has no {weights}; give the folder of a complete checkpoint.")
     places = read_json(owner, index).get("weight_map", {})
     found: dict[str, Tensor] = {}
     for shard in sorted(set(places.values())):
         if not (folder / shard).is_file():
-            refuse(owner, f"{index} names {shard}, which is not there: this is half a checkpoint; fetch the rest.")
+            refuse(owner, f"{index} names {shard}, which is missing; the checkpoint is incomplete, download the rest.")
         tensors = _read_file(owner, folder / shard)
         named = {name for name, place in places.items() if place == shard}
         if tensors.keys() != named:
             name = sorted(tensors.keys() ^ named)[0]
-            refuse(owner, f"{index} and {shard} disagree about {name}; fetch both again.")
+            refuse(owner, f"{index} and {shard} disagree about {name}; download both again.")
         found |= tensors
     return found
 
@@ -114,20 +114,20 @@ def _read_file(owner: str, path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(owner: str, path: Path) -> dict[str, Tensor]:
-    """Read a state dict that a format keeps as a pickle, unpickling nothing but tensors.
+    """Read a state dict that a format stores as a pickle; only tensors are unpickled.
 
     Args:
         owner: Name of the format.
-        path: Of the file.
+        path: Path of the file.
 
     Raises:
-        ValueError: If it is not there, or holds anything else.
+        ValueError: If the file is missing, or holds anything but tensors.
     """
     if not path.is_file():
-        refuse(owner, f"{path.parent} has no {path.name}; give the folder of a whole checkpoint.")
+        refuse(owner, f"{path.parent} has no {path.name}; give the folder of a complete checkpoint.")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # what is no pickle makes an unpickler fail in any way
+    except Exception:  # unpickling a file that is not a pickle can raise any exception
         found = None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         refuse(owner, f"{path} is damaged, or holds more than tensors, which is never unpickled; give a state dict.")
@@ -135,44 +135,44 @@ def read_pickle(owner: str, path: Path) -> dict[str, Tensor]:
 
 
 def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a state dict for a format that keeps it as a pickle, whole or not at all.
+    """Write a state dict atomically for a format that stores it as a pickle.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         tensors: The state dict.
     """
-    beside = path.with_name(f".{path.name}.tmp")
-    torch.save({name: value.detach().clone().contiguous() for name, value in tensors.items()}, beside)
-    os.replace(beside, path)
+    partial = path.with_name(f".{path.name}.tmp")
+    torch.save({name: value.detach().clone().contiguous() for name, value in tensors.items()}, partial)
+    os.replace(partial, path)
 
 
 def new_folder(owner: str, folder: Path) -> None:
-    """Make a folder.
+    """Create a folder.
 
     Args:
-        owner: Who needs it.
-        folder: May be there, if it is empty.
+        owner: Name that the error message begins with.
+        folder: Path of the folder. It may exist if it is empty.
 
     Raises:
-        ValueError: If something lies in it.
+        ValueError: If the folder is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        refuse(owner, f"out ({folder}) is there already and not empty; give a new folder, or add=true to add heads.")
+        refuse(owner, f"out ({folder}) exists and is not empty; give a new folder, or add=true to add heads.")
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def add_tensors(owner: str, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Add a shard to a checkpoint, or replace the one that was added before; every other shard stays as it is.
+    """Add a shard to a checkpoint, or replace the one that was added before; all other shards are unchanged.
 
-    A reader sees the checkpoint with or without the new tensors, never a part of it.
+    The update is atomic: a reader sees the checkpoint with all new tensors or with none of them.
 
     Args:
         owner: Name of the format.
-        folder: With one file or with shards and their index.
-        tensors: What to add.
+        folder: Folder with a single file, or with shards and their index.
+        tensors: Tensors to add, by name.
 
     Raises:
-        ValueError: If there is no checkpoint, or a name is there already.
+        ValueError: If there is no checkpoint, or a tensor name exists already.
     """
     index, single = folder / INDEX, folder / WEIGHTS
     if index.is_file() and not single.is_file():
@@ -180,12 +180,12 @@ def add_tensors(owner: str, folder: Path, tensors: Mapping[str, Tensor]) -> None
     elif single.is_file() and not index.is_file():
         content = {"metadata": {}, "weight_map": dict.fromkeys(_read_file(owner, single), "model-trunk.safetensors")}
     else:
-        refuse(owner, f"{folder} must have either {WEIGHTS} or {INDEX}; give the folder of a whole checkpoint.")
+        refuse(owner, f"{folder} must have either {WEIGHTS} or {INDEX}; give the folder of a complete checkpoint.")
     places: dict[str, str] = content["weight_map"]
     ours = {shard for shard in places.values() if _OUR_SHARD.fullmatch(shard)}
     kept = {name: shard for name, shard in places.items() if shard not in ours}
     if clash := sorted(kept.keys() & tensors.keys()):
-        refuse(owner, f"{folder} has {clash[0]} already, from elsewhere; export to a copy of the model without heads.")
+        refuse(owner, f"{folder} already has {clash[0]} in another shard; export to a copy of the model without heads.")
     shard = _write_shard(folder, tensors)
     if single.is_file():
         _link(single, folder / "model-trunk.safetensors")
@@ -199,27 +199,27 @@ def add_tensors(owner: str, folder: Path, tensors: Mapping[str, Tensor]) -> None
 
 
 def _write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write tensors into a file that has its name from their bytes, so that no index names another's; return the name.
+    """Write tensors to a shard named after the hash of its bytes, so that an old index never names it; return the name.
 
-    What a run left that died on the way is written over.
+    Leftovers of an interrupted run are overwritten.
     """
-    beside = folder / ".model-mtp.safetensors"
-    write_tensors(beside, tensors)
-    with beside.open("rb") as file:
+    partial = folder / ".model-mtp.safetensors"
+    write_tensors(partial, tensors)
+    with partial.open("rb") as file:
         shard = f"model-mtp-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}.safetensors"
-    os.replace(beside, folder / shard)
+    os.replace(partial, folder / shard)
     return shard
 
 
 def _data_bytes(path: Path) -> int:
-    """Return how many bytes a safetensors file has behind its header."""
+    """Return the size in bytes of a safetensors file without its header."""
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     return path.stat().st_size - 8 - header
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name; copy it where the file system has no links."""
+    """Create a hard link to a file; copy the file where the file system has no links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

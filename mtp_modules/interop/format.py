@@ -1,4 +1,4 @@
-"""What a foreign format is."""
+"""The interface of a foreign format."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -18,13 +18,13 @@ from mtp_modules.model import MTPModel
 
 
 class Wanted(NamedTuple):
-    """What the caller of an import says, beside the files.
+    """What an import is given in addition to the tensors and the configuration.
 
     Attributes:
-        conventions: How the heads are meant.
-        num_horizons: Horizons, where the files do not say; ``None`` to leave it to them.
-        trunk: A model whose trunk and horizon 1 the heads are put on; ``None`` to read the files' own.
-        max_positions: Longest sequence, where the files do not say.
+        conventions: Conventions of the heads.
+        num_horizons: Number of horizons; ``None`` to derive it from the configuration.
+        trunk: A model that supplies the trunk and horizon 1; ``None`` to read the trunk from the files.
+        max_positions: Longest sequence, where the configuration does not specify it.
     """
 
     conventions: Conventions
@@ -34,13 +34,13 @@ class Wanted(NamedTuple):
 
 
 class Format(ABC):
-    """Names and shapes of tensors that another program reads.
+    """The tensor names and shapes that another program reads.
 
     Attributes:
-        name: As the command line says it.
-        takes: The conventions of its readers.
-        keeps_trunk: Whether the trunk is kept along with the heads, among whose tensors they live.
-        model_types: Which ``model_type`` of an existing configuration heads may be added to.
+        name: Name of the format on the command line.
+        takes: Values of each convention that its readers accept.
+        keeps_trunk: Whether the format stores the trunk together with the heads.
+        model_types: Values of ``model_type`` in an existing configuration to which heads can be added.
     """
 
     name: ClassVar[str]
@@ -50,54 +50,54 @@ class Format(ABC):
 
     @abstractmethod
     def conventions(self, model: MTPModel) -> Conventions:
-        """Return how the heads of a model are meant.
+        """Return the conventions of a model's heads.
 
         Args:
-            model: To be exported.
+            model: The model to export.
 
         Raises:
-            ValueError: If the format has no names for its heads.
+            ValueError: If the format cannot store the model's heads.
         """
 
     def trunk(self, model: MTPModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return tensors and configuration of the trunk; nothing if the format does not keep it.
+        """Return tensors and configuration of the trunk; both are empty if the format does not store it.
 
         Args:
-            model: To be exported.
+            model: The model to export.
         """
         return {}, {}
 
     @abstractmethod
     def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return tensors of the heads, and what the configuration says of them.
+        """Return the tensors of the heads and their entries in the configuration.
 
         Args:
-            model: To be exported.
-            config: Of the trunk.
+            model: The model to export.
+            config: Configuration of the trunk.
 
         Raises:
-            ValueError: If the format cannot say what they are.
+            ValueError: If the format cannot represent the heads.
         """
 
     @abstractmethod
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
-        """Make a model of the tensors of a checkpoint.
+        """Build a model from the tensors of a checkpoint.
 
         Args:
-            tensors: Every one must be taken.
-            config: Its configuration.
-            wanted: What else is known.
+            tensors: Tensors of the checkpoint; every one must be taken.
+            config: Configuration of the checkpoint.
+            wanted: Conventions, trunk and sizes that the checkpoint does not contain.
 
         Raises:
-            ValueError: If it is not what our classes can be.
+            ValueError: If our classes cannot represent the checkpoint.
         """
 
     def store(self, folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
         """Write the files.
 
         Args:
-            folder: Empty.
-            tensors: All.
+            folder: An empty folder.
+            tensors: All tensors, by name.
             config: The whole configuration.
         """
         files.write_tensors(folder / files.WEIGHTS, tensors)
@@ -107,23 +107,23 @@ class Format(ABC):
         """Read the files.
 
         Args:
-            folder: That holds them.
+            folder: Folder of the checkpoint.
 
         Raises:
-            ValueError: If one is missing or damaged.
+            ValueError: If a file is missing or damaged.
         """
         config = files.read_json(self.name, folder / files.CONFIG)
         return files.read_tensors(self.name, folder), config
 
 
 def fill(trunk: Trunk, heads: Heads, state: Mapping[str, Tensor], **options: Any) -> MTPModel:
-    """Put trunk, heads and their numbers together.
+    """Build a model from a trunk, heads and a state dict.
 
     Args:
-        trunk: New.
-        heads: New.
-        state: Every tensor of the model, by its names.
-        options: Of the model.
+        trunk: The new trunk.
+        heads: The new heads.
+        state: The model's state dict.
+        options: Further arguments of :class:`~mtp_modules.MTPModel`.
     """
     dtype = next(iter(state.values())).dtype
     model = MTPModel(trunk=trunk.to(dtype), heads=heads.to(dtype), **options)
@@ -131,21 +131,23 @@ def fill(trunk: Trunk, heads: Heads, state: Mapping[str, Tensor], **options: Any
     return model.eval()
 
 
-def put_on(owner: str, base: MTPModel | None, heads: Heads, state: Mapping[str, Tensor], own: bool = False) -> MTPModel:
-    """Put heads on the trunk and horizon 1 of another model.
+def attach_heads(
+    owner: str, base: MTPModel | None, heads: Heads, state: Mapping[str, Tensor], own: bool = False
+) -> MTPModel:
+    """Attach heads to the trunk and horizon 1 of another model.
 
     Args:
         owner: Name of the format.
-        base: The other model; not changed.
-        heads: New.
-        state: The tensors of the heads, and of output matrices of their own, by the names of the new model.
-        own: Whether every horizon has an output matrix of its own.
+        base: The other model; it is not modified.
+        heads: The new heads.
+        state: Tensors of the heads and of their own output matrices, under the names of the new model.
+        own: Whether every horizon has its own output matrix.
 
     Raises:
-        ValueError: If there is no other model, its width differs, or its heads change the trunk's state for horizon 1.
+        ValueError: If ``base`` is ``None``, its width differs, or its heads transform the hidden state for horizon 1.
     """
     if base is None:
-        refuse(owner, "the format keeps heads alone; give trunk, a checkpoint of the model that they belong to.")
+        refuse(owner, "the format stores heads only; give trunk, a checkpoint of the model that they belong to.")
     width = base.trunk.d_model
     if heads.d_model != width:
         refuse(owner, f"the heads have d_model={heads.d_model}, the trunk {width}; give the model that they belong to.")
@@ -153,11 +155,11 @@ def put_on(owner: str, base: MTPModel | None, heads: Heads, state: Mapping[str, 
     if base.heads.first(probe) is not probe:
         refuse(
             owner,
-            f"{type(base.heads).__name__} of the model given as trunk have a module of their own for horizon 1, which "
-            "these heads would drop; give a model whose horizon 1 is the trunk's state.",
+            f"{type(base.heads).__name__} of the model given as trunk have their own module for horizon 1, which "
+            "these heads would drop; give a model whose horizon 1 reads the trunk's hidden state directly.",
         )
     if base.unembedding.bias is not None:
-        refuse(owner, "the model given as trunk has a bias behind its output matrix, which heads of others do not.")
+        refuse(owner, "the model given as trunk has an output bias, which the format does not support.")
     tied = base.unembedding.tied
     heads.to(base.unembedding.weight.dtype)
     model = MTPModel(trunk=copy.deepcopy(base.trunk), heads=heads, tie_embeddings=tied, own_unembeddings=own)

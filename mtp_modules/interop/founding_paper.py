@@ -1,4 +1,4 @@
-"""The founding paper's release: a Llama with ``extra_heads``, in ``consolidated.pth`` and ``params.json``."""
+"""The release of Gloeckle et al. 2024: a Llama with ``extra_heads``, in ``consolidated.pth`` and ``params.json``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,14 +21,15 @@ from mtp_modules.trunks import TransformerTrunk
 
 WEIGHTS, PARAMS = "consolidated.pth", "params.json"
 _POSITIONS = 4096
-"""Longest sequence of the release, which its files do not say."""
+"""Longest sequence of the release, which its files do not specify."""
 
 
 class FoundingPaper(Format):
     """ParallelHeads on a trunk without a final norm, as Gloeckle et al. 2024 (arXiv 2404.19737) released them.
 
-    Head 1 is the last of ``layers``; the others are ``extra_heads``; ``n_layers`` counts both. Rotations pair adjacent
-    channels there, and channels half a head apart here, so rows of queries and keys are put in another order.
+    Head 1 is the last of ``layers``; the others are ``extra_heads``; ``n_layers`` counts both. The release rotates
+    pairs of adjacent channels (interleaved RoPE). Our layers rotate channels half a head apart, so the rows of queries
+    and keys are permuted.
     """
 
     name = "founding_paper"
@@ -41,13 +42,13 @@ class FoundingPaper(Format):
     }
 
     def conventions(self, model: MTPModel) -> Conventions:
-        """Return how the heads of a model are meant."""
+        """Return the conventions of a model's heads."""
         _parallel_heads(model)
         state = "after_norm" if hasattr(model.trunk, "norm") and hasattr(model.trunk.norm, "weight") else "before_norm"
         return Conventions(concatenation="none", trunk_state=state, chain_state="none", position_0="none")
 
     def trunk(self, model: MTPModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return embedding and layers; ``params.json`` is made with the heads."""
+        """Return embedding and layers; the heads return ``params.json``."""
         trunk = transformer_trunk(self.name, model)
         written = {"tok_embeddings.weight": trunk.embedding.weight, "output.weight": model.unembedding.weight}
         for index, layer in enumerate(trunk.layers):
@@ -55,7 +56,7 @@ class FoundingPaper(Format):
         return written, {}
 
     def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the heads' layers, and all of ``params.json``."""
+        """Return the heads' layers and the whole of ``params.json``."""
         trunk, heads = transformer_trunk(self.name, model), _parallel_heads(model)
         shape = shape_of(heads.layers[0])
         eps, base = heads.norm.eps, heads.rotary.base
@@ -63,8 +64,8 @@ class FoundingPaper(Format):
             if shape_of(layer) != shape or layer.attention_norm.eps != eps or trunk.rotary.base != base:
                 refuse(
                     self.name,
-                    "layers of trunk and heads are alike in this format; give both the same num_heads, num_kv_heads, "
-                    "ffn_width, rope_base, norm_eps, and qk_norm=False.",
+                    "layers of trunk and heads have one shape in this format; give both the same num_heads, "
+                    "num_kv_heads, ffn_width, rope_base, norm_eps, and qk_norm=False.",
                 )
         written = {"norm.weight": heads.norm.weight.detach()}
         for index, layer in enumerate(heads.layers):
@@ -82,14 +83,14 @@ class FoundingPaper(Format):
         return written, params if base == 10000.0 else params | {"rope_theta": base}
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
-        """Make a model of a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
+        """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
         if wanted.trunk is not None:
-            refuse(self.name, "head 1 is a layer of the trunk in this format; leave trunk out.")
+            refuse(self.name, "head 1 is a layer of the trunk in this format; omit trunk.")
         horizons = field(self.name, config, "n_future_tokens", 1)
         depth, width = field(self.name, config, "n_layers") - horizons, field(self.name, config, "dim")
         num_heads, positions = field(self.name, config, "n_heads"), wanted.max_positions or _POSITIONS
         if depth < 1:
-            refuse(self.name, f"n_layers counts the heads too, so it must be above n_future_tokens ({horizons}).")
+            refuse(self.name, f"n_layers includes the heads, so it must be above n_future_tokens ({horizons}).")
         tensors.drop("rope.")
         embedding = tensors.take("tok_embeddings.weight", tensors.rows("tok_embeddings.weight"), width)
         output = tensors.take("output.weight", len(embedding), width)
@@ -128,27 +129,27 @@ class FoundingPaper(Format):
 def _parallel_heads(model: MTPModel) -> ParallelHeads:
     heads, owner = model.heads, FoundingPaper.name
     if not isinstance(heads, ParallelHeads):
-        refuse(owner, f"the format keeps ParallelHeads, the model has {type(heads).__name__}; see docs/interop.md.")
+        refuse(owner, f"the format stores ParallelHeads, the model has {type(heads).__name__}; see docs/interop.md.")
     if len(model.unembedding.own_weights):
         refuse(owner, "heads of this format share the output matrix; train with own_unembeddings=False.")
     return heads
 
 
 def _inner_width(width: int, ffn_width: int) -> dict[str, Any]:
-    """Return by which settings Llama's arithmetic comes to a feed-forward width."""
+    """Return the settings from which Llama computes this feed-forward width."""
     usual = int(8 * width / 3)
     if ffn_width >= usual:
         return {"multiple_of": ffn_width}
     return {"multiple_of": 1, "ffn_dim_multiplier": (ffn_width + 0.5) / usual}
 
 
-def _adjacent(rows: Float[Tensor, "R D"], head_dim: int) -> Float[Tensor, "R D"]:
-    """Order rows so that those half a head apart, which a rotation pairs, stand side by side."""
+def _interleave(rows: Float[Tensor, "R D"], head_dim: int) -> Float[Tensor, "R D"]:
+    """Permute rows so that the two rows of a rotated pair, half a head apart, become adjacent."""
     return torch.unflatten(rows, 0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
-def _apart(rows: Float[Tensor, "R D"], head_dim: int) -> Float[Tensor, "R D"]:
-    """Undo that."""
+def _deinterleave(rows: Float[Tensor, "R D"], head_dim: int) -> Float[Tensor, "R D"]:
+    """Undo :func:`_interleave`."""
     return torch.unflatten(rows, 0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
@@ -157,8 +158,8 @@ def _write_layer(layer: TransformerLayer, prefix: str) -> dict[str, Tensor]:
     gate, up = split_gate_up(layer.ffn)
     head_dim = layer.attention.head_dim
     return {
-        f"{prefix}attention.wq.weight": _adjacent(queries, head_dim),
-        f"{prefix}attention.wk.weight": _adjacent(keys, head_dim),
+        f"{prefix}attention.wq.weight": _interleave(queries, head_dim),
+        f"{prefix}attention.wk.weight": _interleave(keys, head_dim),
         f"{prefix}attention.wv.weight": values,
         f"{prefix}attention.wo.weight": layer.attention.out.weight,
         f"{prefix}feed_forward.w1.weight": gate,
@@ -178,7 +179,9 @@ def _read_layer(tensors: Tensors, prefix: str, layer: TransformerLayer) -> dict[
     gate = tensors.take(f"{prefix}feed_forward.w1.weight", shape.ffn_width, width)
     up = tensors.take(f"{prefix}feed_forward.w3.weight", shape.ffn_width, width)
     return {
-        "attention.qkv.weight": join_qkv(_apart(queries, head_dim), _apart(keys, head_dim), values, head_dim),
+        "attention.qkv.weight": join_qkv(
+            _deinterleave(queries, head_dim), _deinterleave(keys, head_dim), values, head_dim
+        ),
         "attention.out.weight": tensors.take(f"{prefix}attention.wo.weight", width, width),
         "ffn.gate_up.weight": join_gate_up(gate, up),
         "ffn.down.weight": tensors.take(f"{prefix}feed_forward.w2.weight", width, shape.ffn_width),

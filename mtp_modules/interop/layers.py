@@ -1,4 +1,4 @@
-"""Our transformer layers under the names that the models of transformers share."""
+"""Our transformer layers under the tensor names of Hugging Face transformers."""
 
 from typing import NamedTuple
 
@@ -7,19 +7,19 @@ from torch import nn
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Float, Tensor
-from mtp_modules.interop.latents import alternate, apart, read_latents, write_latents
+from mtp_modules.interop.latents import deinterleave, interleave, read_latents, write_latents
 from mtp_modules.interop.tensors import Tensors
 from mtp_modules.layers.feed_forward import SwiGLU
 from mtp_modules.layers.transformer import Attention, RMSNorm, TransformerLayer
 
 
 class Experts(NamedTuple):
-    """A mixture of experts that stands for one dense layer: its shared expert is that layer, the others give 0.
+    """A mixture of experts that represents one dense layer: its shared expert is that layer, routed experts output 0.
 
     Attributes:
-        num: Routed experts.
-        width: Of each of them.
-        shared: How many times as wide the shared expert is.
+        num: Number of routed experts.
+        width: Feed-forward width of a routed expert.
+        shared: Width of the shared expert as a multiple of ``width``.
     """
 
     num: int
@@ -28,14 +28,14 @@ class Experts(NamedTuple):
 
 
 class LayerStyle(NamedTuple):
-    """In what a model's layers differ from ours.
+    """How the layers of a format differ from ours.
 
     Attributes:
-        bias: Queries, keys and values have biases (Qwen2); ours are written as 0.
-        gate: What is attended to passes an elementwise gate (Qwen3-Next). Ours is written with a gate of 1/2, from rows
-            of zeros, and an output matrix twice as large: powers of two, so nothing is rounded.
+        bias: Queries, keys and values have biases (Qwen2); we write zeros.
+        gate: The output of attention passes an elementwise gate (Qwen3-Next). We write rows of zeros, which make the
+            gate 1/2, and multiply the output matrix by 2: powers of two, so nothing is rounded.
         unit_offset: Norms scale by ``1 + w`` (Qwen3-Next).
-        qk_norm: Whether queries and keys are normalised; ``None`` if both are possible.
+        qk_norm: Whether queries and keys are normalised; ``None`` if the format allows both.
         experts: The feed-forward layer is a mixture of experts.
         latent: Keys and values come from latents (DeepSeek-V3); see :mod:`mtp_modules.interop.latents`.
     """
@@ -63,7 +63,7 @@ def shape_of(layer: TransformerLayer) -> LayerShape:
     """Return the sizes of a layer.
 
     Args:
-        layer: Not shared out over processes.
+        layer: A layer that is not sharded over processes.
     """
     attention = layer.attention
     return LayerShape(
@@ -77,10 +77,10 @@ def shape_of(layer: TransformerLayer) -> LayerShape:
 
 
 def split_qkv(attention: Attention) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the matrices of queries, keys and values, head by head.
+    """Split the fused matrix of attention into queries, keys and values, head by head.
 
     Args:
-        attention: Whose fused matrix is parted.
+        attention: Attention with a fused matrix.
     """
     grouped = torch.unflatten(attention.qkv.weight.detach(), 0, (attention.num_kv_heads, -1, attention.head_dim))
     return grouped[:, :-2].flatten(0, 2), grouped[:, -2].flatten(0, 1), grouped[:, -1].flatten(0, 1)
@@ -92,9 +92,9 @@ def join_qkv(
     """Return the fused matrix of queries, keys and values; see :class:`~mtp_modules.layers.transformer.Attention`.
 
     Args:
-        queries: Head by head.
-        keys: The same.
-        values: The same.
+        queries: Query matrix, head by head.
+        keys: Key matrix, head by head.
+        values: Value matrix, head by head.
         head_dim: Width of a head.
     """
     keys, values = (torch.unflatten(part, 0, (-1, 1, head_dim)) for part in (keys, values))
@@ -103,37 +103,37 @@ def join_qkv(
 
 
 def split_gate_up(ffn: SwiGLU) -> tuple[Tensor, Tensor]:
-    """Return the matrices of the gates and of what they open.
+    """Split the fused matrix of a SwiGLU into the gate and up projections.
 
     Args:
-        ffn: Whose fused matrix is parted.
+        ffn: Feed-forward layer with a fused matrix.
     """
     blocks = torch.unflatten(ffn.gate_up.weight.detach(), 0, (ffn.num_blocks, 2, -1))
     return blocks[:, 0].flatten(0, 1), blocks[:, 1].flatten(0, 1)
 
 
 def join_gate_up(gate: Float[Tensor, "F D"], up: Float[Tensor, "F D"]) -> Float[Tensor, "G D"]:
-    """Return the fused matrix of gates and what they open; see :class:`~mtp_modules.layers.feed_forward.SwiGLU`.
+    """Return the fused matrix of gate and up projections; see :class:`~mtp_modules.layers.feed_forward.SwiGLU`.
 
     Args:
-        gate: Of the gates.
-        up: Of what they open.
+        gate: Gate projection.
+        up: Up projection.
     """
     num_blocks = SwiGLU.blocks_of(len(gate))
     return torch.stack([torch.unflatten(part, 0, (num_blocks, -1)) for part in (gate, up)], dim=1).flatten(0, 2)
 
 
 def write_norm(owner: str, name: str, norm: nn.Module, style: LayerStyle) -> Tensor:
-    """Return the gain of a norm as a format keeps it.
+    """Return the gain of a norm as a format stores it.
 
     Args:
         owner: Name of the format.
-        name: It gets.
-        norm: Ours.
-        style: Of the format.
+        name: Tensor name of the gain.
+        norm: Our norm.
+        style: Layer style of the format.
 
     Raises:
-        ValueError: If ``1 + w`` cannot say it in a short floating-point type.
+        ValueError: If ``1 + w`` would round the gain in a 16-bit type.
     """
     assert isinstance(norm, RMSNorm)
     gain = norm.weight.detach()
@@ -141,7 +141,7 @@ def write_norm(owner: str, name: str, norm: nn.Module, style: LayerStyle) -> Ten
         return gain
     offset = gain - 1
     if gain.dtype.itemsize < 4 and not torch.equal(offset + 1, gain):
-        refuse(owner, f"{name} keeps gains as 1 + w, which {gain.dtype} would round; export the model in float32.")
+        refuse(owner, f"{name} stores gains as 1 + w, which {gain.dtype} would round; export the model in float32.")
     return offset
 
 
@@ -149,23 +149,23 @@ def read_norm(tensors: Tensors, name: str, width: int, style: LayerStyle) -> Ten
     """Take the gain of a norm.
 
     Args:
-        tensors: Of the checkpoint.
-        name: Of the gain.
-        width: It must have.
-        style: Of the format.
+        tensors: Tensors of the checkpoint.
+        name: Tensor name of the gain.
+        width: Expected width.
+        style: Layer style of the format.
     """
     gain = tensors.take(name, width)
     return 1 + gain if style.unit_offset else gain
 
 
 def write_layer(owner: str, layer: TransformerLayer, prefix: str, style: LayerStyle) -> dict[str, Tensor]:
-    """Return a layer's tensors under the names of transformers.
+    """Return a layer's tensors under their names in transformers.
 
     Args:
         owner: Name of the format.
-        layer: Ours.
-        prefix: Of the names.
-        style: Of the format.
+        layer: Our layer.
+        prefix: Prefix of the tensor names.
+        style: Layer style of the format.
     """
     attention = layer.attention
     queries, keys, values = split_qkv(attention)
@@ -187,7 +187,7 @@ def write_layer(owner: str, layer: TransformerLayer, prefix: str, style: LayerSt
         name = f"{prefix}{short}_layernorm.weight"
         written[name] = write_norm(owner, name, norm, style)
     if style.latent:
-        queries = alternate(queries, attention.head_dim)
+        queries = interleave(queries, attention.head_dim)
         written |= write_latents(owner, keys, values, prefix, layer.attention_norm.weight.detach(), attention.num_heads)
     else:
         written |= {f"{prefix}self_attn.k_proj.weight": keys, f"{prefix}self_attn.v_proj.weight": values}
@@ -211,23 +211,23 @@ def _write_ffn(ffn: SwiGLU, prefix: str, experts: Experts | None) -> dict[str, T
 
 
 def read_layer(tensors: Tensors, prefix: str, style: LayerStyle, shape: LayerShape) -> dict[str, Tensor]:
-    """Take a layer's tensors, and return them under our names.
+    """Take a layer's tensors and return them under our names.
 
     Args:
-        tensors: Of the checkpoint.
-        prefix: Of the names.
-        style: Of the format.
-        shape: Of the layer.
+        tensors: Tensors of the checkpoint.
+        prefix: Prefix of the tensor names.
+        style: Layer style of the format.
+        shape: Sizes of the layer.
 
     Raises:
-        ValueError: If something is missing, or is there that our layer does not have.
+        ValueError: If a tensor is missing, or if the layer has a part that ours does not have.
     """
     width, head_dim = shape.d_model, shape.head_dim
     num_queries, num_keys = shape.num_heads * head_dim, shape.num_kv_heads * head_dim
     _refuse_foreign(tensors, prefix, style)
     queries = tensors.take(f"{prefix}self_attn.q_proj.weight", num_queries * (2 if style.gate else 1), width)
     if style.latent:
-        queries = apart(queries, head_dim)
+        queries = deinterleave(queries, head_dim)
         keys, values = read_latents(tensors, prefix, width, head_dim, shape.num_heads)
     else:
         keys = tensors.take(f"{prefix}self_attn.k_proj.weight", num_keys, width)
@@ -254,7 +254,7 @@ def read_layer(tensors: Tensors, prefix: str, style: LayerStyle, shape: LayerSha
 
 def _read_ffn(tensors: Tensors, prefix: str, style: LayerStyle, shape: LayerShape) -> dict[str, Tensor]:
     if style.experts is not None:
-        _drop_silent_experts(tensors, prefix, style.experts, shape.d_model)
+        _drop_zero_experts(tensors, prefix, style.experts, shape.d_model)
         prefix = f"{prefix}shared_experts."
     gate = tensors.take(f"{prefix}gate_proj.weight", shape.ffn_width, shape.d_model)
     up = tensors.take(f"{prefix}up_proj.weight", shape.ffn_width, shape.d_model)
@@ -262,8 +262,8 @@ def _read_ffn(tensors: Tensors, prefix: str, style: LayerStyle, shape: LayerShap
     return {"ffn.gate_up.weight": join_gate_up(gate, up), "ffn.down.weight": down}
 
 
-def _drop_silent_experts(tensors: Tensors, prefix: str, experts: Experts, width: int) -> None:
-    """Take routed experts whose output is 0."""
+def _drop_zero_experts(tensors: Tensors, prefix: str, experts: Experts, width: int) -> None:
+    """Take and ignore routed experts whose output is 0."""
     tensors.take(f"{prefix}gate.weight", experts.num, width)
     tensors.take(f"{prefix}gate.e_score_correction_bias", experts.num)
     for expert in range(experts.num):
@@ -272,14 +272,13 @@ def _drop_silent_experts(tensors: Tensors, prefix: str, experts: Experts, width:
         if bool(tensors.take(f"{prefix}experts.{expert}.down_proj.weight", width, experts.width).any()):
             refuse(
                 tensors.owner,
-                f"{prefix}experts are a mixture, and our layers have one dense feed-forward layer; this model cannot "
-                "be read.",
+                f"{prefix}experts is a mixture of experts, and our layers are dense; this model cannot be read.",
             )
 
 
 def _refuse_foreign(tensors: Tensors, prefix: str, style: LayerStyle) -> None:
     for part, what in (
-        ("self_attn.kv_a_proj_with_mqa.weight", "attention over latents (DeepSeek-V3's own)"),
+        ("self_attn.kv_a_proj_with_mqa.weight", "DeepSeek-V3's multi-head latent attention"),
         ("linear_attn.A_log", "linear attention"),
     ):
         if f"{prefix}{part}" in tensors and not (style.latent and "kv_a" in part):

@@ -1,4 +1,4 @@
-"""Medusa's own files: ``medusa_lm_head.safetensors`` and a small configuration."""
+"""Medusa's original files: ``medusa_lm_head.safetensors`` and a small configuration."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from mtp_modules.core.shapes import Tensor
 from mtp_modules.heads import ResidualHeads
 from mtp_modules.interop import files
 from mtp_modules.interop.conventions import Conventions
-from mtp_modules.interop.format import Format, Wanted, put_on
+from mtp_modules.interop.format import Format, Wanted, attach_heads
 from mtp_modules.interop.tensors import Tensors
 from mtp_modules.interop.trunks import field
 from mtp_modules.model import MTPModel
@@ -22,24 +22,24 @@ _PREFIX = "medusa_head."
 
 
 def residual_heads(owner: str, model: MTPModel) -> ResidualHeads:
-    """Return the heads, if they are Medusa's.
+    """Return the heads if they are Medusa's.
 
     Args:
         owner: Name of the format.
-        model: Whose heads they are.
+        model: The model that owns the heads.
 
     Raises:
-        ValueError: If they are of another kind, or have what the format cannot say.
+        ValueError: If the heads are of another class, or have a part that the format cannot store.
     """
     heads = model.heads
     if not isinstance(heads, ResidualHeads):
-        refuse(owner, f"the format keeps ResidualHeads, the model has {type(heads).__name__}; see docs/interop.md.")
+        refuse(owner, f"the format stores ResidualHeads, the model has {type(heads).__name__}; see docs/interop.md.")
     if not len(heads.stacks):
         refuse(owner, "the heads have no horizon beyond the first, so there is nothing to write.")
     if len(model.unembedding.own_biases):
-        refuse(owner, "the format has no bias behind the output matrices; train with output_bias=False.")
+        refuse(owner, "the format has no output biases; train with output_bias=False.")
     if hasattr(model.trunk, "norm") and not hasattr(model.trunk.norm, "weight"):
-        refuse(owner, "heads of this format read the trunk's state after its final norm; build with final_norm=True.")
+        refuse(owner, "heads of this format read the hidden states after the final norm; build with final_norm=True.")
     return heads
 
 
@@ -47,16 +47,16 @@ def output_matrices(model: MTPModel, count: int) -> list[Tensor]:
     """Return the output matrix of each horizon beyond the first.
 
     Args:
-        model: Its horizons may share horizon 1's.
-        count: How many.
+        model: The model; its horizons may share the output matrix of horizon 1.
+        count: Number of horizons beyond the first.
     """
     return [model.unembedding.matrix(index + 1).weight for index in range(count)]
 
 
 class Medusa(Format):
-    """ResidualHeads and their output matrices, as FasterDecoding's Medusa names them.
+    """ResidualHeads and their output matrices, under the names of FasterDecoding's Medusa.
 
-    The original code repeats one block where ``medusa_num_layers`` is above 1, so only heads of one block are written.
+    The original code repeats one block if ``medusa_num_layers`` is above 1, so only heads of one block are written.
     """
 
     name = "medusa"
@@ -64,18 +64,18 @@ class Medusa(Format):
     takes = TAKES
 
     def conventions(self, model: MTPModel) -> Conventions:
-        """Return how the heads of a model are meant."""
+        """Return the conventions of a model's heads."""
         residual_heads(self.name, model)
         return CONVENTIONS
 
     def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the blocks, and an output matrix for each."""
+        """Return the blocks and the output matrix of each horizon."""
         heads = residual_heads(self.name, model)
         if heads.num_layers > 1:
             refuse(
                 self.name,
                 f"the original code repeats one block, and num_layers is {heads.num_layers}; "
-                "train with num_layers=1, or take medusa_vllm.",
+                "train with num_layers=1, or use medusa_vllm.",
             )
         written = {f"{i}.{name}": value for i, s in enumerate(heads.stacks) for name, value in s.state_dict().items()}
         for index, matrix in enumerate(output_matrices(model, len(heads.stacks))):
@@ -85,12 +85,14 @@ class Medusa(Format):
         return written, counts | sizes | {"base_model_name_or_path": None}
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
-        """Make a model of a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
+        """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
         count, layers = field(self.name, config, "medusa_num_heads"), field(self.name, config, "medusa_num_layers")
         prefix = _PREFIX if f"{_PREFIX}0.0.linear.weight" in tensors else ""
         base = wanted.trunk
         if base is None:
-            refuse(self.name, "the format keeps heads alone; give trunk, a checkpoint of the model they belong to.")
+            refuse(
+                self.name, "the format stores heads only; give trunk, a checkpoint of the model that they belong to."
+            )
         width, vocab = base.trunk.d_model, base.trunk.vocab_size
         state = {}
         for head in range(count):
@@ -103,9 +105,9 @@ class Medusa(Format):
             state[f"unembedding.own_weights.{head}"] = matrix
         extra = [name for name in tensors.names() if re.match(rf"{re.escape(prefix)}{count}\.", name)]
         if extra:
-            refuse(self.name, f"medusa_num_heads is {count}, but there is {extra[0]}; mend config.json.")
+            refuse(self.name, f"medusa_num_heads is {count}, but the file has {extra[0]}; correct config.json.")
         heads = ResidualHeads(d_model=width, num_horizons=count + 1, num_layers=layers)
-        return put_on(self.name, base, heads, state, own=True)
+        return attach_heads(self.name, base, heads, state, own=True)
 
     def store(self, folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
         """Write the files."""

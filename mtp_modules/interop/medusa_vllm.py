@@ -1,4 +1,4 @@
-"""Medusa as vLLM reads it: ``blocks.{i}.layers.{j}`` and ``lm_heads.{i}``."""
+"""Medusa heads in vLLM's names: ``blocks.{i}.layers.{j}`` and ``lm_heads.{i}``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.heads import ResidualHeads
 from mtp_modules.interop.conventions import Conventions
-from mtp_modules.interop.format import Format, Wanted, put_on
+from mtp_modules.interop.format import Format, Wanted, attach_heads
 from mtp_modules.interop.medusa import CONVENTIONS, TAKES, output_matrices, residual_heads
 from mtp_modules.interop.tensors import Tensors
 from mtp_modules.interop.trunks import field
@@ -17,9 +17,9 @@ from mtp_modules.model import MTPModel
 
 
 class MedusaVLLM(Format):
-    """ResidualHeads and their output matrices, as vLLM's Medusa names them.
+    """ResidualHeads and their output matrices, under the names of vLLM's Medusa.
 
-    Heads that share horizon 1's output matrix are written with ``original_lm_head``, which has it once.
+    Heads that share the output matrix of horizon 1 are written with ``original_lm_head``, which stores it once.
     """
 
     name = "medusa_vllm"
@@ -27,7 +27,7 @@ class MedusaVLLM(Format):
     takes = TAKES
 
     def conventions(self, model: MTPModel) -> Conventions:
-        """Return how the heads of a model are meant."""
+        """Return the conventions of a model's heads."""
         residual_heads(self.name, model)
         return CONVENTIONS
 
@@ -57,11 +57,11 @@ class MedusaVLLM(Format):
         }
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
-        """Make a model of a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
+        """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
         width, vocab = field(self.name, config, "hidden_size"), field(self.name, config, "vocab_size")
         count, layers = field(self.name, config, "num_heads"), field(self.name, config, "num_hidden_layers")
         if field(self.name, config, "truncated_vocab_size", vocab) != vocab or "token_map" in tensors:
-            refuse(self.name, "the heads know only a part of the vocabulary (token_map), and ours know all of it.")
+            refuse(self.name, "the heads predict a part of the vocabulary (token_map), and ours predict all of it.")
         if field(self.name, config, "logit_scale", 1.0) != 1.0:
             refuse(self.name, f"logit_scale is {config['logit_scale']}, and our logits are not scaled.")
         base = wanted.trunk
@@ -82,8 +82,8 @@ class MedusaVLLM(Format):
         elif base is not None and not torch.equal(matrices[0], base.unembedding.weight):
             refuse(
                 self.name,
-                "lm_heads.0.weight stands for the output matrix of the model given as trunk (original_lm_head), but "
-                "its numbers differ; give the model that the heads belong to.",
+                "lm_heads.0.weight must equal the output matrix of the model given as trunk (original_lm_head), but "
+                "its values differ; give the model that the heads belong to.",
             )
         heads = ResidualHeads(d_model=width, num_horizons=count + 1, num_layers=layers)
-        return put_on(self.name, base, heads, state, own=not shared)
+        return attach_heads(self.name, base, heads, state, own=not shared)

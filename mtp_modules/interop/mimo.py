@@ -1,11 +1,11 @@
-"""MiMo: modules under ``model.mtp_layers.{i}``, beside a trunk that is a Qwen2."""
+"""MiMo: modules under ``model.mtp_layers.{i}`` and a Qwen2 trunk."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.interop.conventions import Conventions, Takes
-from mtp_modules.interop.format import Format, Wanted, fill, put_on
+from mtp_modules.interop.format import Format, Wanted, attach_heads, fill
 from mtp_modules.interop.layers import LayerStyle
 from mtp_modules.interop.sequential import (
     ModuleNames,
@@ -24,7 +24,7 @@ _STYLE = LayerStyle(bias=True, qk_norm=False)
 
 
 class MiMo(Format):
-    """SequentialHeads and their trunk as MiMo, whose layers are those of Qwen2; biases are written as 0."""
+    """SequentialHeads and their trunk in MiMo's names. Its layers are those of Qwen2; biases are written as 0."""
 
     name = "mimo"
     keeps_trunk = True
@@ -37,11 +37,11 @@ class MiMo(Format):
     }
 
     def conventions(self, model: MTPModel) -> Conventions:
-        """Return how the heads of a model are meant."""
+        """Return the conventions of a model's heads."""
         return conventions_of(sequential_heads(self.name, model))
 
     def trunk(self, model: MTPModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the trunk as a Qwen2."""
+        """Return the trunk as a Qwen2 model."""
         config = trunk_config(self.name, model, _STYLE)
         config |= {"architectures": ["MiMoForCausalLM"], "model_type": "mimo", "use_sliding_window": False}
         return write_trunk(self.name, model, _STYLE), config
@@ -53,7 +53,7 @@ class MiMo(Format):
         return write_modules(self.name, heads, _names, _STYLE), {"num_nextn_predict_layers": len(heads.steps)}
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
-        """Make a model of a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
+        """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
         sizes = read_sizes(self.name, config, qk_norm=False)
         count = field(self.name, config, "num_nextn_predict_layers")
         heads = build_heads(
@@ -65,7 +65,7 @@ class MiMo(Format):
             return fill(trunk, heads, state | read, tie_embeddings=sizes.tied)
         for prefix in ("model.embed_tokens.", "model.norm.", "lm_head.", "model.layers."):
             tensors.drop(prefix)
-        return put_on(self.name, wanted.trunk, heads, read)
+        return attach_heads(self.name, wanted.trunk, heads, read)
 
 
 def _names(index: int) -> ModuleNames:

@@ -1,4 +1,4 @@
-"""GLM-4.5 and DeepSeek-V3, whose modules have the same names: ``model.layers.{L + i}``, behind the ``L`` layers."""
+"""GLM-4.5 and DeepSeek-V3, which share their module names: ``model.layers.{L + i}`` after the trunk's ``L`` layers."""
 
 import math
 from abc import abstractmethod
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.interop.conventions import Conventions, Takes
-from mtp_modules.interop.format import Format, Wanted, fill, put_on
+from mtp_modules.interop.format import Format, Wanted, attach_heads, fill
 from mtp_modules.interop.layers import Experts, LayerShape, LayerStyle, shape_of
 from mtp_modules.interop.sequential import (
     ModuleNames,
@@ -33,13 +33,13 @@ from mtp_modules.model import MTPModel
 
 
 class NextPredict(Format):
-    """SequentialHeads and their trunk, in DeepSeek-V3's names for modules.
+    """SequentialHeads and their trunk, under DeepSeek-V3's names for MTP modules.
 
-    Readers build every module with a mixture of experts, also where the trunk's layers are dense. Ours is written as
-    the shared expert, beside routed experts whose output is 0.
+    Readers build every module with a mixture of experts, even if the trunk's layers are dense. Our feed-forward layer
+    is written as the shared expert, and the routed experts output 0.
 
     Attributes:
-        style: Of the trunk's layers.
+        style: Layer style of the trunk.
     """
 
     keeps_trunk = True
@@ -53,13 +53,13 @@ class NextPredict(Format):
 
     @abstractmethod
     def attention(self, shape: LayerShape) -> dict[str, Any]:
-        """Return what the configuration says of attention, and of the kind of the model.
+        """Return the configuration entries of attention and of the model type.
 
         Args:
-            shape: Of the trunk's layers.
+            shape: Sizes of the trunk's layers.
 
         Raises:
-            ValueError: If the format's attention cannot be ours.
+            ValueError: If the format cannot represent our attention.
         """
 
     @abstractmethod
@@ -67,14 +67,14 @@ class NextPredict(Format):
         """Read the sizes of a model.
 
         Args:
-            config: What ``config.json`` holds.
+            config: Content of ``config.json``.
 
         Raises:
-            ValueError: If its layers are not what ours can be.
+            ValueError: If our layers cannot represent the model's.
         """
 
     def conventions(self, model: MTPModel) -> Conventions:
-        """Return how the heads of a model are meant."""
+        """Return the conventions of a model's heads."""
         return conventions_of(sequential_heads(self.name, model))
 
     def trunk(self, model: MTPModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -97,7 +97,7 @@ class NextPredict(Format):
         return write_trunk(self.name, model, self.style), config
 
     def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the modules, each with a copy of the embedding and of the output matrix, which some readers want."""
+        """Return the modules. Each has a copy of the embedding and the output matrix, which some readers require."""
         heads = sequential_heads(self.name, model)
         sizes = self.sizes(config)
         check_sizes(self.name, model, heads, sizes, any_ffn=True)
@@ -117,7 +117,7 @@ class NextPredict(Format):
         return written, {"num_nextn_predict_layers": len(heads.steps)}
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
-        """Make a model of a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
+        """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
         sizes = self.sizes(config)
         count = field(self.name, config, "num_nextn_predict_layers")
         names, experts = _names(sizes.num_layers), _experts(self.name, config)
@@ -125,7 +125,7 @@ class NextPredict(Format):
         trunk, state = None, dict[str, Tensor]()
         if wanted.trunk is None:
             if field(self.name, config, "first_k_dense_replace", 0) < sizes.num_layers:
-                refuse(self.name, "layers of the trunk are mixtures of experts, which ours are not; give trunk.")
+                refuse(self.name, "layers of the trunk are mixtures of experts, which ours do not support; give trunk.")
             trunk, state = read_trunk(tensors, sizes, self.style)
             embedding, output = state["trunk.embedding.weight"], state["unembedding.weight"]
         else:
@@ -138,7 +138,7 @@ class NextPredict(Format):
         heads = build_heads(self.name, sizes, shape, wanted.conventions, count=count, num_horizons=wanted.num_horizons)
         if trunk is None:
             _drop_trunk(tensors, sizes.num_layers)
-            return put_on(self.name, wanted.trunk, heads, read)
+            return attach_heads(self.name, wanted.trunk, heads, read)
         return fill(trunk, heads, state | read, tie_embeddings=sizes.tied)
 
 
@@ -150,16 +150,18 @@ class GLM(NextPredict):
     style = LayerStyle()
 
     def attention(self, shape: LayerShape) -> dict[str, Any]:
-        """Return what the configuration says of attention, and of the kind of the model."""
+        """Return the configuration entries of attention and of the model type."""
         return {"architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "use_qk_norm": shape.qk_norm}
 
     def sizes(self, config: Mapping[str, Any]) -> Sizes:
         """Read the sizes of a model."""
-        return read_sizes(self.name, config, qk_norm=field(self.name, config, "use_qk_norm", False), turned=0.5)
+        return read_sizes(
+            self.name, config, qk_norm=field(self.name, config, "use_qk_norm", False), rotary_fraction=0.5
+        )
 
 
 class DeepSeek(NextPredict):
-    """DeepSeek-V3, whose attention over latents is ours where all queries share one key-value head.
+    """DeepSeek-V3, whose multi-head latent attention equals ours if all queries share one key-value head.
 
     See :mod:`mtp_modules.interop.latents`.
     """
@@ -169,11 +171,11 @@ class DeepSeek(NextPredict):
     style = LayerStyle(latent=True, qk_norm=False)
 
     def attention(self, shape: LayerShape) -> dict[str, Any]:
-        """Return what the configuration says of attention, and of the kind of the model."""
+        """Return the configuration entries of attention and of the model type."""
         if shape.num_kv_heads != 1:
             refuse(
                 self.name,
-                f"rotated keys of this format are shared by all queries, the layers have num_kv_heads="
+                f"all queries of this format share one rotated key, the layers have num_kv_heads="
                 f"{shape.num_kv_heads}; build trunk and heads with num_kv_heads=1.",
             )
         return {
@@ -196,7 +198,7 @@ class DeepSeek(NextPredict):
             if (value := config.get(name)) != ours[name]:
                 refuse(
                     self.name,
-                    f"config.json says {name}={value}, latents that our layers can be have {ours[name]}; "
+                    f"config.json has {name}={value}, our layers can represent latents with {ours[name]} only; "
                     "this model cannot be read.",
                 )
         return sizes._replace(layer=sizes.layer._replace(num_kv_heads=1))
@@ -229,7 +231,7 @@ def _names(num_layers: int) -> Callable[[int], ModuleNames]:
 
 
 def _drop_trunk(tensors: Tensors, num_layers: int) -> None:
-    """Leave out the trunk that lies among the heads."""
+    """Ignore the trunk's tensors."""
     for prefix in (
         "model.embed_tokens.",
         "model.norm.",

@@ -1,4 +1,4 @@
-"""The same model with our own trunk in the place of one of transformers."""
+"""Replace a transformers trunk by our own trunk with the same weights."""
 
 import copy
 
@@ -11,21 +11,20 @@ from mtp_modules.interop.trunks import NamedTrunk, read_sizes, read_trunk
 from mtp_modules.model import MTPModel
 
 _QK_NORM = {"llama": False, "mistral": False, "qwen3": True}
-"""Architectures that :class:`~mtp_modules.TransformerTrunk` can be, and whether they normalise queries and keys."""
+"""Architectures that :class:`~mtp_modules.TransformerTrunk` can represent; whether they normalise queries and keys."""
 
 
 def with_own_trunk(model: MTPModel) -> MTPModel:
     """Return the model with a :class:`~mtp_modules.TransformerTrunk` of the same weights as its Hugging Face trunk.
 
-    It says the same, up to rounding, but decodes faster, can be compiled for decoding, and is loaded without
-    ``transformers``. The weights are copies. A model with a trunk that is not one of ``transformers`` is returned as it
-    is.
+    The logits are equal up to rounding. The new model decodes faster, can be compiled for decoding, and loads without
+    ``transformers``. Its weights are copies. A model whose trunk is not a ``transformers`` model is returned unchanged.
 
     Args:
-        model: Whose trunk is a :class:`~mtp_modules.HuggingFaceTrunk` of a Llama, a Mistral or a Qwen3, with any heads.
+        model: A model with a :class:`~mtp_modules.HuggingFaceTrunk` of a Llama, a Mistral or a Qwen3, and any heads.
 
     Raises:
-        ValueError: If the trunk is of another architecture, or computes what our layers cannot.
+        ValueError: If the trunk has another architecture, or if our layers cannot compute what it computes.
     """
     owner, trunk = "with_own_trunk", model.trunk
     if not isinstance(trunk, NamedTrunk):
@@ -33,7 +32,7 @@ def with_own_trunk(model: MTPModel) -> MTPModel:
     config = trunk.foreign_config()
     kind = config["model_type"]
     if kind not in _QK_NORM:
-        refuse(owner, f"model_type is {kind}, TransformerTrunk can be {', '.join(_QK_NORM)}; use the model as it is.")
+        refuse(owner, f"model_type is {kind}, TransformerTrunk supports {', '.join(_QK_NORM)}; use the model as is.")
     if trunk.max_positions:
         config = {**config, "max_position_embeddings": trunk.max_positions}
     sizes = read_sizes(owner, config, qk_norm=_QK_NORM[kind], any_head_dim=True)._replace(tied=model.unembedding.tied)

@@ -1,11 +1,11 @@
-"""Qwen3.5 (and Qwen3-Next): one module, under ``mtp.``, beside a trunk of the names of transformers."""
+"""Qwen3.5 (and Qwen3-Next): one module under ``mtp.`` and a trunk under its names in transformers."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.interop.conventions import Conventions, Takes
-from mtp_modules.interop.format import Format, Wanted, fill, put_on
+from mtp_modules.interop.format import Format, Wanted, attach_heads, fill
 from mtp_modules.interop.layers import LayerStyle
 from mtp_modules.interop.sequential import (
     ModuleNames,
@@ -34,7 +34,7 @@ class Qwen(Format):
     """SequentialHeads of one module and their trunk as a dense Qwen3.5.
 
     Its layers normalise queries and keys, so trunk and heads must have ``qk_norm``. Its gates are written as 1/2, and
-    its linear attention is not used. Gains of norms are kept as ``1 + w``: exact from 0.5 to 2, rounded elsewhere.
+    its linear attention is not used. Gains of norms are stored as ``1 + w``: exact from 0.5 to 2, rounded elsewhere.
     """
 
     name = "qwen"
@@ -48,11 +48,11 @@ class Qwen(Format):
     }
 
     def conventions(self, model: MTPModel) -> Conventions:
-        """Return how the heads of a model are meant."""
-        return conventions_of(sequential_heads(self.name, model, most_modules=1))
+        """Return the conventions of a model's heads."""
+        return conventions_of(sequential_heads(self.name, model, max_modules=1))
 
     def trunk(self, model: MTPModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the trunk as layers of full attention."""
+        """Return the trunk as layers with full attention."""
         config = trunk_config(self.name, model, _STYLE)
         config |= {
             "architectures": ["Qwen3_5ForCausalLM"],
@@ -64,14 +64,16 @@ class Qwen(Format):
 
     def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the module."""
-        heads = sequential_heads(self.name, model, most_modules=1)
-        check_sizes(self.name, model, heads, read_sizes(self.name, _of_heads(config), qk_norm=True, turned=0.25))
+        heads = sequential_heads(self.name, model, max_modules=1)
+        check_sizes(
+            self.name, model, heads, read_sizes(self.name, _of_heads(config), qk_norm=True, rotary_fraction=0.25)
+        )
         return write_modules(self.name, heads, lambda _: _NAMES, _STYLE), {"mtp_num_hidden_layers": 1}
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
-        """Make a model of a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
+        """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
         own = wanted.trunk is None
-        sizes = read_sizes(self.name, config if own else _of_heads(config), qk_norm=True, turned=0.25)
+        sizes = read_sizes(self.name, config if own else _of_heads(config), qk_norm=True, rotary_fraction=0.25)
         count = field(self.name, config, "mtp_num_hidden_layers", 1)
         heads = build_heads(
             self.name, sizes, sizes.layer, wanted.conventions, count=count, num_horizons=wanted.num_horizons
@@ -83,9 +85,9 @@ class Qwen(Format):
         state = read_modules(tensors, lambda _: _NAMES, 1, _STYLE, sizes.layer)
         tensors.drop("model.")
         tensors.drop("lm_head.")
-        return put_on(self.name, wanted.trunk, heads, state)
+        return attach_heads(self.name, wanted.trunk, heads, state)
 
 
 def _of_heads(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of the module, whose attention is full whatever the trunk's is."""
+    """Return the configuration of the module, which has full attention whatever the trunk has."""
     return {name: value for name, value in config.items() if name != "layer_types"}

@@ -1,4 +1,4 @@
-"""Sequential heads under the names of several formats, which differ in little but these."""
+"""Sequential heads under the names of several formats, which differ in little else."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,14 +14,14 @@ from mtp_modules.model import MTPModel
 
 
 class ModuleNames(NamedTuple):
-    """What the tensors of one module are called.
+    """The tensor names of one module.
 
     Attributes:
         token_norm: Norm of the embedding.
-        state_norm: Norm of the state.
-        merge: Matrix that joins both.
-        out_norm: Norm behind the module.
-        layer: Prefix of the transformer layer's.
+        state_norm: Norm of the hidden state.
+        merge: Matrix that merges embedding and hidden state.
+        out_norm: Output norm of the module.
+        layer: Prefix of the transformer layer's tensors.
     """
 
     token_norm: str
@@ -31,42 +31,42 @@ class ModuleNames(NamedTuple):
     layer: str
 
 
-def sequential_heads(owner: str, model: MTPModel, *, most_modules: int | None = None) -> SequentialHeads:
-    """Return the heads, if they are those of a format that keeps modules one behind the other.
+def sequential_heads(owner: str, model: MTPModel, *, max_modules: int | None = None) -> SequentialHeads:
+    """Return the heads if they are chained modules, as the format stores them.
 
     Args:
         owner: Name of the format.
-        model: Whose heads they are.
-        most_modules: How many the format keeps at most.
+        model: The model that owns the heads.
+        max_modules: Largest number of modules that the format stores.
 
     Raises:
-        ValueError: If they are of another kind, or have what the format cannot say.
+        ValueError: If the heads are of another class, or have a part that the format cannot store.
     """
     heads = model.heads
     if not isinstance(heads, SequentialHeads):
-        refuse(owner, f"the format keeps SequentialHeads, the model has {type(heads).__name__}; see docs/interop.md.")
+        refuse(owner, f"the format stores SequentialHeads, the model has {type(heads).__name__}; see docs/interop.md.")
     if heads.num_horizons < 2:
         refuse(owner, "the heads have no horizon beyond the first, so there is nothing to write.")
     if len(model.unembedding.own_weights):
         refuse(owner, "modules of this format share the output matrix; train with own_unembeddings=False.")
     if heads.embedding_width != heads.d_model:
-        refuse(owner, f"embeddings must be as wide as states ({heads.d_model}), got {heads.embedding_width}.")
-    if most_modules is not None and len(heads.steps) > most_modules:
+        refuse(owner, f"embeddings must be as wide as hidden states ({heads.d_model}), got {heads.embedding_width}.")
+    if max_modules is not None and len(heads.steps) > max_modules:
         refuse(
             owner,
-            f"the format keeps {most_modules} module, the heads have {len(heads.steps)}; "
+            f"the format stores {max_modules} module, the heads have {len(heads.steps)}; "
             "train with shared=True, or with num_horizons=2.",
         )
     if len(heads.norms) < len(heads.steps):
-        refuse(owner, "every module of this format has a norm of its own; train with shared_norm=False.")
+        refuse(owner, "every module of this format has its own norm; train with shared_norm=False.")
     return heads
 
 
 def conventions_of(heads: SequentialHeads) -> Conventions:
-    """Return how these heads are meant.
+    """Return the conventions of these heads.
 
     Args:
-        heads: Behind a trunk whose last step is a norm.
+        heads: Heads on a trunk that ends with a norm.
     """
     return Conventions(
         concatenation="embedding_first" if heads.steps[0].embedding_first else "state_first",
@@ -77,13 +77,13 @@ def conventions_of(heads: SequentialHeads) -> Conventions:
 
 
 def check_sizes(owner: str, model: MTPModel, heads: SequentialHeads, sizes: Sizes, *, any_ffn: bool = False) -> None:
-    """Refuse heads that one configuration cannot describe together with its trunk.
+    """Reject heads that one configuration cannot describe together with the trunk.
 
     Args:
         owner: Name of the format.
-        model: The heads' own.
-        heads: To be written.
-        sizes: What the configuration says.
+        model: The model that owns the heads.
+        heads: The heads to write.
+        sizes: Sizes in the configuration.
         any_ffn: Whether modules may have another feed-forward width than the trunk's layers.
 
     Raises:
@@ -103,7 +103,11 @@ def check_sizes(owner: str, model: MTPModel, heads: SequentialHeads, sizes: Size
         pairs.append(("ffn_width", shape.ffn_width, sizes.layer.ffn_width))
     for name, found, wanted in pairs:
         if found != wanted:
-            refuse(owner, f"one config.json describes trunk and heads, but {name} is {found} here and {wanted} there.")
+            refuse(
+                owner,
+                f"one config.json describes trunk and heads, but {name} is {found} for the heads and "
+                f"{wanted} for the trunk; train heads with the sizes of the trunk.",
+            )
 
 
 def write_modules(
@@ -113,9 +117,9 @@ def write_modules(
 
     Args:
         owner: Name of the format.
-        heads: To be written.
-        names: Of each module's tensors.
-        style: Of the format.
+        heads: The heads to write.
+        names: Returns the tensor names of a module, given its index.
+        style: Layer style of the format.
     """
     written: dict[str, Tensor] = {}
     for index, step in enumerate(heads.steps):
@@ -134,14 +138,14 @@ def write_modules(
 def read_modules(
     tensors: Tensors, names: Callable[[int], ModuleNames], count: int, style: LayerStyle, shape: LayerShape
 ) -> dict[str, Tensor]:
-    """Take the tensors of all modules, and return them by the names of an :class:`~mtp_modules.MTPModel`.
+    """Take the tensors of all modules and return them under the names of an :class:`~mtp_modules.MTPModel`.
 
     Args:
-        tensors: Of the checkpoint.
-        names: Of each module's tensors.
-        count: How many modules.
-        style: Of the format.
-        shape: Of their layers.
+        tensors: Tensors of the checkpoint.
+        names: Returns the tensor names of a module, given its index.
+        count: Number of modules.
+        style: Layer style of the format.
+        shape: Sizes of the modules' layers.
     """
     state: dict[str, Tensor] = {}
     for index in range(count):
@@ -158,21 +162,21 @@ def read_modules(
 def build_heads(
     owner: str, sizes: Sizes, shape: LayerShape, conventions: Conventions, *, count: int, num_horizons: int | None
 ) -> SequentialHeads:
-    """Make heads that are still to be filled.
+    """Build heads whose weights are still to be loaded.
 
     Args:
         owner: Name of the format.
-        sizes: Of the model.
-        shape: Of the modules' layers.
-        conventions: How the heads are meant.
-        count: How many modules there are.
-        num_horizons: More than ``count + 1`` if a single module shall serve several horizons; ``None`` if not.
+        sizes: Sizes of the model.
+        shape: Sizes of the modules' layers.
+        conventions: Conventions of the heads.
+        count: Number of modules.
+        num_horizons: More than ``count + 1`` applies a single module to several horizons; ``None`` for ``count + 1``.
 
     Raises:
-        ValueError: If the heads are meant in a way that ours are not, or the modules are too few.
+        ValueError: If our heads do not follow the conventions, or the modules are too few.
     """
     if conventions.position_0 == "zero":
-        refuse(owner, "SequentialHeads take the token's embedding at position 0, the file says position_0=zero.")
+        refuse(owner, "SequentialHeads read the token's embedding at position 0, the file has position_0=zero.")
     horizons = count + 1 if num_horizons is None else num_horizons
     if horizons < count + 1 or (horizons > count + 1 and count > 1):
         refuse(owner, f"num_horizons must be {count + 1} for {count} modules, got {horizons}.")

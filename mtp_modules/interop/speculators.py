@@ -1,4 +1,4 @@
-"""The MTP draft model of speculators 0.9: one module, applied again and again, in a folder of its own."""
+"""The MTP draft model of speculators 0.9: one module, applied repeatedly, in its own folder."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.interop.conventions import Conventions, Takes
-from mtp_modules.interop.format import Format, Wanted, put_on
+from mtp_modules.interop.format import Format, Wanted, attach_heads
 from mtp_modules.interop.layers import LayerStyle, shape_of
 from mtp_modules.interop.sequential import (
     ModuleNames,
@@ -32,10 +32,10 @@ _NAMES = ModuleNames(
 
 
 class Speculators(Format):
-    """SequentialHeads of one module as a draft model of speculators, with a layer of Qwen3.
+    """SequentialHeads of one module as a draft model of speculators, with a Qwen3 layer.
 
-    Embedding and output matrix are the verifier's, which the reader is told of by name. Qwen3's layers normalise
-    queries and keys, so the heads must have ``qk_norm``.
+    The draft model shares embedding and output matrix with the verifier, which the configuration names. Qwen3's layers
+    normalise queries and keys, so the heads must have ``qk_norm``.
     """
 
     name = "speculators"
@@ -48,12 +48,12 @@ class Speculators(Format):
     }
 
     def conventions(self, model: MTPModel) -> Conventions:
-        """Return how the heads of a model are meant."""
-        return conventions_of(sequential_heads(self.name, model, most_modules=1))
+        """Return the conventions of a model's heads."""
+        return conventions_of(sequential_heads(self.name, model, max_modules=1))
 
     def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the module, and all of the configuration."""
-        heads = sequential_heads(self.name, model, most_modules=1)
+        """Return the module and the whole configuration."""
+        heads = sequential_heads(self.name, model, max_modules=1)
         step = heads.steps[0]
         shape = shape_of(step.layer)
         if not shape.qk_norm:
@@ -92,10 +92,10 @@ class Speculators(Format):
         return write_modules(self.name, heads, lambda _: _NAMES, _STYLE), written
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
-        """Make a model of a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
+        """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
         layer = field(self.name, config, "transformer_layer_config")
         if layer.get("model_type") != "qwen3":
-            refuse(self.name, f"the module's layer is one of {layer.get('model_type')}, only qwen3 is read here.")
+            refuse(self.name, f"the module's layer has model_type {layer.get('model_type')}, only qwen3 is supported.")
         methods = field(self.name, config, "speculators_config").get("proposal_methods") or [{}]
         drafts = field(self.name, methods[0], "speculative_tokens")
         sizes = read_sizes(self.name, layer, qk_norm=True)
@@ -106,7 +106,7 @@ class Speculators(Format):
                 "give the model that the heads belong to.",
             )
         if wanted.num_horizons not in (None, drafts + 1):
-            refuse(self.name, f"num_horizons={wanted.num_horizons} was given, the file says {drafts + 1}.")
+            refuse(self.name, f"num_horizons={wanted.num_horizons} was given, the file has {drafts + 1}.")
         heads = build_heads(self.name, sizes, sizes.layer, wanted.conventions, count=1, num_horizons=drafts + 1)
         read = read_modules(tensors, lambda _: _NAMES, 1, _STYLE, sizes.layer)
-        return put_on(self.name, wanted.trunk, heads, read)
+        return attach_heads(self.name, wanted.trunk, heads, read)

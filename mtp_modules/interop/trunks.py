@@ -1,4 +1,4 @@
-"""Trunks under the names that the models of transformers share, and their configurations."""
+"""Trunks under the tensor names of Hugging Face transformers, and their configurations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -15,28 +15,28 @@ _MISSING = object()
 
 @runtime_checkable
 class NamedTrunk(Protocol):
-    """A trunk that is a model of transformers inside, and keeps its names."""
+    """A trunk that wraps a transformers model and knows its tensor names and configuration."""
 
     def foreign_state(self) -> dict[str, Tensor]:
-        """Return its tensors as transformers names them, ``model.layers.0...``, without an output matrix."""
+        """Return the tensors under their names in transformers, ``model.layers.0...``, without an output matrix."""
         ...
 
     def foreign_config(self) -> dict[str, Any]:
-        """Return its configuration, as ``config.json`` has it."""
+        """Return the configuration as it stands in ``config.json``."""
         ...
 
 
 class Sizes(NamedTuple):
-    """What heads and trunk of one ``config.json`` must have in common.
+    """The sizes that heads and trunk of one ``config.json`` share.
 
     Attributes:
-        layer: Of every layer.
-        num_layers: Of the trunk.
+        layer: Sizes of every layer.
+        num_layers: Number of layers of the trunk.
         vocab_size: Number ``V`` of token ids.
         max_positions: Longest sequence.
-        rope_base: Base of the rotary positions.
-        norm_eps: Of every norm.
-        tied: Whether the output matrix is the embedding.
+        rope_base: Base of the rotary embeddings.
+        norm_eps: Epsilon of every norm.
+        tied: Whether output matrix and embedding are tied.
     """
 
     layer: LayerShape
@@ -49,42 +49,42 @@ class Sizes(NamedTuple):
 
 
 def field(owner: str, config: Mapping[str, Any], name: str, default: Any = _MISSING) -> Any:
-    """Return a value of a configuration.
+    """Return an entry of a configuration.
 
     Args:
         owner: Name of the format.
-        config: What ``config.json`` holds.
-        name: Of the value.
-        default: If it is not there, or null; an error if none is given.
+        config: Content of ``config.json``.
+        name: Name of the entry.
+        default: Returned if the entry is missing or null; without a default, that is an error.
 
     Raises:
-        ValueError: If it is not there.
+        ValueError: If the entry is missing and no default is given.
     """
     value = config.get(name)
     if value is None and default is _MISSING:
-        refuse(owner, f"config.json has no {name}; give the folder of a whole checkpoint.")
+        refuse(owner, f"config.json has no {name}; give the folder of a complete checkpoint.")
     return default if value is None else value
 
 
 def read_sizes(
-    owner: str, config: Mapping[str, Any], *, qk_norm: bool, turned: float = 1.0, any_head_dim: bool = False
+    owner: str, config: Mapping[str, Any], *, qk_norm: bool, rotary_fraction: float = 1.0, any_head_dim: bool = False
 ) -> Sizes:
-    """Read the sizes of a model of transformers, and refuse what our layers cannot be.
+    """Read the sizes of a transformers model, and reject what our layers cannot represent.
 
     Args:
         owner: Name of the format.
-        config: What ``config.json`` holds.
+        config: Content of ``config.json``.
         qk_norm: Whether its layers normalise queries and keys.
-        turned: Which part of the channels is rotated where the configuration does not say it.
-        any_head_dim: Whether a head may have another width than ``hidden_size / num_attention_heads``; not where heads
-            with attention of their own are read along.
+        rotary_fraction: Default of ``partial_rotary_factor``, the fraction of channels that are rotated.
+        any_head_dim: Whether an attention head may have another width than ``hidden_size / num_attention_heads``. Not
+            supported for formats whose prediction heads have attention.
 
     Raises:
-        ValueError: If a size is missing, or says something that our layers do not have.
+        ValueError: If a size is missing, or our layers do not support its value.
     """
     width, heads = field(owner, config, "hidden_size"), field(owner, config, "num_attention_heads")
     rope = field(owner, config, "rope_parameters", None) or field(owner, config, "rope_scaling", None) or {}
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", turned))
+    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", rotary_fraction))
     types = set(field(owner, config, "layer_types", ["full_attention"]))
     head_dim = field(owner, config, "head_dim", width // heads)
     for name, value, ours in (
@@ -95,14 +95,14 @@ def read_sizes(
         ("layer_types", "/".join(sorted(types)), "full_attention"),
     ):
         if value != ours:
-            refuse(owner, f"config.json says {name}={value}, our layers have {ours}; this model cannot be read.")
+            refuse(owner, f"config.json has {name}={value}, our layers have {ours}; this model cannot be read.")
     max_positions = field(owner, config, "max_position_embeddings")
     window = field(owner, config, "sliding_window", None) if config.get("use_sliding_window", True) else None
     if window is not None and window < max_positions:
         refuse(
             owner,
-            f"config.json says sliding_window={window}, our layers see all of max_positions={max_positions}; a model "
-            "with no more positions than its window can be read.",
+            f"config.json has sliding_window={window}, our layers attend to all max_positions={max_positions}; only a "
+            "model whose window is at least max_positions can be read.",
         )
     return Sizes(
         layer=LayerShape(
@@ -123,44 +123,44 @@ def read_sizes(
 
 
 def transformer_trunk(owner: str, model: MTPModel) -> TransformerTrunk:
-    """Return the trunk, if transformers' models have all it has.
+    """Return the trunk if a transformers model can represent it.
 
     Args:
         owner: Name of the format.
-        model: Whose trunk it is.
+        model: The model that owns the trunk.
 
     Raises:
-        ValueError: If it is of another class, or has what the format cannot say.
+        ValueError: If the trunk is of another class, or has a part that the format cannot store.
     """
     trunk = model.trunk
     if not isinstance(trunk, TransformerTrunk):
-        refuse(owner, f"the format keeps the trunk too, and has no names for a {type(trunk).__name__}.")
+        refuse(owner, f"the format also stores the trunk, and has no names for a {type(trunk).__name__}.")
     if trunk.num_previous:
-        refuse(owner, f"the format has no tables of previous tokens, and num_previous is {trunk.num_previous}.")
+        refuse(owner, f"the format has no embeddings of previous tokens, and num_previous is {trunk.num_previous}.")
     shape = shape_of(trunk.layers[0])
     if shape.head_dim * shape.num_heads != trunk.d_model:
-        refuse(owner, f"the format has heads of d_model / num_heads, and head_dim is {shape.head_dim}.")
+        refuse(owner, f"the format requires head_dim = d_model / num_heads, and head_dim is {shape.head_dim}.")
     if model.unembedding.bias is not None:
-        refuse(owner, "the format has no bias behind the output matrix; train with output_bias=False.")
+        refuse(owner, "the format has no output bias; train with output_bias=False.")
     return trunk
 
 
 def trunk_config(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, Any]:
-    """Return what ``config.json`` says of the trunk.
+    """Return the trunk's entries of ``config.json``.
 
     Args:
         owner: Name of the format.
-        model: Whose trunk it is.
-        style: Of the format.
+        model: The model that owns the trunk.
+        style: Layer style of the format.
 
     Raises:
-        ValueError: If the format cannot say it.
+        ValueError: If the format cannot represent the trunk.
     """
     trunk = transformer_trunk(owner, model)
     first = trunk.layers[0]
     shape = shape_of(first)
     if not hasattr(trunk.norm, "eps"):
-        refuse(owner, "heads of this format read the trunk's state after its final norm; build with final_norm=True.")
+        refuse(owner, "heads of this format read the hidden states after the final norm; build with final_norm=True.")
     if style.qk_norm is not None and shape.qk_norm != style.qk_norm:
         refuse(owner, f"layers of this format have qk_norm={style.qk_norm}, the trunk has qk_norm={shape.qk_norm}.")
     base = trunk.rotary.base
@@ -188,12 +188,12 @@ def trunk_config(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, An
 
 
 def write_trunk(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, Tensor]:
-    """Return the tensors of trunk and output matrix under the names of transformers.
+    """Return the tensors of trunk and output matrix under their names in transformers.
 
     Args:
         owner: Name of the format.
-        model: Whose trunk it is.
-        style: Of the format.
+        model: The model that owns the trunk.
+        style: Layer style of the format.
     """
     if isinstance(model.trunk, NamedTrunk):
         written = model.trunk.foreign_state()
@@ -214,17 +214,17 @@ def read_trunk(
     """Take the tensors of trunk and output matrix.
 
     Args:
-        tensors: Of the checkpoint.
-        sizes: Of the model.
-        style: Of the format.
-        feature_layers: Layers whose outputs the trunk returns too.
+        tensors: Tensors of the checkpoint.
+        sizes: Sizes of the model.
+        style: Layer style of the format.
+        feature_layers: Layers whose outputs the trunk also returns.
 
     Returns:
-        A trunk that is still to be filled, and what fills it and the output matrix, by the names of an
-        :class:`~mtp_modules.MTPModel`.
+        A trunk whose weights are still to be loaded, and the state dict of trunk and output matrix under the names of
+        an :class:`~mtp_modules.MTPModel`.
 
     Raises:
-        ValueError: If something is missing, or is there that our trunk does not have.
+        ValueError: If a tensor is missing, or if the trunk has a part that ours does not have.
     """
     width, layer = sizes.layer.d_model, sizes.layer
     trunk = TransformerTrunk(
@@ -248,6 +248,6 @@ def read_trunk(
         state |= {f"trunk.layers.{index}.{name}": value for name, value in read.items()}
     state["trunk.norm.weight"] = read_norm(tensors, "model.norm.weight", width, style)
     if sizes.tied:
-        tensors.same("lm_head.weight", embedding, "model.embed_tokens.weight, for tie_word_embeddings is true")
+        tensors.same("lm_head.weight", embedding, "model.embed_tokens.weight, because tie_word_embeddings is true")
     output = embedding if sizes.tied else tensors.take("lm_head.weight", sizes.vocab_size, width)
     return trunk, state | {"unembedding.weight": output}

@@ -1,4 +1,4 @@
-"""Reports: what a trained model does, measured, and shown as tables and pages."""
+"""Reports: measure a trained model, and show the results as tables and pages."""
 
 from mtp_modules.reports.diagnosis import Depth, Diagnosis, NumberOfDrafts, diagnose
 from mtp_modules.reports.draft_walk import DraftedText, draft_along

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, in the colours of the page."""
+"""Small charts as inline SVG, in the colours of the page's style."""
 
 from collections.abc import Sequence
 from html import escape
@@ -43,14 +43,14 @@ COLOURS = ("var(--accent)", "var(--second)", "var(--third)")
 
 
 def bars(name: str, label: str, names: Sequence[str], series: dict[str, Sequence[float]], *, percent: bool) -> str:
-    """Return groups of bars with a legend.
+    """Return a chart of grouped bars with a legend.
 
     Args:
-        name: What the chart shows, for those who do not see it.
-        label: Of the horizontal axis.
-        names: Of the groups.
-        series: One value a group, by name.
-        percent: Whether values are shares, and the axis ends at 1.
+        name: Description of the chart for screen readers.
+        label: Label of the x axis.
+        names: Names of the groups.
+        series: One value per group, by name of the series.
+        percent: Whether values are fractions; the axis then ends at 1.
     """
     top, ticks = (1.0, (0, 0.25, 0.5, 0.75, 1)) if percent else _scale(series)
     each = {1: 60, 2: 56}.get(len(series), 18 * len(series))
@@ -85,14 +85,14 @@ def _scale(series: dict[str, Sequence[float]]) -> tuple[float, tuple[float, ...]
 
 
 def lines(name: str, label: str, names: Sequence[str], series: dict[str, Sequence[float]], *, marked: int) -> str:
-    """Return curves over numbered places with a legend.
+    """Return a line chart with a legend.
 
     Args:
-        name: What the chart shows, for those who do not see it.
-        label: Of the horizontal axis.
-        names: Of the places.
-        series: One value a place, by name.
-        marked: The place to point out.
+        name: Description of the chart for screen readers.
+        label: Label of the x axis.
+        names: Tick labels of the x axis.
+        series: One value per tick, by name of the series.
+        marked: Index of the tick to mark.
     """
     top, ticks = _scale(series)
     width, height = 460, 260
@@ -120,11 +120,11 @@ def lines(name: str, label: str, names: Sequence[str], series: dict[str, Sequenc
 
 
 def reliability(title: str, points: Sequence[tuple[float, float, int]]) -> str:
-    """Return a square of confidence against acceptance; a dot's area is its share of the drafts.
+    """Return a reliability diagram: acceptance against confidence. A dot's area is its fraction of the drafts.
 
     Args:
-        title: Above the square.
-        points: Mean confidence, share accepted, and number of drafts.
+        title: Title of the diagram.
+        points: Mean confidence, fraction accepted, and number of drafts.
     """
     size, left, top = 150, 34, 22
     total = max(sum(count for _, _, count in points), 1)
@@ -147,4 +147,4 @@ def reliability(title: str, points: Sequence[tuple[float, float, int]]) -> str:
                 f'fill="var(--accent)" fill-opacity=".55" stroke="var(--accent)">'
                 f"<title>probability {confidence:.0%}, accepted {accepted:.0%}, {count} drafts</title></circle>"
             )
-    return _svg(left + size + 14, top + size + 22, f"{title}: probability against acceptance", "".join(parts))
+    return _svg(left + size + 14, top + size + 22, f"{title}: acceptance against probability", "".join(parts))

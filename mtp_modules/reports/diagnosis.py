@@ -1,4 +1,4 @@
-"""Why drafts are accepted or not: everything that ``python -m mtp_modules diagnose`` measures."""
+"""Why drafts are accepted or rejected: the measurements of ``python -m mtp_modules diagnose``."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 from mtp_modules.decoders import measure_speeds
 from mtp_modules.model import MTPModel
-from mtp_modules.reports.draft_groups import Group, by_column, by_kind, by_place, by_token
+from mtp_modules.reports.draft_groups import Group, by_column, by_kind, by_position, by_token
 from mtp_modules.reports.draft_walk import DraftedText, draft_along
 from mtp_modules.reports.head_health import (
     Accuracy,
@@ -27,12 +27,12 @@ _ROWS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Bin:
-    """Drafts whose own probability lies in one tenth of [0, 1].
+    """A bin of the reliability diagram: drafts whose probability lies in one tenth of [0, 1].
 
     Attributes:
-        count: How many.
-        confidence: Their mean probability.
-        accepted: Share of them that were accepted.
+        count: Number of drafts.
+        confidence: Mean probability of the drafts.
+        accepted: Fraction of the drafts that were accepted.
     """
 
     count: int
@@ -42,19 +42,20 @@ class Bin:
 
 @dataclass(frozen=True)
 class Depth:
-    """The drafts at one depth, where all drafts before them were accepted.
+    """The drafts at one depth, in rounds in which all earlier drafts were accepted.
 
     Attributes:
-        depth: 1 is the nearest draft.
-        reached: Number of rounds in which all drafts before were accepted.
-        accepted: In how many of those this draft was accepted too.
-        confidence: Mean probability of the drafts by their own law.
+        depth: 1 is the first draft.
+        reached: Number of rounds in which all earlier drafts were accepted.
+        accepted: Number of those rounds in which this draft was accepted too.
+        confidence: Mean probability of the drafts under the draft distribution.
         calibration_error: Expected calibration error: mean distance between confidence and acceptance over the bins,
             weighted by their counts (Guo et al. 2017, arXiv 1706.04599).
-        bins: By confidence, from unlikely to likely.
-        overlap: What ``conditional`` is at temperature 1: chance that a draft holds, drawn from its law and verified by
-            rejection sampling, where all before it did. The mean of 1 - TV(p, q) between the laws of model and draft.
-        drawn: Chance that all drafts up to here hold at temperature 1.
+        bins: Bins in order of confidence.
+        overlap: The counterpart of ``conditional`` at temperature 1: probability that rejection sampling accepts a
+            sampled draft, given that all earlier drafts were accepted. The mean of 1 - TV(p, q) between the
+            distributions of model and draft.
+        sampled: Probability that all drafts up to this depth are accepted at temperature 1.
     """
 
     depth: int
@@ -64,32 +65,34 @@ class Depth:
     calibration_error: float
     bins: list[Bin]
     overlap: float
-    drawn: float
+    sampled: float
 
     @property
     def conditional(self) -> float:
-        """Share of the reached drafts that were accepted."""
+        """Fraction of the reached drafts that were accepted."""
         return self.accepted / max(self.reached, 1)
 
 
 @dataclass(frozen=True)
 class NumberOfDrafts:
-    """What a round with so many drafts brings and costs.
+    """Mean accepted length and cost of a round with a given number of drafts.
+
+    Mean accepted lengths are tokens per round and include the token that is always emitted.
 
     Attributes:
-        num_drafts: 0 is plain decoding.
-        expected_tokens: Tokens a greedy round brings on the held-out text, by the acceptance there.
-        expected_drawn_tokens: The same at temperature 1 by rejection sampling.
-        measured_tokens: Tokens a round brought when the decoder went on from held-out prompts.
+        num_drafts: Number of drafts per round; 0 is plain decoding.
+        expected_tokens: Mean accepted length of greedy decoding on held-out text.
+        expected_sampled_tokens: Mean accepted length on held-out text at temperature 1, by rejection sampling.
+        measured_tokens: Mean accepted length of decoding from held-out prompts.
         round_seconds: Median time of a round.
-        cost: That time over plain decoding's.
-        forecast: ``expected_tokens / cost``: the speed-up to expect on such text.
-        measured: Speed-up that was measured.
+        cost: That time relative to plain decoding.
+        forecast: ``expected_tokens / cost``, the speed-up to expect on such text.
+        measured: Measured speed-up.
     """
 
     num_drafts: int
     expected_tokens: float
-    expected_drawn_tokens: float
+    expected_sampled_tokens: float
     measured_tokens: float
     round_seconds: float
     cost: float
@@ -99,22 +102,21 @@ class NumberOfDrafts:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Why drafts are accepted or not.
+    """Why drafts are accepted or rejected.
 
     Attributes:
-        model: The model in words.
+        model: Summary of the model.
         rounds: Number of rounds on held-out text.
-        accuracies: Of every head against the text.
-        gradient_cosines: Of every horizon's gradient in the trunk with horizon 1's; ``None`` for horizon 1.
+        accuracies: Accuracy of every head on the text.
+        gradient_cosines: Cosine of every horizon's gradient in the trunk with horizon 1's; ``None`` for horizon 1.
         depths: Drafts by depth.
-        numbers: Cost and use of every number of drafts, from 0 on.
-        kinds: Drafts by the kind of token that the model itself chose in their place; empty without a
-            tokenizer.
-        tokens: The tokens in whose place most drafts were rejected.
-        places: Rounds by the place in the row of the token they follow.
-        columns: Rounds by the number of tokens since the last line end; empty without a tokenizer.
-        silent: Horizons whose head says the same whatever was read.
-        useless: Horizons whose head is no better than always saying the commonest token.
+        numbers: Mean accepted length and cost of every number of drafts, from 0.
+        kinds: Drafts by the kind of the model's argmax token at their position; empty without a tokenizer.
+        tokens: Drafts by the model's argmax token at their position, for the tokens with most rejections.
+        positions: Rounds by the position in the row of the token that they follow.
+        columns: Rounds by the number of tokens since the last newline; empty without a tokenizer.
+        constant: Horizons whose head has the same output for every input.
+        useless: Horizons whose head is no better than always predicting the most frequent token.
         untouched: Parameters of the heads that still have their initial value.
     """
 
@@ -126,9 +128,9 @@ class Diagnosis:
     numbers: list[NumberOfDrafts]
     kinds: list[Group]
     tokens: list[Group]
-    places: list[Group]
+    positions: list[Group]
     columns: list[Group]
-    silent: list[int] = field(default_factory=list)
+    constant: list[int] = field(default_factory=list)
     useless: list[int] = field(default_factory=list)
     untouched: list[str] = field(default_factory=list)
 
@@ -138,10 +140,10 @@ class Diagnosis:
         return sum(depth.reached - depth.accepted for depth in self.depths)
 
     def head_of(self, depth: int) -> int:
-        """Return the horizon of the head that makes the drafts at a depth; the last one may be repeated.
+        """Return the horizon of the head that drafts at a depth; the last head may draft repeatedly.
 
         Args:
-            depth: 1 is the nearest draft.
+            depth: 1 is the first draft.
         """
         return self.accuracies[min(depth, len(self.accuracies) - 1)].horizon
 
@@ -171,42 +173,40 @@ def diagnose(
     """Measure a model on held-out text, and decode held-out prompts.
 
     Args:
-        model: In evaluation mode.
-        batches: Held-out text, ``tokens (B, T + max(horizons))`` as for validation, all equally long.
-        prompts: Token ids that the decoders go on from.
-        tokenizer: Names tokens and tells their kinds; without one, they are told by their ids.
-        num_drafts: Most drafts; as many as the heads are trained for if ``None``.
-        new_tokens: How many tokens follow each prompt.
-        every: Draft after every so many tokens of the text.
-        seed: Of what is drawn.
-        progress: Called with a few words before each part of the work.
+        model: A model in evaluation mode.
+        batches: Held-out text, ``tokens (B, T + max(horizons))`` as for validation, all of one length.
+        prompts: Token ids of the prompts to decode.
+        tokenizer: Tokenizer for names and kinds of tokens; without one, reports show token ids.
+        num_drafts: Largest number of drafts; as many as the heads are trained for if ``None``.
+        new_tokens: Number of tokens to generate after each prompt.
+        every: Draft after every ``every``-th token of the text.
+        seed: Seed of the sampled drafts.
+        progress: Called with a short description before each part of the work.
 
     Raises:
-        ValueError: If the model has one horizon, there is no text or prompt, or a number is out of range.
+        ValueError: If the model has one horizon, if there is no text or no prompt, or a number is out of range.
     """
-    usual = max(model.horizons) - 1
-    if usual < 1:
-        refuse(
-            "diagnose", f"{type(model.heads).__name__} with one horizon drafts nothing; there is nothing to diagnose."
-        )
+    trained_drafts = max(model.horizons) - 1
+    if trained_drafts < 1:
+        refuse("diagnose", f"{type(model.heads).__name__} with one horizon cannot draft; there is nothing to diagnose.")
     if not batches or not prompts:
         refuse("diagnose", f"needs text and prompts, got {len(batches)} batches and {len(prompts)} prompts.")
     lengths = sorted({batch["tokens"].shape[1] for batch in batches})
     if len(lengths) > 1:
-        refuse("diagnose", f"batches must be equally long, got rows of {lengths[0]} and {lengths[-1]} tokens.")
-    num_drafts = usual if num_drafts is None else num_drafts
+        refuse("diagnose", f"batches must have equal lengths, got rows of {lengths[0]} and {lengths[-1]} tokens.")
+    num_drafts = trained_drafts if num_drafts is None else num_drafts
     model.heads.check_num_drafts(num_drafts)
     at_least("diagnose", "new_tokens", new_tokens, 1)
     at_least("diagnose", "every", every, 1)
-    tell = progress or (lambda _: None)
-    tell("drafting along the text")
+    report = progress or (lambda _: None)
+    report("drafting along the text")
     text, walked = _walk(model, batches, num_drafts, every, seed)
-    tell("scoring every head")
+    report("evaluating every head")
     scores = accuracies(model, batches)
-    silent = heads_without_input(model, batches[0])
-    tell("comparing gradients")
+    constant = heads_without_input(model, batches[0])
+    report("comparing gradients")
     cosines = gradient_cosines(model, batches[0])
-    tell("decoding prompts")
+    report("decoding prompts")
     speeds = measure_speeds(model, prompts, num_drafts=range(num_drafts + 1), new_tokens=new_tokens)
     depths = depths_of(walked)
     plain = speeds[0].round_seconds
@@ -219,7 +219,7 @@ def diagnose(
             NumberOfDrafts(
                 num_drafts=speed.num_drafts,
                 expected_tokens=expected,
-                expected_drawn_tokens=1 + sum(depth.drawn for depth in known),
+                expected_sampled_tokens=1 + sum(depth.sampled for depth in known),
                 measured_tokens=speed.stats.tokens_per_forward,
                 round_seconds=speed.round_seconds,
                 cost=cost,
@@ -228,7 +228,7 @@ def diagnose(
             )
         )
     return Diagnosis(
-        model=model_in_words(model),
+        model=model_summary(model),
         rounds=len(walked.rows),
         accuracies=scores,
         gradient_cosines=cosines,
@@ -236,19 +236,19 @@ def diagnose(
         numbers=numbers,
         kinds=by_kind(walked, tokenizer),
         tokens=by_token(walked, tokenizer),
-        places=by_place(walked),
+        positions=by_position(walked),
         columns=by_column(walked, text, tokenizer),
-        silent=silent,
-        useless=[score.horizon for score in scores if score.horizon in silent or not score.says_something],
+        constant=constant,
+        useless=[score.horizon for score in scores if score.horizon in constant or not score.beats_baseline],
         untouched=untouched_parameters(model.heads),
     )
 
 
-def model_in_words(model: MTPModel) -> str:
-    """Return the kinds of its parts and its size.
+def model_summary(model: MTPModel) -> str:
+    """Return the classes of a model's parts and its size as text.
 
     Args:
-        model: Any.
+        model: The model.
     """
     count = sum(parameter.numel() for parameter in model.parameters())
     parts = f"{type(model.trunk).__name__} with {type(model.heads).__name__}"
@@ -271,40 +271,40 @@ def _walk(
 
 
 def depths_of(walked: DraftedText) -> list[Depth]:
-    """Sum rounds up by depth.
+    """Aggregate rounds by depth.
 
     Args:
-        walked: Rounds on a text.
+        walked: Rounds of drafting along a text.
     """
     found = []
     for index in range(walked.drafts.shape[1]):
         reached = walked.accepted >= index
-        holds = walked.accepted[reached] > index
+        accepted = walked.accepted[reached] > index
         confidence = walked.confidence[reached, index]
-        bins = calibration_bins(confidence, holds)
+        bins = calibration_bins(confidence, accepted)
         weights = walked.before[:, index]
-        error = sum(one.count * abs(one.accepted - one.confidence) for one in bins) / max(len(holds), 1)
+        error = sum(one.count * abs(one.accepted - one.confidence) for one in bins) / max(len(accepted), 1)
         found.append(
             Depth(
                 depth=index + 1,
-                reached=len(holds),
-                accepted=int(holds.sum()),
-                confidence=confidence.mean().item() if len(holds) else 0.0,
+                reached=len(accepted),
+                accepted=int(accepted.sum()),
+                confidence=confidence.mean().item() if len(accepted) else 0.0,
                 calibration_error=error,
                 bins=bins,
                 overlap=(walked.reach[:, index].sum() / weights.sum().clamp(min=1e-300)).item(),
-                drawn=walked.reach[:, index].mean().item(),
+                sampled=walked.reach[:, index].mean().item(),
             )
         )
     return found
 
 
-def calibration_bins(confidence: Float[Tensor, " N"], holds: Bool[Tensor, " N"]) -> list[Bin]:
-    """Sort drafts by their own probability into ten bins of equal width.
+def calibration_bins(confidence: Float[Tensor, " N"], accepted: Bool[Tensor, " N"]) -> list[Bin]:
+    """Sort drafts by their probability into ten bins of equal width.
 
     Args:
         confidence: Probability of each draft.
-        holds: Whether it was accepted.
+        accepted: Whether each draft was accepted.
 
     Example:
         >>> bins = calibration_bins(torch.tensor([0.95, 0.91, 0.25]), torch.tensor([True, False, False]))
@@ -317,5 +317,5 @@ def calibration_bins(confidence: Float[Tensor, " N"], holds: Bool[Tensor, " N"])
         inside = index == place
         count = int(inside.sum())
         mean = confidence[inside].mean().item() if count else (place + 0.5) / NUM_BINS
-        found.append(Bin(count, mean, holds[inside].double().mean().item() if count else 0.0))
+        found.append(Bin(count, mean, accepted[inside].double().mean().item() if count else 0.0))
     return found

@@ -1,10 +1,10 @@
-"""A diagnosis as one HTML page: the verdict, charts and tables, in one file."""
+"""A diagnosis as one self-contained HTML page: verdict, charts and tables."""
 
 from html import escape
 
 from mtp_modules.reports.charts import bars, lines, reliability
 from mtp_modules.reports.diagnosis import Diagnosis
-from mtp_modules.reports.diagnosis_tables import Figures, tables
+from mtp_modules.reports.diagnosis_tables import TextTable, tables
 from mtp_modules.reports.diagnosis_verdict import verdict
 from mtp_modules.reports.page import html_table, page
 
@@ -24,16 +24,16 @@ _STYLE = """
 
 
 def diagnosis_page(found: Diagnosis, origin: str = "") -> str:
-    """Return the page. It has no script and loads nothing.
+    """Return the page. It has no script and loads no other file.
 
     Args:
-        found: What was measured.
-        origin: On what, and where: a line of plain text.
+        found: The diagnosis.
+        origin: The text, the prompts and the machine, as a line of plain text.
     """
     sentences = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in verdict(found))
     numbers, drafts, heads, *others = tables(found)
     parts = [
-        "<header>\n<h1>Why are drafts accepted, or not?</h1>\n"
+        "<header>\n<h1>Why are drafts accepted or rejected?</h1>\n"
         f'<p class="soft">{escape(found.model)}<br>{escape(origin)}</p>\n</header>\n'
         f'<section class="card" aria-label="Verdict">\n<ul>\n{sentences}</ul>\n</section>\n',
         _section(numbers, _speed_chart(found)),
@@ -41,26 +41,26 @@ def diagnosis_page(found: Diagnosis, origin: str = "") -> str:
         _calibration(found),
         _section(heads, _head_chart(found)),
     ]
-    parts.append(f'<div class="grid">\n{"".join(_section(figures, "") for figures in others)}</div>')
-    return page("Why are drafts accepted, or not?", "\n".join(parts), _STYLE)
+    parts.append(f'<div class="grid">\n{"".join(_section(table, "") for table in others)}</div>')
+    return page("Why are drafts accepted or rejected?", "\n".join(parts), _STYLE)
 
 
-def _section(figures: Figures, chart: str) -> str:
-    drawn = f"<figure>{chart}</figure>\n" if chart else ""
+def _section(table: TextTable, chart: str) -> str:
+    figure = f"<figure>{chart}</figure>\n" if chart else ""
     return (
-        f'<section>\n<h2>{escape(figures.title)}</h2>\n<p class="soft">{escape(figures.note)}</p>\n'
-        f'<div class="pair">{drawn}{html_table(figures.columns, figures.rows)}</div>\n</section>'
+        f'<section>\n<h2>{escape(table.title)}</h2>\n<p class="soft">{escape(table.note)}</p>\n'
+        f'<div class="pair">{figure}{html_table(table.columns, table.rows)}</div>\n</section>'
     )
 
 
 def _speed_chart(found: Diagnosis) -> str:
     return lines(
         "Speed-up over plain decoding by number of drafts",
-        "drafts a round",
+        "drafts per round",
         [str(number.num_drafts) for number in found.numbers],
         {
             "forecast for held-out text": [number.forecast for number in found.numbers],
-            "measured on the model's own text": [number.measured for number in found.numbers],
+            "measured on generated text": [number.measured for number in found.numbers],
         },
         marked=found.numbers.index(found.forecast_best),
     )
@@ -68,13 +68,13 @@ def _speed_chart(found: Diagnosis) -> str:
 
 def _depth_chart(found: Diagnosis) -> str:
     return bars(
-        "Share of drafts accepted by depth",
-        "draft",
+        "Acceptance rate by depth",
+        "depth of the draft",
         [str(depth.depth) for depth in found.depths],
         {
-            "accepted, of those that were reached": [depth.conditional for depth in found.depths],
-            "the same at temperature 1 (1 - TV)": [depth.overlap for depth in found.depths],
-            "all drafts up to here accepted": [depth.accepted / max(found.rounds, 1) for depth in found.depths],
+            "accepted, of the drafts reached": [depth.conditional for depth in found.depths],
+            "accepted at temperature 1 (1 - TV)": [depth.overlap for depth in found.depths],
+            "all drafts to this depth accepted": [depth.accepted / max(found.rounds, 1) for depth in found.depths],
         },
         percent=True,
     )
@@ -86,24 +86,25 @@ def _head_chart(found: Diagnosis) -> str:
         "head",
         [str(score.horizon) for score in found.accuracies],
         {
-            "right (top 1)": [score.top1 for score in found.accuracies],
-            "among the first five": [score.top5 for score in found.accuracies],
-            "commonest token": [score.commonest for score in found.accuracies],
+            "top-1": [score.top1 for score in found.accuracies],
+            "top-5": [score.top5 for score in found.accuracies],
+            "most frequent token": [score.most_frequent for score in found.accuracies],
         },
         percent=True,
     )
 
 
 def _calibration(found: Diagnosis) -> str:
-    squares = "\n".join(
+    diagrams = "\n".join(
         reliability(f"draft {depth.depth}", [(one.confidence, one.accepted, one.count) for one in depth.bins])
         for depth in found.depths
     )
     return (
         "<section>\n<h2>Calibration</h2>\n"
-        '<p class="soft">Probability of a draft by its own law (across) against the share of such drafts that greedy '
-        "decoding accepted (up). On the dashed line they are equal; a dot above it was accepted more often than its "
-        "probability says. Areas are numbers of drafts. At temperature 1 acceptance does not hang on a draft's "
-        "probability but on how far its law lies from the model's: 1 - TV, in the table above.</p>\n"
-        f'<figure class="squares">\n{squares}\n</figure>\n</section>'
+        '<p class="soft">Reliability diagrams: the probability of a draft under the draft distribution (x) and the '
+        "fraction of such drafts that greedy decoding accepts (y). On the dashed line they are equal; above it drafts "
+        "are accepted more often than their probability. The area of a dot is its number of drafts. At temperature 1 "
+        "acceptance does not depend on a draft's probability but on the distance between the distributions of draft "
+        "and model: 1 - TV, in the table above.</p>\n"
+        f'<figure class="squares">\n{diagrams}\n</figure>\n</section>'
     )

@@ -1,4 +1,4 @@
-"""A diagnosis as tables: the same for a terminal and for a page."""
+"""A diagnosis as tables, for the terminal and the page."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from mtp_modules.reports.draft_groups import Group
 
 
 @dataclass(frozen=True)
-class Figures:
+class TextTable:
     """A table of texts.
 
     Attributes:
-        title: What it is about.
-        note: How to read it.
-        columns: Their names.
-        rows: One text a column.
+        title: Title of the table.
+        note: Explanation of the columns.
+        columns: Names of the columns.
+        rows: Rows with one text per column.
     """
 
     title: str
@@ -30,37 +30,39 @@ class Figures:
     rows: list[list[str]]
 
 
-def tables(found: Diagnosis) -> Iterator[Figures]:
+def tables(found: Diagnosis) -> Iterator[TextTable]:
     """Yield the tables of a diagnosis.
 
     Args:
-        found: What was measured.
+        found: The diagnosis.
     """
     yield _numbers(found)
     yield _drafts(found)
     yield _heads(found)
     if found.kinds:
-        note = "Kind of the token that the model itself chose in the draft's place."
-        yield _groups(found, "Where drafts fail: kinds of tokens", note, found.kinds, "kind")
-    note = "The tokens in whose place most drafts were rejected."
-    yield _groups(found, "Where drafts fail: tokens", note, found.tokens, "token")
-    yield _rounds("Place in the row", "Where in the row of text the drafts begin.", found.places)
+        note = "Kind of the model's argmax token at the position of the draft."
+        yield _groups(found, "Where drafts are rejected: kinds of tokens", note, found.kinds, "kind")
+    note = "The argmax tokens at whose positions most drafts were rejected."
+    yield _groups(found, "Where drafts are rejected: tokens", note, found.tokens, "token")
+    yield _rounds("Position in the row", "Position of the first draft in the row of text.", found.positions)
     if found.columns:
-        yield _rounds("Place in the line", "Tokens since the last line end.", found.columns)
+        yield _rounds("Position in the line", "Tokens since the last newline.", found.columns)
 
 
-def _numbers(found: Diagnosis) -> Figures:
+def _numbers(found: Diagnosis) -> TextTable:
     best = found.forecast_best
-    return Figures(
-        "How many drafts",
-        "Tokens a round brings on held-out text (greedy; drawn at temperature 1) and on the model's own text, the time "
-        "of a round, its cost over plain decoding, and the speed-up that makes. * is the best forecast.",
-        ["drafts", "greedy", "drawn", "own text", "ms", "cost", "forecast", "measured"],
+    return TextTable(
+        "Number of drafts",
+        "Mean accepted length (tokens per round, the token that is always emitted included) on held-out text, greedy "
+        "and sampled at temperature 1, and on generated text. The time of a round, its cost relative to plain "
+        "decoding, and the speed-up: forecast for held-out text and measured on generated text. * marks the best "
+        "forecast.",
+        ["drafts", "greedy", "sampled", "generated", "ms", "cost", "forecast", "measured"],
         [
             [
                 f"{number.num_drafts}{' *' if number is best else ''}",
                 f"{number.expected_tokens:.2f}",
-                f"{number.expected_drawn_tokens:.2f}",
+                f"{number.expected_sampled_tokens:.2f}",
                 f"{number.measured_tokens:.2f}",
                 f"{1000 * number.round_seconds:.2f}",
                 f"{number.cost:.2f}",
@@ -72,14 +74,15 @@ def _numbers(found: Diagnosis) -> Figures:
     )
 
 
-def _drafts(found: Diagnosis) -> Figures:
-    return Figures(
+def _drafts(found: Diagnosis) -> TextTable:
+    return TextTable(
         "Drafts by depth",
-        f"{found.rounds:,} greedy rounds on held-out text. A draft is reached if all before it were accepted; so far: "
-        "all drafts up to here were. 1 - TV and drawn so far: accepted and so far at temperature 1 by rejection "
-        "sampling, from the laws of model and draft. Prob.: mean probability of the greedy drafts by their own law; "
-        "ECE: expected calibration error, how far that is from being accepted.",
-        ["draft", "head", "reached", "accepted", "so far", "1 - TV", "drawn so far", "prob.", "ECE"],
+        f"{found.rounds:,} greedy rounds on held-out text. A draft is reached if all earlier drafts were accepted; so "
+        "far: the rounds in which all drafts up to this depth were accepted. 1 - TV and sampled so far: accepted and "
+        "so far at temperature 1 by rejection sampling, from the distributions of model and draft. Prob.: mean "
+        "probability of the greedy drafts under the draft distribution; ECE: expected calibration error, the distance "
+        "between that probability and acceptance.",
+        ["draft", "head", "reached", "accepted", "so far", "1 - TV", "sampled so far", "prob.", "ECE"],
         [
             [
                 str(depth.depth),
@@ -88,7 +91,7 @@ def _drafts(found: Diagnosis) -> Figures:
                 f"{depth.conditional:.1%}",
                 f"{depth.accepted / max(found.rounds, 1):.1%}",
                 f"{depth.overlap:.1%}",
-                f"{depth.drawn:.1%}",
+                f"{depth.sampled:.1%}",
                 f"{depth.confidence:.1%}" if depth.reached else "-",
                 f"{depth.calibration_error:.3f}" if depth.reached else "-",
             ]
@@ -97,19 +100,19 @@ def _drafts(found: Diagnosis) -> Figures:
     )
 
 
-def _heads(found: Diagnosis) -> Figures:
-    return Figures(
-        "Heads against the text",
-        "Given the true tokens between. Commonest: what always saying the commonest token would get. Gradient: cosine "
-        "in the trunk with head 1's; below 0 they pull against each other.",
-        ["head", "loss, nats", "top 1", "top 5", "commonest", "gradient", ""],
+def _heads(found: Diagnosis) -> TextTable:
+    return TextTable(
+        "Accuracy of every head",
+        "With teacher forcing on held-out text. Most frequent: accuracy of always predicting the most frequent token. "
+        "Gradient: cosine with the gradient of head 1 in the trunk; below 0 the gradients conflict.",
+        ["head", "loss, nats", "top 1", "top 5", "most frequent", "gradient", ""],
         [
             [
                 str(score.horizon),
                 f"{score.loss:.3f}",
                 f"{score.top1:.1%}",
                 f"{score.top5:.1%}",
-                f"{score.commonest:.1%}",
+                f"{score.most_frequent:.1%}",
                 "-" if cosine is None else f"{cosine:+.2f}",
                 _state(found, score.horizon),
             ]
@@ -119,14 +122,14 @@ def _heads(found: Diagnosis) -> Figures:
 
 
 def _state(found: Diagnosis, horizon: int) -> str:
-    if horizon in found.silent:
+    if horizon in found.constant:
         return "dead"
-    return "no better than a guess" if horizon in found.useless else ""
+    return "not above the baseline" if horizon in found.useless else ""
 
 
-def _groups(found: Diagnosis, title: str, note: str, groups: list[Group], name: str) -> Figures:
+def _groups(found: Diagnosis, title: str, note: str, groups: list[Group], name: str) -> TextTable:
     rejected = max(found.rejected, 1)
-    return Figures(
+    return TextTable(
         title,
         note,
         [name, "drafts", "accepted", "share of rejections"],
@@ -137,26 +140,26 @@ def _groups(found: Diagnosis, title: str, note: str, groups: list[Group], name: 
     )
 
 
-def _rounds(title: str, note: str, groups: list[Group]) -> Figures:
+def _rounds(title: str, note: str, groups: list[Group]) -> TextTable:
     rows = [[group.name, f"{group.count:,}", f"{1 + group.rate:.2f}"] for group in groups]
-    return Figures(title, note, ["tokens", "rounds", "tokens a round"], rows)
+    return TextTable(title, note, ["tokens", "rounds", "mean accepted length"], rows)
 
 
 def show(found: Diagnosis, console: Console) -> None:
     """Print verdict and tables.
 
     Args:
-        found: What was measured.
-        console: Where to.
+        found: The diagnosis.
+        console: Console to print to.
     """
     console.print(Text(found.model, style="bold"), highlight=False)
     for sentence in verdict(found):
         console.print(Text(f"- {sentence}"))
-    for figures in tables(found):
-        table = Table(title=figures.title, caption=figures.note, box=box.SIMPLE_HEAD, title_justify="left")
+    for content in tables(found):
+        table = Table(title=content.title, caption=content.note, box=box.SIMPLE_HEAD, title_justify="left")
         table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
-        for column in figures.columns:
+        for column in content.columns:
             table.add_column(column, justify="right")
-        for row in figures.rows:
+        for row in content.rows:
             table.add_row(*map(Text, row))
         console.print(table)

@@ -1,4 +1,4 @@
-"""A diagnosis in plain sentences: what is wrong, and what to do."""
+"""A diagnosis in sentences: the problems and what to do about them."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,10 @@ _EASIER = 1.15
 
 
 def verdict(found: Diagnosis) -> list[str]:
-    """Return what a user should know first, the most important sentence first.
+    """Return the findings as sentences, the most important one first.
 
     Args:
-        found: What was measured.
+        found: The diagnosis.
     """
     return [*_number(found), *_heads(found), *_weakest(found), *_where(found), *_confidence(found), *_own_text(found)]
 
@@ -24,35 +24,37 @@ def _number(found: Diagnosis) -> Iterator[str]:
     if best.num_drafts == 0:
         other = max(found.numbers[1:], key=lambda number: number.forecast)
         yield (
-            f"Drafting does not pay here: {_drafts(other.num_drafts)} would bring {other.expected_tokens:.2f} tokens a "
-            f"round, but a round then costs {other.cost:.2f} times a plain one. Decode plainly, or make drafts better."
+            f"Drafting does not pay here: {_drafts(other.num_drafts)} would give a mean accepted length of "
+            f"{other.expected_tokens:.2f} tokens, but a round then costs {other.cost:.2f} times a step of plain "
+            "decoding. Use plain decoding, or improve the drafts."
         )
     else:
         yield (
-            f"{_drafts(best.num_drafts)} {'is' if best.num_drafts == 1 else 'are'} best here: a round brings "
-            f"{best.expected_tokens:.2f} tokens of held-out text and costs {best.cost:.2f} times a plain one, which "
-            f"makes a speed-up of {best.forecast:.2f}x. Measured on the model's own text: {best.measured:.2f}x."
+            f"{_drafts(best.num_drafts)} {'is' if best.num_drafts == 1 else 'are'} best here: the mean accepted length "
+            f"on held-out text is {best.expected_tokens:.2f} tokens and a round costs {best.cost:.2f} times a step of "
+            f"plain decoding, a speed-up of {best.forecast:.2f}x. Measured on generated text: {best.measured:.2f}x."
         )
         if best.num_drafts == found.numbers[-1].num_drafts:
-            yield "No larger number was tried; if the heads can draft more, a larger num_drafts may be better still."
+            yield "No larger number was tried; if the heads can draft more, a larger num_drafts may be faster."
     if measured.measured > (1 + _CLEARLY) * best.measured:
         yield (
-            f"Going by the clock alone, {_drafts(measured.num_drafts).lower()} did better: {measured.measured:.2f}x. "
-            "Repeat on a quiet machine, with more prompts, before you trust either."
+            f"In measured speed alone, {_drafts(measured.num_drafts)} did better: {measured.measured:.2f}x. "
+            "Repeat on an idle machine with more prompts before you rely on either."
         )
 
 
 def _heads(found: Diagnosis) -> Iterator[str]:
-    for horizon in found.silent:
-        yield f"Head {horizon} is dead: it says the same whatever was read. Train it, or draft less far."
+    for horizon in found.constant:
+        yield f"Head {horizon} is dead: its output is the same for every input. Train it, or use fewer drafts."
     for score in found.accuracies:
-        if score.horizon in found.useless and score.horizon not in found.silent:
+        if score.horizon in found.useless and score.horizon not in found.constant:
             yield (
-                f"Head {score.horizon} never beats a guess: {score.top1:.1%} right, and always saying the commonest "
-                f"token is right {score.commonest:.1%} of the time. It is untrained, or its horizon cannot be foretold."
+                f"Head {score.horizon} does not beat the baseline: its accuracy is {score.top1:.1%}, and that of "
+                f"always predicting the most frequent token is {score.most_frequent:.1%}. It is untrained, or its "
+                "horizon cannot be predicted."
             )
     if found.untouched:
-        yield f"These parameters of the heads still have their initial value: {', '.join(found.untouched)}."
+        yield f"Parameters of the heads that still have their initial value: {', '.join(found.untouched)}."
     against = [
         (score.horizon, cosine)
         for score, cosine in zip(found.accuracies, found.gradient_cosines, strict=True)
@@ -61,8 +63,9 @@ def _heads(found: Diagnosis) -> Iterator[str]:
     if against:
         named = ", ".join(f"{horizon} ({cosine:.2f})" for horizon, cosine in against)
         yield (
-            f"Gradients conflict: in the trunk, {'head' if len(against) == 1 else 'heads'} {named} pulled against the "
-            "next token. Give them less weight, or detach the trunk from them."
+            f"Gradients conflict: in the trunk, the gradients of {'head' if len(against) == 1 else 'heads'} {named} "
+            "have a negative cosine with that of the next token. Lower their loss weight, or detach the trunk from "
+            "them."
         )
 
 
@@ -70,10 +73,10 @@ def _weakest(found: Diagnosis) -> Iterator[str]:
     known = [depth for depth in found.depths if depth.reached >= found.rounds / 50]
     if known:
         weakest = min(known, key=lambda depth: depth.conditional)
-        behind = " All drafts behind it hang on it." if weakest.depth == 1 and len(found.depths) > 1 else ""
+        first = " All later drafts depend on it." if weakest.depth == 1 and len(found.depths) > 1 else ""
         yield (
-            f"The weakest link is draft {weakest.depth}, by head {found.head_of(weakest.depth)}: "
-            f"{weakest.conditional:.0%} of those that are reached are accepted.{behind}"
+            f"Draft {weakest.depth}, from head {found.head_of(weakest.depth)}, is accepted least often: "
+            f"{weakest.conditional:.0%} of the times that it is reached.{first}"
         )
 
 
@@ -84,8 +87,8 @@ def _where(found: Diagnosis) -> Iterator[str]:
     worst = max(groups, key=lambda group: group.count - group.accepted)
     share = (worst.count - worst.accepted) / found.rejected
     yield (
-        f"Drafts fail most often at {'' if found.kinds else 'token '}{worst.name}: {share:.0%} of all rejections; "
-        f"{worst.rate:.0%} of the drafts there hold."
+        f"Most rejections occur at {'' if found.kinds else 'token '}{worst.name}: {share:.0%} of all rejections; "
+        f"{worst.rate:.0%} of the drafts there are accepted."
     )
 
 
@@ -97,11 +100,11 @@ def _confidence(found: Diagnosis) -> Iterator[str]:
     confidence = sum(depth.confidence * depth.reached for depth in found.depths) / reached
     if abs(accepted - confidence) <= _MISCALIBRATED:
         return
-    modest = accepted > confidence
+    below = accepted > confidence
     yield (
-        f"Drafts are {'better' if modest else 'worse'} than their own probability says: {accepted:.0%} are accepted, "
-        f"their probability is {confidence:.0%} on average. A confidence threshold must be set "
-        f"{'below' if modest else 'above'} the acceptance that you want; the squares on the page show by how much."
+        f"Drafts are {'under' if below else 'over'}confident: {accepted:.0%} are accepted, their mean probability is "
+        f"{confidence:.0%}. Set a confidence threshold {'below' if below else 'above'} the acceptance rate that you "
+        "want; the reliability diagrams on the page show by how much."
     )
 
 
@@ -109,13 +112,14 @@ def _own_text(found: Diagnosis) -> Iterator[str]:
     most = found.numbers[-1]
     if most.measured_tokens > _EASIER * most.expected_tokens:
         yield (
-            f"The model's own text is easier to draft than held-out text: {most.measured_tokens:.2f} tokens a round "
-            f"against {most.expected_tokens:.2f}. It may repeat itself; do not judge the heads by decoding alone."
+            "Generated text is easier to draft than held-out text: the mean accepted length is "
+            f"{most.measured_tokens:.2f} against {most.expected_tokens:.2f} tokens. The model may repeat itself; do "
+            "not judge the heads by decoding alone."
         )
     elif most.expected_tokens > _EASIER * most.measured_tokens:
         yield (
-            f"The model's own text is harder to draft than held-out text: {most.measured_tokens:.2f} tokens a round "
-            f"against {most.expected_tokens:.2f}."
+            f"Generated text is harder to draft than held-out text: the mean accepted length is "
+            f"{most.measured_tokens:.2f} against {most.expected_tokens:.2f} tokens."
         )
 
 

@@ -1,4 +1,4 @@
-"""Where drafts fail: drafts by the token that was wanted, rounds by the place in the text."""
+"""Where drafts are rejected: drafts by the model's argmax token, rounds by their position in the text."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,18 +13,18 @@ from mtp_modules.reports.token_text import shown_token, text_behind
 
 _KINDS = ("letters", "digits", "whitespace", "punctuation", "other")
 _COLUMNS = (0, 1, 4, 8, 16, 32, 64)
-_MOST_PLACES = 8
-_MOST_TOKENS = 8
+_NUM_STRETCHES = 8
+_NUM_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Group:
-    """Drafts, or rounds, that have something in common.
+    """Drafts, or rounds, with a common property.
 
     Attributes:
-        name: What.
+        name: Name of the group.
         count: Number of drafts that were reached, or of rounds.
-        accepted: How many drafts were accepted.
+        accepted: Number of accepted drafts.
     """
 
     name: str
@@ -33,31 +33,31 @@ class Group:
 
     @property
     def rate(self) -> float:
-        """Accepted drafts a draft, or a round."""
+        """Accepted drafts per draft, or per round."""
         return self.accepted / max(self.count, 1)
 
 
 def _reached(walked: DraftedText) -> tuple[list[int], list[bool]]:
-    """Return, for every draft that was reached, the token that the model chose in its place, and whether it held."""
+    """Return for every draft that was reached the model's argmax token at its position, and if it was accepted."""
     depth = torch.arange(walked.drafts.shape[1])
     reached = depth <= walked.accepted[:, None]
-    return walked.own[reached].tolist(), (depth < walked.accepted[:, None])[reached].tolist()
+    return walked.target_tokens[reached].tolist(), (depth < walked.accepted[:, None])[reached].tolist()
 
 
 def _grouped(names: Iterable[str], accepted: Iterable[int]) -> dict[str, Group]:
     counts: Counter[str] = Counter()
-    held: Counter[str] = Counter()
+    accepted_counts: Counter[str] = Counter()
     for name, number in zip(names, accepted, strict=True):
         counts[name] += 1
-        held[name] += number
-    return {name: Group(name, count, held[name]) for name, count in counts.items()}
+        accepted_counts[name] += number
+    return {name: Group(name, count, accepted_counts[name]) for name, count in counts.items()}
 
 
 def kind_of(text: str) -> str:
-    r"""Return which kind of token a text is: its first character that is no space decides.
+    r"""Return the kind of a token, decided by its first character that is not whitespace.
 
     Args:
-        text: Of one token.
+        text: Text of one token.
 
     Example:
         >>> [kind_of(text) for text in (" for", "42", "\n    ", "_", "\ufffd")]
@@ -74,11 +74,11 @@ def kind_of(text: str) -> str:
 
 
 def by_kind(walked: DraftedText, tokenizer: Tokenizer | None) -> list[Group]:
-    """Sort drafts by the kind of token that the model itself chose in their place.
+    """Group drafts by the kind of the model's argmax token at their position.
 
     Args:
-        walked: Rounds on a text.
-        tokenizer: Without one there are no kinds.
+        walked: Rounds of drafting along a text.
+        tokenizer: Tokenizer of the model; without one the result is empty.
     """
     if tokenizer is None:
         return []
@@ -89,48 +89,48 @@ def by_kind(walked: DraftedText, tokenizer: Tokenizer | None) -> list[Group]:
 
 
 def by_token(walked: DraftedText, tokenizer: Tokenizer | None) -> list[Group]:
-    """Return the tokens in whose place most drafts were rejected, and all drafts there.
+    """Group drafts by the model's argmax token at their position; return the groups with most rejections.
 
     Args:
-        walked: Rounds on a text.
-        tokenizer: Names the tokens; without one, their ids do.
+        walked: Rounds of drafting along a text.
+        tokenizer: Tokenizer of the model; without one, groups are named by token ids.
     """
     tokens, accepted = _reached(walked)
     found = _grouped(map(str, tokens), accepted)
-    worst = sorted(found.values(), key=lambda group: group.accepted - group.count)[:_MOST_TOKENS]
+    worst = sorted(found.values(), key=lambda group: group.accepted - group.count)[:_NUM_TOKENS]
     return [Group(shown_token(int(group.name), tokenizer), group.count, group.accepted) for group in worst]
 
 
-def by_place(walked: DraftedText) -> list[Group]:
-    """Sort rounds by where in the row their drafts begin, in a few equal stretches; the first token is place 0.
+def by_position(walked: DraftedText) -> list[Group]:
+    """Group rounds by the position of their first draft in the row, in equal stretches; the first token is position 0.
 
     Args:
-        walked: Rounds on a text.
+        walked: Rounds of drafting along a text.
     """
-    last = int(walked.places.max())
-    width = -(-last // _MOST_PLACES)
+    last = int(walked.positions.max())
+    width = -(-last // _NUM_STRETCHES)
     names = {start: f"{start + 1} to {min(start + width, last)}" for start in range(0, last, width)}
-    starts = ((walked.places - 1) // width * width).tolist()
+    starts = ((walked.positions - 1) // width * width).tolist()
     found = _grouped((names[start] for start in starts), walked.accepted.tolist())
     return [found[name] for name in names.values() if name in found]
 
 
 def by_column(walked: DraftedText, text: Int[Tensor, "B L"], tokenizer: Tokenizer | None) -> list[Group]:
-    """Sort rounds by how many tokens lie between the last line end and the token that the drafts follow.
+    """Group rounds by the number of tokens between the last newline and the token that the drafts follow.
 
     Args:
-        walked: Rounds on a text.
-        text: Whose rows and places they name.
-        tokenizer: Without one there are no lines.
+        walked: Rounds of drafting along a text.
+        text: The text, indexed by the rows and positions of the rounds.
+        tokenizer: Tokenizer of the model; without one the result is empty.
     """
-    line_end = [] if tokenizer is None else tokenizer.encode("\n")
-    if not line_end:
+    newline = [] if tokenizer is None else tokenizer.encode("\n")
+    if not newline:
         return []
-    places = torch.arange(text.shape[1]).expand_as(text)
-    starts = torch.where(text == line_end[-1], places, -1).cummax(dim=1).values
-    start = starts[walked.rows, walked.places]
+    positions = torch.arange(text.shape[1]).expand_as(text)
+    starts = torch.where(text == newline[-1], positions, -1).cummax(dim=1).values
+    start = starts[walked.rows, walked.positions]
     known = start >= 0
-    column = (walked.places - start)[known]
+    column = (walked.positions - start)[known]
     edges = torch.tensor(_COLUMNS)
     index = (torch.bucketize(column, edges, right=True) - 1).tolist()
     ends = [*(edge - 1 for edge in _COLUMNS[1:]), None]

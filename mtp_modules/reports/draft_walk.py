@@ -1,4 +1,4 @@
-"""Walk along a text and let the heads draft after its tokens: how drafts fare where the text is not the model's own."""
+"""Draft along a given text: rounds of speculative decoding on text that the model did not generate."""
 
 from dataclasses import dataclass
 
@@ -18,21 +18,21 @@ class DraftedText:
 
     Attributes:
         rows: ``(N,)``, the row of the text.
-        places: ``(N,)``, the place in it of the token that the drafts follow.
-        drafts: ``(N, K)``, the likeliest drafts, nearest first.
-        own: ``(N, K)``, what the model itself would have chosen in their place, given the drafts before.
-        confidence: ``(N, K)``, the probability of each draft by its own law at temperature 1, float64.
+        positions: ``(N,)``, the position in the row of the token that the drafts follow.
+        drafts: ``(N, K)``, the greedy drafts, first one first.
+        target_tokens: ``(N, K)``, the model's argmax token at the position of each draft, given the earlier drafts.
+        confidence: ``(N, K)``, the probability of each draft under the draft distribution at temperature 1, float64.
         accepted: ``(N,)``, how many of the drafts greedy decoding accepts.
-        before: ``(N, K)``, the chance that all drafts before each depth hold if they are drawn at temperature 1 and
-            verified by rejection sampling: an unbiased estimate from one drawn chain, float64.
-        overlap: ``(N, K)``, the chance that the draft at each depth then holds too, 1 - TV(p, q) between the model's
-            law and the draft's after that chain, float64.
+        before: ``(N, K)``, the probability that rejection sampling accepts all drafts before each depth at temperature
+            1: an unbiased estimate from one sampled chain, float64.
+        overlap: ``(N, K)``, the probability that the draft at each depth is then accepted too: 1 - TV(p, q) between the
+            distributions of model and draft after that chain, float64.
     """
 
     rows: Int[Tensor, " N"]
-    places: Int[Tensor, " N"]
+    positions: Int[Tensor, " N"]
     drafts: Int[Tensor, "N K"]
-    own: Int[Tensor, "N K"]
+    target_tokens: Int[Tensor, "N K"]
     confidence: Float[Tensor, "N K"]
     accepted: Int[Tensor, " N"]
     before: Float[Tensor, "N K"]
@@ -40,7 +40,7 @@ class DraftedText:
 
     @property
     def reach(self) -> Float[Tensor, "N K"]:
-        """The chance that all drafts up to each depth hold, drawn at temperature 1."""
+        """The probability that all drafts up to each depth are accepted at temperature 1."""
         return self.before * self.overlap
 
 
@@ -58,7 +58,7 @@ class _AtTemperatureOne:
 
 
 class _Walk:
-    """A model and the states of its trunk and heads, all rows at the same place."""
+    """A model and the decoding states of its trunk and heads, all rows at the same position."""
 
     def __init__(self, model: DecodableModel, rows: int, capacity: int, num_drafts: int) -> None:
         self.model, self.rows, self.num_drafts = model, rows, num_drafts
@@ -74,7 +74,7 @@ class _Walk:
         return states
 
     def round(self, token: Int[Tensor, " B"], sampler: DraftSampler | None) -> tuple[Draft, Float[Tensor, "B C V"]]:
-        """Draft after a token, and return what the model says at the place of each draft; nothing stays read."""
+        """Draft after a token, and return the model's logits at each draft's position; the states do not change."""
         model = self.model
         draft = model.heads.draft(
             token,
@@ -100,16 +100,16 @@ def draft_along(
 ) -> DraftedText:
     """Draft after the tokens of a text, and verify with the model.
 
-    The trunk reads the text once, as decoding does; each round is that of
-    :class:`~mtp_modules.decoders.SpeculativeDecoder` had it just emitted the token.
+    The trunk reads the text once, as in decoding. Each round equals that of
+    :class:`~mtp_modules.decoders.SpeculativeDecoder` after it has emitted the token.
 
     Args:
         model: Trunk, heads and unembedding.
-        tokens: The text; all rows are of one length.
-        num_drafts: Drafts ``K`` of a round.
-        document_ids: Which document every token belongs to; a row counts up to its first boundary.
-        every: Draft after every so many tokens.
-        seed: Of the drawn drafts.
+        tokens: The text; all rows have one length.
+        num_drafts: Number ``K`` of drafts per round.
+        document_ids: The document of every token; a row is used up to its first boundary.
+        every: Draft after every ``every``-th token.
+        seed: Seed of the sampled drafts.
 
     Raises:
         ValueError: If a number is out of range, or the text has no room for a round.
@@ -124,7 +124,7 @@ def draft_along(
         refuse(
             "draft_along",
             f"a text of {length} tokens leaves no room for {num_drafts} drafts within max_positions={limit}; "
-            "give a longer text, or draft less.",
+            "give a longer text, or use fewer drafts.",
         )
     device = model.unembedding.weight.device
     tokens = tokens.to(device)
@@ -133,41 +133,44 @@ def draft_along(
     walk = _Walk(model, rows, last + num_drafts + 1, num_drafts)
     walk.read(tokens[:, :1], keep=1)
     found: list[tuple[Tensor, ...]] = []
-    for place in range(1, last + 1, every):
-        token = tokens[:, place]
+    for position in range(1, last + 1, every):
+        token = tokens[:, position]
         draft, logits = walk.round(token, None)
-        own = logits.argmax(dim=-1)
+        target = logits.argmax(dim=-1)
         assert draft.logits is not None
         confidence = _of(draft.logits.double().softmax(dim=-1), draft.tokens)
-        accepted = accept_greedy(draft.tokens, own)
-        before, overlap = chances(*walk.round(token, sampler))
-        counts = document_ids[:, place] == document_ids[:, 0]
-        at = (torch.arange(rows, device=device), torch.full_like(token, place))
-        found.append(tuple(x[counts].cpu() for x in (*at, draft.tokens, own, confidence, accepted, before, overlap)))
-        step = min(every, last - place)
+        accepted = accept_greedy(draft.tokens, target)
+        before, overlap = acceptance_chances(*walk.round(token, sampler))
+        counts = document_ids[:, position] == document_ids[:, 0]
+        at = (torch.arange(rows, device=device), torch.full_like(token, position))
+        parts = (*at, draft.tokens, target, confidence, accepted, before, overlap)
+        found.append(tuple(part[counts].cpu() for part in parts))
+        step = min(every, last - position)
         if step:
-            walk.read(tokens[:, place : place + step], keep=step)
+            walk.read(tokens[:, position : position + step], keep=step)
     return DraftedText(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def chances(draft: Draft, logits: Float[Tensor, "B K V"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
-    r"""Return the chance that drafts before each depth hold, given a drawn chain, and that the one there does.
+def acceptance_chances(
+    draft: Draft, logits: Float[Tensor, "B K V"]
+) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
+    r"""Return the probability that the drafts before each depth of a sampled chain are accepted, and that the next is.
 
-    By rejection sampling, drafts up to depth :math:`d - 1` hold with probability :math:`\prod \min(1, p/q)`, and then a
-    draft from :math:`q` with :math:`\sum_x \min(p(x), q(x)) = 1 - TV(p, q)` (Leviathan et al. 2023, arXiv 2211.17192,
-    section 3.2).
+    Rejection sampling accepts the drafts up to depth :math:`d - 1` with probability :math:`\prod \min(1, p/q)`, and
+    then a draft from :math:`q` with :math:`\sum_x \min(p(x), q(x)) = 1 - TV(p, q)` (Leviathan et al. 2023, arXiv
+    2211.17192, section 3.2).
 
     Args:
-        draft: Drawn at temperature 1.
-        logits: What the model says in their place.
+        draft: Drafts sampled at temperature 1.
+        logits: The model's logits at their positions.
     """
     assert draft.probs is not None
     source, target = draft.probs, logits.double().softmax(dim=-1)
-    holds = torch.minimum(source, target).sum(dim=-1)
+    overlap = torch.minimum(source, target).sum(dim=-1)
     ratio = (_of(target, draft.tokens) / _of(source, draft.tokens)).clamp(max=1)
     before = torch.cat((torch.ones_like(ratio[:, :1]), ratio[:, :-1]), dim=1).cumprod(dim=1)
-    return before, holds
+    return before, overlap
 
 
-def _of(law: Float[Tensor, "B K V"], tokens: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-    return law.gather(2, tokens[:, :, None])[:, :, 0]
+def _of(probs: Float[Tensor, "B K V"], tokens: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    return probs.gather(2, tokens[:, :, None])[:, :, 0]

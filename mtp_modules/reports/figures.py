@@ -1,4 +1,4 @@
-"""Kinds of figures that a study can ask for by name. Each takes the outcome and its own arguments."""
+"""The kinds of figures of a study, by name. Each function takes the outcome and its own arguments."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.reports.look import is_share, key_label, new_figure, series_style
 from mtp_modules.studies import Estimate, Outcome
 
-LEGEND_BESIDE = 4
-"""Legends with more entries stand beside the axes."""
-WRITTEN_OUT = 24
-"""Heat maps of up to so many positions have their numbers written into them."""
+MAX_LEGEND_ENTRIES = 4
+"""Legends with more entries are placed to the right of the axes."""
+MAX_ANNOTATED_POSITIONS = 24
+"""Heat maps with at most this many positions show their numbers."""
 
 
 def curves(
@@ -30,18 +30,18 @@ def curves(
     y_label: str | None = None,
     value: float | None = None,
 ) -> Figure:
-    """Draw a figure against steps, examples, tokens, FLOPs or seconds of training, with 95% bands over seeds.
+    """Plot a metric against steps, examples, tokens, FLOPs or seconds of training, with 95% bands over seeds.
 
     Args:
-        outcome: Of the study.
-        y: Key of what is drawn.
+        outcome: Outcome of the study.
+        y: Key of the metric on the y axis.
         x: ``steps``, ``examples``, ``tokens``, ``flops`` or ``seconds``.
-        title: Above it.
-        arms: Which; all if ``None``.
-        log_x: Draw x on a logarithmic scale.
-        log_y: The same of y.
-        y_label: What to call y; what its key means if ``None``.
-        value: At which value of the sweep; the last if ``None``.
+        title: Title of the figure.
+        arms: Names of the arms; all if ``None``.
+        log_x: Use a logarithmic x axis.
+        log_y: Use a logarithmic y axis.
+        y_label: Label of the y axis; derived from its key if ``None``.
+        value: Value of the sweep; the last if ``None``.
     """
     figure, (axes,) = new_figure(title=title)
     for index, arm in _chosen(outcome, arms):
@@ -61,23 +61,23 @@ def sweep(
     log_y: bool = False,
     y_label: str | None = None,
 ) -> Figure:
-    """Draw a final figure against the values of the sweep, or against what the runs took there.
+    """Plot a final metric against the values of the sweep, or against another metric at those values.
 
     Args:
-        outcome: Of a study with a sweep.
-        y: Key of what is drawn.
-        x: Key of what it is drawn against, such as ``tokens`` or ``flops``; the value of the sweep if ``None``.
-        title: Above it.
-        arms: Which; all if ``None``.
-        log_x: Draw x on a logarithmic scale.
-        log_y: The same of y.
-        y_label: What to call y; what its key means if ``None``.
+        outcome: Outcome of a study with a sweep.
+        y: Key of the metric on the y axis.
+        x: Key of the metric on the x axis, such as ``tokens`` or ``flops``; the value of the sweep if ``None``.
+        title: Title of the figure.
+        arms: Names of the arms; all if ``None``.
+        log_x: Use a logarithmic x axis.
+        log_y: Use a logarithmic y axis.
+        y_label: Label of the y axis; derived from its key if ``None``.
 
     Raises:
         ValueError: If the study has no sweep.
     """
     if outcome.study.sweep is None:
-        refuse("figure 'sweep'", f"study {outcome.study.name!r} has no sweep; take 'curves', or give it one.")
+        refuse("figure 'sweep'", f"study {outcome.study.name!r} has no sweep; use 'curves', or add a sweep.")
     figure, (axes,) = new_figure(title=title)
     for index, arm in _chosen(outcome, arms):
         across, found = [], []
@@ -106,15 +106,15 @@ def bars(
     zoom: bool = False,
     value: float | None = None,
 ) -> Figure:
-    """Draw a metric of every horizon as groups of bars, one a horizon, with 95% intervals over seeds.
+    """Plot a metric of every horizon as grouped bars, one group per horizon, with 95% intervals over seeds.
 
     Args:
-        outcome: Of the study.
+        outcome: Outcome of the study.
         metric: ``accuracy``, ``loss``, ``bits``, ``perplexity`` or ``top5_accuracy``.
-        title: Above it.
-        arms: Which; all if ``None``.
-        zoom: Let the scale begin where the bars differ, which it then says.
-        value: At which value of the sweep; the last if ``None``.
+        title: Title of the figure.
+        arms: Names of the arms; all if ``None``.
+        zoom: Start the y axis near the smallest bar; its label then says so.
+        value: Value of the sweep; the last if ``None``.
     """
     chosen, at = _chosen(outcome, arms), _at(outcome, value)
     most = max(_num_horizons(outcome, arm, at) for _, arm in chosen)
@@ -141,7 +141,7 @@ def bars(
     if zoom:
         low = max(0.0, min(lows) - 0.15 * (axes.get_ylim()[1] - min(lows)))
         axes.set_ylim(low, min(axes.get_ylim()[1], 1.0) if is_share(key) else None)
-        axes.set_ylabel(f"{axes.get_ylabel()} (scale does not begin at 0)")
+        axes.set_ylabel(f"{axes.get_ylabel()} (axis does not start at 0)")
     elif is_share(key):
         axes.set_ylim(0, 1)
     return figure
@@ -154,18 +154,18 @@ def heat_map(
     arms: Sequence[str] | None = None,
     value: float | None = None,
 ) -> Figure:
-    """Draw the accuracy at every position of a row and every horizon, the mean over seeds; one panel an arm.
+    """Plot the accuracy at every position and horizon, the mean over seeds, with one panel per arm.
 
     Args:
-        outcome: Of the study.
-        title: Above it.
-        arms: Which; all with more than one horizon if ``None``.
-        value: At which value of the sweep; the last if ``None``.
+        outcome: Outcome of the study.
+        title: Title of the figure.
+        arms: Names of the arms; all with more than one horizon if ``None``.
+        value: Value of the sweep; the last if ``None``.
     """
     at = _at(outcome, value)
     chosen = [arm for _, arm in _chosen(outcome, arms) if arms is not None or _num_horizons(outcome, arm, at) > 1]
     if not chosen:
-        refuse("figure 'heat_map'", "no arm has more than one horizon; name arms.")
+        refuse("figure 'heat_map'", "no arm has more than one horizon; give arms.")
     heights = [0.5 + 0.3 * _num_horizons(outcome, arm, at) for arm in chosen]
     figure, panels = new_figure(title=title, height=1.0 + sum(heights), heights=heights)
     image = None
@@ -178,9 +178,9 @@ def heat_map(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_yticks(range(mean.shape[1]), [str(h + 1) for h in range(mean.shape[1])])
         axes.grid(visible=False)
-        if len(mean) <= WRITTEN_OUT:
+        if len(mean) <= MAX_ANNOTATED_POSITIONS:
             for (t, h), share in np.ndenumerate(mean):
-                axes.text(t, h, f"{100 * share:.0f}", ha="center", va="center", fontsize=6, color=_ink(share))
+                axes.text(t, h, f"{100 * share:.0f}", ha="center", va="center", fontsize=6, color=_text_color(share))
     panels[-1].set_xlabel("position")
     assert image is not None
     figure.colorbar(image, ax=panels, format=PercentFormatter(1.0, decimals=0), label="accuracy")
@@ -195,27 +195,28 @@ def distance(
     log_error: bool = False,
     value: float | None = None,
 ) -> Figure:
-    """Draw how often the token ``d`` ahead is right: as its head says at once, and as it is written token by token.
+    """Plot the accuracy ``d`` tokens ahead: of the head for horizon ``d``, and of token-by-token generation.
 
-    Solid lines are the heads, dashed lines what greedy decoding writes after a held-out prompt, reading its own tokens.
+    Solid lines are the heads. Dashed lines are greedy decoding after a held-out prompt, where the model reads its own
+    tokens.
 
     Args:
-        outcome: Of a study with ``decode``.
-        title: Above it.
-        arms: Which; all if ``None``.
-        log_error: Draw the share that is wrong, on a logarithmic scale.
-        value: At which value of the sweep; the last if ``None``.
+        outcome: Outcome of a study with ``decode``.
+        title: Title of the figure.
+        arms: Names of the arms; all if ``None``.
+        log_error: Plot the error rate on a logarithmic axis.
+        value: Value of the sweep; the last if ``None``.
     """
     figure, (axes,) = new_figure(title=title)
     for index, arm in _chosen(outcome, arms):
-        for prefix, line, word in (("accuracy/head_", "-", "head"), ("written/distance_", "--", "written")):
+        for prefix, line, word in (("accuracy/head_", "-", "head"), ("written/distance_", "--", "generated")):
             far: list[float] = []
             found: list[Estimate] = []
             while estimate := outcome.final(arm, _at(outcome, value), f"{prefix}{len(far) + 1}"):
                 far.append(float(len(far) + 1))
                 found.append(_error(estimate) if log_error else estimate)
             _series(axes, far, found, f"{arm}, {word}", index, linestyle=line)
-    words = f"{'wrong' if log_error else 'right'} tokens"
+    words = "error rate" if log_error else "accuracy"
     _finished(figure, axes, x="distance (tokens ahead)", y="accuracy/head_1", y_label=words, log_y=log_error)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -230,22 +231,22 @@ def other_data(
     arms: Sequence[str] | None = None,
     trained: int | None = None,
 ) -> Figure:
-    """Draw a figure of every test, in the order of the study, with 95% bands over seeds.
+    """Plot a metric of every test, in the order of the study, with 95% bands over seeds.
 
     Args:
-        outcome: Of a study with ``tests``; at the last value of its sweep.
-        y: Key of what is drawn.
-        x: What the tests' names stand for.
-        title: Above it.
-        arms: Which; all if ``None``.
-        trained: How many of the tests, from the first, are like the training data; a line stands behind the last.
+        outcome: Outcome of a study with ``tests``; the last value of its sweep is shown.
+        y: Key of the metric on the y axis.
+        x: Label of the x axis, which shows the names of the tests.
+        title: Title of the figure.
+        arms: Names of the arms; all if ``None``.
+        trained: Number of tests, from the first, that are in distribution; a line marks the last of them.
 
     Raises:
         ValueError: If the study has no tests.
     """
     names = list(outcome.study.cells()[0].tests)
     if not names:
-        refuse("figure 'tests'", f"study {outcome.study.name!r} has no tests; take 'curves', or give it some.")
+        refuse("figure 'tests'", f"study {outcome.study.name!r} has no tests; use 'curves', or add tests.")
     figure, (axes,) = new_figure(title=title)
     for index, arm in _chosen(outcome, arms):
         found = [outcome.final(arm, outcome.last_value, f"{name}: {y}") for name in names]
@@ -268,12 +269,12 @@ KINDS: dict[str, Callable[..., Figure]] = {
 
 
 def _chosen(outcome: Outcome, arms: Sequence[str] | None) -> list[tuple[int, str]]:
-    """Return the arms to draw, each with its place among all, which gives its colour."""
+    """Return the arms to plot, each with its index among all arms, which determines its colour."""
     return [(index, arm) for index, arm in enumerate(outcome.arms) if arms is None or arm in arms]
 
 
 def _at(outcome: Outcome, value: float | None) -> float | None:
-    """Return the value of the sweep to draw at."""
+    """Return the value of the sweep to plot."""
     return outcome.last_value if value is None else value
 
 
@@ -286,7 +287,7 @@ def _series(
     axes: Axes, x: Sequence[float], found: Sequence[Estimate], label: str, index: int, linestyle: str | None = None
 ) -> None:
     if not found:
-        return  # none of its runs has the figure
+        return  # no run of this arm has the metric
     colour, marker, line = series_style(index)
     means = [estimate.mean for estimate in found]
     axes.plot(x, means, label=label, color=colour, marker=marker, linestyle=linestyle or line)
@@ -311,7 +312,7 @@ def _finished(
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, -0.02), min(high, 1.02))
     handles, _ = axes.get_legend_handles_labels()
-    if len(handles) > LEGEND_BESIDE:
+    if len(handles) > MAX_LEGEND_ENTRIES:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.set_figwidth(figure.get_figwidth() + 1.8)
     elif len(handles) > 1:
@@ -323,5 +324,5 @@ def _error(found: Estimate) -> Estimate:
     return Estimate(max(1 - found.mean, 1e-4), found.half, found.n)
 
 
-def _ink(share: float) -> str:
+def _text_color(share: float) -> str:
     return "white" if math.isnan(share) or share < 0.6 else "black"

@@ -1,12 +1,12 @@
-"""The look of the page that shows a generation."""
+"""Style and script of the page that shows a generation."""
 
 SHADES = 8
-"""How many depths have a colour of their own; deeper ones share the last."""
+"""Number of depths with their own colour; deeper ones share the last."""
 
 _LIGHT = ("eef7b0", "c7e9b4", "8ed8c0", "5cc4cc", "3fa5d2", "225ea8", "253494", "3b0f70")
 _DARK = ("4d5a16", "2c6639", "1f7566", "177990", "2a6cb8", "8aa2f2", "b39df5", "dba6f5")
 _WHITE_FROM = 6
-"""In the light: on the darker shades, text is white; in the dark it is black there."""
+"""First shade that inverts the text colour: white on dark shades in light mode, black on light ones in dark mode."""
 
 
 def _shades(colours: tuple[str, ...], near: str, far: str) -> str:
@@ -59,7 +59,7 @@ aside {{ position: sticky; top: 1.5rem; border: 1px dashed var(--line); border-r
 @media (max-width: 60rem) {{
   .layout {{ display: block; }}
   .text {{ margin-bottom: 24rem; }}
-  .laws {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem; }}
+  .distributions {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem; }}
   aside {{ display: none; }}
   .about {{ top: auto; bottom: 0; left: 0; right: 0; width: auto; border-radius: .6rem .6rem 0 0; }}
 }}

@@ -1,4 +1,4 @@
-"""Heads that say nothing, heads that were never trained, and heads that pull the trunk the wrong way."""
+"""Detect heads with constant output, untrained heads, and heads whose gradients conflict with the next token's."""
 
 import copy
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ from mtp_modules.model import MTPModel
 from mtp_modules.training.monitoring import gradient_conflict
 
 TOP_K = (1, 5)
-_STILL = 1e-6
+_CONSTANT = 1e-6
 _PROBED_POSITIONS = 256
 
 Batch = dict[str, Tensor]
-"""``tokens (B, T + max(horizons))``, and optionally ``document_ids`` and ``loss_mask`` alike."""
+"""``tokens (B, T + max(horizons))``, and optionally ``document_ids`` and ``loss_mask`` of the same shape."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well one head foretells a text, given the true tokens between.
+    """Accuracy of one head on a text, with teacher forcing.
 
     Attributes:
-        horizon: Its offset.
-        loss: Mean, in nats.
-        top1: Share of the targets that are its likeliest token.
-        top5: Share of the targets that are among its five likeliest.
-        commonest: Share of the targets that always saying the commonest of them would get.
+        horizon: Horizon of the head.
+        loss: Mean loss in nats.
+        top1: Top-1 accuracy.
+        top5: Top-5 accuracy.
+        most_frequent: Accuracy of the baseline that always predicts the most frequent target.
         count: Number of targets.
     """
 
@@ -40,14 +40,14 @@ class Accuracy:
     loss: float
     top1: float
     top5: float
-    commonest: float
+    most_frequent: float
     count: int
 
     @property
-    def says_something(self) -> bool:
-        """Whether it does better than the commonest token, by more than two standard errors."""
-        error = (self.commonest * (1 - self.commonest) / max(self.count, 1)) ** 0.5
-        return self.top1 > self.commonest + 2 * error
+    def beats_baseline(self) -> bool:
+        """Whether the top-1 accuracy exceeds the baseline by more than two standard errors."""
+        error = (self.most_frequent * (1 - self.most_frequent) / max(self.count, 1)) ** 0.5
+        return self.top1 > self.most_frequent + 2 * error
 
 
 @torch.inference_mode()
@@ -55,8 +55,8 @@ def accuracies(model: MTPModel, batches: Sequence[Batch]) -> list[Accuracy]:
     """Measure every head on batches of text, as validation does.
 
     Args:
-        model: In evaluation mode.
-        batches: Held-out text.
+        model: A model in evaluation mode.
+        batches: Batches of held-out text.
     """
     loss = MultiTokenLoss().eval()
     sums: dict[str, Tensor] = {}
@@ -73,14 +73,14 @@ def accuracies(model: MTPModel, batches: Sequence[Batch]) -> list[Accuracy]:
             )
     found = figures(sums, TOP_K)
     total = tokens_seen.sum(dim=1)
-    commonest = tokens_seen.amax(dim=1) / total.clamp(min=1)
+    most_frequent = tokens_seen.amax(dim=1) / total.clamp(min=1)
     return [
         Accuracy(
             horizon=horizon,
             loss=found[f"loss/head_{index + 1}"].item(),
             top1=found[f"accuracy/head_{index + 1}"].item(),
             top5=found[f"top5_accuracy/head_{index + 1}"].item(),
-            commonest=commonest[index].item(),
+            most_frequent=most_frequent[index].item(),
             count=int(total[index]),
         )
         for index, horizon in enumerate(model.horizons)
@@ -89,29 +89,30 @@ def accuracies(model: MTPModel, batches: Sequence[Batch]) -> list[Accuracy]:
 
 @torch.inference_mode()
 def heads_without_input(model: MTPModel, batch: Batch) -> list[int]:
-    """Return the horizons whose law is the same at every position, whatever was read.
+    """Return the horizons whose distribution is the same at every position, whatever the input.
 
     Args:
-        model: In evaluation mode.
-        batch: Text that is not everywhere the same.
+        model: A model in evaluation mode.
+        batch: Text that differs between positions.
     """
     states = model(batch["tokens"], document_ids=batch.get("document_ids"))
-    still = []
+    constant = []
     for index, horizon in enumerate(model.horizons):
-        law = marginal_logits(states, index, model.unembedding.logits, _PROBED_POSITIONS).double().softmax(dim=-1)
-        if (law.amax(dim=0) - law.amin(dim=0)).max() < _STILL:
-            still.append(horizon)
-    return still
+        logits = marginal_logits(states, index, model.unembedding.logits, _PROBED_POSITIONS)
+        probs = logits.double().softmax(dim=-1)
+        if (probs.amax(dim=0) - probs.amin(dim=0)).max() < _CONSTANT:
+            constant.append(horizon)
+    return constant
 
 
 def untouched_parameters(heads: nn.Module) -> list[str]:
-    """Return the names of parameters that still have the value that every initialisation gives them.
+    """Return the names of parameters that still have their initial value.
 
-    Only what does not start at random can be told so: gains, biases, matrices that start at zero. Of a matrix, single
-    rows are named: they may belong to different heads.
+    Only parameters without random initialisation can be detected: gains, biases, matrices of zeros. Rows of a matrix
+    are named separately, because they may belong to different heads.
 
     Args:
-        heads: Whose modules draw their parameters by ``reset_parameters``.
+        heads: Heads whose modules initialise their parameters in ``reset_parameters``.
     """
     fresh = []
     with torch.random.fork_rng(devices=[]):
@@ -138,15 +139,15 @@ def untouched_parameters(heads: nn.Module) -> list[str]:
 def gradient_cosines(model: MTPModel, batch: Batch) -> list[float | None]:
     """Return for each horizon the cosine between its gradient in the trunk and that of horizon 1.
 
-    Below 0 the head pulls the trunk away from where the next token pulls it. See
+    Below 0 the gradients of the head and of the next token conflict. See
     :class:`~mtp_modules.training.monitoring.GradientConflict`.
 
     Args:
-        model: Trunk, heads and unembedding; neither its parameters nor their gradients change.
-        batch: Text.
+        model: Trunk, heads and unembedding. Its parameters and their gradients do not change.
+        batch: A batch of text.
 
     Returns:
-        One number a horizon; ``None`` for horizon 1.
+        One cosine per horizon; ``None`` for horizon 1.
     """
     loss, size = MultiTokenLoss(), len(model.horizons)
     parameters = list(model.trunk.parameters())
@@ -158,7 +159,7 @@ def gradient_cosines(model: MTPModel, batch: Batch) -> list[float | None]:
         terms = loss(model, **batch, weights=weights)
         return torch.autograd.grad(terms.loss, parameters, allow_unused=True, materialize_grads=True)
 
-    model.train()  # recurrent kernels of a GPU know no other backward pass
+    model.train()  # recurrent GPU kernels have a backward pass in training mode only
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)

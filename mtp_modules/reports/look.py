@@ -1,4 +1,4 @@
-"""One look for every figure: colours that colour-blind readers can tell apart, and a marker beside each colour."""
+"""The style of all figures: colours that colour-blind readers can distinguish, each with its own marker."""
 
 import re
 from collections.abc import Sequence
@@ -39,40 +39,40 @@ _LABELS = {
     r"perplexity/head_(\d+)": "perplexity of horizon {}",
     r"accuracy/head_(\d+)": "accuracy of horizon {}",
     r"top5_accuracy/head_(\d+)": "top-5 accuracy of horizon {}",
-    r"written/distance_(\d+)": "written right, {} ahead",
-    r"answer/exact": "answers that are right as a whole",
-    r"answer/tokens": "answer tokens that are right",
-    r"accepted_length": "tokens a verification brings",
-    r"decode/tokens_per_forward": "tokens a forward pass",
-    r"decode/tokens_per_second": "decoded tokens a second",
+    r"written/distance_(\d+)": "accuracy of generated tokens, {} ahead",
+    r"answer/exact": "exact-match accuracy of answers",
+    r"answer/tokens": "token accuracy of answers",
+    r"accepted_length": "mean accepted length, tokens",
+    r"decode/tokens_per_forward": "tokens per forward pass",
+    r"decode/tokens_per_second": "decoded tokens per second",
     r"decode/speedup": "speed-up over plain decoding",
-    r"tokens_per_second": "trained tokens a second of computing",
+    r"tokens_per_second": "training tokens per second of compute",
     r"steps": "optimizer steps",
     r"examples": "training rows seen",
     r"tokens": "training tokens seen",
     r"flops": "training FLOPs",
     r"seconds": "seconds of training",
-    r"computing": "seconds of computing",
+    r"computing": "seconds of compute",
     r"parameters": "parameters",
 }
 _SHARES = re.compile(r"(.*: )?(accuracy|top5_accuracy|answer|written)/")
 
 
-def our_look() -> AbstractContextManager[None]:
-    """Return a context in which everything is drawn alike."""
+def figure_style() -> AbstractContextManager[None]:
+    """Return a context with the common style of figures."""
     return matplotlib.rc_context(_STYLE)
 
 
 def new_figure(
     *, title: str, width: float = 6.4, height: float = 3.8, heights: Sequence[float] = (1.0,)
 ) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure with axes, one below the other.
+    """Return an empty figure with axes stacked vertically.
 
     Args:
-        title: Above it.
-        width: In inches.
-        height: In inches.
-        heights: Of the axes, relative to one another.
+        title: Title of the figure.
+        width: Width in inches.
+        height: Height in inches.
+        heights: Relative heights of the axes.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0])
@@ -81,20 +81,20 @@ def new_figure(
 
 
 def series_style(index: int) -> tuple[str, str, str]:
-    """Return colour, marker and line of a series; no two of the first 32 are alike.
+    """Return colour, marker and line style of a series; the first 32 series all differ.
 
     Args:
-        index: Which series.
+        index: Index of the series.
     """
     line = LINES[index // len(COLOURS) % len(LINES)]
     return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], line
 
 
 def key_label(key: str) -> str:
-    """Return what a key means, in words.
+    """Return the label of a metric.
 
     Args:
-        key: Of a figure; ``TEST: key`` for one of other data.
+        key: Key of the metric; ``TEST: key`` for an additional evaluation.
     """
     test, _, name = key.rpartition(": ")
     for pattern, words in _LABELS.items():
@@ -104,19 +104,19 @@ def key_label(key: str) -> str:
 
 
 def sentence_start(words: str) -> str:
-    """Return words with a capital at the beginning.
+    """Return a label with an initial capital.
 
     Args:
-        words: Of a label.
+        words: The label.
     """
     return words[:1].upper() + words[1:]
 
 
 def is_share(key: str) -> bool:
-    """Whether a figure is a share, which is shown in percent.
+    """Whether a metric is a fraction, which is shown in percent.
 
     Args:
-        key: Of the figure.
+        key: Key of the metric.
     """
     return _SHARES.match(key) is not None
 
@@ -125,12 +125,12 @@ def save(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PNG and SVG.
 
     Args:
-        figure: To be drawn.
-        path: Without suffix.
+        figure: The figure.
+        path: Path without suffix.
     """
     written = []
     path.parent.mkdir(parents=True, exist_ok=True)
-    with our_look():
+    with figure_style():
         for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
             written.append(path.with_name(path.name + suffix))
             figure.savefig(written[-1], metadata=metadata)

@@ -1,4 +1,4 @@
-"""How much an arm needs to get as far as another: the number behind claims such as "a third of the data"."""
+"""How much an arm needs to reach the result of another: the number behind claims such as "a third of the data"."""
 
 import math
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ class Needed:
     """A ratio over seeds.
 
     Attributes:
-        ratio: Geometric mean, with the ends of its interval; ``None`` if some seed gives a bound only.
-        low: Where it lies at least, over seeds.
-        high: Where it lies at most; infinite if unknown.
-        n: How many seeds.
+        ratio: Mean of the ratio's logarithm, with its interval; ``None`` if a seed gives a bound only.
+        low: Lower bound over seeds.
+        high: Upper bound over seeds; infinite if unknown.
+        n: Number of seeds.
     """
 
     ratio: Estimate | None
@@ -28,7 +28,7 @@ class Needed:
 
     @property
     def words(self) -> str:
-        """The ratio as it is written in tables."""
+        """The ratio as text for tables."""
         if self.ratio is not None:
             ends = (
                 "" if self.ratio.half is None else f" [{math.exp(self.ratio.low):.2f}, {math.exp(self.ratio.high):.2f}]"
@@ -40,23 +40,23 @@ class Needed:
 
 
 def higher_is_better(key: str) -> bool:
-    """Whether more of a figure is better.
+    """Whether a higher value of a metric is better.
 
     Args:
-        key: Of the figure.
+        key: Key of the metric.
     """
     return key.rpartition(": ")[2].startswith(_HIGHER_IS_BETTER)
 
 
 def reached_at(x: Sequence[float], y: Sequence[float], level: float) -> tuple[float, float]:
-    """Return between which two places a curve first comes down to a level: the same place twice where it is known.
+    """Return lower and upper bound of the ``x`` at which a curve first reaches a level; both are equal if it is known.
 
-    Between two points the curve is taken as straight over the logarithm of ``x``.
+    Between two points the curve is interpolated linearly over the logarithm of ``x``.
 
     Args:
-        x: Ascending, above 0.
-        y: One a place; smaller is better.
-        level: To be reached.
+        x: Ascending values above 0.
+        y: One value for each ``x``; smaller is better.
+        level: Level to reach.
 
     Example:
         >>> reached_at([1.0, 4.0], [3.0, 1.0], level=2.0)
@@ -77,24 +77,24 @@ def reached_at(x: Sequence[float], y: Sequence[float], level: float) -> tuple[fl
 
 
 def needed(outcome: Outcome, arm: str, *, key: str, x: str, target: float | None) -> Needed:
-    """Return how much an arm needs to reach a level, over what the first arm needs, paired by seed.
+    """Return how much an arm needs to reach a level, relative to the first arm, paired by seed.
 
-    Without a target, the level is the worse of what the two have reached with all they were given: if the arm is the
-    better one, how much less it needs for the first arm's result; if it is the worse one, how much less the first arm
-    needs for the arm's. So the ratio is known unless one of them is beyond the other from its first point on.
+    Without a target, the level is the worse of the two final results. A better arm is measured by how much less it
+    needs for the first arm's result, a worse one by how much less the first arm needs for the arm's result. The ratio
+    is therefore known unless one arm's first point is already better than the other's last.
 
     Args:
-        outcome: Of a study with a sweep.
-        arm: Its name.
-        key: Of the figure.
-        x: Key of what is needed; ``value`` for the value of the sweep.
+        outcome: Outcome of a study with a sweep.
+        arm: Name of the arm.
+        key: Key of the metric.
+        x: Key of the required quantity; ``value`` for the value of the sweep.
         target: The level.
 
     Raises:
         ValueError: If the study has no sweep, or no seed has both curves.
     """
     if outcome.study.sweep is None:
-        refuse("data_needed", f"study {outcome.study.name!r} has no sweep, so no run was given less; give it one.")
+        refuse("data_needed", f"study {outcome.study.name!r} has no sweep, so all runs had equal data; add a sweep.")
     sign = -1.0 if higher_is_better(key) else 1.0
     first, lows, highs = outcome.arms[0], [], []
     seeds = set(outcome.by_seed(first, outcome.last_value, key)) & set(outcome.by_seed(arm, outcome.last_value, key))
@@ -105,20 +105,20 @@ def needed(outcome: Outcome, arm: str, *, key: str, x: str, target: float | None
         lows.append(0.0 if math.isinf(their_high) else low / their_high)
         highs.append(math.inf if their_low == 0.0 else high / their_low)
     if not lows:
-        refuse("data_needed", f"{arm!r} and {first!r} have no seed in common with figure {key!r}.")
+        refuse("data_needed", f"{arm!r} and {first!r} have no common seed with metric {key!r}.")
     if lows == highs:
         return Needed(estimate([math.log(ratio) for ratio in lows]), min(lows), max(highs), len(lows))
     return Needed(None, min(lows), max(highs), len(lows))
 
 
 def _by_value(outcome: Outcome, arm: str, seed: int, key: str, x: str, sign: float) -> tuple[list[float], list[float]]:
-    """Return what one seed took at each value of the sweep, and what it reached, smaller being better."""
+    """Return what one seed used at each value of the sweep, and its result, where smaller is better."""
     across, reached = [], []
     for value in outcome.study.sweep_values:
         assert value is not None
         found = outcome.by_seed(arm, value, key).get(seed)
-        took = float(value) if x == "value" else outcome.by_seed(arm, value, x).get(seed)
-        if found is not None and took is not None:
-            across.append(took)
+        used = float(value) if x == "value" else outcome.by_seed(arm, value, x).get(seed)
+        if found is not None and used is not None:
+            across.append(used)
             reached.append(sign * found)
     return across, reached

@@ -1,4 +1,4 @@
-"""The look that pages share: one file, nothing loaded from elsewhere, light and dark, and fit to print."""
+"""The common style of pages: self-contained, with light mode, dark mode and a print layout."""
 
 from collections.abc import Sequence
 from html import escape
@@ -37,13 +37,13 @@ code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 
 
 def page(title: str, body: str, style: str = "", script: str = "") -> str:
-    """Return a whole page.
+    """Return a complete page.
 
     Args:
-        title: Plain text.
-        body: HTML.
-        style: More CSS.
-        script: JavaScript that the page can be read without.
+        title: Title as plain text.
+        body: HTML of the body.
+        style: Additional CSS.
+        script: Optional JavaScript; the page must be readable without it.
     """
     tail = f"<script>{script}</script>\n" if script else ""
     return (
@@ -55,11 +55,11 @@ def page(title: str, body: str, style: str = "", script: str = "") -> str:
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of plain texts.
+    """Return an HTML table of plain texts.
 
     Args:
-        columns: Their names.
-        rows: One text a column.
+        columns: Names of the columns.
+        rows: Rows with one text per column.
     """
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)

@@ -1,4 +1,4 @@
-"""What happened in a run of a decoder, token by token: by what laws each was drafted, verified and chosen."""
+"""Record a generation token by token, with the distributions of model and drafts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from mtp_modules.decoders import DecodingStats, Round, RoundDistributions
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that a law holds for likely.
+    """One of the most likely tokens of a distribution.
 
     Attributes:
-        token: Its id.
-        probability: By that law.
+        token: Token id.
+        probability: Probability of the token.
     """
 
     token: int
@@ -25,13 +25,13 @@ class Alternative:
 
 @dataclass(frozen=True)
 class RejectedDraft:
-    """A draft that was read and thrown away.
+    """A draft that was verified and rejected.
 
     Attributes:
-        token: Its id.
-        depth: How far ahead it was drafted, from 1.
-        p: Its probability by the model's law, after the drafts before it.
-        q: Its probability by the law that it was drafted from.
+        token: Token id.
+        depth: Depth of the draft, from 1.
+        p: Probability under the model's distribution, given the earlier drafts.
+        q: Probability under the draft distribution.
     """
 
     token: int
@@ -45,13 +45,13 @@ class RecordedToken:
     """A token of the output.
 
     Attributes:
-        token: Its id.
-        depth: The depth at which it was drafted, from 1; 0 for the model's own.
-        p: Its probability by the model's law.
-        q: By the draft's law for this place; ``None`` if nothing was drafted here.
-        model: The likeliest tokens of the model's law.
-        draft: The likeliest tokens of the draft's law; empty if nothing was drafted here.
-        rejected: Drafts that this token replaced: the one in its place, and those behind.
+        token: Token id.
+        depth: Depth of an accepted draft, from 1; 0 for a token that the model chose.
+        p: Probability under the model's distribution.
+        q: Probability under the draft distribution of this position; ``None`` if nothing was drafted here.
+        model: The most likely tokens of the model's distribution.
+        draft: The most likely tokens of the draft distribution; empty if nothing was drafted here.
+        rejected: Drafts that this token replaced: the one at its position, and the later ones.
     """
 
     token: int
@@ -65,11 +65,11 @@ class RecordedToken:
 
 @dataclass(frozen=True)
 class Recording:
-    """A run with one prompt.
+    """A generation from one prompt.
 
     Attributes:
-        prompt: Its token ids.
-        tokens: The output.
+        prompt: Token ids of the prompt.
+        tokens: Tokens of the output.
         stats: Counts of the run.
     """
 
@@ -79,60 +79,60 @@ class Recording:
 
 
 def record(prompt: list[int], rounds: Iterable[Round], *, alternatives: int = 5) -> Recording:
-    """Follow a decoder to its end.
+    """Record the rounds of a decoder.
 
     Args:
-        prompt: What the decoder goes on from, alone.
-        rounds: Its stream, made with ``return_distributions=True``.
-        alternatives: How many tokens of each law to keep.
+        prompt: Token ids of the only prompt.
+        rounds: Stream of the decoder, made with ``return_distributions=True``.
+        alternatives: Number of tokens of each distribution to keep.
 
     Raises:
-        ValueError: If the rounds keep no laws.
+        ValueError: If the rounds have no distributions.
     """
     tokens: list[RecordedToken] = []
     stats = DecodingStats()
     for done in rounds:
         if done.distributions is None:
-            refuse("record", "the rounds tell no laws; make the decoder with return_distributions=True.")
+            refuse("record", "the rounds have no distributions; create the decoder with return_distributions=True.")
         stats.count(done)
         tokens += _round(done, done.distributions, alternatives)
     return Recording(prompt, tokens, stats)
 
 
-def _round(done: Round, laws: RoundDistributions, alternatives: int) -> list[RecordedToken]:
-    new, drafted, drafts = done.tokens[0], done.drafted[0], laws.drafts[0].tolist()
-    chances, draft_chances = laws.target_probs[0].cpu(), laws.draft_probs[0].cpu()
+def _round(done: Round, distributions: RoundDistributions, alternatives: int) -> list[RecordedToken]:
+    new, drafted, drafts = done.tokens[0], done.drafted[0], distributions.drafts[0].tolist()
+    target_probs, draft_probs = distributions.target_probs[0].cpu(), distributions.draft_probs[0].cpu()
     found = []
     for place, token in enumerate(new):
-        own = place >= done.accepted[0]
+        is_draft = place < done.accepted[0]
         rejected = []
-        if own:
+        if not is_draft:
             rejected = [
                 RejectedDraft(
-                    token=drafts[behind],
-                    depth=behind + 1,
-                    p=chances[behind, drafts[behind]].item(),
-                    q=draft_chances[behind, drafts[behind]].item(),
+                    token=drafts[later],
+                    depth=later + 1,
+                    p=target_probs[later, drafts[later]].item(),
+                    q=draft_probs[later, drafts[later]].item(),
                 )
-                for behind in range(place, drafted)
+                for later in range(place, drafted)
             ]
-        source = draft_chances[place] if place < drafted else None
+        source = draft_probs[place] if place < drafted else None
         found.append(
             RecordedToken(
                 token=token,
-                depth=0 if own else place + 1,
-                p=chances[place, token].item(),
+                depth=place + 1 if is_draft else 0,
+                p=target_probs[place, token].item(),
                 q=None if source is None else source[token].item(),
-                model=_likeliest(chances[place], alternatives),
-                draft=[] if source is None else _likeliest(source, alternatives),
+                model=_most_likely(target_probs[place], alternatives),
+                draft=[] if source is None else _most_likely(source, alternatives),
                 rejected=rejected,
             )
         )
     return found
 
 
-def _likeliest(law: Float[Tensor, " V"], count: int) -> list[Alternative]:
-    """Return the likeliest tokens, without those that cannot come at all."""
-    values, tokens = torch.topk(law, min(count, len(law)))
+def _most_likely(probs: Float[Tensor, " V"], count: int) -> list[Alternative]:
+    """Return the most likely tokens, without those of probability 0."""
+    values, tokens = torch.topk(probs, min(count, len(probs)))
     pairs = zip(tokens.tolist(), values.tolist(), strict=True)
     return [Alternative(token, probability) for token, probability in pairs if probability > 0]

@@ -1,4 +1,4 @@
-"""What a study's YAML asks to be drawn: checked before any work, then drawn."""
+"""The figures, tables and verdicts that a study's YAML requests: checked before training, created after it."""
 
 import inspect
 import re
@@ -9,25 +9,25 @@ from matplotlib.figure import Figure
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.reports import figures, study_verdicts, tables
-from mtp_modules.reports.look import our_look
+from mtp_modules.reports.look import figure_style
 from mtp_modules.reports.tables import Table
 from mtp_modules.studies import Outcome, Study
 
 _T = TypeVar("_T")
 
 ALWAYS = ("steps", "examples", "tokens", "flops", "seconds", "computing", "parameters", "tokens_per_second")
-"""Figures that every run has besides those of its evaluation."""
+"""Metrics that every run has in addition to those of its evaluation."""
 SPEED = ("decode/tokens_per_forward", "decode/tokens_per_second", "decode/speedup")
 
 
 def check_requests(study: Study) -> None:
-    """Refuse figures, tables and verdicts that cannot be drawn.
+    """Check that the requested figures, tables and verdicts exist and their arguments are valid.
 
     Args:
-        study: As it was read.
+        study: The study.
 
     Raises:
-        ValueError: If a kind or an argument is unknown or missing, or an arm is.
+        ValueError: If a kind, an argument or an arm is unknown, or an argument is missing.
     """
     arms = study.arm_names
     groups: tuple[tuple[str, list[dict[str, Any]], Mapping[str, Callable[..., Any]]], ...] = (
@@ -35,8 +35,8 @@ def check_requests(study: Study) -> None:
         ("table", study.tables, tables.KINDS),
         ("verdict", study.verdicts, study_verdicts.KINDS),
     )
-    for word, asked, kinds in groups:
-        for request in asked:
+    for word, requests, kinds in groups:
+        for request in requests:
             kind = str(request.get("kind"))
             if kind not in kinds:
                 refuse(study.name, f"there is no {word} of kind {kind!r}. Known: {', '.join(kinds)}.")
@@ -55,14 +55,14 @@ def check_requests(study: Study) -> None:
 
 
 def check_keys(study: Study, keys: set[str]) -> None:
-    """Refuse keys of figures that no run of the study will give.
+    """Check that the runs of a study produce all metrics that its figures, tables and verdicts need.
 
     Args:
-        study: As it was read.
-        keys: Of the evaluations of its arms.
+        study: The study.
+        keys: Keys of the metrics of its arms' evaluations.
 
     Raises:
-        ValueError: If a figure, table or verdict needs another.
+        ValueError: If a figure, table or verdict needs another metric.
     """
     known = keys | set(ALWAYS)
     known |= {f"{test}: {key}" for test in study.cells()[0].tests for key in keys}
@@ -71,46 +71,46 @@ def check_keys(study: Study, keys: set[str]) -> None:
         known |= set(SPEED) if study.decode.new_tokens else set()
     for request in [*study.figures, *study.tables, *study.verdicts]:
         names = ("key", "y") if request["kind"] == "tests" else ("key", "y", "x")
-        asked = [request[name] for name in names if request.get(name) is not None]
-        for key in [*asked, *request.get("columns", ())]:
+        requested = [request[name] for name in names if request.get(name) is not None]
+        for key in [*requested, *request.get("columns", ())]:
             if key not in known and key != "value":
                 shown = ", ".join(sorted(re.sub(r"_\d+$", "_1", name) for name in known))
-                refuse(study.name, f"{request['kind']!r} needs {key!r}, which no run gives. Known: {shown}.")
+                refuse(study.name, f"{request['kind']!r} needs {key!r}, which no run produces. Known: {shown}.")
 
 
-def drawn_figures(outcome: Outcome) -> list[tuple[str, Figure]]:
-    """Return every figure with a name for its file.
+def create_figures(outcome: Outcome) -> list[tuple[str, Figure]]:
+    """Return every figure with its file name.
 
     Args:
-        outcome: Of the study.
+        outcome: Outcome of the study.
     """
     found = []
     for index, request in enumerate(outcome.study.figures):
         name = f"{index + 1}-{request['kind']}"
-        with our_look():
-            found.append((name, _made(figures.KINDS, request, outcome)))
+        with figure_style():
+            found.append((name, _create(figures.KINDS, request, outcome)))
     return found
 
 
-def made_tables(outcome: Outcome) -> list[tuple[str, Table]]:
-    """Return every table with a name for its files.
+def create_tables(outcome: Outcome) -> list[tuple[str, Table]]:
+    """Return every table with its file name.
 
     Args:
-        outcome: Of the study.
+        outcome: Outcome of the study.
     """
     requests = outcome.study.tables
-    return [(f"{i + 1}-{asked['kind']}", _made(tables.KINDS, asked, outcome)) for i, asked in enumerate(requests)]
+    return [(f"{i + 1}-{one['kind']}", _create(tables.KINDS, one, outcome)) for i, one in enumerate(requests)]
 
 
-def said_verdicts(outcome: Outcome) -> list[str]:
-    """Return every verdict.
+def create_verdicts(outcome: Outcome) -> list[str]:
+    """Return every verdict as a sentence.
 
     Args:
-        outcome: Of the study.
+        outcome: Outcome of the study.
     """
-    return [_made(study_verdicts.KINDS, request, outcome) for request in outcome.study.verdicts]
+    return [_create(study_verdicts.KINDS, request, outcome) for request in outcome.study.verdicts]
 
 
-def _made(kinds: Mapping[str, Callable[..., _T]], request: dict[str, Any], outcome: Outcome) -> _T:
+def _create(kinds: Mapping[str, Callable[..., _T]], request: dict[str, Any], outcome: Outcome) -> _T:
     arguments = {name: value for name, value in request.items() if name != "kind"}
     return kinds[request["kind"]](outcome, **arguments)

@@ -1,4 +1,4 @@
-"""The report of a study: figures and tables as files, and one page that holds everything."""
+"""The report of a study: figures and tables as files, and one page with everything."""
 
 import base64
 import html
@@ -9,7 +9,7 @@ import yaml
 
 from mtp_modules.reports.look import save, sentence_start
 from mtp_modules.reports.page import page
-from mtp_modules.reports.requests import drawn_figures, made_tables, said_verdicts
+from mtp_modules.reports.requests import create_figures, create_tables, create_verdicts
 from mtp_modules.reports.tables import Table, results
 from mtp_modules.studies import Outcome
 
@@ -32,26 +32,26 @@ def write_report(outcome: Outcome, folder: Path, command: str) -> Path:
     """Write ``figures/*.png`` and ``*.svg``, ``tables/*.csv`` and ``*.md``, ``verdict.md`` and ``report.html``.
 
     Args:
-        outcome: Of the study.
-        folder: Where to.
-        command: That makes it again.
+        outcome: Outcome of the study.
+        folder: Folder to write to.
+        command: Command that reproduces the study.
 
     Returns:
-        Path of the page, which needs no other file and no network.
+        Path of the self-contained page.
     """
     parts = []
-    for name, figure in drawn_figures(outcome):
+    for name, figure in create_figures(outcome):
         _, svg = save(figure, folder / "figures" / name)
         title = figure.get_suptitle()
         parts.append(f"<figure>{_image(svg, title)}</figure>")
-    tables = [*made_tables(outcome), ("runs", _runs(outcome))]
+    tables = [*create_tables(outcome), ("runs", _runs(outcome))]
     for name, table in tables:
         for suffix, text in ((".csv", table.csv()), (".md", table.markdown())):
             path = folder / "tables" / f"{name}{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         parts.append(f"<h2>{html.escape(sentence_start(table.title))}</h2>\n{table.html()}")
-    verdicts = said_verdicts(outcome)
+    verdicts = create_verdicts(outcome)
     (folder / "verdict.md").write_text("".join(f"- {sentence}\n" for sentence in verdicts), encoding="utf-8")
     path = folder / "report.html"
     path.write_text(_report(outcome, verdicts, parts, command), encoding="utf-8")
@@ -60,19 +60,19 @@ def write_report(outcome: Outcome, folder: Path, command: str) -> Path:
 
 def _report(outcome: Outcome, verdicts: list[str], parts: list[str], command: str) -> str:
     study = outcome.study
-    said = "".join(f"<p>{html.escape(sentence)}</p>\n" for sentence in verdicts)
+    sentences = "".join(f"<p>{html.escape(sentence)}</p>\n" for sentence in verdicts)
     missing = ""
     if outcome.missing:
-        missing = f'<div class="card missing"><p>No result of: {html.escape("; ".join(outcome.missing))}.</p></div>\n'
+        missing = f'<div class="card missing"><p>No results: {html.escape("; ".join(outcome.missing))}.</p></div>\n'
     body = "\n".join(
         [
             f"<h1>{html.escape(study.question)}</h1>",
             f"<p>The claim:</p>\n<blockquote><p>{html.escape(study.claim)}</p></blockquote>",
-            f'<section class="card" aria-label="Verdict">\n<h2>Verdict</h2>\n{said}</section>\n{missing}',
+            f'<section class="card" aria-label="Verdict">\n<h2>Verdict</h2>\n{sentences}</section>\n{missing}',
             f'<p class="soft">{html.escape(_protocol(outcome))}</p>',
             *parts,
-            "<h2>How it was made</h2>",
-            f"<p>To make it again:</p>\n<pre>{html.escape(command)}</pre>",
+            "<h2>Reproduction</h2>",
+            f"<p>Command:</p>\n<pre>{html.escape(command)}</pre>",
             _machines(outcome),
             _folded("The study", asdict(study)),
             *_settings(outcome),
@@ -83,19 +83,20 @@ def _report(outcome: Outcome, verdicts: list[str], parts: list[str], command: st
 
 def _protocol(outcome: Outcome) -> str:
     study, about = outcome.study, outcome.about
-    equal = {"data": "see equally much data", "flops": "take equally many FLOPs", "seconds": "compute equally long"}
+    equal = {"data": "equal amounts of data", "flops": "equal training FLOPs", "seconds": "equal compute time"}
     limit = "" if about["minutes"] is None else f" The budget of {about['minutes']:g} minutes"
     if limit:
-        limit += " needed no shortening." if about["scale"] == 1 else f" scaled all lengths to {about['scale']:.3g}."
+        limit += " required no scaling." if about["scale"] == 1 else f" scaled all lengths to {about['scale']:.3g}."
     return (
-        f"All arms {equal[study.match]}, unless an arm says otherwise. Bands and ± are 95% intervals of the mean over "
-        f"{about['seeds']} seeds (Student's t). Figures are of held-out data.{limit}"
+        f"All arms use {equal[study.match]}, unless an arm sets its own match. Bands and ± are 95% confidence "
+        f"intervals of the mean over {about['seeds']} seeds (Student's t). Metrics are measured on held-out "
+        f"data.{limit}"
     )
 
 
 def _runs(outcome: Outcome) -> Table:
     every = outcome.study.sweep is not None
-    return results(outcome, columns=_RUN_COLUMNS, title="What every arm took", every_value=every)
+    return results(outcome, columns=_RUN_COLUMNS, title="Cost of every arm", every_value=every)
 
 
 def _image(path: Path, title: str) -> str:
@@ -104,11 +105,11 @@ def _image(path: Path, title: str) -> str:
 
 
 def _machines(outcome: Outcome) -> str:
-    """List what results were made with; all of it where it differs between runs."""
+    """List the machines and software versions of all runs, without duplicates."""
     lines = []
     for name in ("machine", "versions"):
-        told = [", ".join(f"{key} {value}" for key, value in result[name].items()) for result in outcome.results]
-        lines += [f"<p>{name.capitalize()}: {html.escape(text)}.</p>" for text in dict.fromkeys(told)]
+        texts = [", ".join(f"{key} {value}" for key, value in result[name].items()) for result in outcome.results]
+        lines += [f"<p>{name.capitalize()}: {html.escape(text)}.</p>" for text in dict.fromkeys(texts)]
     return "\n".join(lines)
 
 
@@ -118,6 +119,6 @@ def _settings(outcome: Outcome) -> list[str]:
 
 
 def _folded(title: str, content: object) -> str:
-    """Return plain values as YAML that a click unfolds."""
+    """Return plain values as collapsible YAML."""
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>"

@@ -1,4 +1,4 @@
-"""Sentences that answer a study's question, computed from its numbers."""
+"""Sentences that answer a study's question, computed from its results."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,35 +18,35 @@ def difference(
     value: float | None = None,
     worth: float = 0.0,
 ) -> str:
-    """Say which arms are better and which are worse than another one, in a figure at the end.
+    """Return which arms are better and which are worse than the baseline in a final metric.
 
-    An arm differs if the 95% interval of the difference, paired by seed, does not hold 0.
+    An arm differs if the 95% confidence interval of the difference, paired by seed, does not contain 0.
 
     Args:
-        outcome: Of the study.
-        key: Of the figure.
-        arms: Which to compare; all others if ``None``.
-        to: The arm that they are compared with; the first if ``None``.
-        value: At which value of the sweep; the last if ``None``.
-        worth: Differences up to this size are called equal, however sure they are.
+        outcome: Outcome of the study.
+        key: Key of the metric.
+        arms: Arms to compare; all others if ``None``.
+        to: The baseline; the first arm if ``None``.
+        value: Value of the sweep; the last if ``None``.
+        worth: Differences up to this size do not count, even if they are significant.
     """
     to, value = outcome.arms[0] if to is None else to, outcome.last_value if value is None else value
     base = outcome.final(to, value, key)
     names = [arm for arm in (outcome.arms if arms is None else arms) if arm in outcome.arms and arm != to]
     found = {arm: _difference(outcome, to, arm, value, key) for arm in names}
-    sorted_into: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "similar": []}
     for arm, estimated in found.items():
         if estimated is None:
             continue
-        sorted_into[_judged(estimated, higher_is_better(key), worth)].append(f"{arm} ({_signed(estimated, key)})")
+        groups[_compared(estimated, higher_is_better(key), worth)].append(f"{arm} ({_signed(estimated, key)})")
     place = "" if outcome.study.sweep is None else f" (at {outcome.study.sweep.label} {value:g})"
     start = f"{sentence_start(key_label(key))}{place}: {to} has {show(base, key)}."
     words = {
-        "better": "Better than it: {}.",
-        "worse": "Worse than it: {}.",
-        "not told apart": "Not to be told apart from it: {}.",
+        "better": "Better: {}.",
+        "worse": "Worse: {}.",
+        "similar": "Not distinguishable from it: {}.",
     }
-    parts = [words[kind].format("; ".join(arms)) for kind, arms in sorted_into.items() if arms]
+    parts = [words[kind].format("; ".join(arms)) for kind, arms in groups.items() if arms]
     return " ".join([start, *parts])
 
 
@@ -59,15 +59,15 @@ def data_needed(
     target: float | None = None,
     claimed: float | None = None,
 ) -> str:
-    """Say how much of the data (or of something else) an arm needs for what the first arm reaches.
+    """Return how much data (or another quantity) an arm needs to reach the result of the first arm.
 
     Args:
-        outcome: Of a study with a sweep.
-        arm: Its name.
-        key: Of the figure that must be reached.
-        x: Key of what is needed; ``value`` for the value of the sweep.
-        target: The level; see :func:`~mtp_modules.reports.needed.needed`.
-        claimed: What somebody says the ratio is.
+        outcome: Outcome of a study with a sweep.
+        arm: Name of the arm.
+        key: Key of the metric that must reach the level.
+        x: Key of the required quantity; ``value`` for the value of the sweep.
+        target: Level to reach; see :func:`~mtp_modules.reports.needed.needed`.
+        claimed: The claimed ratio.
     """
     ratio = needed(outcome, arm, key=key, x=x, target=target)
     sweep = outcome.study.sweep
@@ -83,15 +83,15 @@ def data_needed(
     else:
         low, high = ratio.low, ratio.high
     if ratio.n == 1:
-        judged = "one seed cannot tell"
+        judged = "inconclusive with one seed"
     elif high < 1 and low <= claimed:
-        judged = "it holds"
+        judged = "supported"
     elif high < 1:
-        judged = "it is right that less is needed, but says too much"
+        judged = "less is needed, but not as little as claimed"
     elif low > 1:
-        judged = "it does not hold here, more is needed"
+        judged = "not supported, more is needed"
     else:
-        judged = "it does not hold here" if low > claimed else "these seeds cannot tell"
+        judged = "not supported" if low > claimed else "inconclusive with these seeds"
     return f"{sentence} (n = {ratio.n}). The claim is {claimed:.2g}: {judged}."
 
 
@@ -104,14 +104,14 @@ def _difference(outcome: Outcome, to: str, arm: str, value: float | None, key: s
     return estimate([mine[seed] - theirs[seed] for seed in seeds]) if seeds else None
 
 
-def _judged(found: Estimate, higher: bool, worth: float) -> str:
+def _compared(found: Estimate, higher: bool, worth: float) -> str:
     if found.half is None or found.low <= 0 <= found.high or abs(found.mean) <= worth:
-        return "not told apart"
+        return "similar"
     return "better" if (found.mean > 0) == higher else "worse"
 
 
 def _signed(found: Estimate, key: str) -> str:
-    """Return a difference with its sign; one of shares in points of a hundred."""
+    """Return a difference with its sign; in percentage points if the metric is a fraction."""
     sign = "+" if found.mean >= 0 else "-"
     words = f"{sign}{number(abs(found.mean), key, precise_to=found.half)}"
     if found.half is not None:

@@ -1,4 +1,4 @@
-"""Kinds of tables that a study can ask for by name, and how tables are written."""
+"""The kinds of tables of a study, by name, and the formatting of tables."""
 
 import csv
 import io
@@ -18,11 +18,11 @@ _COUNTS = ("parameters", "flops", "tokens", "examples", "steps", "tokens_per_sec
 
 @dataclass(frozen=True)
 class Column:
-    """A column.
+    """A column of a table.
 
     Attributes:
-        title: Above it.
-        key: Of the figure, which decides how numbers are written.
+        title: Header of the column.
+        key: Key of the metric, which determines the number format.
     """
 
     title: str
@@ -31,12 +31,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Entries in rows. Estimates are written with their intervals.
+    """A table. Estimates are shown with their intervals.
 
     Attributes:
-        title: Above it.
-        columns: From the left.
-        rows: One entry a column.
+        title: Title of the table.
+        columns: Columns from left to right.
+        rows: Rows with one entry per column.
     """
 
     title: str
@@ -44,22 +44,22 @@ class Table:
     rows: list[list[Entry]]
 
     def text(self) -> list[list[str]]:
-        """Return all entries as words and numbers."""
+        """Return all entries as text."""
         pairs = [zip(row, self.columns, strict=True) for row in self.rows]
         return [[show(entry, column.key) for entry, column in row] for row in pairs]
 
     def markdown(self) -> str:
-        """Return it as Markdown."""
+        """Return the table as Markdown."""
         lines = [" | ".join(column.title for column in self.columns), "|".join(["---"] * len(self.columns))]
         lines += [" | ".join(row) for row in self.text()]
         return "\n".join(f"| {line} |" for line in lines) + "\n"
 
     def html(self) -> str:
-        """Return it as HTML."""
+        """Return the table as HTML."""
         return html_table([column.title for column in self.columns], self.text())
 
     def csv(self) -> str:
-        """Return it as CSV: plain numbers, and for each estimate the ends of its interval and the number of seeds."""
+        """Return the table as CSV: plain numbers; each estimate has its interval and the number of seeds."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         estimated = [any(isinstance(row[index], Estimate) for row in self.rows) for index in range(len(self.columns))]
@@ -88,20 +88,20 @@ def results(
     every_value: bool = False,
     changes: bool = False,
 ) -> Table:
-    """List final figures of every arm.
+    """List final metrics of every arm.
 
     Args:
-        outcome: Of the study.
-        columns: Keys of the figures.
-        title: Above it.
-        arms: Which; all if ``None``.
-        every_value: One row a value of the sweep, instead of the last value only.
-        changes: Say how many lines of configuration make an arm of the base; see :meth:`Study.changed_lines`.
+        outcome: Outcome of the study.
+        columns: Keys of the metrics.
+        title: Title of the table.
+        arms: Names of the arms; all if ``None``.
+        every_value: One row for each value of the sweep, instead of the last value only.
+        changes: Add the number of YAML lines by which an arm differs from the base; see :meth:`Study.changed_lines`.
     """
     given = outcome.study.sweep
     values = outcome.study.sweep_values if every_value else [outcome.last_value]
     head = [Column("arm"), *([Column(given.label)] if given is not None and every_value else ())]
-    head += [Column("lines of change")] if changes else []
+    head += [Column("changed lines")] if changes else []
     rows: list[list[Entry]] = []
     for arm in outcome.arms if arms is None else arms:
         for value in values:
@@ -112,19 +112,19 @@ def results(
 
 
 def across(outcome: Outcome, *, key: str, title: str | None = None, arms: Sequence[str] | None = None) -> Table:
-    """List one final figure of every arm at every value of the sweep, a column a value.
+    """List a final metric of every arm, with one column for each value of the sweep.
 
     Args:
-        outcome: Of a study with a sweep.
-        key: Of the figure.
-        title: Above it; what the key means if ``None``.
-        arms: Which; all if ``None``.
+        outcome: Outcome of a study with a sweep.
+        key: Key of the metric.
+        title: Title of the table; the label of the metric if ``None``.
+        arms: Names of the arms; all if ``None``.
 
     Raises:
         ValueError: If the study has no sweep.
     """
     if outcome.study.sweep is None:
-        refuse("table 'across'", f"study {outcome.study.name!r} has no sweep; take 'results', or give it one.")
+        refuse("table 'across'", f"study {outcome.study.name!r} has no sweep; use 'results', or add a sweep.")
     values = outcome.study.sweep.values
     head = [Column(f"arm \\ {outcome.study.sweep.label}"), *(Column(f"{value:g}", key) for value in values)]
     rows: list[list[Entry]] = [
@@ -141,19 +141,19 @@ def data_needed(
     target: float | None = None,
     title: str = "Data needed for the same result",
 ) -> Table:
-    """List how much every arm needs to reach a level, as a multiple of what the first arm needs.
+    """List how much every arm needs to reach a level, relative to the first arm.
 
     Args:
-        outcome: Of a study with a sweep.
-        key: Of the figure that must reach the level.
-        x: Key of what is needed, such as ``tokens`` or ``flops``; ``value`` for the value of the sweep.
-        target: The level; see :func:`~mtp_modules.reports.needed.needed`.
-        title: Above it.
+        outcome: Outcome of a study with a sweep.
+        key: Key of the metric that must reach the level.
+        x: Key of the required quantity, such as ``tokens`` or ``flops``; ``value`` for the value of the sweep.
+        target: Level to reach; see :func:`~mtp_modules.reports.needed.needed`.
+        title: Title of the table.
     """
     rows: list[list[Entry]] = [
         [arm, needed(outcome, arm, key=key, x=x, target=target).words] for arm in outcome.arms[1:]
     ]
-    what = "times what " + outcome.arms[0] + " needs"
+    what = "relative to " + outcome.arms[0]
     return Table(title, [Column("arm"), Column(what)], rows)
 
 
@@ -161,11 +161,11 @@ KINDS: dict[str, Callable[..., Table]] = {"results": results, "across": across, 
 
 
 def show(entry: Entry, key: str) -> str:
-    """Return an entry as it stands in a table.
+    """Return an entry of a table as text.
 
     Args:
-        entry: Of the table.
-        key: Of the figure.
+        entry: The entry.
+        key: Key of the metric.
     """
     if entry is None:
         return "-"
@@ -176,12 +176,12 @@ def show(entry: Entry, key: str) -> str:
 
 
 def number(value: float, key: str, *, precise_to: float | None = None) -> str:
-    """Return a number as people write it: shares in percent, counts with a prefix, others with about four digits.
+    """Return a number as text: fractions in percent, counts with a unit prefix, others with about four digits.
 
     Args:
-        value: To be written.
-        key: Of the figure.
-        precise_to: Its uncertainty, of which two digits are kept.
+        value: The number.
+        key: Key of the metric.
+        precise_to: Uncertainty of the number; two of its digits are shown.
     """
     if key.rpartition(": ")[2] in _COUNTS:
         for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

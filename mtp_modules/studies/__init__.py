@@ -1,4 +1,4 @@
-"""Studies: questions to multi-token prediction, answered by runs that a command repeats."""
+"""Studies: questions about multi-token prediction, answered by reproducible training runs."""
 
 from mtp_modules.studies.outcome import Outcome, read_outcome
 from mtp_modules.studies.plan import Cost, Run, makespan, plan_runs, plan_within

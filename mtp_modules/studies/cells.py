@@ -1,4 +1,4 @@
-"""One configuration of a study, and how overrides make it from the base."""
+"""The configurations of a study, built from the base run by overrides."""
 
 import copy
 import itertools
@@ -15,16 +15,16 @@ MATCHES = ("data", "flops", "seconds")
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm at one value of the sweep: what its runs share but the seed.
+    """One arm at one value of the sweep: the configuration of runs that differ in the seed only.
 
     Attributes:
         sections: ``model``, ``data`` and ``trainer``, as in the YAML of ``fit``.
-        match: What its runs use as much of as the first arm does: data, flops or seconds.
-        share: How much of that, as a share.
-        tests: Overrides of the data to evaluate on in the end, by name.
+        match: The quantity that its runs match with the first arm: data, flops or seconds.
+        share: Fraction of that quantity.
+        tests: Overrides of the data for additional evaluations at the end, by name.
         arm: Name of the arm.
-        value: Of the sweep, or ``None``.
-        is_helper: Whether others need its model.
+        value: Value of the sweep, or ``None``.
+        is_helper: Whether other arms need its model.
     """
 
     sections: dict[str, dict[str, Any]]
@@ -37,28 +37,28 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What to call it in messages."""
+        """Name of the cell in messages."""
         return self.arm if self.value is None else f"{self.arm} at {self.value}"
 
     @property
     def needs(self) -> set[str]:
-        """Names of the helpers whose checkpoints it uses."""
+        """Names of the helpers whose checkpoints the cell uses."""
         return set(_helpers(self.sections))
 
     def named(self, arm: str, value: int | float | None, *, is_helper: bool) -> "Cell":
-        """Return it with its place in the study."""
+        """Return the cell with its arm and sweep value set."""
         return replace(self, arm=arm, value=value, is_helper=is_helper)
 
     def changed(self, overrides: dict[str, Any], owner: str) -> "Cell":
-        """Return it with overrides.
+        """Return the cell with overrides applied.
 
         Args:
-            overrides: Dotted keys and their values. ``match`` and ``share`` are the cell's own; all others begin with a
-                section.
-            owner: Who gives them, for messages.
+            overrides: Dotted keys and their values. ``match`` and ``share`` set the cell's attributes; all other keys
+                begin with a section.
+            owner: Source of the overrides, for messages.
 
         Raises:
-            ValueError: If a key leads nowhere.
+            ValueError: If a key does not begin with a section, or its path does not exist.
         """
         sections, own = copy.deepcopy(self.sections), {}
         for key, value in overrides.items():
@@ -74,7 +74,7 @@ class Cell:
         """Return the sections of one run.
 
         Args:
-            seed: Of the data too, unless the study fixes that.
+            seed: Seed of the run, and of its data unless the study fixes that.
             helpers: Paths of the helpers' checkpoints.
         """
         sections: dict[str, dict[str, Any]] = _filled(self.sections, helpers)
@@ -83,12 +83,12 @@ class Cell:
 
 
 def base_cell(base: dict[str, Any], *, match: str, tests: dict[str, dict[str, Any]], owner: str) -> Cell:
-    """Return the cell of a base run.
+    """Return the cell of the base run.
 
     Args:
-        base: ``model`` and ``data``, and optionally ``trainer``.
-        match: What runs are matched by.
-        tests: Other data to evaluate on.
+        base: Sections ``model`` and ``data``, and optionally ``trainer``.
+        match: The quantity that runs match.
+        tests: Overrides of the data for additional evaluations.
         owner: Name of the study, for messages.
 
     Raises:
@@ -103,16 +103,16 @@ def base_cell(base: dict[str, Any], *, match: str, tests: dict[str, dict[str, An
     for name, overrides in tests.items():
         for key in overrides:
             if not key.startswith("data."):
-                refuse(f"test {name!r}", f"may change the data only, got {key!r}.")
+                refuse(f"test {name!r}", f"can override the data only, got {key!r}.")
     cell = Cell(sections={"trainer": {}, **copy.deepcopy(base)}, match=match, tests=tests)
     _check(cell, owner)
     return cell
 
 
 def expand(arms: dict[str, Any], owner: str) -> dict[str, dict[str, Any]]:
-    """Write out every ``{each: [...]}``: one arm a value, all combinations where there are several.
+    """Expand every ``{each: [...]}`` into one arm per value, and into all combinations if there are several.
 
-    The arm's name holds ``{last part of the key}`` where the value goes. Values that are not numbers or words get
+    The arm's name contains the placeholder ``{last part of the key}``. Values that are not numbers or words need
     labels: ``{each: {label: value}}``.
 
     Args:
@@ -120,7 +120,7 @@ def expand(arms: dict[str, Any], owner: str) -> dict[str, dict[str, Any]]:
         owner: ``arms``, ``helpers`` or ``tests``, for messages.
 
     Raises:
-        ValueError: If a name has no place for a value, or two arms end up with the same name.
+        ValueError: If a name has no placeholder for a value, or two arms get the same name.
 
     Example:
         >>> expand({"N = {n}": {"model.n": {"each": [1, 2]}}}, "arms")
@@ -133,16 +133,16 @@ def expand(arms: dict[str, Any], owner: str) -> dict[str, dict[str, Any]]:
         choices = []
         for key, value in overrides.items():
             each = _each(value)
-            hole = "{" + key.rpartition(".")[2] + "}"
-            if each is not None and hole not in name:
-                refuse(owner, f"{name!r} gives {key} several values; put {hole} into the name.")
-            choices.append([(key, hole, "", value)] if each is None else [(key, hole, *pair) for pair in each])
+            slot = "{" + key.rpartition(".")[2] + "}"
+            if each is not None and slot not in name:
+                refuse(owner, f"{name!r} gives {key} several values; put {slot} into the name.")
+            choices.append([(key, slot, "", value)] if each is None else [(key, slot, *pair) for pair in each])
         for chosen in itertools.product(*choices):
             label = name
-            for _, hole, word, _ in chosen:
-                label = label.replace(hole, word) if word else label
+            for _, slot, word, _ in chosen:
+                label = label.replace(slot, word) if word else label
             if label in expanded:
-                refuse(owner, f"{label!r} is there twice.")
+                refuse(owner, f"{label!r} is defined twice; give each arm another name.")
             expanded[label] = {key: value for key, _, _, value in chosen}
     return expanded
 
@@ -174,7 +174,7 @@ def _check(cell: Cell, owner: str) -> None:
     at_least(owner, "share", cell.share, 0)
     for option in cell.sections["trainer"]:
         if option not in TRAINER_OPTIONS:
-            refuse(owner, f"trainer may hold {', '.join(TRAINER_OPTIONS)} in a study, got {option!r}.")
+            refuse(owner, f"trainer options of a study are {', '.join(TRAINER_OPTIONS)}, got {option!r}.")
 
 
 def _helpers(value: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a trained model is asked."""
+"""Evaluate a trained model on held-out data."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -17,16 +17,16 @@ from mtp_modules.model import MTPModel
 from mtp_modules.training import MTPModule
 
 ANSWER_MASK = "answer_mask"
-"""Where a batch says which targets of horizon 1 are part of an answer, ``(B, T)``."""
+"""Key of the batch's mask of horizon-1 targets that belong to an answer, ``(B, T)``."""
 
 
 class Evaluation(NamedTuple):
-    """Figures of held-out data.
+    """Metrics on held-out data.
 
     Attributes:
-        figures: What :class:`~mtp_modules.metrics.PerHeadMetrics` and :class:`~mtp_modules.metrics.AnswerAccuracy`
-            give, and ``bits/head_h``, the loss in bits.
-        positions: Accuracy, one list of ``H`` shares a position; ``None`` where nothing was counted.
+        figures: Metrics of :class:`~mtp_modules.metrics.PerHeadMetrics` and
+            :class:`~mtp_modules.metrics.AnswerAccuracy`, and ``bits/head_h``, the loss in bits.
+        positions: Accuracy by position, a list of ``H`` fractions for each; ``None`` where there were no targets.
     """
 
     figures: dict[str, float]
@@ -35,10 +35,10 @@ class Evaluation(NamedTuple):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode for a while, and every part back into its own.
+    """Put a module into evaluation mode temporarily; every submodule gets its own mode back.
 
     Args:
-        module: With its parts.
+        module: The module, with its submodules.
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -51,11 +51,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def evaluate(module: MTPModule, batches: Iterable[dict[str, Tensor]]) -> Evaluation:
-    """Score held-out batches, wherever the module is.
+    """Evaluate held-out batches on the module's device.
 
     Args:
         module: Model and loss.
-        batches: With ``tokens``, and optionally ``document_ids``, ``loss_mask`` and ``answer_mask``.
+        batches: Batches with ``tokens``, and optionally ``document_ids``, ``loss_mask`` and ``answer_mask``.
 
     Raises:
         ValueError: If there are no batches.
@@ -76,7 +76,7 @@ def evaluate(module: MTPModule, batches: Iterable[dict[str, Tensor]]) -> Evaluat
             if ANSWER_MASK in batch:
                 answers.update(terms, batch[ANSWER_MASK])
     if positions is None:
-        refuse("study", "the data has no validation batches; give it a validation side.")
+        refuse("study", "the data has no validation batches; give it a validation split.")
     figures = {key: float(value) for key, value in heads.compute().items()}
     figures |= {f"bits/head_{h}": figures[f"loss/head_{h}"] / math.log(2) for h in range(1, horizons + 1)}
     if answers.update_called:
@@ -86,20 +86,20 @@ def evaluate(module: MTPModule, batches: Iterable[dict[str, Tensor]]) -> Evaluat
 
 
 def decoded(model: MTPModel, batches: Iterable[dict[str, Tensor]], options: dict[str, Any]) -> dict[str, float]:
-    """Continue held-out rows greedily, and compare with the truth; measure speed where that is asked for.
+    """Decode held-out prompts greedily, compare with the true text, and optionally measure speed.
 
-    ``written/distance_d`` is how often the ``d``-th token that the model writes, reading its own tokens, is the true
-    one. ``decode/tokens_per_forward``, ``decode/tokens_per_second`` and ``decode/speedup`` are those of
-    self-speculative decoding of one row after the other, without the reading of prompts, and the speed over plain
-    decoding on the same machine: see :func:`~mtp_modules.decoders.measure_speeds`.
+    ``written/distance_d`` is the accuracy of the ``d``-th generated token when the model reads its own tokens.
+    ``decode/tokens_per_forward`` and ``decode/tokens_per_second`` are those of self-speculative decoding with batch
+    size 1, without the prefill; ``decode/speedup`` is the speed relative to plain decoding on the same machine. See
+    :func:`~mtp_modules.decoders.measure_speeds`.
 
     Args:
-        model: In evaluation mode.
-        batches: Held-out.
+        model: A model in evaluation mode.
+        batches: Held-out batches.
         options: Attributes of :class:`~mtp_modules.studies.spec.Decode`.
 
     Raises:
-        ValueError: If no row begins with so many tokens of one document.
+        ValueError: If no row begins with enough tokens of one document.
     """
     prompt, far = int(options["prompt_length"]), int(options["distances"])
     texts = list(islice(row_beginnings(batches, length=prompt + far), int(options["prompts"])))
@@ -123,10 +123,9 @@ def decoded(model: MTPModel, batches: Iterable[dict[str, Tensor]], options: dict
 
 
 def _speed(model: MTPModel, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
-    """Return what the heads bring with all the drafts that they are trained for; nothing with one horizon."""
-    usual = len(model.horizons) - 1
-    numbers = [0, usual] if usual else [0]
-    speed = measure_speeds(model, prompts, num_drafts=numbers, new_tokens=new_tokens)[-1]
+    """Measure decoding with all drafts that the heads are trained for; plain decoding with one horizon."""
+    most = len(model.horizons) - 1
+    speed = measure_speeds(model, prompts, num_drafts=[0, most] if most else [0], new_tokens=new_tokens)[-1]
     return {
         "decode/tokens_per_forward": speed.stats.tokens_per_forward,
         "decode/tokens_per_second": speed.stats.tokens / speed.stats.seconds,

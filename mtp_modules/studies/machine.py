@@ -1,4 +1,4 @@
-"""What results were made with."""
+"""The software versions and the machine behind results."""
 
 import platform
 import sys
@@ -14,13 +14,13 @@ _PACKAGES = ("torch", "lightning", "torchmetrics", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of what it computes with."""
+    """Return the versions of Python, of this package and of its numerical dependencies."""
     own = {"python": platform.python_version(), "mtp_modules": __version__}
     return own | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def machine() -> dict[str, str]:
-    """Return processor, cores, system and GPU, in words."""
+    """Return processor, cores, system and GPU as text."""
     found = {"processor": _processor(), "cores": str(cores()), "system": f"{platform.system()} {platform.machine()}"}
     if torch.cuda.is_available():
         found["gpu"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"

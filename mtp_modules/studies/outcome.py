@@ -1,4 +1,4 @@
-"""All results of a study, as reports ask for them."""
+"""All results of a study, with the queries that reports need."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results of the arms, those of helpers left out.
+    """Results of the arms, without those of helpers.
 
     Attributes:
-        study: What was asked.
+        study: The study.
         results: Contents of the result files, in order of arm, value and seed.
         missing: Labels of runs without a result.
-        about: ``seeds``, ``minutes``, ``scale`` and ``workers`` that it was run with.
+        about: ``seeds``, ``minutes``, ``scale`` and ``workers`` of the last run of the study.
     """
 
     study: Study
@@ -37,25 +37,25 @@ class Outcome:
 
     @property
     def last_value(self) -> int | float | None:
-        """The last value of the sweep, where arms are compared; ``None`` without a sweep."""
+        """The last value of the sweep, at which arms are compared; ``None`` without a sweep."""
         return self.study.sweep_values[-1]
 
     def of(self, arm: str, value: int | float | None) -> list[dict[str, Any]]:
-        """Return the results of one cell, one a seed.
+        """Return the results of one cell, one per seed.
 
         Args:
-            arm: Its name.
-            value: Of the sweep.
+            arm: Name of the arm.
+            value: Value of the sweep.
         """
         return [result for result in self.results if result["arm"] == arm and result["value"] == value]
 
     def by_seed(self, arm: str, value: int | float | None, key: str) -> dict[int, float]:
-        """Return a final figure of every seed that has it.
+        """Return a final metric of every seed that has it.
 
         Args:
-            arm: Its name.
-            value: Of the sweep.
-            key: Of the figure; ``TEST: key`` for one of other data.
+            arm: Name of the arm.
+            value: Value of the sweep.
+            key: Key of the metric; ``TEST: key`` for an additional evaluation.
         """
         found = {}
         for result in self.of(arm, value):
@@ -66,24 +66,24 @@ class Outcome:
         return found
 
     def final(self, arm: str, value: int | float | None, key: str) -> Estimate | None:
-        """Return a final figure over seeds, or ``None`` if no run has it.
+        """Return the estimate of a final metric over seeds, or ``None`` if no run has it.
 
         Args:
-            arm: Its name.
-            value: Of the sweep.
-            key: Of the figure.
+            arm: Name of the arm.
+            value: Value of the sweep.
+            key: Key of the metric.
         """
         values = list(self.by_seed(arm, value, key).values())
         return estimate(values) if values else None
 
     def curve(self, arm: str, value: int | float | None, x: str, y: str) -> list[tuple[float, Estimate]]:
-        """Return a figure on the way, over seeds.
+        """Return the curve of a metric during training, over seeds.
 
         Args:
-            arm: Its name.
-            value: Of the sweep.
+            arm: Name of the arm.
+            value: Value of the sweep.
             x: ``steps``, ``examples``, ``tokens``, ``flops`` or ``seconds``; the mean over seeds.
-            y: Key of the figure.
+            y: Key of the metric.
         """
         curves = [result["curve"] for result in self.of(arm, value)]
         found = []
@@ -95,26 +95,26 @@ class Outcome:
 
 
 def write_plan(folder: Path, runs: dict[str, dict[str, str]], about: dict[str, Any]) -> None:
-    """Note which results belong to a study as it was run last.
+    """Record which results belong to the last run of a study.
 
     Args:
-        folder: Of the study.
-        runs: ``file`` and ``hash`` of each run, by its label; those of helpers left out.
-        about: What reports say of the whole.
+        folder: Folder of the study.
+        runs: ``file`` and ``hash`` of each run by label, without helpers.
+        about: Settings of the study for reports.
     """
     write_result(folder / PLAN, {"runs": runs, "about": about}, made_for="plan")
 
 
 def read_outcome(study: Study, folder: Path, *, say: Callable[[str], None]) -> Outcome:
-    """Read the results of a study that was run.
+    """Read the results of a study.
 
     Args:
-        study: With its arms.
-        folder: Of the study.
-        say: Hears what is damaged or outdated.
+        study: The study.
+        folder: Folder of the study.
+        say: Called with a message for each damaged or outdated file.
 
     Raises:
-        ValueError: If the study was never run there, or has no result yet.
+        ValueError: If the folder holds no plan or no result of the study.
     """
     try:
         plan = read_result(folder / PLAN, made_for=None)
@@ -127,7 +127,7 @@ def read_outcome(study: Study, folder: Path, *, say: Callable[[str], None]) -> O
         try:
             result = read_result(folder / "runs" / entry["file"], made_for=entry["hash"])
         except UnusableResultError as error:
-            say(f"{label}: {entry['file']} is {error}; it is left out.")
+            say(f"{label}: {entry['file']} is {error}; the report omits it.")
             result = None
         if result is None:
             missing.append(label)

@@ -1,4 +1,4 @@
-"""How long every run is: the same data, operations or seconds for all, and all of it within a budget."""
+"""Set the length of every run: equal data, FLOPs or seconds for all arms, within a time budget."""
 
 import heapq
 import math
@@ -13,23 +13,23 @@ from mtp_modules.studies.results import content_hash
 from mtp_modules.studies.spec import Study
 
 RESERVE = 0.95
-"""Share of the budget that is planned for; the rest is for what the calibration did not see."""
+"""Fraction of the budget that is planned; the rest covers costs that the calibration did not measure."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an optimizer step of a cell takes, counted or measured.
+    """The cost of an optimizer step of a cell, counted or measured.
 
     Attributes:
         examples: Rows.
         tokens: Positions that the trunk reads.
         flops: Floating-point operations.
-        seconds: Of computing: of the processor where that computes, of the clock for a GPU.
-        wall: Seconds of the clock.
-        setup: Seconds of the clock before the first step and after the last one, without evaluations.
-        evaluation: Seconds of the clock of one evaluation.
-        parameters: Of the model.
-        keys: Names of the figures that an evaluation gives.
+        seconds: Compute time: CPU time without a GPU, wall-clock time with one.
+        wall: Wall-clock seconds.
+        setup: Wall-clock seconds before the first step and after the last one, without evaluations.
+        evaluation: Wall-clock seconds of one evaluation.
+        parameters: Number of the model's parameters.
+        keys: Keys of the metrics of an evaluation.
     """
 
     examples: int
@@ -43,25 +43,25 @@ class Cost:
     keys: tuple[str, ...]
 
     def matched(self, match: str) -> float:
-        """Return what is held equal, a step.
+        """Return the matched quantity that one step uses.
 
         Args:
-            match: data, flops or seconds.
+            match: ``data``, ``flops`` or ``seconds``.
         """
         return {"data": float(self.tokens), "flops": float(self.flops), "seconds": self.seconds}[match]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """One training run.
 
     Attributes:
-        cell: What is trained.
-        seed: Of weights, order and, unless the study fixes it, data.
-        steps: Optimizer steps.
-        points: Evaluations on the way.
-        decode: What to decode in the end, as plain values.
-        spent: Operations that its helpers have cost.
+        cell: Configuration of the run.
+        seed: Seed of weights, order and, unless the study fixes it, data.
+        steps: Number of optimizer steps.
+        points: Number of evaluations during training.
+        decode: Settings of the decoding at the end, as plain values.
+        spent: FLOPs that its helpers have used.
     """
 
     cell: Cell
@@ -73,42 +73,42 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What to call it in messages."""
+        """Name of the run in messages."""
         return f"{self.cell.label}, seed {self.seed}"
 
     @property
     def hash(self) -> str:
-        """Changes with everything that the result depends on."""
+        """Hash of everything that the result depends on."""
         return content_hash({"run": asdict(self), "version": __version__})
 
     def evaluated_at(self) -> list[int]:
-        """Return the steps after which it is evaluated; the last step is one of them."""
+        """Return the steps after which the run is evaluated, the last step included."""
         points = min(self.points, self.steps)
         return [round(self.steps * (index + 1) / points) for index in range(points)]
 
 
 def reference(cell: Cell, cells: Sequence[Cell]) -> Cell:
-    """Return the first arm at a cell's value of the sweep.
+    """Return the first arm at the sweep value of a cell.
 
     Args:
-        cell: Any, a helper too.
-        cells: Those of the arms, in order.
+        cell: Cell of an arm or a helper.
+        cells: Cells of the arms, in order.
     """
     return next(other for other in cells if other.value == cell.value)
 
 
 def plan_runs(study: Study, costs: Mapping[str, Cost], *, seeds: int, scale: float) -> list[Run]:
-    """Return all runs, those of helpers first, with their lengths.
+    """Return all runs with their lengths, helpers first.
 
-    The first arm takes ``study.steps`` times ``scale`` steps, and the others as many as use what it uses of data, FLOPs
-    or seconds. What an arm's helpers cost counts as its own where FLOPs or seconds are matched. A helper takes its own
-    share of the first arm's steps.
+    The first arm takes ``study.steps * scale`` steps. The other arms take as many steps as use the same amount of data,
+    FLOPs or seconds. If FLOPs or seconds are matched, the cost of an arm's helpers counts towards its own. A helper
+    takes the fraction ``share`` of the first arm's steps.
 
     Args:
-        study: With its arms.
-        costs: Of a step of every cell, by its label.
-        seeds: Runs a cell.
-        scale: Of all lengths.
+        study: The study.
+        costs: Cost of a step of every cell, by label.
+        seeds: Number of runs per cell.
+        scale: Factor of all lengths.
 
     Raises:
         ValueError: If the helpers of an arm cost more than the first arm.
@@ -126,8 +126,8 @@ def plan_runs(study: Study, costs: Mapping[str, Cost], *, seeds: int, scale: flo
         if left <= 0:
             refuse(
                 f"arm {cell.label!r}",
-                f"is matched by {cell.match}, but its helpers alone take {taken / amount:.2g} times what "
-                f"{first.arm!r} takes; give the helpers a smaller share.",
+                f"is matched by {cell.match}, but its helpers alone use {taken / amount:.2g} times what "
+                f"{first.arm!r} uses; give the helpers a smaller share.",
             )
         length = max(1, round(left / costs[cell.label].matched(cell.match)))
         spent = sum(steps[helper.label] * costs[helper.label].flops for helper in mine)
@@ -136,21 +136,21 @@ def plan_runs(study: Study, costs: Mapping[str, Cost], *, seeds: int, scale: flo
 
 
 def seconds_of(run: Run, cost: Cost) -> float:
-    """Return how long a run will take by the clock.
+    """Return the expected wall-clock seconds of a run.
 
     Args:
-        run: With its length.
-        cost: Of its cell.
+        run: The run, with its length.
+        cost: Cost of its cell.
     """
     return cost.setup + run.steps * cost.wall + len(run.evaluated_at()) * cost.evaluation
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
-    """Return when the last of some jobs ends, if each idle worker takes the next one.
+    """Return when the last job ends if each idle worker takes the next job.
 
     Args:
-        seconds: Of the jobs, in order.
-        workers: How many work.
+        seconds: Duration of the jobs, in order.
+        workers: Number of workers.
 
     Example:
         >>> makespan([3.0, 1.0, 1.0, 2.0], workers=2)
@@ -163,12 +163,12 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 
 def duration(runs: Sequence[Run], costs: Mapping[str, Cost], workers: int) -> float:
-    """Return how many seconds all runs take: helpers first, then the arms.
+    """Return the expected seconds of all runs: helpers first, then the arms.
 
     Args:
-        runs: All of them.
-        costs: By label of the cell.
-        workers: Processes at a time.
+        runs: All runs.
+        costs: Cost of a step, by label of the cell.
+        workers: Number of parallel processes.
     """
     groups = ([run for run in runs if run.cell.is_helper == helper] for helper in (True, False))
     return sum(makespan((seconds_of(run, costs[run.cell.label]) for run in group), workers) for group in groups)
@@ -177,17 +177,17 @@ def duration(runs: Sequence[Run], costs: Mapping[str, Cost], workers: int) -> fl
 def plan_within(
     study: Study, costs: Mapping[str, Cost], *, seeds: int, minutes: float | None, workers: int
 ) -> tuple[list[Run], float]:
-    """Return all runs, scaled down alike so that they fit the budget, and the scale.
+    """Return all runs, scaled down by one factor to fit the budget, and that factor.
 
     Args:
-        study: With its arms.
-        costs: By label of the cell.
-        seeds: Runs a cell.
-        minutes: Budget; none if ``None``.
-        workers: Processes at a time.
+        study: The study.
+        costs: Cost of a step, by label of the cell.
+        seeds: Number of runs per cell.
+        minutes: Budget in minutes; unlimited if ``None``.
+        workers: Number of parallel processes.
 
     Raises:
-        ValueError: If not even one step of every run fits; the sentence says how many minutes would do.
+        ValueError: If one step of every run does not fit; the message gives a budget that is large enough.
     """
     runs, scale = plan_runs(study, costs, seeds=seeds, scale=1.0), 1.0
     if minutes is None:
@@ -204,7 +204,7 @@ def plan_within(
         refuse(
             "study",
             f"a budget of {minutes:g} minutes is too small for one step of each of the {len(runs)} runs of "
-            f"{study.name!r}, {workers} at a time; {enough:g} minutes would do, or fewer --seeds.",
+            f"{study.name!r}, {workers} at a time; allow {enough:g} minutes, or use fewer --seeds.",
         )
     low, high = smallest, 1.0
     for _ in range(30):

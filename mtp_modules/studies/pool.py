@@ -1,4 +1,4 @@
-"""Worker processes: each job in one of its own, on one thread, and none left behind."""
+"""Run jobs in worker processes: one process and one thread per job, and no process outlives the pool."""
 
 import logging
 import multiprocessing
@@ -18,20 +18,20 @@ import torch
 from mtp_modules.core.checks import InputError, refusal_behind
 
 PRELOADED = ["mtp_modules.studies.training"]
-"""Imported once, by the server that workers are forked from."""
+"""Modules that the fork server imports once, before it forks workers."""
 
-_TELL_EVERY = 0.5
+_REPORT_INTERVAL = 0.5
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Something to do in a process.
+    """A function call for a worker process.
 
     Attributes:
-        name: For messages.
-        function: Importable; called with the arguments, ``device`` and ``tell``.
-        arguments: Picklable.
+        name: Name of the job in messages.
+        function: An importable function; called with the arguments, ``device`` and ``report_step``.
+        arguments: Picklable arguments.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """News of a job.
+    """An event of a job.
 
     Attributes:
-        job: Which.
-        kind: ``"step"``, ``"done"``, ``"refused"`` (bad input, in one sentence) or ``"failed"`` (a traceback).
-        value: Steps, result, or text.
+        job: The job.
+        kind: ``"step"``, ``"done"``, ``"refused"`` (invalid input, in one sentence) or ``"failed"`` (a traceback).
+        value: Number of steps, result, or text.
     """
 
     job: Job
@@ -55,23 +55,23 @@ class Event:
 
 
 def cores() -> int:
-    """Return how many processor cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_workers() -> int:
-    """Return how many runs go at a time: one a GPU, or one a core where there is none."""
+    """Return the number of parallel runs: one per GPU, or one per core without a GPU."""
     return torch.cuda.device_count() or cores()
 
 
 def run_jobs(jobs: Sequence[Job], *, workers: int) -> Generator[Event, None, None]:
-    """Do all jobs, some at a time, and yield what is heard of them.
+    """Run all jobs, ``workers`` of them in parallel, and yield their events.
 
-    Close the iterator to end all processes.
+    Closing the generator ends all processes.
 
     Args:
-        jobs: In the order to begin them.
-        workers: How many at a time. With GPUs, worker ``i`` uses GPU ``i`` modulo their number.
+        jobs: Jobs, in the order in which they start.
+        workers: Number of parallel jobs. With GPUs, worker ``i`` uses GPU ``i`` modulo the number of GPUs.
     """
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -115,7 +115,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> Generator[Event, None, Non
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """Let no signal come between the parts of a start: a worker that is half told what to do would complain aloud."""
+    """Defer signals while a worker starts: a worker whose job was sent in part would print a traceback."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -127,7 +127,7 @@ def _signals_later() -> Iterator[None]:
 
 
 def _work(job: Job, device: int | None, sender: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends the workers
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     torch.set_num_threads(1)
@@ -135,24 +135,24 @@ def _work(job: Job, device: int | None, sender: Connection) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        result = job.function(*job.arguments, device=device, tell=_Teller(sender))
+        result = job.function(*job.arguments, device=device, report_step=_StepReporter(sender))
         sender.send(("done", result))
     except InputError as error:
         sender.send(("refused", str(error)))
     except BrokenPipeError:
-        raise SystemExit(1) from None  # the parent is gone
+        raise SystemExit(1) from None  # the parent process has ended
     except BaseException as error:
         refused = refusal_behind(error)
         sender.send(("failed", traceback.format_exc()) if refused is None else ("refused", str(refused)))
 
 
-class _Teller:
-    """Tell the parent how far a job is, but not at every step."""
+class _StepReporter:
+    """Report steps to the parent process, at most once every ``_REPORT_INTERVAL`` seconds."""
 
     def __init__(self, sender: Connection) -> None:
-        self.sender, self.told = sender, 0.0
+        self.sender, self.reported = sender, 0.0
 
     def __call__(self, step: int) -> None:
-        if time.monotonic() - self.told > _TELL_EVERY:
-            self.told = time.monotonic()
+        if time.monotonic() - self.reported > _REPORT_INTERVAL:
+            self.reported = time.monotonic()
             self.sender.send(("step", step))

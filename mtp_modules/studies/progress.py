@@ -1,4 +1,4 @@
-"""How far a study is, over all its runs, and how long it will still take."""
+"""Progress of a study over all its runs, and the time left."""
 
 import time
 from types import TracebackType
@@ -9,13 +9,13 @@ from rich.progress import Progress as Bars
 
 
 class Progress:
-    """Bars in a terminal, one for all runs and one for each that is running; elsewhere a line a finished run.
+    """Progress bars in a terminal, one for all runs and one per active run; otherwise a line per finished run.
 
-    The time left is what the plan expects of the runs that are left, corrected by how long those that are done took.
+    The time left is the planned duration of the remaining runs, corrected by the measured duration of finished ones.
 
     Args:
-        name: Of the study.
-        console: Where to write; the terminal if ``None``.
+        name: Name of the study.
+        console: Console to write to; the terminal if ``None``.
     """
 
     def __init__(self, name: str, console: Console | None = None) -> None:
@@ -42,14 +42,14 @@ class Progress:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def calibrate(self, cells: int) -> None:
-        """Begin to measure."""
+        """Start the calibration bar."""
         if cells:
-            self.say(f"{self.name}: measuring what a step costs, {cells} configurations.")
+            self.say(f"{self.name}: measuring the cost of a step in {cells} configurations.")
             self.calibrations = cells
             self._all = self.bars.add_task("measuring", total=cells, note="")
 
     def calibrated(self) -> None:
-        """One is measured."""
+        """Advance the calibration bar by one configuration."""
         self.bars.advance(self._all)
 
     def plan(
@@ -62,15 +62,15 @@ class Progress:
         scale: float,
         workers: int,
     ) -> None:
-        """Begin to train.
+        """Start the bar of all runs.
 
         Args:
-            seconds: Expected of each run that is left.
-            done: Runs whose results are there.
-            expected: Seconds until the end.
-            steps: Of each run.
-            scale: Of all lengths.
-            workers: Processes at a time.
+            seconds: Expected seconds of each remaining run.
+            done: Number of runs that have results.
+            expected: Expected seconds until the end.
+            steps: Number of steps of each run.
+            scale: Factor of all lengths.
+            workers: Number of parallel processes.
         """
         if self.calibrations:
             self.bars.remove_task(self._all)
@@ -79,13 +79,13 @@ class Progress:
         self.total, self.before, self.began = done + len(seconds), done, time.monotonic()
         self.expected_duration = expected
         shorter = "" if scale == 1.0 else f", lengths scaled to {scale:.3g} by the budget"
-        kept = f", {done} of them are there already" if done else ""
+        kept = f", {done} of them already done" if done else ""
         left = f", about {_time(expected)}" if seconds else ""
         self.say(f"{self.name}: {self.total} runs{kept}{shorter}; {workers} at a time{left}.")
         self._all = self.bars.add_task("all runs", total=self.total, completed=done, note="")
 
     def step(self, label: str, step: int) -> None:
-        """A run has come to a step."""
+        """Record the step that a run has reached."""
         if label not in self.tasks:
             self.tasks[label] = self.bars.add_task(label, total=self.steps[label], note="")
         self.share[label] = step / self.steps[label]
@@ -93,21 +93,21 @@ class Progress:
         self._show()
 
     def done(self, label: str) -> None:
-        """A run has ended well."""
+        """Record that a run has finished."""
         self._end(label, "done")
 
     def failed(self, label: str, why: str) -> None:
-        """A run has failed."""
+        """Record that a run has failed."""
         self._end(label, f"FAILED: {why.splitlines()[-1]}")
 
     def left(self) -> float:
-        """Return the seconds that are left."""
+        """Return the expected seconds until the end."""
         work = sum(self.expected.values())
-        behind = sum(self.expected[label] * self.share[label] for label in self.expected)
+        finished = sum(self.expected[label] * self.share[label] for label in self.expected)
         elapsed = time.monotonic() - self.began
-        if behind < 0.02 * work or work == 0:
+        if finished < 0.02 * work or work == 0:
             return max(0.0, self.expected_duration - elapsed)
-        return elapsed * (work - behind) / behind
+        return elapsed * (work - finished) / finished
 
     def _end(self, label: str, text: str) -> None:
         self.share[label] = 1.0

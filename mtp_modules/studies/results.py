@@ -1,4 +1,4 @@
-"""Results on disk: one JSON file a run, written whole or not at all, and refused if it was changed or is outdated."""
+"""Results on disk: one JSON file per run, written atomically and rejected if it was modified or is outdated."""
 
 import hashlib
 import json
@@ -12,36 +12,36 @@ FORMAT = 1
 
 
 class UnusableResultError(Exception):
-    """A file that holds no valid result; the text says why."""
+    """A file without a valid result; the message gives the reason."""
 
 
 def content_hash(content: Any) -> str:
     """Return a short hash of plain values.
 
     Args:
-        content: Anything that JSON can hold.
+        content: Values that JSON can represent.
     """
     text = json.dumps(content, sort_keys=True, allow_nan=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def file_name(label: str) -> str:
-    """Return a name for the file of a run, readable and different for different labels.
+    """Return a readable and unique file name for a run.
 
     Args:
-        label: Of the run.
+        label: Label of the run.
     """
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-.").lower()[:80]
     return f"{readable}-{content_hash(label)[:6]}.json"
 
 
 def write_result(path: Path, content: dict[str, Any], *, made_for: str) -> None:
-    """Write a result, so that a reader sees all of it or nothing.
+    """Write a result atomically.
 
     Args:
-        path: Where to.
+        path: Path of the file.
         content: Plain values, all numbers finite.
-        made_for: Hash of what it is the result of.
+        made_for: Hash of the run that the result belongs to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     envelope = {"format": FORMAT, "made_for": made_for, "digest": content_hash(content), "content": content}
@@ -61,11 +61,11 @@ def read_result(path: Path, *, made_for: str | None) -> dict[str, Any] | None:
     """Return a result, or ``None`` if there is no file.
 
     Args:
-        path: Where it is.
-        made_for: Hash of what it must be the result of; anything if ``None``.
+        path: Path of the file.
+        made_for: Hash of the run that the result must belong to; not checked if ``None``.
 
     Raises:
-        UnusableResultError: If the file is damaged, or the result of something else.
+        UnusableResultError: If the file is damaged, or belongs to another run.
     """
     try:
         envelope = json.loads(path.read_text(encoding="utf-8"))
@@ -74,9 +74,9 @@ def read_result(path: Path, *, made_for: str | None) -> dict[str, Any] | None:
     except ValueError as error:
         raise UnusableResultError("damaged: it is not JSON") from error
     if not isinstance(envelope, dict) or not envelope.keys() >= {"format", "made_for", "digest", "content"}:
-        raise UnusableResultError("damaged: parts are missing")
+        raise UnusableResultError("damaged: entries are missing")
     if envelope["format"] != FORMAT:
-        raise UnusableResultError(f"outdated: of format {envelope['format']}, this version writes {FORMAT}")
+        raise UnusableResultError(f"outdated: it has format {envelope['format']}, this version writes {FORMAT}")
     content: dict[str, Any] = envelope["content"]
     if content_hash(content) != envelope["digest"]:
         raise UnusableResultError("damaged: its content does not match its checksum")

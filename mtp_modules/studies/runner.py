@@ -1,9 +1,9 @@
-"""Run a study: calibrate, plan, train what is missing, and keep every result."""
+"""Run a study: calibrate, plan, train the missing runs, and store every result."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,10 +22,10 @@ from mtp_modules.studies.training import calibrate, train
 
 
 class StudyStoppedError(Exception):
-    """A signal ended the study. What is done is kept.
+    """A signal ended the study. Finished runs are kept.
 
     Args:
-        received: Number of the signal.
+        received: The signal's number.
     """
 
     def __init__(self, received: int) -> None:
@@ -35,15 +35,15 @@ class StudyStoppedError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study comes down to on this machine.
+    """The runs of a study on this machine.
 
     Attributes:
-        study: With its arms.
-        seeds: Runs a cell.
-        minutes: Budget, or ``None``.
-        scale: Of all lengths, from the budget.
-        runs: All of them, helpers first.
-        costs: Of a step, by label of the cell.
+        study: The study.
+        seeds: Number of runs per cell.
+        minutes: Budget in minutes, or ``None``.
+        scale: Factor of all lengths that the budget requires.
+        runs: All runs, helpers first.
+        costs: Cost of a step, by label of the cell.
     """
 
     study: Study
@@ -56,33 +56,32 @@ class Plan:
 
 @dataclass
 class Folder:
-    """Where a study keeps its results.
+    """The folder of a study's results.
 
     Attributes:
         root: ``OUTPUT/NAME``.
     """
 
     root: Path
-    said: list[str] = field(default_factory=list)
 
     def run_file(self, run: Run) -> Path:
-        """Return where the result of a run is."""
+        """Return the path of a run's result."""
         return self.root / "runs" / file_name(run.label)
 
     def cost_file(self, cell: Cell) -> Path:
-        """Return where the cost of a cell is."""
+        """Return the path of a cell's cost."""
         return self.root / "calibration" / file_name(cell.label)
 
     def helper_folder(self, cell: Cell, seed: int) -> Path:
-        """Return where the model of a helper is."""
+        """Return the path of a helper's model."""
         return self.root / "helpers" / file_name(f"{cell.label}, seed {seed}").removesuffix(".json")
 
     def read(self, path: Path, name: str, *, made_for: str | None, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """Return a valid result or ``None``, and say why one cannot be used."""
+        """Return a valid result or ``None``, and print why a file is unusable."""
         try:
             return read_result(path, made_for=made_for)
         except UnusableResultError as error:
-            say(f"{name}: {path.name} is {error}; it is done again.")
+            say(f"{name}: {path.name} is {error}; it is run again.")
             return None
 
 
@@ -95,22 +94,22 @@ def run_study(
     workers: int | None = None,
     check: Callable[[set[str]], None] = lambda keys: None,
 ) -> tuple[Plan, dict[str, str]]:
-    """Do every run of a study that has no valid result yet.
+    """Train every run of a study that has no valid result.
 
     Args:
-        study: With its arms.
-        folder: Where results go.
-        seeds: Runs a cell; as many as the study says if ``None``.
-        minutes: Budget for everything; as the study says if ``None``.
-        workers: Processes at a time; one a GPU or core if ``None``.
-        check: Called with the names of all figures that runs will give, before they begin.
+        study: The study.
+        folder: Folder for the results.
+        seeds: Number of runs per cell; that of the study if ``None``.
+        minutes: Budget for all runs; that of the study if ``None``.
+        workers: Number of parallel processes; one per GPU or core if ``None``.
+        check: Called with the keys of all metrics before the runs start.
 
     Returns:
-        The plan, and why runs failed, by their labels.
+        The plan, and the error of each failed run by label.
 
     Raises:
-        ValueError: If the study, a number or the budget is refused.
-        StudyStoppedError: If a signal ends it.
+        ValueError: If the study, a number or the budget is invalid.
+        StudyStoppedError: If a signal ends the study.
     """
     seeds = study.seeds if seeds is None else seeds
     minutes = study.minutes if minutes is None else minutes
@@ -143,7 +142,7 @@ def run_study(
 
 
 def _note(plan: Plan, place: Folder, workers: int) -> None:
-    """Write down which results belong to the study."""
+    """Record which results belong to the study."""
     runs = {
         run.label: {"file": place.run_file(run).name, "hash": run.hash} for run in plan.runs if not run.cell.is_helper
     }
@@ -152,7 +151,7 @@ def _note(plan: Plan, place: Folder, workers: int) -> None:
 
 
 def _calibrated(study: Study, place: Folder, workers: int, bar: Progress) -> dict[str, Cost]:
-    """Return what a step of every cell costs, by label; cells that differ in their lengths only cost the same."""
+    """Return the cost of a step of every cell, by label; cells that differ in length only are measured once."""
     costs: dict[str, Cost] = {}
     models: dict[str, Path] = {}
     scratch = place.root / "calibration" / "helpers"
@@ -188,7 +187,7 @@ def _calibrated(study: Study, place: Folder, workers: int, bar: Progress) -> dic
 def _is_done(run: Run, place: Folder, bar: Progress) -> bool:
     found = place.read(place.run_file(run), run.label, made_for=run.hash, say=bar.say)
     if found is not None and run.cell.is_helper and not place.helper_folder(run.cell, run.seed).is_dir():
-        bar.say(f"{run.label}: the model is gone; it is done again.")
+        bar.say(f"{run.label}: the model is missing; it is run again.")
         return False
     return found is not None
 
@@ -223,7 +222,7 @@ def _train(
 
 
 def _described(run: Run, event: Event) -> dict[str, Any]:
-    """Add to a result everything that is needed to make it again."""
+    """Add everything to a result that is needed to reproduce it."""
     about = {
         "arm": run.cell.arm,
         "value": run.cell.value,

@@ -1,4 +1,4 @@
-"""What a study is: a question, a base run, arms that differ from it, and what to draw. Read from YAML."""
+"""The specification of a study, read from YAML: question, base run, arms, figures, tables and verdicts."""
 
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -18,12 +18,12 @@ Match = Literal["data", "flops", "seconds"]
 
 @dataclass(frozen=True)
 class Sweep:
-    """One more dimension: every arm is run at each value.
+    """A second dimension: every arm is run at each value.
 
     Attributes:
-        key: What is set, such as ``data.init_args.num_train``; ``share`` for a share of the length.
-        label: What to call it in figures.
-        values: Numbers, ascending.
+        key: The key to set, such as ``data.init_args.num_train``; ``share`` sets a fraction of the length.
+        label: Axis label in figures.
+        values: Numbers in ascending order.
     """
 
     key: str
@@ -33,13 +33,13 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Decode:
-    """What to decode, greedily, once a run has trained.
+    """Settings of the greedy decoding at the end of a run.
 
     Attributes:
-        prompts: How many held-out rows to start from.
-        prompt_length: Tokens of each prompt.
-        distances: How far to write, and to compare with the true text.
-        new_tokens: Tokens to write when measuring speed; 0 does not measure it.
+        prompts: Number of held-out rows that serve as prompts.
+        prompt_length: Number of tokens of each prompt.
+        distances: Number of tokens to generate and compare with the true text.
+        new_tokens: Number of tokens to generate for the speed measurement; 0 disables it.
     """
 
     prompts: int = 64
@@ -53,23 +53,23 @@ class Study:
     """A study. Its YAML has these attributes as keys; the page "Studies" explains each with an example.
 
     Attributes:
-        question: What it asks.
-        claim: What somebody says the answer is.
+        question: The question that the study answers.
+        claim: The claim that it tests.
         base: Sections ``model``, ``data`` and ``trainer`` of a run, as in the YAML of ``fit``.
-        arms: What differs from the base, by name; the first is the one that the others are compared with.
+        arms: Overrides of the base, by name. The first arm is the baseline of all comparisons.
         steps: Optimizer steps of the first arm.
-        match: What all arms use equally much of: data, flops or seconds.
-        seeds: Runs of each arm.
-        minutes: Budget that the lengths are scaled down to; no limit if ``None``.
-        sweep: Another dimension.
-        helpers: Runs that are trained first, and that arms use by ``{helper: NAME}`` as the path of a checkpoint.
-        tests: Other data to evaluate on in the end, by name: overrides of the data.
-        points: Evaluations of a run, evenly spread; the last is the result.
-        decode: What to decode in the end; nothing if ``None``.
+        match: The quantity that all arms match: data, flops or seconds.
+        seeds: Number of runs of each arm.
+        minutes: Budget in minutes, to which lengths are scaled down; no limit if ``None``.
+        sweep: A second dimension.
+        helpers: Runs that are trained first. An arm uses one by ``{helper: NAME}`` in place of a checkpoint's path.
+        tests: Additional evaluations at the end: overrides of the data, by name.
+        points: Number of evaluations of a run, evenly spaced; the last one is the result.
+        decode: Settings of the decoding at the end; no decoding if ``None``.
         figures: Kinds and arguments of the figures.
         tables: Kinds and arguments of the tables.
         verdicts: Kinds and arguments of the sentences that answer the question.
-        name: Of the study.
+        name: Name of the study.
     """
 
     question: str
@@ -94,29 +94,29 @@ class Study:
         for number, value in (("steps", self.steps), ("seeds", self.seeds), ("points", self.points)):
             at_least(self.name, number, value, 1)
         if not self.arms:
-            refuse(self.name, "arms is empty; name at least one.")
+            refuse(self.name, "arms is empty; give at least one arm.")
         if self.sweep is not None and not self.sweep.values:
-            refuse(self.name, "sweep.values is empty; give at least one value, or leave sweep out.")
+            refuse(self.name, "sweep.values is empty; give at least one value, or omit sweep.")
         for name in self.helpers.keys() & self.arms.keys():
-            refuse(self.name, f"{name!r} is both an arm and a helper; call one of them something else.")
+            refuse(self.name, f"{name!r} is both an arm and a helper; rename one of them.")
 
     @property
     def sweep_values(self) -> list[int | float | None]:
-        """Values of the sweep; only ``None`` if there is none."""
+        """Values of the sweep; ``[None]`` without a sweep."""
         return [None] if self.sweep is None else list(self.sweep.values)
 
     @property
     def arm_names(self) -> list[str]:
-        """Names of the arms, in order, with every ``each`` written out."""
+        """Names of the arms, in order, with every ``each`` expanded."""
         return list(dict.fromkeys(cell.arm for cell in self.cells()))
 
     def changed_lines(self, arm: str) -> int:
-        """Return how many lines of YAML make an arm of the base, those of the helpers that it needs included.
+        """Return the number of YAML lines by which an arm and its helpers differ from the base.
 
-        How long it runs does not count.
+        Settings of the run's length are not counted.
 
         Args:
-            arm: Its name.
+            arm: Name of the arm.
         """
         (cell,) = [cell for cell in self.cells() if cell.arm == arm and cell.value == self.sweep_values[-1]]
         helpers = expand(self.helpers, "helpers")
@@ -125,15 +125,15 @@ class Study:
         return sum(len(text.splitlines()) for text in texts)
 
     def cells(self) -> list[Cell]:
-        """Return one cell an arm and value of the sweep, in order of the arms.
+        """Return one cell per arm and sweep value, in order of the arms.
 
         Raises:
-            ValueError: If an override does not fit, or a helper is unknown.
+            ValueError: If an override is invalid, or a helper is unknown.
         """
         return list(self._expanded(self.arms, helper=False))
 
     def helper_cells(self) -> list[Cell]:
-        """Return the same of the helpers."""
+        """Return one cell per helper and sweep value."""
         return list(self._expanded(self.helpers, helper=True))
 
     def _expanded(self, arms: dict[str, Any], *, helper: bool) -> Iterator[Cell]:
@@ -145,12 +145,12 @@ class Study:
                 unknown = sorted(cell.needs - self.helpers.keys())
                 if unknown or (helper and cell.needs):
                     known, wanted = ", ".join(self.helpers) or "none", ", ".join(unknown or cell.needs)
-                    refuse(f"arm {arm!r}", f"needs helper {wanted!r}. Known to arms, not to helpers: {known}.")
+                    refuse(f"arm {arm!r}", f"needs helper {wanted!r}. Only arms can use helpers; known: {known}.")
                 yield cell
 
 
 def shipped() -> dict[str, Traversable]:
-    """Return the studies that come with the package, by name."""
+    """Return the studies of this package, by name."""
     files = resources.files("mtp_modules.studies").iterdir()
     return {file.name.removesuffix(".yaml"): file for file in sorted(files, key=str) if file.name.endswith(".yaml")}
 
@@ -159,10 +159,10 @@ def load_study(name: str) -> Study:
     """Read a study.
 
     Args:
-        name: Of one that comes with the package, or the path of a YAML file.
+        name: Name of a study of this package, or the path of a YAML file.
 
     Raises:
-        ValueError: If there is none of this name, or the file is no study.
+        ValueError: If no study has this name, or the file is not a valid study.
     """
     known = shipped()
     source = known.get(name, Path(name))
@@ -171,14 +171,14 @@ def load_study(name: str) -> Study:
     try:
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        refuse(name, f"is not YAML ({' '.join(str(error).split())}).")
+        refuse(name, f"is not valid YAML ({' '.join(str(error).split())}).")
     if not isinstance(content, dict):
         refuse(name, f"must be a mapping with question, claim, base, arms and steps, got {type(content).__name__}.")
     return cast(Study, _made(Study, {**content, "name": Path(name).stem}, ""))
 
 
 def _made(cls: type, content: dict[str, Any], place: str) -> Any:
-    """Make a dataclass of plain values, and refuse what does not fit, by its place in the YAML."""
+    """Build a dataclass from plain values; errors name the place in the YAML."""
     hints, known = get_type_hints(cls), fields(cls)
     shown = ", ".join(attribute.name for attribute in known if attribute.name != "name")
     for key in content.keys() - {attribute.name for attribute in known}:
@@ -190,7 +190,7 @@ def _made(cls: type, content: dict[str, Any], place: str) -> Any:
 
 
 def _fitting(hint: Any, value: Any, place: str) -> Any:
-    """Return a value as its type hint wants it."""
+    """Return a value converted to its type hint."""
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for choice in choices:
         plain = get_origin(choice) or choice
@@ -207,8 +207,8 @@ def _fitting(hint: Any, value: Any, place: str) -> Any:
 
 
 def _word(hint: Any) -> str:
-    """Return a type in the words of YAML."""
+    """Return the name of a type in YAML's terms."""
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(get_args(hint))
-    words = {str: "a text", int: "a whole number", float: "a number", NoneType: "null", list: "a list"}
+    words = {str: "a string", int: "an integer", float: "a number", NoneType: "null", list: "a list"}
     return words.get(get_origin(hint) or hint, "a mapping")

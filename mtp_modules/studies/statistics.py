@@ -1,4 +1,4 @@
-"""Means over seeds, and how far they can be trusted."""
+"""Means over seeds and their confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ class Estimate:
     """A mean over seeds.
 
     Attributes:
-        mean: Of the values.
-        half: Half the width of the 95% interval of the mean; ``None`` with fewer than two values.
-        n: How many values.
+        mean: Mean of the values.
+        half: Half the width of the 95% confidence interval of the mean; ``None`` with fewer than two values.
+        n: Number of values.
     """
 
     mean: float
@@ -25,23 +25,23 @@ class Estimate:
 
     @property
     def low(self) -> float:
-        """Lower end of the interval; the mean where there is none."""
+        """Lower end of the interval; the mean without an interval."""
         return self.mean - (self.half or 0.0)
 
     @property
     def high(self) -> float:
-        """Upper end."""
+        """Upper end of the interval; the mean without an interval."""
         return self.mean + (self.half or 0.0)
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return mean and 95% interval, by Student's t distribution.
+    """Return the mean and its 95% confidence interval by Student's t distribution.
 
     Args:
-        values: One a seed.
+        values: One value per seed.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are no values.
 
     Example:
         >>> found = estimate([1.0, 2.0, 3.0])
@@ -59,7 +59,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 def student_within(t: float, freedom: int) -> float:
     """Return the probability that Student's t lies in ``[-t, t]``.
 
-    A finite sum for a whole number of degrees of freedom: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
+    A finite sum for an integer number of degrees of freedom: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
 
     Args:
         t: At least 0.
@@ -77,14 +77,14 @@ def student_within(t: float, freedom: int) -> float:
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Return where Student's distribution function reaches a probability, by bisection.
+    """Return a quantile of Student's t distribution, by bisection.
 
     Args:
         probability: From 0.5 to below 1.
         freedom: Degrees of freedom, at least 1.
 
     Raises:
-        ValueError: If there is no degree of freedom.
+        ValueError: If ``freedom`` is below 1.
     """
     at_least("student_quantile", "freedom", freedom, 1)
     low, high = 0.0, 1.0

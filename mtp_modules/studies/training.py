@@ -1,4 +1,4 @@
-"""One run of a study: what a worker process does. The trainer is Lightning's, the module is that of ``fit``."""
+"""Train one run of a study in a worker process, with Lightning's trainer and the module of ``fit``."""
 
 import math
 import statistics
@@ -17,14 +17,14 @@ from mtp_modules.studies.evaluation import Evaluation, decoded, evaluate, evalua
 from mtp_modules.studies.plan import Cost, Run
 from mtp_modules.training import MTPModule, choose_draft_tokens, step_flops
 
-Tell = Callable[[int], None]
-"""Hears how many steps are done."""
+ReportStep = Callable[[int], None]
+"""Called with the number of finished steps."""
 
 _CALIBRATION_STEPS, _CALIBRATION_SECONDS, _SKIPPED_STEPS = 40, 2.0, 2
 
 
 class _Clock:
-    """Seconds of the clock, and of the processor; a device is waited for."""
+    """Wall-clock and CPU seconds; a GPU is synchronised first, and its wall-clock time stands for both."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -37,7 +37,7 @@ class _Clock:
 
 
 class _StepTimes(Callback):
-    """Measure steps until there are enough of them."""
+    """Measure the time of steps, and stop after enough of them."""
 
     def __init__(self) -> None:
         self.walls: list[float] = []
@@ -50,7 +50,7 @@ class _StepTimes(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.steps:
-            return  # a batch that is accumulated
+            return  # gradients of this batch are accumulated
         self.steps, now = trainer.global_step, self.clock()
         self.walls.append(now[0] - self.last[0])
         self.seconds.append(now[1] - self.last[1])
@@ -60,10 +60,10 @@ class _StepTimes(Callback):
 
 
 class _Recorder(Callback):
-    """Evaluate at given steps, and stop where training has gone wrong."""
+    """Evaluate at given steps, and raise an error if the loss is not finite."""
 
-    def __init__(self, run: Run, cost: Cost, tell: Tell) -> None:
-        self.run, self.cost, self.tell = run, cost, tell
+    def __init__(self, run: Run, cost: Cost, report_step: ReportStep) -> None:
+        self.run, self.cost, self.report_step = run, cost, report_step
         self.curve: list[dict[str, Any]] = []
         self.at = set(run.evaluated_at())
         self.evaluation: Evaluation | None = None
@@ -75,14 +75,14 @@ class _Recorder(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        self.tell(step)
+        self.report_step(step)
         if step not in self.at or step == self.evaluated:
             return
         self.evaluated, before = step, self.clock()
         self.evaluation = evaluate(pl_module, _held_out(trainer.datamodule))  # type: ignore[attr-defined]
         figures = self.evaluation.figures
         if not all(math.isfinite(value) for value in figures.values()):
-            refuse(self.run.label, f"the loss is not finite after {step} steps; take a lower learning rate.")
+            refuse(self.run.label, f"the loss is not finite after {step} steps; use a lower learning rate.")
         seconds = [now - start - waited for now, start, waited in zip(before, self.started, self.paused, strict=True)]
         self.curve.append(
             {
@@ -100,18 +100,20 @@ class _Recorder(Callback):
         self.paused = tuple(waited + now - then for waited, now, then in waits)  # type: ignore[assignment]
 
 
-def calibrate(cell: Cell, helpers: dict[str, str], save_to: str | None, *, device: int | None, tell: Tell) -> Cost:
-    """Take a few steps of a cell, and return what one costs.
+def calibrate(
+    cell: Cell, helpers: dict[str, str], save_to: str | None, *, device: int | None, report_step: ReportStep
+) -> Cost:
+    """Train a few steps of a cell, and return the cost of one step.
 
     Args:
-        cell: What to train.
-        helpers: Paths of the checkpoints that it needs.
-        save_to: Folder for its model, if others need it.
-        device: Which GPU; the processor if ``None``.
-        tell: Hears the steps.
+        cell: Configuration to train.
+        helpers: Paths of the helpers' checkpoints.
+        save_to: Folder for the model, if other arms need it.
+        device: Index of the GPU; the CPU if ``None``.
+        report_step: Called with the number of finished steps.
 
     Raises:
-        ValueError: If the configuration is refused.
+        ValueError: If the configuration is invalid.
     """
     started = time.perf_counter()
     module, data = _assembled(cell, 1, helpers)
@@ -144,23 +146,23 @@ def calibrate(cell: Cell, helpers: dict[str, str], save_to: str | None, *, devic
 
 
 def train(
-    run: Run, cost: Cost, helpers: dict[str, str], save_to: str | None, *, device: int | None, tell: Tell
+    run: Run, cost: Cost, helpers: dict[str, str], save_to: str | None, *, device: int | None, report_step: ReportStep
 ) -> dict[str, Any]:
-    """Train, evaluate, and return the result as plain values.
+    """Train and evaluate a run, and return the result as plain values.
 
     Args:
-        run: What, and for how long.
-        cost: Of a step.
-        helpers: Paths of the checkpoints that it needs.
-        save_to: Folder for its model, if others need it.
-        device: Which GPU; the processor if ``None``.
-        tell: Hears the steps.
+        run: Configuration and length of the run.
+        cost: Cost of a step.
+        helpers: Paths of the helpers' checkpoints.
+        save_to: Folder for the model, if other arms need it.
+        device: Index of the GPU; the CPU if ``None``.
+        report_step: Called with the number of finished steps.
 
     Raises:
-        ValueError: If the configuration is refused, or the loss does not stay finite.
+        ValueError: If the configuration is invalid, or the loss is not finite.
     """
     module, data = _assembled(run.cell, run.seed, helpers)
-    recorder = _Recorder(run, cost, tell)
+    recorder = _Recorder(run, cost, report_step)
     trainer = _trainer(run.cell, recorder, steps=run.steps, device=device)
     choose_draft_tokens(module.model, data)
     trainer.fit(module, datamodule=data)

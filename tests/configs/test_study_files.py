@@ -112,7 +112,7 @@ def test_a_study_with_a_teacher_and_tests_is_drawn(tmp_path: Path) -> None:
     assert (folder / "figures/1-tests.png").stat().st_size > 5000
     table = folder / "tables/1-results.csv"
     head, plain, taught = (line.split(",") for line in table.read_text(encoding="utf-8").splitlines())
-    assert head[:2] == ["arm", "lines of change"]
+    assert head[:2] == ["arm", "changed lines"]
     assert (plain[:2], taught[:2]) == (["plain", "0"], ["taught", "6"])  # one of them the helper's
     steps, flops = head.index("optimizer steps"), head.index("training FLOPs")
     assert float(taught[steps]) < float(plain[steps]) == 60

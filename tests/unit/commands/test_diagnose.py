@@ -44,11 +44,11 @@ def test_text_from_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     run("diagnose", "--ckpt_path", folder / "bytes", *text, *SMALL, "--html", page, "--json", figures)
     printed = capsys.readouterr().out
     for title in (
-        "How many drafts",
+        "Number of drafts",
         "Drafts by depth",
-        "Heads against the text",
+        "Accuracy of every head",
         "kinds of tokens",
-        "Place in the line",
+        "Position in the line",
     ):
         assert title in printed
     found = json.loads(figures.read_text(encoding="utf-8"))
@@ -102,13 +102,13 @@ def test_what_diagnose_refuses(folder: Path, tmp_path: Path) -> None:
 
     text = f"--sources=[{folder / 'text'}]"
     assert said(folder / "bytes") == (
-        f'diagnose: {folder / "bytes"} has no config.yaml that names its data; give sources, such as "[stdlib]", or '
-        "data, a configuration as fit takes it."
+        f'diagnose: {folder / "bytes"} has no config.yaml with its data; give sources, such as "[stdlib]", or data, '
+        "a configuration of fit."
     )
     assert said(folder / "bytes", text, "--data=x.yaml") == (
-        "diagnose: data and sources both say what to read; give one of them."
+        "diagnose: data and sources exclude each other; give one of them."
     )
-    assert said(folder / "numbers", text).startswith("sources: this model has no tokenizer to read text with")
+    assert said(folder / "numbers", text).startswith("sources: this model has no tokenizer for text files")
     assert said(folder / "bytes", "--data=x.yaml").startswith("data: x.yaml does not exist; give a configuration")
     (tmp_path / "none.yaml").write_text("model: 3\n", encoding="utf-8")
     assert said(folder / "bytes", f"--data={tmp_path / 'none.yaml'}").startswith(
@@ -119,10 +119,10 @@ def test_what_diagnose_refuses(folder: Path, tmp_path: Path) -> None:
         "data: unknown class 'Texts'. Known: "
     )
     assert said(folder / "bytes", text, "--split=train") == (
-        "diagnose: split must be val or test, the sides that a model has not seen, or all, got 'train'."
+        "diagnose: split must be val or test, which the model was not trained on, or all, got 'train'."
     )
     assert said(folder / "numbers", f"--data={folder / 'numbers.yaml'}", "--split=all") == (
-        "diagnose: split=all reads every file of sources; give sources that the model has not seen."
+        "diagnose: split=all reads every file of sources; give sources that the model was not trained on."
     )
     assert said(folder / "bytes", text, "--split=val").startswith("TextDataModule: the test split got none of the 12")
     assert said(folder / "bytes", text, "--rows=0") == "diagnose: rows must be at least 1, got 0."

@@ -42,6 +42,5 @@ def test_a_model_before_training_is_compared_with(tmp_path: Path) -> None:
     interop.glm().save_pretrained(tmp_path)
     said = refusal("export", "glm", "--ckpt_path", tmp_path, "--before", tmp_path, "--out", tmp_path / "out")
     assert said == (
-        "export: heads.steps.0.state_norm.weight is as it was before training; export the checkpoint of the trained "
-        "model."
+        "export: training did not change heads.steps.0.state_norm.weight; export the checkpoint of the trained model."
     )

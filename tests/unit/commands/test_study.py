@@ -66,7 +66,7 @@ def test_done_again_it_trains_nothing(done: Path, capsys: pytest.CaptureFixture[
     before = times(done / "out" / "tiny")
     start(done / "bare" / "tiny.yaml", done / "out")
     assert times(done / "out" / "tiny") == before
-    assert "tiny: 4 runs, 4 of them are there already; 1 at a time." in capsys.readouterr().out
+    assert "tiny: 4 runs, 4 of them already done; 1 at a time." in capsys.readouterr().out
 
 
 def test_a_damaged_result_is_named_and_done_again(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,7 @@ def test_a_damaged_result_is_named_and_done_again(done: Path, capsys: pytest.Cap
     path.write_text(path.read_text(encoding="utf-8").replace('"seed": 1', '"seed": 7', 1), encoding="utf-8")
     start(done / "bare" / "tiny.yaml", done / "out")
     printed = capsys.readouterr().out
-    assert f"N = 2, seed 1: {name} is damaged: its content does not match its checksum; it is done again." in printed
+    assert f"N = 2, seed 1: {name} is damaged: its content does not match its checksum; it is run again." in printed
     after = times(folder)
     assert {other for other in before if after[other] != before[other]} == {name}
     again = results(folder)[name]
@@ -153,7 +153,7 @@ def test_a_failing_run_does_not_take_the_others_along(done: Path) -> None:
         str(stopped.value.code),
     )
     page = (done / "out" / "wild" / "report.html").read_text(encoding="utf-8")
-    assert "No result of: wild, seed 1." in page
+    assert "No results: wild, seed 1." in page
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
@@ -183,7 +183,7 @@ def test_a_budget_too_small_is_refused_with_one_that_would_do(done: Path) -> Non
     sentence = refusal("study", done / "tiny.yaml", "--output", done / "out", "--budget", "0.001", "--workers", "1")
     assert re.fullmatch(
         r"study: a budget of 0.001 minutes is too small for one step of each of the 4 runs of 'tiny', 1 at a time; "
-        r"[\d.]+ minutes would do, or fewer --seeds\.",
+        r"allow [\d.]+ minutes, or use fewer --seeds\.",
         sentence,
     )
 
@@ -243,7 +243,7 @@ def test_ctrl_c_stops_it_and_the_same_command_goes_on(tmp_path: Path, capsys: py
         start(yaml, tmp_path)
     thread.join()
     assert stopped.value.code == 130
-    assert capsys.readouterr().err.endswith("Stopped. Finished runs are kept; the same command goes on.\n")
+    assert capsys.readouterr().err.endswith("Stopped. Finished runs are kept; the same command resumes the study.\n")
     assert not multiprocessing.active_children()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     goes_on(tmp_path, yaml)
@@ -275,6 +275,6 @@ def test_a_signal_leaves_no_process_behind(tmp_path: Path, number: signal.Signal
         process.kill()
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
-        assert err.decode() == "Stopped. Finished runs are kept; the same command goes on.\n"
+        assert err.decode() == "Stopped. Finished runs are kept; the same command resumes the study.\n"
     assert _is_gone(process.pid)
     goes_on(tmp_path, yaml)

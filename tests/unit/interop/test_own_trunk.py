@@ -97,7 +97,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "biases": ({"model_type": "llama", "attention_bias": True}, r"self_attn\.\w+_proj\.bias"),
     "stretched positions": (
         {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-        r"config\.json says rope_type=linear",
+        r"config\.json has rope_type=linear",
     ),
     "a window": ({"model_type": "mistral", "sliding_window": 8}, r"sliding_window"),
 }

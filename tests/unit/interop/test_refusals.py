@@ -37,17 +37,17 @@ EXPORTS: dict[str, Refused] = {
     "other heads": (
         "glm",
         lambda: make(LinearHeads(d_model=D, num_horizons=2)),
-        "glm: the format keeps SequentialHeads, the model has LinearHeads; see docs/interop.md.",
+        "glm: the format stores SequentialHeads, the model has LinearHeads; see docs/interop.md.",
     ),
     "other heads than Medusa's": (
         "medusa",
         interop.glm,
-        "medusa: the format keeps ResidualHeads, the model has SequentialHeads; see docs/interop.md.",
+        "medusa: the format stores ResidualHeads, the model has SequentialHeads; see docs/interop.md.",
     ),
     "other heads than the paper's": (
         "founding_paper",
         interop.glm,
-        "founding_paper: the format keeps ParallelHeads, the model has SequentialHeads; see docs/interop.md.",
+        "founding_paper: the format stores ParallelHeads, the model has SequentialHeads; see docs/interop.md.",
     ),
     "one horizon": (
         "glm",
@@ -57,35 +57,35 @@ EXPORTS: dict[str, Refused] = {
     "keys of several heads in latents": (
         "deepseek",
         interop.glm,
-        "deepseek: rotated keys of this format are shared by all queries, the layers have num_kv_heads=2; "
+        "deepseek: all queries of this format share one rotated key, the layers have num_kv_heads=2; "
         "build trunk and heads with num_kv_heads=1.",
     ),
     "a gain that latents cannot undo": (
         "deepseek",
         lambda: _with(interop.deepseek(), "trunk.layers.1.attention_norm.weight", 0.0),
-        "deepseek: a gain of model.layers.1.input_layernorm is 0, which latents cannot undo; take another format.",
+        "deepseek: a gain of model.layers.1.input_layernorm is 0, which latents cannot invert; use another format.",
     ),
     "another order": (
         "mimo",
         lambda: interop.mimo(embedding_first=True),
-        "mimo: the heads have concatenation=embedding_first, readers of this format take state_first; "
-        "build and train heads that do so, or take another format.",
+        "mimo: the heads have concatenation=embedding_first, readers of this format expect state_first; "
+        "build and train heads with that convention, or use another format.",
     ),
     "another chain": (
         "qwen",
         lambda: interop.qwen(chain_norm=False),
-        "qwen: the heads have chain_state=before_norm, readers of this format take after_norm; "
-        "build and train heads that do so, or take another format.",
+        "qwen: the heads have chain_state=before_norm, readers of this format expect after_norm; "
+        "build and train heads with that convention, or use another format.",
     ),
     "too many modules": (
         "qwen",
         lambda: interop.qwen(3, shared=False),
-        "qwen: the format keeps 1 module, the heads have 2; train with shared=True, or with num_horizons=2.",
+        "qwen: the format stores 1 module, the heads have 2; train with shared=True, or with num_horizons=2.",
     ),
     "a norm for all": (
         "glm",
         lambda: interop.glm(shared_norm=True),
-        "glm: every module of this format has a norm of its own; train with shared_norm=False.",
+        "glm: every module of this format has its own norm; train with shared_norm=False.",
     ),
     "no norms of queries": (
         "qwen",
@@ -105,44 +105,50 @@ EXPORTS: dict[str, Refused] = {
     "previous tokens": (
         "glm",
         lambda: interop.glm(trunk={"num_previous": 2}),
-        "glm: the format has no tables of previous tokens, and num_previous is 2.",
+        "glm: the format has no embeddings of previous tokens, and num_previous is 2.",
     ),
     "wide heads": (
         "glm",
         lambda: interop.glm(trunk={"head_dim": 6}),
-        "glm: the format has heads of d_model / num_heads, and head_dim is 6.",
+        "glm: the format requires head_dim = d_model / num_heads, and head_dim is 6.",
     ),
     "a bias of logits": (
         "glm",
         lambda: make(sequential(), output_bias=True),
-        "glm: the format has no bias behind the output matrix; train with output_bias=False.",
+        "glm: the format has no output bias; train with output_bias=False.",
     ),
     "no final norm": (
         "glm",
         lambda: interop.glm(trunk={"final_norm": False}),
-        "glm: heads of this format read the trunk's state after its final norm; build with final_norm=True.",
+        "glm: heads of this format read the hidden states after the final norm; build with final_norm=True.",
     ),
     "a final norm": (
         "founding_paper",
         lambda: make(interop.founding().heads, tie_embeddings=False),
-        "founding_paper: the heads have trunk_state=after_norm, readers of this format take before_norm; "
-        "build and train heads that do so, or take another format.",
+        "founding_paper: the heads have trunk_state=after_norm, readers of this format expect before_norm; "
+        "build and train heads with that convention, or use another format.",
     ),
-    "another trunk": ("glm", recurrent, "glm: the format keeps the trunk too, and has no names for a RecurrentTrunk."),
+    "another trunk": (
+        "glm",
+        recurrent,
+        "glm: the format also stores the trunk, and has no names for a RecurrentTrunk.",
+    ),
     "other layers": (
         "glm",
         lambda: interop.glm(num_kv_heads=4),
-        "glm: one config.json describes trunk and heads, but num_kv_heads is 4 here and 2 there.",
+        "glm: one config.json describes trunk and heads, but num_kv_heads is 4 for the heads and 2 for the trunk; "
+        "train heads with the sizes of the trunk.",
     ),
     "another rotation": (
         "mimo",
         lambda: interop.mimo(rope_base=500.0),
-        "mimo: one config.json describes trunk and heads, but rope_base is 500.0 here and 10000.0 there.",
+        "mimo: one config.json describes trunk and heads, but rope_base is 500.0 for the heads and "
+        "10000.0 for the trunk; train heads with the sizes of the trunk.",
     ),
     "other layers than the paper's": (
         "founding_paper",
         lambda: make(interop.founding().heads, trunk={"final_norm": False}, tie_embeddings=False),
-        "founding_paper: layers of trunk and heads are alike in this format; give both the same num_heads, "
+        "founding_paper: layers of trunk and heads have one shape in this format; give both the same num_heads, "
         "num_kv_heads, ffn_width, rope_base, norm_eps, and qk_norm=False.",
     ),
     "output matrices of their own": (
@@ -153,23 +159,23 @@ EXPORTS: dict[str, Refused] = {
     "blocks that the original would repeat": (
         "medusa",
         lambda: interop.medusa(2),
-        "medusa: the original code repeats one block, and num_layers is 2; train with num_layers=1, or take "
+        "medusa: the original code repeats one block, and num_layers is 2; train with num_layers=1, or use "
         "medusa_vllm.",
     ),
     "gains that a short type would round": (
         "qwen",
         lambda: _with(interop.qwen(), "heads.norms.0.weight", 0.1).to(torch.bfloat16),
-        "qwen: mtp.norm.weight keeps gains as 1 + w, which torch.bfloat16 would round; export the model in float32.",
+        "qwen: mtp.norm.weight stores gains as 1 + w, which torch.bfloat16 would round; export the model in float32.",
     ),
     "heads that were never trained": (
         "medusa",
         lambda: MTPModel(trunk=interop.medusa().trunk, heads=ResidualHeads(d_model=D, num_horizons=2)),
-        "export: all numbers of heads.stacks.0.0.linear.weight are 0: it was never trained.",
+        "export: all values of heads.stacks.0.0.linear.weight are 0: it was never trained.",
     ),
     "numbers that are none": (
         "glm",
         lambda: _with(interop.glm(), "trunk.embedding.weight", float("nan")),
-        "export: trunk.embedding.weight holds numbers that are not finite; train again.",
+        "export: trunk.embedding.weight holds values that are not finite; train again.",
     ),
 }
 
@@ -194,7 +200,7 @@ def test_heads_with_the_bytes_of_before_training_are_refused(tmp_path: Path) -> 
         for name, value in after.named_parameters():
             if name != "heads.steps.1.merge.weight":
                 value.add_(0.01)
-    sentence = r"^export: heads\.steps\.1\.merge\.weight is as it was before training; export the checkpoint of"
+    sentence = r"^export: training did not change heads\.steps\.1\.merge\.weight; export the checkpoint of"
     with pytest.raises(ValueError, match=sentence):
         export_model(after, tmp_path / "out", format="glm", before=before)
     with torch.no_grad():
@@ -206,7 +212,7 @@ def test_heads_with_the_bytes_of_before_training_are_refused(tmp_path: Path) -> 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"is there already and not empty; give a new folder, or add=true"):
+    with pytest.raises(ValueError, match=r"exists and is not empty; give a new folder, or add=true"):
         export_model(interop.glm(), tmp_path, format="glm")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -257,8 +263,8 @@ GLM_TENSOR = "model.layers.2."
 LATENTS = [
     (
         change,
-        r"^deepseek: model\.layers\.[02]\.self_attn compresses keys and values, and our layers attend to them as they "
-        r"are; this model cannot be read\.$",
+        r"^deepseek: model\.layers\.[02]\.self_attn compresses keys and values, which our layers do not; this model "
+        r"cannot be read\.$",
     )
     for change in (
         shifted("model.layers.0.self_attn.kv_a_proj_with_mqa.weight"),
@@ -272,34 +278,34 @@ IMPORTS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
         "deepseek",
         lambda folder: edited(folder, q_lora_rank=8),
         {},
-        r"^deepseek: config\.json says q_lora_rank=8, latents that our layers can be have None; this model cannot",
+        r"^deepseek: config\.json has q_lora_rank=8, our layers can represent latents with None only; this model",
     ),
     "an unknown format": ("glm", lambda _: None, {"format": "hf"}, r"^format: 'hf' is unknown\. Known: mtp_modules, "),
     "another format": (
         "glm",
         lambda _: None,
         {"format": "mimo"},
-        r"^format: .* was written as glm, not as mimo; give that\.$",
+        r"^format: .* was written as glm, not as mimo; give format=glm\.$",
     ),
     "no folder": ("glm", lambda _: None, {"path": "nowhere"}, r"^path: there is no folder nowhere; give the folder"),
     "nothing said of the chain": (
         "glm",
         without_words,
         {"position_0": "token"},
-        r"^glm: the file does not say chain_state, about which readers of this format disagree; "
+        r"^glm: the file does not specify chain_state, and readers of this format disagree about it; "
         r"give chain_state: before_norm or after_norm\.$",
     ),
     "nothing said of position 0": (
         "glm",
         without_words,
         {"chain_state": "after_norm"},
-        r"^glm: the file does not say position_0, .* give position_0: token or zero\.$",
+        r"^glm: the file does not specify position_0, .* give position_0: token or zero\.$",
     ),
     "two answers": (
         "glm",
         lambda _: None,
         {"chain_state": "before_norm"},
-        r"^glm: chain_state=before_norm was given, but the file says after_norm; leave chain_state out, or give",
+        r"^glm: chain_state=before_norm was given, but the file has after_norm; omit chain_state, or give",
     ),
     "no such answer": (
         "glm",
@@ -317,21 +323,21 @@ IMPORTS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
         "glm",
         without_words,
         {"chain_state": "after_norm", "position_0": "zero"},
-        r"^glm: SequentialHeads take the token's embedding at position 0, the file says position_0=zero\.$",
+        r"^glm: SequentialHeads read the token's embedding at position 0, the file has position_0=zero\.$",
     ),
-    "half a checkpoint": ("glm", half, {}, r"^glm: .*index.json names model-1.safetensors, which is not there: this "),
+    "half a checkpoint": ("glm", half, {}, r"^glm: .*index.json names model-1.safetensors, which is missing; the "),
     "a pickle": (
         "glm",
         as_pickle,
         {},
-        r"^glm: .* has pytorch_model.bin, a pickle, where model.safetensors is meant, and pickles can run code;",
+        r"^glm: .* has pytorch_model.bin, a pickle, instead of model.safetensors, and pickles can run code;",
     ),
     "a pickle in disguise": ("glm", pickle_in_disguise, {}, r"^glm: .* is not safetensors \(a pickle under that name"),
     "a copy of the embedding that is none": (
         "glm",
         shifted(f"{GLM_TENSOR}embed_tokens.weight"),
         {},
-        r"^glm: model\.layers\.2\.embed_tokens\.weight must be a copy of model\.embed_tokens\.weight, but its numbers",
+        r"^glm: model\.layers\.2\.embed_tokens\.weight must be a copy of model\.embed_tokens\.weight, but its values",
     ),
     "a copy of the output matrix that is none": (
         "glm",
@@ -343,49 +349,49 @@ IMPORTS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
         "glm",
         lambda folder: edited(folder, tie_word_embeddings=True),
         {},
-        r"^glm: lm_head\.weight must be a copy of model\.embed_tokens\.weight, for tie_word_embeddings is true, but",
+        r"^glm: lm_head\.weight must be a copy of model\.embed_tokens\.weight, because tie_word_embeddings is true,",
     ),
     "another width": (
         "glm",
         lambda folder: edited(folder, vocab_size=V + 1),
         {},
-        r"^glm: model\.embed_tokens\.weight has shape \(19, 16\), the configuration says \(20, 16\); mend either\.$",
+        r"^glm: model\.embed_tokens\.weight has shape \(19, 16\), the configuration has \(20, 16\); correct either\.$",
     ),
     "a mixture of experts": (
         "glm",
         shifted(f"{GLM_TENSOR}mlp.experts.0.down_proj.weight"),
         {},
-        r"^glm: model\.layers\.2\.mlp\.experts are a mixture, and our layers have one dense feed-forward layer;",
+        r"^glm: model\.layers\.2\.mlp\.experts is a mixture of experts, and our layers are dense;",
     ),
     "a trunk of experts": (
         "glm",
         lambda folder: edited(folder, first_k_dense_replace=1),
         {},
-        r"^glm: layers of the trunk are mixtures of experts, which ours are not; give trunk\.$",
+        r"^glm: layers of the trunk are mixtures of experts, which ours do not support; give trunk\.$",
     ),
     "a part of the channels turns": (
         "glm",
         lambda folder: edited(folder, rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
         {},
-        r"^glm: config\.json says partial_rotary_factor=0\.5, our layers have 1\.0; this model cannot be read\.$",
+        r"^glm: config\.json has partial_rotary_factor=0\.5, our layers have 1\.0; this model cannot be read\.$",
     ),
     "GLM's own part of the channels": (
         "glm",
         lambda folder: edited(folder, rope_parameters={"rope_theta": 1e4}, partial_rotary_factor=None),
         {},
-        r"^glm: config\.json says partial_rotary_factor=0\.5, our layers have 1\.0; this model cannot be read\.$",
+        r"^glm: config\.json has partial_rotary_factor=0\.5, our layers have 1\.0; this model cannot be read\.$",
     ),
     "Qwen's own part of the channels": (
         "qwen",
         lambda folder: edited(folder, rope_parameters={"rope_theta": 1e4}, partial_rotary_factor=None),
         {},
-        r"^qwen: config\.json says partial_rotary_factor=0\.25, our layers have 1\.0; this model cannot be read\.$",
+        r"^qwen: config\.json has partial_rotary_factor=0\.25, our layers have 1\.0; this model cannot be read\.$",
     ),
     "no size": (
         "glm",
         lambda folder: edited(folder, hidden_size=None),
         {},
-        r"^glm: config\.json has no hidden_size; give the folder of a whole checkpoint\.$",
+        r"^glm: config\.json has no hidden_size; give the folder of a complete checkpoint\.$",
     ),
     "biases": (
         "mimo",
@@ -397,7 +403,7 @@ IMPORTS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
         "speculators",
         lambda _: None,
         {},
-        r"^speculators: the format keeps heads alone; give trunk, a checkpoint of the model that they belong to\.$",
+        r"^speculators: the format stores heads only; give trunk, a checkpoint of the model that they belong to\.$",
     ),
     "another width than the trunk's": (
         "medusa_vllm",
@@ -415,7 +421,7 @@ IMPORTS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
         "medusa_vllm",
         lambda _: None,
         {"trunk": lambda: make(LinearHeads(d_model=D, num_horizons=2))},
-        r"^medusa_vllm: LinearHeads of the model given as trunk have a module of their own for horizon 1, which",
+        r"^medusa_vllm: LinearHeads of the model given as trunk have their own module for horizon 1, which",
     ),
 }
 MODELS = {

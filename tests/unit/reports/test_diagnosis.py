@@ -12,7 +12,7 @@ from mtp_modules.data.tokenizers import ByteTokenizer
 from mtp_modules.reports import Diagnosis, DraftedText, diagnose, draft_along
 from mtp_modules.reports.diagnosis import depths_of
 from mtp_modules.reports.diagnosis_verdict import verdict
-from mtp_modules.reports.draft_groups import Group, by_column, by_kind, by_place, by_token
+from mtp_modules.reports.draft_groups import Group, by_column, by_kind, by_position, by_token
 from tests.drafting import ScriptedHeads, clock
 from tests.helpers import VOCAB, make_model, random_tokens
 
@@ -28,9 +28,9 @@ def drafted(accepted: list[int], confidence: list[list[float]], num_drafts: int)
     count = len(accepted)
     return DraftedText(
         rows=torch.zeros(count, dtype=torch.long),
-        places=torch.arange(1, count + 1),
+        positions=torch.arange(1, count + 1),
         drafts=torch.zeros(count, num_drafts, dtype=torch.long),
-        own=torch.zeros(count, num_drafts, dtype=torch.long),
+        target_tokens=torch.zeros(count, num_drafts, dtype=torch.long),
         confidence=torch.tensor(confidence, dtype=torch.float64),
         accepted=torch.tensor(accepted),
         before=torch.rand(count, num_drafts, dtype=torch.float64),
@@ -65,7 +65,7 @@ def test_figures_by_depth_are_those_of_a_loop(rounds: list[tuple[int, list[float
         assert found.calibration_error == pytest.approx(error / max(len(reached), 1), abs=1e-9)
         pairs = list(zip(walked.before[:, index].tolist(), walked.overlap[:, index].tolist(), strict=True))
         held = sum(weight * share for weight, share in pairs)
-        assert found.drawn == pytest.approx(held / len(pairs))
+        assert found.sampled == pytest.approx(held / len(pairs))
         assert found.overlap == pytest.approx(held / sum(weight for weight, _ in pairs))
         chain *= found.conditional
         expected += chain
@@ -103,10 +103,10 @@ def test_a_healthy_model(healthy: Diagnosis) -> None:
     assert [number.expected_tokens for number in healthy.numbers] == [1.0, 2.0, 3.0, 4.0]
     assert [number.measured_tokens for number in healthy.numbers] == [1.0, 2.0, 3.0, 4.0]
     assert [(score.top1, score.top5) for score in healthy.accuracies] == [(1.0, 1.0)] * 4
-    assert all(score.commonest == pytest.approx(1 / VOCAB, abs=0.05) for score in healthy.accuracies)
-    assert healthy.silent == healthy.useless == healthy.untouched == []
+    assert all(score.most_frequent == pytest.approx(1 / VOCAB, abs=0.05) for score in healthy.accuracies)
+    assert healthy.constant == healthy.useless == healthy.untouched == []
     assert healthy.rounds == 3 * 23
-    assert not any("dead" in sentence or "guess" in sentence for sentence in verdict(healthy))
+    assert not any("dead" in sentence or "baseline" in sentence for sentence in verdict(healthy))
 
 
 def test_forecasts_are_tokens_over_costs(healthy: Diagnosis) -> None:
@@ -137,7 +137,7 @@ def test_measured_tokens_are_what_the_decoder_counts(trunk: str, heads: str) -> 
 def broken(kind: str) -> MTPModel:
     model = clock(4)
     with torch.no_grad():
-        if kind == "silent":
+        if kind == "constant":
             model.heads.maps[2].weight.zero_()
         else:  # another token of the circle than the one that comes
             model.heads.maps[2].weight.copy_(model.heads.maps[1].weight)
@@ -145,8 +145,8 @@ def broken(kind: str) -> MTPModel:
 
 
 def test_a_dead_head_is_found_and_named() -> None:
-    found = diagnose(broken("silent"), counting(3, 24), [[0, 1]], new_tokens=5)
-    assert found.silent == [3]
+    found = diagnose(broken("constant"), counting(3, 24), [[0, 1]], new_tokens=5)
+    assert found.constant == [3]
     assert found.useless == [3]
     assert [sentence for sentence in verdict(found) if "Head 3 is dead" in sentence]
     assert not [sentence for sentence in verdict(found) if "Head 2" in sentence or "Head 4" in sentence]
@@ -154,13 +154,12 @@ def test_a_dead_head_is_found_and_named() -> None:
 
 def test_a_head_that_is_never_right_is_found_and_named() -> None:
     found = diagnose(broken("wrong"), counting(3, 24), [[0, 1]], new_tokens=5)
-    assert found.silent == []
+    assert found.constant == []
     assert found.useless == [3]
     assert found.depths[1].accepted == 0
-    assert [sentence for sentence in verdict(found) if sentence.startswith("Head 3 never beats a guess: 0.0% right")]
-    assert [
-        sentence for sentence in verdict(found) if sentence.startswith("The weakest link is draft 2, by head 3: 0%")
-    ]
+    said = verdict(found)
+    assert [line for line in said if line.startswith("Head 3 does not beat the baseline: its accuracy is 0.0%,")]
+    assert [line for line in said if line.startswith("Draft 2, from head 3, is accepted least often: 0% of")]
 
 
 def test_verdicts_follow_the_figures(healthy: Diagnosis) -> None:
@@ -171,34 +170,39 @@ def test_verdicts_follow_the_figures(healthy: Diagnosis) -> None:
         ]
         return verdict(replace(healthy, numbers=numbers))
 
-    assert with_costs(1, 1.1, 1.2, 3)[0].startswith("2 drafts are best here: a round brings 3.00 tokens of held-out")
-    assert with_costs(1, 3, 5, 7)[0].startswith("Drafting does not pay here: 1 draft would bring 2.00 tokens a round")
+    assert with_costs(1, 1.1, 1.2, 3)[0].startswith(
+        "2 drafts are best here: the mean accepted length on held-out text is 3.00 tokens"
+    )
+    assert with_costs(1, 3, 5, 7)[0].startswith(
+        "Drafting does not pay here: 1 draft would give a mean accepted length of 2.00 tokens"
+    )
     assert with_costs(1, 1, 2, 3)[0].startswith("1 draft is best here")
     assert with_costs(1, 1.1, 1.2, 1.3)[1].startswith("No larger number was tried")
     slow = [replace(number, measured=2.0 if number.num_drafts == 1 else 1.0) for number in healthy.numbers]
     assert any(
-        "by the clock alone, 1 draft did better: 2.00x" in line for line in verdict(replace(healthy, numbers=slow))
+        "In measured speed alone, 1 draft did better: 2.00x" in line for line in verdict(replace(healthy, numbers=slow))
     )
     against = replace(healthy, gradient_cosines=[None, 0.3, -0.2, 0.0])
-    assert any(line.startswith("Gradients conflict: in the trunk, head 3 (-0.20)") for line in verdict(against))
+    conflict = "Gradients conflict: in the trunk, the gradients of head 3 (-0.20) have a negative cosine"
+    assert any(line.startswith(conflict) for line in verdict(against))
     easy = [replace(number, expected_tokens=1.5) for number in healthy.numbers]
-    assert any("own text is easier to draft" in line for line in verdict(replace(healthy, numbers=easy)))
+    assert any("Generated text is easier to draft" in line for line in verdict(replace(healthy, numbers=easy)))
     untouched = verdict(replace(healthy, untouched=["depth_bias[1]"]))
-    assert "These parameters of the heads still have their initial value: depth_bias[1]." in untouched
-    for modest, sure in ((True, 0.5), (False, 1.0)):
-        accepted = 100 if modest else 50
+    assert "Parameters of the heads that still have their initial value: depth_bias[1]." in untouched
+    for below, sure in ((True, 0.5), (False, 1.0)):
+        accepted = 100 if below else 50
         depths = [replace(depth, reached=100, accepted=accepted, confidence=sure) for depth in healthy.depths]
-        said = [line for line in verdict(replace(healthy, depths=depths)) if "own probability says" in line]
-        assert [("better" in line, "below" in line) for line in said] == [(modest, modest)]
+        said = [line for line in verdict(replace(healthy, depths=depths)) if "confident:" in line]
+        assert [("underconfident" in line, "below" in line) for line in said] == [(below, below)]
 
 
 def test_groups_count_what_was_reached_by_what_the_model_chose() -> None:
     text = torch.tensor([list(b"x\nab 1\nq")])
     walked = DraftedText(
         rows=torch.zeros(3, dtype=torch.long),
-        places=torch.tensor([1, 3, 7]),
+        positions=torch.tensor([1, 3, 7]),
         drafts=torch.tensor([list(b"ab"), list(b" 2"), list(b"zz")]),
-        own=torch.tensor([list(b"ab"), list(b" 1"), list(b"=z")]),
+        target_tokens=torch.tensor([list(b"ab"), list(b" 1"), list(b"=z")]),
         confidence=torch.ones(3, 2, dtype=torch.float64),
         accepted=torch.tensor([2, 1, 0]),
         before=torch.ones(3, 2, dtype=torch.float64),
@@ -215,12 +219,12 @@ def test_groups_count_what_was_reached_by_what_the_model_chose() -> None:
     assert {group.name for group in by_token(walked, None)} == {"97", "98", "32", "49", "61"}
     assert by_kind(walked, None) == by_column(walked, text, None) == []
     assert by_column(walked, text, tokenizer) == [Group("0", 1, 2), Group("1 to 3", 2, 1)]
-    assert by_place(walked) == [Group("1 to 1", 1, 2), Group("3 to 3", 1, 1), Group("7 to 7", 1, 0)]
+    assert by_position(walked) == [Group("1 to 1", 1, 2), Group("3 to 3", 1, 1), Group("7 to 7", 1, 0)]
 
 
 def test_what_a_diagnosis_refuses() -> None:
     batch = counting(2, 12)
-    with pytest.raises(ValueError, match="LinearHeads with one horizon drafts nothing; there is nothing to diagnose"):
+    with pytest.raises(ValueError, match="LinearHeads with one horizon cannot draft; there is nothing to diagnose"):
         diagnose(clock(1), batch, [[1]])
     with pytest.raises(ValueError, match="needs text and prompts, got 1 batches and 0 prompts"):
         diagnose(clock(2), batch, [])
@@ -228,7 +232,7 @@ def test_what_a_diagnosis_refuses() -> None:
         diagnose(clock(4), batch, [[1]], num_drafts=9)
     with pytest.raises(ValueError, match="diagnose: new_tokens must be at least 1, got 0"):
         diagnose(clock(4), batch, [[1]], new_tokens=0)
-    with pytest.raises(ValueError, match=r"batches must be equally long, got rows of 12 and 14 tokens"):
+    with pytest.raises(ValueError, match=r"batches must have equal lengths, got rows of 12 and 14 tokens"):
         diagnose(clock(4), [*batch, *counting(1, 14)], [[1]])
     with pytest.raises(
         ValueError, match="a prompt of 48 tokens leaves the trunk, which reads max_positions=48, no room"

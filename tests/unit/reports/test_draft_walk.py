@@ -46,7 +46,7 @@ def test_on_its_own_text_the_walk_accepts_what_the_decoder_accepts(kind: object)
     text = prompt + [token for done in rounds for token in done.tokens[0]]
     ends = torch.tensor([len(done.tokens[0]) for done in rounds]).cumsum(0) + len(prompt) - 1
     found = draft_along(model, torch.tensor([text[:-4]]), num_drafts=4)
-    by_place = dict(zip(found.places.tolist(), found.accepted.tolist(), strict=True))
+    by_place = dict(zip(found.positions.tolist(), found.accepted.tolist(), strict=True))
     compared = [
         (by_place[int(end)], done.accepted[0])
         for end, done in zip(ends, rounds[1:], strict=False)
@@ -62,26 +62,26 @@ def test_on_its_own_text_the_walk_accepts_what_the_decoder_accepts(kind: object)
 def test_choices_and_probabilities_are_those_of_a_fresh_reading(trunk: str, heads: str) -> None:
     model, text = make_model(trunk, heads, 4, seed=3), random_tokens(2, 9)
     found = draft_along(model, text, num_drafts=3)
-    assert found.places.tolist() == sorted([*range(1, 9)] * 2)
-    for index, (row, place) in enumerate(zip(found.rows.tolist(), found.places.tolist(), strict=True)):
+    assert found.positions.tolist() == sorted([*range(1, 9)] * 2)
+    for index, (row, place) in enumerate(zip(found.rows.tolist(), found.positions.tolist(), strict=True)):
         drafts, read = found.drafts[index].tolist(), text[row, : place + 1].tolist()
         assert found.confidence[index, 0].item() == pytest.approx(draft_probs(model, read, drafts)[0][drafts[0]].item())
         for depth in range(3):
-            law = own_law(model, read + drafts[:depth])
-            assert found.own[index, depth] == law.argmax()
-        held = [own == draft for own, draft in zip(found.own[index].tolist(), drafts, strict=True)]
+            probs = model_probs(model, read + drafts[:depth])
+            assert found.target_tokens[index, depth] == probs.argmax()
+        held = [token == draft for token, draft in zip(found.target_tokens[index].tolist(), drafts, strict=True)]
         assert found.accepted[index] == [*held, False].index(False)
 
 
 @torch.no_grad()
-def own_law(model: MTPModel, text: list[int]) -> Tensor:
+def model_probs(model: MTPModel, text: list[int]) -> Tensor:
     states = model(torch.tensor([text + [0] * model.lookahead]))[0]
     return model.unembedding.logits(states[0, -1]).softmax(dim=-1)
 
 
 @torch.inference_mode()
 def draft_probs(model: MTPModel, text: list[int], forced: list[int]) -> Tensor:
-    """Return the heads' laws after a text whose last token is emitted but not read, with given drafts."""
+    """Return the draft distributions after a text whose last token is emitted but not read, with given drafts."""
     state, own = model.trunk.new_state(1, 40), model.heads.new_state(1, 40)
     extend(model, torch.tensor([text[:-1]]), state, own)
     own.commit([len(text) - 1])
@@ -101,12 +101,12 @@ def test_the_chance_to_reach_a_depth_is_that_of_all_chains_enumerated(trunk: str
     model, text = make_model(trunk, heads, 3), [4, 2]
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(0.7)  # laws that are neither flat nor sharp
-    first_q, first_p = draft_probs(model, text, [0])[0], own_law(model, text)
+            parameter.mul_(0.7)  # distributions that are neither flat nor sharp
+    first_q, first_p = draft_probs(model, text, [0])[0], model_probs(model, text)
     first = torch.minimum(first_q, first_p)
     second = torch.stack(
         [
-            torch.minimum(draft_probs(model, text, [token, 0])[1], own_law(model, [*text, token])).sum()
+            torch.minimum(draft_probs(model, text, [token, 0])[1], model_probs(model, [*text, token])).sum()
             for token in range(VOCAB)
         ]
     )
@@ -114,7 +114,7 @@ def test_the_chance_to_reach_a_depth_is_that_of_all_chains_enumerated(trunk: str
     copies = 4000
     found = draft_along(model, torch.tensor([text] * copies), num_drafts=2, seed=1)
     reach, distance = found.reach, 0.5 * (first_q - first_p).abs().sum()
-    assert_same(reach[:, 0], exact[0].expand(copies))  # nothing is drawn for the first depth
+    assert_same(reach[:, 0], exact[0].expand(copies))  # nothing is sampled for the first depth
     assert_same(found.overlap[:, 0], (1 - distance).expand(copies))
     assert found.before[:, 0].eq(1).all()
     error = reach[:, 1].std() / copies**0.5
@@ -130,9 +130,9 @@ def test_the_chance_to_reach_a_depth_is_that_of_all_chains_enumerated(trunk: str
 def test_every_so_many_tokens_are_some_of_all() -> None:
     model, text = make_model("transformer", "recurrent", 4), random_tokens(3, 14)
     every, some = (draft_along(model, text, num_drafts=3, every=step) for step in (1, 4))
-    assert some.places.unique().tolist() == [1, 5, 9, 13]
-    kept = torch.isin(every.places, some.places)
-    for name in ("rows", "places", "drafts", "own", "accepted"):
+    assert some.positions.unique().tolist() == [1, 5, 9, 13]
+    kept = torch.isin(every.positions, some.positions)
+    for name in ("rows", "positions", "drafts", "target_tokens", "accepted"):
         assert torch.equal(getattr(every, name)[kept], getattr(some, name))
     assert_same(every.confidence[kept], some.confidence)
 
@@ -141,15 +141,15 @@ def test_a_row_counts_up_to_its_first_boundary() -> None:
     model, text = make_model("transformer", "linear", 3), random_tokens(2, 10)
     documents = torch.tensor([[0] * 10, [0] * 4 + [1] * 6])
     found = draft_along(model, text, num_drafts=2, document_ids=documents)
-    assert found.places[found.rows == 0].tolist() == list(range(1, 10))
-    assert found.places[found.rows == 1].tolist() == [1, 2, 3]
+    assert found.positions[found.rows == 0].tolist() == list(range(1, 10))
+    assert found.positions[found.rows == 1].tolist() == [1, 2, 3]
 
 
 def test_rounds_stay_within_the_positions_of_the_trunk() -> None:
     model = make_model("transformer", "linear", 4)  # reads 48
     found = draft_along(model, random_tokens(1, 60), num_drafts=3)
-    assert found.places.max() == 48 - 3 - 1
-    assert all(later == earlier + 1 for earlier, later in pairwise(found.places.tolist()))
+    assert found.positions.max() == 48 - 3 - 1
+    assert all(later == earlier + 1 for earlier, later in pairwise(found.positions.tolist()))
 
 
 def test_what_the_walk_refuses() -> None:

@@ -116,9 +116,9 @@ def test_pointing_at_a_token_tells_its_numbers(browser: Any, folder: Path, recor
             if token.depth:
                 assert f"accepted at depth {token.depth}" in said
                 assert f"q {token.q:.3f}" in said
-            for table, law in zip(card.locator("table").all(), (token.model, token.draft), strict=False):
+            for table, probs in zip(card.locator("table").all(), (token.model, token.draft), strict=False):
                 shown = [row.split() for row in table.locator("tr").all_inner_texts()]
-                assert [row[-1] for row in shown] == [f"{one.probability:.3f}" for one in law]
+                assert [row[-1] for row in shown] == [f"{one.probability:.3f}" for one in probs]
             assert page.locator(".about:visible").count() == 1
 
 
@@ -186,7 +186,7 @@ def test_the_command_says_what_it_wrote(folder: Path, tmp_path: Path, capsys: py
 
 def test_what_report_refuses(folder: Path) -> None:
     model = ("--ckpt_path", folder / "model")
-    assert refusal("report", *model) == "report: nothing says what to write; give --generation."
+    assert refusal("report", *model) == "report: no page was requested; give --generation."
     assert refusal("report", *model, "--generation", "--alternatives=0") == (
         "report: alternatives must be at least 1, got 0."
     )
@@ -202,5 +202,5 @@ def test_drafts_of_a_model_that_drafts_nothing_are_refused(tmp_path: Path) -> No
     single = MTPModel(trunk=RecurrentTrunk(vocab_size=9, d_model=4), heads=LinearHeads(d_model=4, num_horizons=1))
     single.save_pretrained(tmp_path)
     assert refusal("report", "--generation", "--ckpt_path", tmp_path, "--prompt=1", "--num_drafts=3") == (
-        "num_drafts: LinearHeads with one horizon drafts nothing; leave num_drafts out."
+        "num_drafts: LinearHeads with one horizon cannot draft; omit num_drafts."
     )

@@ -33,18 +33,19 @@ def test_accuracies_are_those_of_all_logits(heads: str) -> None:
         assert score.loss == pytest.approx(F.cross_entropy(logits, wanted).item())
         assert score.top1 == pytest.approx((logits.argmax(dim=1) == wanted).double().mean().item())
         assert score.top5 == pytest.approx((logits.topk(5).indices == wanted[:, None]).any(1).double().mean().item())
-        assert score.commonest == pytest.approx(wanted.bincount().max().item() / len(wanted))
+        assert score.most_frequent == pytest.approx(wanted.bincount().max().item() / len(wanted))
 
 
-def test_a_head_says_something_if_it_is_clearly_above_the_commonest_token() -> None:
-    def says(top1: float, count: int) -> bool:
-        return Accuracy(horizon=2, loss=1.0, top1=top1, top5=1.0, commonest=0.5, count=count).says_something
+def test_a_head_beats_the_baseline_by_more_than_two_standard_errors() -> None:
+    def beats(top1: float, count: int) -> bool:
+        return Accuracy(horizon=2, loss=1.0, top1=top1, top5=1.0, most_frequent=0.5, count=count).beats_baseline
 
-    assert [says(0.5, 10_000), says(0.505, 10_000), says(0.52, 10_000), says(0.52, 100)] == [False, False, True, False]
+    found = [beats(0.5, 10_000), beats(0.505, 10_000), beats(0.52, 10_000), beats(0.52, 100)]
+    assert found == [False, False, True, False]
 
 
 @pytest.mark.parametrize("heads", ["linear", "parallel", "recurrent"])
-def test_only_a_head_without_input_is_silent(heads: str) -> None:
+def test_only_a_head_without_input_is_constant(heads: str) -> None:
     model = make_model("gru", heads, 3, own=True)
     batch = {"tokens": random_tokens(2, 20)}
     assert heads_without_input(model, batch) == []

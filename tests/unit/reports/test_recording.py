@@ -1,4 +1,4 @@
-"""What a recording says of each token: the laws of the run itself, and what was thrown away."""
+"""What is recorded of each token: the distributions of the run itself, and rejected drafts."""
 
 import pytest
 
@@ -16,8 +16,8 @@ PROMPT = [1, 2, 3]
 
 def recorded(model: MTPModel, temperature: float) -> tuple[Recording, list[Round]]:
     decoder = SpeculativeDecoder(acceptance=RejectionSampling(), return_distributions=True)
-    law = SamplingParams(temperature=temperature)
-    rounds = list(decoder.stream(model, [PROMPT], max_new_tokens=25, sampling=law, seed=4))
+    sampling = SamplingParams(temperature=temperature)
+    rounds = list(decoder.stream(model, [PROMPT], max_new_tokens=25, sampling=sampling, seed=4))
     return record(PROMPT, rounds, alternatives=3), rounds
 
 
@@ -32,21 +32,21 @@ def test_every_draft_of_the_run_is_in_the_recording(temperature: float) -> None:
     place = 0
     for done in rounds:
         assert done.distributions is not None
-        drafts, laws, draft_probs = (
+        drafts, target_probs, draft_probs = (
             done.distributions.drafts[0].tolist(),
             done.distributions.target_probs[0],
             done.distributions.draft_probs[0],
         )
         for index, token in enumerate(done.tokens[0]):
             found = run.tokens[place]
-            assert found.p == laws[index, token].item()
+            assert found.p == target_probs[index, token].item()
             assert found.q == (draft_probs[index, token].item() if index < done.drafted[0] else None)
-            best = laws[index].argsort(descending=True)[:3].tolist()
-            assert found.model == [Alternative(other, laws[index, other].item()) for other in best]
+            best = target_probs[index].argsort(descending=True)[:3].tolist()
+            assert found.model == [Alternative(other, target_probs[index, other].item()) for other in best]
             assert len(found.draft) == (3 if index < done.drafted[0] else 0)
             place += 1
         assert run.tokens[place - 1].rejected == [
-            RejectedDraft(token, depth + 1, laws[depth, token].item(), draft_probs[depth, token].item())
+            RejectedDraft(token, depth + 1, target_probs[depth, token].item(), draft_probs[depth, token].item())
             for depth, token in list(enumerate(drafts[: done.drafted[0]]))[done.accepted[0] :]
         ]
 
@@ -80,9 +80,9 @@ def test_plain_decoding_has_no_drafts() -> None:
     assert [(token.depth, token.q, token.draft, token.rejected) for token in run.tokens] == [(0, None, [], [])] * 4
 
 
-def test_rounds_without_laws_are_refused() -> None:
+def test_rounds_without_distributions_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="record: the rounds tell no laws; make the decoder with return_distributions=True"
+        ValueError, match="record: the rounds have no distributions; create the decoder with return_distributions=True"
     ):
         record([1], SpeculativeDecoder().stream(make_model(), [[1]], max_new_tokens=4))
 

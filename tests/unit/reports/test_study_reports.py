@@ -82,7 +82,7 @@ def test_a_sweep_is_drawn_against_its_values_or_against_what_it_took() -> None:
         assert axes.get_xscale() == "log"
     (axes,) = figures.curves(outcome_, value=10).get_axes()
     assert axes.lines[0].get_ydata().tolist() == [5.0, 4.0]
-    with pytest.raises(ValueError, match="figure 'sweep': study 'tiny' has no sweep; take 'curves', or give it one"):
+    with pytest.raises(ValueError, match="figure 'sweep': study 'tiny' has no sweep; use 'curves', or add a sweep"):
         figures.sweep(two_arms())
 
 
@@ -99,7 +99,7 @@ def test_bars_stand_for_every_horizon() -> None:
     assert axes.get_ylim() == (0, 1)
     (axes,) = figures.bars(asked, zoom=True).get_axes()
     assert axes.get_ylim()[0] >= 0
-    assert "does not begin at 0" in axes.get_ylabel()
+    assert "axis does not start at 0" in axes.get_ylabel()
 
 
 def test_the_heat_map_shows_the_mean_over_seeds() -> None:
@@ -108,7 +108,7 @@ def test_the_heat_map_shows_the_mean_over_seeds() -> None:
     image = np.ma.filled(axes.images[0].get_array(), np.nan)
     assert np.array_equal(image, np.array([[0.375, 0.5], [np.nan, 0.25]]), equal_nan=True)
     assert axes.get_title(loc="left") + axes.get_title() == "two, 2 seeds"
-    with pytest.raises(ValueError, match="no arm has more than one horizon; name arms"):
+    with pytest.raises(ValueError, match="no arm has more than one horizon; give arms"):
         figures.heat_map(outcome({"one": [[heads(0.5)]]}))
 
 
@@ -119,7 +119,7 @@ def test_distance_shows_heads_and_what_is_written() -> None:
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     assert {name: list(y) for name, y in lines.items()} == {
         "one, head": [0.9],
-        "one, written": [0.9, 0.8, 0.7],
+        "one, generated": [0.9, 0.8, 0.7],
         "two, head": [0.8, 0.6],
     }
     (axes,) = figures.distance(asked, log_error=True).get_axes()
@@ -182,13 +182,13 @@ def test_numbers_are_written_as_people_do(given_: tuple[str, float], expected: s
 
 def test_a_sure_difference_is_told_from_noise() -> None:
     assert difference(two_arms()) == (
-        "Loss of horizon 1, nats: one has 3.0 ± 2.5. Worse than it: two (+1.00 ± 0.25). "
-        "Not to be told apart from it: three (+1 ± 13)."
+        "Loss of horizon 1, nats: one has 3.0 ± 2.5. Worse: two (+1.00 ± 0.25). "
+        "Not distinguishable from it: three (+1 ± 13)."
     )
-    assert "Better than it: two (+1.00 ± 0.25)." in difference(two_arms("accepted_length"), key="accepted_length")
-    assert "Not to be told apart from it: two" in difference(two_arms(), worth=1.5)
+    assert "Better: two (+1.00 ± 0.25)." in difference(two_arms("accepted_length"), key="accepted_length")
+    assert "Not distinguishable from it: two" in difference(two_arms(), worth=1.5)
     assert difference(two_arms(), to="two", arms=["one"]) == (
-        "Loss of horizon 1, nats: two has 4.0 ± 2.6. Better than it: one (-1.00 ± 0.25)."
+        "Loss of horizon 1, nats: two has 4.0 ± 2.6. Better: one (-1.00 ± 0.25)."
     )
     assert "three" in difference(two_arms(), to="two")
 
@@ -200,7 +200,7 @@ def test_differences_of_shares_are_points() -> None:
 
 def test_one_seed_tells_nothing_apart() -> None:
     said = difference(outcome({"one": [seeds(1.0)], "two": [seeds(9.0)]}))
-    assert said == "Loss of horizon 1, nats: one has 1. Not to be told apart from it: two (+8)."
+    assert said == "Loss of horizon 1, nats: one has 1. Not distinguishable from it: two (+8)."
 
 
 def test_data_needed_for_the_same_loss() -> None:
@@ -227,9 +227,9 @@ def test_a_bound_is_told_as_one() -> None:
 @pytest.mark.parametrize(
     ("arm", "claimed", "judged"),
     [
-        ("two", 0.33, "it does not hold here, more is needed."),
-        ("three", 0.33, "it is right that less is needed, but says too much."),
-        ("three", 0.6, "it holds."),
+        ("two", 0.33, "not supported, more is needed."),
+        ("three", 0.33, "less is needed, but not as little as claimed."),
+        ("three", 0.6, "supported."),
     ],
 )
 def test_a_claim_is_judged(arm: str, claimed: float, judged: str) -> None:
@@ -241,7 +241,9 @@ def test_a_claim_is_judged(arm: str, claimed: float, judged: str) -> None:
 def test_one_seed_judges_no_claim() -> None:
     found = swept()
     single = Outcome(found.study, [one for one in found.results if one["seed"] == 1], [], found.about)
-    assert data_needed(single, arm="two", claimed=0.33).endswith("(n = 1). The claim is 0.33: one seed cannot tell.")
+    assert data_needed(single, arm="two", claimed=0.33).endswith(
+        "(n = 1). The claim is 0.33: inconclusive with one seed."
+    )
 
 
 @given(
@@ -281,7 +283,7 @@ def test_the_report_is_one_page_that_needs_nothing(tmp_path: Path) -> None:
     assert text.count("data:image/svg+xml;base64,") == len(asked.study.figures)
     for part in ("Are two heads &lt; better", "They are &amp; &lt;b&gt;always&lt;/b&gt;.", "N &lt; 1", "--seeds 2"):
         assert part in text
-    assert "No result of: N = 2, seed 3." in text
+    assert "No results: N = 2, seed 3." in text
     assert "processor abacus" in text
     assert "d_model: 16" in text
     images = sorted((tmp_path / "figures").glob("*.png"))

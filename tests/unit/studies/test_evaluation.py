@@ -39,7 +39,7 @@ def test_answers_are_counted_where_the_data_marks_them() -> None:
 
 
 def test_no_batches_are_refused() -> None:
-    with pytest.raises(ValueError, match="the data has no validation batches; give it a validation side"):
+    with pytest.raises(ValueError, match="the data has no validation batches; give it a validation split"):
         evaluate(module(), [])
 
 

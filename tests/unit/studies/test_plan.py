@@ -86,7 +86,7 @@ def test_matched_by_data_a_helper_is_only_counted() -> None:
 def test_a_helper_that_costs_too_much_is_refused() -> None:
     by_label = {"plain": cost(), "taught": cost(), "teacher": cost(flops=8000)}
     sentence = (
-        "arm 'taught': is matched by flops, but its helpers alone take 2 times what 'plain' takes; give the helpers"
+        "arm 'taught': is matched by flops, but its helpers alone use 2 times what 'plain' uses; give the helpers"
     )
     with pytest.raises(ValueError, match=re.escape(sentence)):
         plan_runs(taught(match="flops"), by_label, seeds=1, scale=1.0)
@@ -117,7 +117,7 @@ def test_a_budget_is_kept_and_used(figures: list[tuple[Any, ...]], minutes: floa
     try:
         runs, scale = plan_within(asked, by_arm, seeds=seeds, minutes=minutes, workers=workers)
     except ValueError as error:
-        (enough,) = re.findall(r"; ([\d.]+) minutes would do", str(error))
+        (enough,) = re.findall(r"; allow ([\d.]+) minutes,", str(error))
         assert float(enough) > minutes
         runs, _ = plan_within(asked, by_arm, seeds=seeds, minutes=float(enough), workers=workers)
         assert duration(runs, by_arm, workers) <= 60 * float(enough)
@@ -137,7 +137,7 @@ def test_a_budget_that_is_large_enough_changes_nothing() -> None:
 def test_a_budget_too_small_is_refused_with_one_that_would_do() -> None:
     sentence = (
         "study: a budget of 0.01 minutes is too small for one step of each of the 6 runs of 'tiny', 2 at a time; "
-        "0.1 minutes would do, or fewer --seeds."
+        "allow 0.1 minutes, or use fewer --seeds."
     )
     with pytest.raises(ValueError, match=re.escape(sentence)):
         plan_within(three_arms(), dict.fromkeys("abc", cost()), seeds=2, minutes=0.01, workers=2)

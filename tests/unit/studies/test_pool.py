@@ -10,12 +10,12 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.studies.pool import Job, run_jobs
 
 
-def add(first: int, second: int, *, device: int | None, tell: Any) -> tuple[int, int]:
-    tell(1)
+def add(first: int, second: int, *, device: int | None, report_step: Any) -> tuple[int, int]:
+    report_step(1)
     return first + second, os.getpid()
 
 
-def fail(how: str, *, device: int | None, tell: Any) -> None:
+def fail(how: str, *, device: int | None, report_step: Any) -> None:
     if how == "refuse":
         refuse("job", "will not.")
     if how == "wrapped":
@@ -28,7 +28,7 @@ def fail(how: str, *, device: int | None, tell: Any) -> None:
     raise KeyError(how)
 
 
-def sleep(*, device: int | None, tell: Any) -> None:
+def sleep(*, device: int | None, report_step: Any) -> None:
     time.sleep(600)
 
 

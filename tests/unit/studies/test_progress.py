@@ -36,7 +36,7 @@ def test_the_time_left_follows_what_runs_really_take(clock: list[float]) -> None
     bar.failed("b", "a traceback\nbroken")
     lines = out.getvalue().splitlines()
     assert lines[0] == (
-        "tiny: 3 runs, 1 of them are there already, lengths scaled to 0.5 by the budget; 1 at a time, about 40 s."
+        "tiny: 3 runs, 1 of them already done, lengths scaled to 0.5 by the budget; 1 at a time, about 40 s."
     )
     assert lines[1:] == ["[2/3] a: done; 60 s left", "[3/3] b: FAILED: broken"]
 

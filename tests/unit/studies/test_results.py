@@ -58,10 +58,10 @@ def test_another_study_or_format_is_outdated(tmp_path: Path) -> None:
         read_result(path, made_for="x")
     assert read_result(path, made_for=None) == {}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
-    with pytest.raises(UnusableResultError, match="outdated: of format 0, this version writes 1"):
+    with pytest.raises(UnusableResultError, match="outdated: it has format 0, this version writes 1"):
         read_result(path, made_for="y")
     path.write_text("[]")
-    with pytest.raises(UnusableResultError, match="damaged: parts are missing"):
+    with pytest.raises(UnusableResultError, match="damaged: entries are missing"):
         read_result(path, made_for="y")
 
 

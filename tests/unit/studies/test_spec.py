@@ -66,7 +66,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "match": ({"arms": {"a": {"match": "time"}}}, "arm 'a': match must be one of data, flops, seconds, got 'time'."),
     "trainer": (
         {"arms": {"a": {"trainer.max_steps": 3}}},
-        "arm 'a': trainer may hold gradient_clip_val, gradient_clip_algorithm, accumulate_grad_batches, precision in a",
+        "arm 'a': trainer options of a study are gradient_clip_val, gradient_clip_algorithm, accumulate_grad_batches, ",
     ),
     "each": (
         {"arms": {"a": {"model.heads.init_args.num_horizons": {"each": [1, 2]}}}},
@@ -74,23 +74,23 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "twice": (
         {"arms": {"{x}": {"model.x": {"each": [1, 1]}}}},
-        "arms: '1' is there twice.",
+        "arms: '1' is defined twice; give each arm another name.",
     ),
     "nothing": ({"arms": {"a": 5}}, "arms: 'a' must be a mapping of keys to values, got 5; {} changes nothing."),
-    "no arms": ({"arms": {}}, "tiny: arms is empty; name at least one."),
+    "no arms": ({"arms": {}}, "tiny: arms is empty; give at least one arm."),
     "steps": ({"steps": 0}, "tiny: steps must be at least 1, got 0."),
     "helper": (
         {"arms": {"a": {"model.x": {"helper": "teacher"}}}},
-        "arm 'a': needs helper 'teacher'. Known to arms, not to helpers: none.",
+        "arm 'a': needs helper 'teacher'. Only arms can use helpers; known: none.",
     ),
     "helper's": (
         {"helpers": {"a": {"model.x": {"helper": "b"}}, "b": {}}},
-        "arm 'a': needs helper 'b'. Known to arms, not to helpers: a, b.",
+        "arm 'a': needs helper 'b'. Only arms can use helpers; known: a, b.",
     ),
     "both": ({"helpers": {"N = {num_horizons}": {}}}, "tiny: 'N = {num_horizons}' is both an arm and a helper"),
     "test": (
         {"tests": {"far": {"model.x": 1}}},
-        "test 'far': may change the data only, got 'model.x'.",
+        "test 'far': can override the data only, got 'model.x'.",
     ),
     "base": ({"base": {"model": {}}}, "tiny: base needs a section 'data', as in the YAML of fit."),
     "base's": (
@@ -112,8 +112,8 @@ def test_what_a_study_refuses(changes: dict[str, Any], sentence: str) -> None:
 FILES: dict[str, tuple[str, str]] = {
     "unknown": ("nothing: 1", "study: unknown key 'nothing'. Known: question, claim, base, arms, steps, match,"),
     "missing": ("arms: {a: {}}", "study: needs the key 'question'."),
-    "number": ("steps: many", "study: steps must be a whole number, got 'many'."),
-    "truth": ("seeds: true", "study: seeds must be a whole number, got True."),
+    "number": ("steps: many", "study: steps must be an integer, got 'many'."),
+    "truth": ("seeds: true", "study: seeds must be an integer, got True."),
     "list": ("figures: {kind: bars}", "study: figures must be a list, got {'kind': 'bars'}."),
     "choice": ("match: time", "study: match must be one of data, flops, seconds, got 'time'."),
     "either": ("minutes: long", "study: minutes must be a number or null, got 'long'."),
@@ -121,7 +121,7 @@ FILES: dict[str, tuple[str, str]] = {
         "sweep: {key: share, label: x, vals: [1]}",
         "study: unknown key 'sweep.vals'. Known: key, label, values.",
     ),
-    "yaml": ("a: [", "is not YAML (while parsing a flow"),
+    "yaml": ("a: [", "is not valid YAML (while parsing a flow"),
     "no mapping": ("- 1", "must be a mapping with question, claim, base, arms and steps, got list."),
 }
 
@@ -174,7 +174,7 @@ def test_what_cannot_be_drawn(changes: dict[str, Any], sentence: str) -> None:
 
 def test_a_key_that_no_run_gives() -> None:
     with pytest.raises(
-        ValueError, match=r"tiny: 'curves' needs 'loss/had_1', which no run gives. Known: .*loss/head_1"
+        ValueError, match=r"tiny: 'curves' needs 'loss/had_1', which no run produces. Known: .*loss/head_1"
     ):
         check_keys(study(figures=[{"kind": "curves", "y": "loss/had_1"}]), EVERY_KEY)
 

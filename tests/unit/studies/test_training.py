@@ -11,7 +11,7 @@ from mtp_modules.training import MTPModule, training_flops
 from tests.unit.studies.tiny import study
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
-QUIET: dict[str, Any] = {"device": None, "tell": lambda step: None}
+QUIET: dict[str, Any] = {"device": None, "report_step": lambda step: None}
 
 
 @pytest.fixture
@@ -83,5 +83,5 @@ def test_a_run_whose_loss_explodes_is_refused_by_name() -> None:
     asked = {"arms": {"wild": {"model.optimizer": optimizer, "trainer.gradient_clip_val": None}}, "decode": None}
     (cell,) = study(**asked).cells()
     cost = calibrate(study().cells()[0], {}, None, **QUIET)
-    with pytest.raises(ValueError, match=r"wild, seed 1: the loss is not finite after \d steps; take a lower learning"):
+    with pytest.raises(ValueError, match=r"wild, seed 1: the loss is not finite after \d steps; use a lower learning"):
         train(Run(cell, 1, 8, 8, None), cost, {}, None, **QUIET)
