@@ -1,5 +1,6 @@
 """Decoders: prompts to new tokens."""
 
+from mtp_modules.core.detokenizing import StreamingDetokenizer
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
 from mtp_modules.decoders.beam.decoders import BeamDecoder, DraftedBeamDecoder, JointBeamDecoder
 from mtp_modules.decoders.beam.generation import BeamGeneration, BeamSearchDecoder
@@ -12,11 +13,9 @@ from mtp_modules.decoders.generation import Decoder, Generation
 from mtp_modules.decoders.graphs.compiled import CompiledModel, compile_for_decoding
 from mtp_modules.decoders.graphs.warming import warm_up
 from mtp_modules.decoders.results import DecodingStats, Round, RoundArrays, RoundDistributions
-from mtp_modules.decoders.sampling.detokenizing import StreamingDetokenizer
 from mtp_modules.decoders.sampling.parameters import SamplingParams
 from mtp_modules.decoders.sampling.stopping import StopRule
 from mtp_modules.decoders.speculative import SpeculativeDecoder
-from mtp_modules.decoders.speed import DecodingSpeed, measure_speeds
 from mtp_modules.decoders.verification.rules import (
     Acceptance,
     BlockVerification,
@@ -38,7 +37,6 @@ __all__ = [
     "ConfidentDepth",
     "CostAwareDepth",
     "Decoder",
-    "DecodingSpeed",
     "DecodingStats",
     "DraftPolicy",
     "DraftTree",
@@ -64,6 +62,5 @@ __all__ = [
     "TopKAcceptance",
     "TypicalAcceptance",
     "compile_for_decoding",
-    "measure_speeds",
     "warm_up",
 ]

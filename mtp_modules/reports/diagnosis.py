@@ -8,7 +8,6 @@ import torch
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
-from mtp_modules.decoders import measure_speeds
 from mtp_modules.model import MTPModel
 from mtp_modules.reports.draft_groups import Group, by_column, by_kind, by_position, by_token
 from mtp_modules.reports.draft_walk import DraftedText, draft_along
@@ -20,6 +19,7 @@ from mtp_modules.reports.head_health import (
     heads_without_input,
     untouched_parameters,
 )
+from mtp_modules.studies import measure_speeds
 
 NUM_BINS = 10
 _ROWS_AT_ONCE = 32

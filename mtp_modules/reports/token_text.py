@@ -4,9 +4,9 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mtp_modules.core.detokenizing import REPLACEMENT, StreamingDetokenizer
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.data.tokenizers import ByteTokenizer
-from mtp_modules.decoders.sampling.detokenizing import REPLACEMENT, StreamingDetokenizer
 
 _MARKS = {"\n": "\u21b5\n", "\r": "\u240d", "\t": "\u21e5\t"}
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.data.prompts import row_beginnings
-from mtp_modules.decoders import AutoregressiveDecoder, measure_speeds
+from mtp_modules.decoders import AutoregressiveDecoder
 from mtp_modules.metrics import AnswerAccuracy, PerHeadMetrics, PositionAccuracy
 from mtp_modules.model import MTPModel
+from mtp_modules.studies.speed import measure_speeds
 from mtp_modules.training import MTPModule
 
 ANSWER_MASK = "answer_mask"
@@ -91,7 +92,7 @@ def decoded(model: MTPModel, batches: Iterable[dict[str, Tensor]], options: dict
     ``written/distance_d`` is the accuracy of the ``d``-th generated token when the model reads its own tokens.
     ``decode/tokens_per_forward`` and ``decode/tokens_per_second`` are those of self-speculative decoding with batch
     size 1, without the prefill; ``decode/speedup`` is the speed relative to plain decoding on the same machine. See
-    :func:`~mtp_modules.decoders.measure_speeds`.
+    :func:`~mtp_modules.studies.measure_speeds`.
 
     Args:
         model: A model in evaluation mode.

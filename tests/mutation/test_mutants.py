@@ -47,7 +47,7 @@ def test_a_fragment_that_is_not_there_once_is_refused(fragment: str) -> None:
     count = {"is not there": 0}.get(fragment, "[1-9][0-9]*")
     with pytest.raises(
         ValueError,
-        match=rf"^some: the fragment must occur exactly once in decoders/drafting\.py, it occurs {count} times",
+        match=rf"^some: the fragment must occur exactly once in decoders/drafting/drafter\.py, it occurs {count} times",
     ):
         mutant.mutated((ROOT / PACKAGE / mutant.file).read_text(encoding="utf-8"))
 

@@ -2,9 +2,9 @@
 
 from tests.mutation.mutant import OURS, Mutant
 
-AT_ONCE = "unit/decoders/test_detokenizing.py"
+AT_ONCE = "unit/core/test_detokenizing.py"
 STRINGS = "properties/test_stop_strings.py"
-DETOKENIZING = "decoders/sampling/detokenizing.py"
+DETOKENIZING = "core/detokenizing.py"
 
 MUTANTS = (
     Mutant(
@@ -144,7 +144,7 @@ MUTANTS = (
     ),
     Mutant(
         "stop-strings-that-encoding-changes",
-        "decoders/sampling/writable.py",
+        "core/writable.py",
         "    return _in_a_row(string, alone, set(_texts(tokenizer, string)))",
         "    return False",
         "a string that begins inside a word is refused",
@@ -153,7 +153,7 @@ MUTANTS = (
     ),
     Mutant(
         "stop-strings-of-any-pieces",
-        "decoders/sampling/writable.py",
+        "core/writable.py",
         "yield text[len(before) :]",
         "yield text[len(before) :].strip()",
         "a string that never comes out is waited for",

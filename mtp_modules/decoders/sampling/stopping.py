@@ -10,10 +10,10 @@ import numpy as np
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
+from mtp_modules.core.detokenizing import REPLACEMENT, StreamingDetokenizer
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Array, Bool, Int
-from mtp_modules.decoders.sampling.detokenizing import REPLACEMENT, StreamingDetokenizer
-from mtp_modules.decoders.sampling.writable import can_write
+from mtp_modules.core.writable import can_write
 
 _NO_LIMIT = 1 << 62
 

@@ -3,7 +3,8 @@
 import pytest
 
 from mtp_modules import SpeculativeDecoder
-from mtp_modules.decoders import DecodingStats, measure_speeds
+from mtp_modules.decoders import DecodingStats
+from mtp_modules.studies import measure_speeds
 from tests.helpers import make_model, random_tokens
 
 

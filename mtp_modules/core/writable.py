@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+from mtp_modules.core.detokenizing import REPLACEMENT
 from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.decoders.sampling.detokenizing import REPLACEMENT
 
 
 def can_write(tokenizer: Tokenizer, string: str) -> bool:
