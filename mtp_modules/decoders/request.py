@@ -67,14 +67,6 @@ def make_request(
 ) -> Request:
     """Check what a user asks for, and give every row its own of everything.
 
-    Args:
-        model: Trunk, heads and unembedding.
-        prompts: Token ids.
-        max_new_tokens: Budget of all rows, or of each.
-        stop: Stop rule of all rows, or of each.
-        sampling: Sampling parameters of all rows, or of each.
-        seed: Of the first row, the next ones count on; or of each.
-
     Raises:
         ValueError: If the model is in training mode; if a prompt is empty, too long, or holds what is no token of the
             vocabulary; if a number is out of range; if a list has not one item a prompt.

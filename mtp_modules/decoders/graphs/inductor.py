@@ -60,13 +60,7 @@ _KEPT: ContextVar["SharedConstants | None"] = ContextVar("_KEPT", default=None)
 
 
 def inductor_options(device: torch.device, *, freeze: bool, many_positions: bool = False) -> dict[str, Any]:
-    """Return the options that inductor gets where none are given.
-
-    Args:
-        device: Where the model is.
-        freeze: Whether weights are constants.
-        many_positions: Whether computing takes longer than fetching the weights, as it does for prompts.
-    """
+    """Return the options that inductor gets where none are given; with ``many_positions``, for prompts."""
     if device.type == "cuda":
         graphs = {"triton.cudagraphs": True} if can_mark_static_addresses() else {}
         return _known({**graphs, **_QUIET, "freezing": True, "max_autotune": True} if freeze else graphs)

@@ -197,20 +197,12 @@ class EndTable:
         self.any_watched = bool(self.watched.any())
 
     def stops(self, tokens: Int[Array, "B ..."]) -> Bool[Array, "B ..."]:
-        """Say which tokens stop their row.
-
-        Args:
-            tokens: Of every row, in any shape.
-        """
+        """Say which tokens stop their row."""
         kind = self._kind.reshape(-1, *[1] * (tokens.ndim - 1))
         return self._stops[kind, tokens]
 
     def select(self, rows: Int[Array, " N"]) -> None:
-        """Go on with some of the rows only.
-
-        Args:
-            rows: Which, in their new order.
-        """
+        """Go on with some of the rows only."""
         self.most, self.at_most, self._kind = self.most[rows], self.at_most[rows], self._kind[rows]
         self.watched = self.watched[rows]
         self.any_watched = bool(self.watched.any())
@@ -279,11 +271,7 @@ class Endings:
         return np.minimum(self._left - 1, wanted)
 
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only.
-
-        Args:
-            rows: Which, in their new order.
-        """
+        """Go on with some of the rows only."""
         self._table.select(np.array(rows, dtype=np.int64))
         self._left = self._left[rows]
         self._matchers = list(map(self._matchers.__getitem__, rows))

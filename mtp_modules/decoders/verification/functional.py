@@ -150,14 +150,6 @@ def accept_typical(
 
     A draft is accepted if :math:`p(x) > \min(\epsilon, \delta e^{-H(p)})`. Cai et al. 2024 (arXiv 2401.10774),
     section 2.3.1.
-
-    Args:
-        drafts: Proposed tokens.
-        target_probs: ``p``.
-        limits: How many drafts count.
-        uniform: One number in [0, 1) a row, for the token that follows.
-        epsilon: Probability that is always enough.
-        delta: Share of the typical probability that is enough.
     """
     entropy = torch.special.entr(target_probs[:, :-1]).sum(dim=2)
     enough = (delta * (-entropy).exp()).clamp(max=epsilon)

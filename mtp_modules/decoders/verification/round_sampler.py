@@ -24,12 +24,7 @@ class RoundSampler:
         self.params, self.acceptance, self.noise, self.history = params, acceptance, noise, history
 
     def scores(self, logits: Float[Tensor, "B C V"], emitted: Int[Tensor, "B _ V"] | None) -> Float[Tensor, "B C V"]:
-        """Return logits with penalties, and minus infinity where a token is not allowed.
-
-        Args:
-            logits: The model's, or a head's.
-            emitted: How often each token is in the output before each position; what the history has if ``None``.
-        """
+        """Return logits with penalties for ``emitted`` counts, and minus infinity where a token is not allowed."""
         if self.history is None:
             return self.params.scores(logits)
         emitted = self.history.emitted[:, None] if emitted is None else emitted

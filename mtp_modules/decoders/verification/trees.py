@@ -23,14 +23,7 @@ class Walk(NamedTuple):
 
 
 def walk(chunk: Int[Tensor, "B C"], parents: Int[Tensor, "B C"], own: Int[Tensor, "B C"], depth: int) -> Walk:
-    """Follow the model's own choices as far as the tree has them.
-
-    Args:
-        chunk: The token emitted last, the root, and drafts.
-        parents: Place in the chunk of the token before each; -1 for the root.
-        own: The model's choice after each token of the chunk.
-        depth: Most drafts one after the other.
-    """
+    """Follow the model's own choices through a chunk as far as the tree has them; the root's parent is -1."""
     rows = torch.arange(len(own), device=own.device)
     place = torch.zeros_like(rows)
     accepted, alive = torch.zeros_like(rows), torch.ones_like(rows, dtype=torch.bool)
