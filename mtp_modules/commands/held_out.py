@@ -16,8 +16,8 @@ from mtp_modules.core.shapes import Tensor
 from mtp_modules.data import TextDataModule
 from mtp_modules.data.loaders import EvalLoader
 from mtp_modules.data.prompts import row_beginnings
+from mtp_modules.loading import find_checkpoint
 from mtp_modules.model import MTPModel
-from mtp_modules.training.checkpointing import find_checkpoint
 
 _WINDOW, _BATCH_SIZE = 256, 8
 _SPLITS = {"val": "validate", "test": "test", "all": "fit"}

@@ -11,7 +11,7 @@ from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.data import TextDataModule
 from mtp_modules.data.token_files import write_documents
 from mtp_modules.decoders import AutoregressiveDecoder, SamplingParams, StopRule
-from mtp_modules.training.checkpointing import load_model
+from mtp_modules.loading import load_model
 
 
 def sample(

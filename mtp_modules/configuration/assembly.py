@@ -12,10 +12,13 @@ from lightning.pytorch import LightningDataModule
 import mtp_modules.data
 import mtp_modules.heads
 import mtp_modules.losses
-import mtp_modules.trunks  # noqa: F401
+import mtp_modules.trunks
 from mtp_modules.configuration.parser import LightningSentenceParser, SentenceParser
 from mtp_modules.core.checks import refuse
 from mtp_modules.training import MTPModule
+
+for _name in mtp_modules.data.__all__:  # those that need Lightning are imported when they are asked for
+    getattr(mtp_modules.data, _name)
 
 LINKS = (
     ("model.trunk.d_model", "model.heads.init_args.d_model"),

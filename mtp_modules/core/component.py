@@ -16,9 +16,35 @@ from mtp_modules.core.checks import refuse
 Description: TypeAlias = dict[str, Any]
 """``{"class_path": "package.module.Class", "init_args": {...}}``, nested."""
 
+_KEY = "_description"
+
 
 class Component:
-    """Base of everything that is configured by name and arguments."""
+    """Base of everything that is configured by name and arguments.
+
+    Its description is in a slot, so ``vars`` holds what the component's own constructor has set and nothing else.
+    Copies and pickles carry the description along.
+    """
+
+    __slots__ = ("_description",)
+
+    _description: Description
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes, and the description beside them."""
+        return {**vars(self), **({} if (told := _told(self)) is None else {_KEY: told})}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take both back.
+
+        Args:
+            state: What ``__getstate__`` returned.
+        """
+        attributes = dict(state)
+        if (told := attributes.pop(_KEY, None)) is not None:
+            _tell(self, told)
+        base = getattr(super(), "__setstate__", vars(self).update)  # a module of torch has one of its own
+        base(attributes)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Record the arguments of the class's own constructor."""
@@ -32,7 +58,7 @@ def _recording(init: Any) -> Any:
 
     @functools.wraps(init)
     def wrapper(self: Component, *args: Any, **kwargs: Any) -> None:
-        if "_description" not in self.__dict__:
+        if _told(self) is None:
             try:
                 bound = parameters.bind(self, *args, **kwargs)
             except TypeError as error:
@@ -40,10 +66,20 @@ def _recording(init: Any) -> Any:
             bound.apply_defaults()  # a checkpoint outlives a change of defaults
             given = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}
             class_path = f"{type(self).__module__}.{type(self).__qualname__}"
-            object.__setattr__(self, "_description", {"class_path": class_path, "init_args": given})
+            _tell(self, {"class_path": class_path, "init_args": given})
         init(self, *args, **kwargs)
 
     return wrapper
+
+
+def _told(component: Component) -> Description | None:
+    """Return what was recorded, if anything was."""
+    found: Description | None = getattr(component, _KEY, None)
+    return found
+
+
+def _tell(component: Component, description: Description) -> None:
+    object.__setattr__(component, _KEY, description)  # frozen components too
 
 
 def _plain(value: Any) -> Any:
@@ -68,7 +104,7 @@ def redescribe(component: Component, **arguments: Any) -> None:
     told = describe(component)
     plain = {name: _plain(value) for name, value in arguments.items()}
     told = {"class_path": told["class_path"], "init_args": {**told["init_args"], **plain}}
-    object.__setattr__(component, "_description", told)
+    _tell(component, told)
 
 
 def describe(component: Component) -> Description:
@@ -80,7 +116,7 @@ def describe(component: Component) -> Description:
     Raises:
         ValueError: If the object has no constructor of its own to describe.
     """
-    description: Description | None = component.__dict__.get("_description")
+    description = _told(component)
     if description is None:
         class_path = f"{type(component).__module__}.{type(component).__qualname__}"
         description = {"class_path": class_path, "init_args": {}}

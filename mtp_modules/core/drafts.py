@@ -18,8 +18,8 @@ class Draft:
         probs: ``(B, K, V)``, the distributions ``q`` that they were sampled from, the very tensors, float64; a one-hot
             row where a token was not sampled; ``None`` in greedy decoding.
         counts: ``(B,)``, how many of each row's tokens count, the others are padding; ``None`` if all do.
-        parents: ``(B, K)``, in a tree: which token comes before each, 0 for the token emitted last, ``i`` for the ``i``-th
-            of ``tokens``; ``None`` for a chain.
+        parents: ``(B, K)``, in a tree: which token comes before each, 0 for the token emitted last, ``i`` for the
+            ``i``-th of ``tokens``; ``None`` for a chain.
         depth: In a tree, most tokens one after the other.
     """
 

@@ -1,5 +1,6 @@
 """Whether a trunk, heads and an output matrix go together."""
 
+import torch
 from torch import nn
 
 from mtp_modules.core.checks import refuse
@@ -33,28 +34,26 @@ def check_draft_tokens(count: int, trunk: Trunk, heads: Heads) -> None:
         )
 
 
-def check_trained_output(
-    trunk: Trunk, trained: OutputMatrix, *, tied_to: nn.Embedding | None, output_bias: bool
-) -> None:
+def check_trained_output(trunk: Trunk, trained: OutputMatrix, *, tied: bool, bias: bool) -> None:
     """Refuse to lose a part of the output layer that a trunk was trained with.
 
     Args:
         trunk: The trunk.
         trained: What it was trained with.
-        tied_to: The embedding that the output matrix shall be, if any.
-        output_bias: Whether logits shall have a bias.
+        tied: Whether the embedding shall be the output matrix.
+        bias: Whether logits shall have a bias.
 
     Raises:
         ValueError: If a part would be lost.
     """
     name = type(trunk).__name__
-    if tied_to is not None and trained.weight is not tied_to.weight:
+    if tied and trained.weight is not trunk.embedding.weight:
         refuse(
             "MTPModel",
             f"the {name} was trained with an output matrix that is not its embedding, which tie_embeddings would lose; "
             "set it to false.",
         )
-    if trained.bias is not None and not output_bias:
+    if trained.bias is not None and not bias:
         refuse("MTPModel", f"the {name} was trained with a bias on its logits; set output_bias to true.")
 
 
@@ -89,3 +88,39 @@ def check_widths(trunk: Trunk, heads: Heads) -> None:
             f"{type(heads).__name__} reads at most max_positions={reads}, {type(trunk).__name__} "
             f"{trunk.max_positions}; give the heads at least as many.",
         )
+
+
+def check_dtypes(trunk: Trunk, heads: Heads) -> None:
+    """Refuse heads that cannot read the trunk's states, because their weights have another precision.
+
+    Args:
+        trunk: The trunk.
+        heads: The heads; those without parameters read any precision.
+
+    Raises:
+        ValueError: If none of the heads' weights has the precision of the trunk's embedding.
+    """
+    has, reads = dtype_of(trunk), _dtypes(heads)
+    if has is not None and reads and has not in reads:
+        refuse(
+            "MTPModel",
+            f"{type(trunk).__name__} is in {_name(has)}, but {type(heads).__name__} are in {_name(reads[0])}; call "
+            f"heads.to(torch.{_name(has)}) before, or make the trunk in {_name(reads[0])}.",
+        )
+
+
+def dtype_of(trunk: Trunk) -> torch.dtype | None:
+    """Return the precision of a trunk's states: that of its embedding, for layers may be quantised.
+
+    Args:
+        trunk: The trunk.
+    """
+    return next(iter((*_dtypes(trunk.embedding), *_dtypes(trunk))), None)
+
+
+def _dtypes(module: nn.Module) -> list[torch.dtype]:
+    return [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

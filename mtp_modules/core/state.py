@@ -46,8 +46,8 @@ class DecodingState(ABC):
     """What a module remembers of the tokens it has read, one row a sequence.
 
     A forward pass with a state *appends* a chunk to every row, at that row's own length. The chunk is provisional until
-    ``commit`` says how many of its tokens stay. Invariant: after ``commit``, the state and everything computed from it later
-    equal those of a fresh state that has read only the kept tokens.
+    ``commit`` says how many of its tokens stay. Invariant: after ``commit``, the state and everything computed from it
+    later equal those of a fresh state that has read only the kept tokens.
 
     A chunk may reach beyond the trunk's last position, for all rows of a batch read chunks of one length; what lies
     there means nothing, and ``commit`` refuses to keep it.

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
 
 
@@ -11,7 +12,7 @@ class Tokenizer(Component, ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Number ``V`` of token ids."""
+        """Number ``V`` of token ids. The model's embedding may have more rows."""
 
     @property
     @abstractmethod
@@ -24,4 +25,30 @@ class Tokenizer(Component, ABC):
 
     @abstractmethod
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of token ids; bytes that are no text become the replacement character."""
+        """Return the text of token ids.
+
+        Bytes that are no text become the replacement character. An id of ``vocab_size`` or above decodes to nothing, as
+        if it were left out: a model whose embedding has more rows than the tokenizer has tokens can emit it. The text
+        of more tokens begins with that of fewer, except for a character of which bytes are still missing.
+
+        Raises:
+            ValueError: If an id is negative.
+        """
+
+
+def known_tokens(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+    """Return the ids that a tokenizer has tokens for: those that decode to something.
+
+    Args:
+        tokenizer: Whose :meth:`Tokenizer.decode` is given the ids.
+        tokens: The ids.
+
+    Raises:
+        ValueError: If an id is negative.
+    """
+    size = tokenizer.vocab_size
+    if not tokens or (min(tokens) >= 0 and max(tokens) < size):
+        return tokens
+    if min(tokens) < 0:
+        refuse(tokenizer, f"token {min(tokens)} is negative; give ids of the vocabulary 0..{size - 1}.")
+    return [token for token in tokens if token < size]

@@ -37,8 +37,6 @@ class Trunk(Component, nn.Module, ABC):
         supports_trees: Whether a chunk may be a tree of drafts.
         feature_layers: Layers, counted from 0 and ascending, whose outputs every reading returns as
             :attr:`TrunkOutput.features`, for heads that ask for them; empty if none is wanted.
-        trained_output: The output matrix that the trunk was trained with, which the unembedding then starts from;
-            ``None`` if there is none.
     """
 
     d_model: int
@@ -48,7 +46,6 @@ class Trunk(Component, nn.Module, ABC):
     embedding_width: int
     supports_trees: bool = False
     feature_layers: tuple[int, ...] = ()
-    trained_output: OutputMatrix | None = None
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
@@ -76,7 +73,7 @@ class Trunk(Component, nn.Module, ABC):
         """
 
     def read(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> TrunkOutput:
-        """Append a chunk that ``state.begin`` has announced: ``forward`` with a state, without its CPU-side bookkeeping.
+        """Append a chunk that ``state.begin`` has announced: ``forward`` with a state, less its CPU-side bookkeeping.
 
         A trunk that has it, in tensor operations only, can be compiled for decoding.
 
@@ -90,6 +87,21 @@ class Trunk(Component, nn.Module, ABC):
         refuse(
             self, "cannot be compiled for decoding, for it has no read(tokens, state); decode with the model itself."
         )
+
+    def take_trained_output(self, *, tied: bool, bias: bool) -> OutputMatrix | None:
+        """Hand over the output matrix that the trunk was trained with, and keep no reference to it.
+
+        :class:`~mtp_modules.MTPModel` calls this once, when everything else fits, and its unembedding starts from the
+        matrix. ``None`` if the trunk was trained with none.
+
+        Args:
+            tied: Whether the embedding shall be the output matrix.
+            bias: Whether logits shall have a bias.
+
+        Raises:
+            ValueError: If a part of what the trunk was trained with would be lost, or was handed over before.
+        """
+        return None
 
     @abstractmethod
     def new_state(self, batch_size: int, capacity: int) -> DecodingState:

@@ -28,6 +28,10 @@ class Unembedding(nn.Module):
         num_draft_tokens: Let horizons beyond the first score so many tokens only, by matrices with so few rows: one for
             all of them if ``num_own`` is 0. See :meth:`trim`.
         trained: What all matrices and biases start from. Horizon 1's is this very tensor, unless it is tied to another.
+
+    Attributes:
+        drafts_chosen: False where horizons beyond the first score few tokens, and which these are was neither told by
+            :meth:`trim` nor loaded with weights.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Unembedding(nn.Module):
         self.own_weights = nn.ParameterList(torch.empty(rows, d_model) for _ in range(num_own))
         self.own_biases = nn.ParameterList(torch.empty(rows) for _ in range(num_own if bias else 0))
         self.reset_parameters()
+        self.register_load_state_dict_post_hook(_note_loaded_drafts)  # type: ignore[no-untyped-call]
         if trained is not None:
             self._start_from(trained)
 
@@ -75,6 +80,7 @@ class Unembedding(nn.Module):
 
         Matrices of few tokens start as rows of horizon 1's.
         """
+        self.drafts_chosen = self.draft_tokens is None
         drawn = () if self.draft_tokens is not None else self.own_weights
         for weight in (*(() if self.tied else (self.weight,)), *drawn):
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
@@ -125,7 +131,7 @@ class Unembedding(nn.Module):
         else:
             old = [self.matrix(index + 1) for index in range(len(self.own_weights))] or [self.matrix(0)]
         same_size = self.draft_tokens is not None and len(self.draft_tokens) == len(tokens)
-        self.draft_tokens = torch.tensor(sorted(tokens), device=self.weight.device)
+        self.draft_tokens, self.drafts_chosen = torch.tensor(sorted(tokens), device=self.weight.device), True
         if not same_size:
             self.own_weights = _parameters_like([matrix.weight for matrix in old], len(tokens))
             self.own_biases = _parameters_like([matrix.bias for matrix in old if matrix.bias is not None], len(tokens))
@@ -257,3 +263,8 @@ def _parameters_like(old: Sequence[Tensor], rows: int) -> nn.ParameterList:
     """Return parameters of other lengths, trained where the old ones are."""
     new = (nn.Parameter(tensor.new_empty(rows, *tensor.shape[1:]), tensor.requires_grad) for tensor in old)
     return nn.ParameterList(new)
+
+
+def _note_loaded_drafts(unembedding: nn.Module, _: object) -> None:
+    """Note that the draft tokens are those that came with the weights."""
+    unembedding.drafts_chosen = True  # type: ignore[assignment]

@@ -1,4 +1,11 @@
-"""Data: files or formulas to batches of tokens."""
+"""Data: files or formulas to batches of tokens.
+
+Data modules and tasks need Lightning, and are imported when they are asked for. So a tokenizer, which a checkpoint may
+name, can be built without it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from mtp_modules.data.augmentation import Augmentation, SpanShuffle, TokenDropout
 from mtp_modules.data.cached_states import CachedStates
@@ -6,15 +13,27 @@ from mtp_modules.data.corpus import TokenStream, load_splits
 from mtp_modules.data.counts import CountsAhead
 from mtp_modules.data.frequent import frequent_tokens
 from mtp_modules.data.huggingface import HuggingFaceTokenizer
-from mtp_modules.data.module import TokenDataModule
-from mtp_modules.data.polynomials import PolynomialTask
-from mtp_modules.data.star_graphs import StarGraphTask
-from mtp_modules.data.stories import StoryTask
-from mtp_modules.data.synthetic import ProgressionCeiling, ProgressionDataModule, progression_ceiling
-from mtp_modules.data.tasks import Example, Task, TaskDataModule, TaskRows
-from mtp_modules.data.text import TextDataModule
 from mtp_modules.data.tokenizers import ByteTokenizer, WordTokenizer
 from mtp_modules.data.windows import WindowDataset
+
+if TYPE_CHECKING:
+    from mtp_modules.data.module import TokenDataModule
+    from mtp_modules.data.polynomials import PolynomialTask
+    from mtp_modules.data.star_graphs import StarGraphTask
+    from mtp_modules.data.stories import StoryTask
+    from mtp_modules.data.synthetic import ProgressionCeiling, ProgressionDataModule, progression_ceiling
+    from mtp_modules.data.tasks import Example, Task, TaskDataModule, TaskRows
+    from mtp_modules.data.text import TextDataModule
+
+_WITH_LIGHTNING = {
+    "module": ("TokenDataModule",),
+    "polynomials": ("PolynomialTask",),
+    "star_graphs": ("StarGraphTask",),
+    "stories": ("StoryTask",),
+    "synthetic": ("ProgressionCeiling", "ProgressionDataModule", "progression_ceiling"),
+    "tasks": ("Example", "Task", "TaskDataModule", "TaskRows"),
+    "text": ("TextDataModule",),
+}
 
 __all__ = [
     "Augmentation",
@@ -42,3 +61,10 @@ __all__ = [
     "load_splits",
     "progression_ceiling",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _WITH_LIGHTNING.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ from typing import Any
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import redescribe
 from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.core.tokenizer import known_tokens
 
 _MISSING = (
     "needs the packages transformers and tokenizers; install mtp_modules with the extra hf: pip install -e '.[hf]'."
@@ -79,15 +80,15 @@ class HuggingFaceTokenizer(Tokenizer):
         return list(self._fast.encode(text).ids)
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of token ids, special tokens spelled out.
+        """Return the text of token ids, special tokens spelled out; an id that no token has becomes nothing.
 
         Raises:
-            ValueError: If a token is outside the vocabulary.
+            ValueError: If an id is negative.
         """
-        for token in tokens:
-            if not 0 <= token < self._vocab_size:
-                refuse(self, f"token {token} is outside the vocabulary 0..{self._vocab_size - 1}.")
-        return str(self._fast.decode(tokens, skip_special_tokens=False))
+        try:
+            return str(self._fast.decode(tokens, skip_special_tokens=False))
+        except OverflowError:  # one is negative, or larger than ids can be
+            return str(self._fast.decode(known_tokens(self, tokens), skip_special_tokens=False))
 
 
 def _content(owner: object, pretrained: str, *, gguf_file: str | None, revision: str | None) -> tuple[str, int | None]:

@@ -106,7 +106,8 @@ class EvalLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return _load(self.rows, [_Batch(ids, 0, ids) for ids in self.batches], self.num_workers)
+        # Workers start with the first batch: whoever asks for an iterator may still be preparing the rows.
+        yield from _load(self.rows, [_Batch(ids, 0, ids) for ids in self.batches], self.num_workers)
 
 
 class TrainLoader:

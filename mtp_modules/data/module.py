@@ -1,6 +1,7 @@
 """What every data module of this package does alike: loaders for one process, and exact resume."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -15,10 +16,9 @@ from mtp_modules.data.rows import EpochOrder, TokenRows
 class TokenDataModule(LightningDataModule, ABC):
     """Feeds batches ``{"tokens": (B, T + lookahead)}``, with ``document_ids`` where documents meet in a row.
 
-    Every process takes its own part of each step, whatever the trainer's ``use_distributed_sampler`` says. A checkpoint
-    holds the place in the data, so that a resumed run reads the very batches that an uninterrupted one would have read.
-    Where the trainer accumulates gradients, each training batch knows the counts of those that follow
-    (:class:`CountsAhead`).
+    It knows nothing of the model but the numbers that it is given. Every process takes its own part of each step,
+    whatever the trainer's ``use_distributed_sampler`` says. A checkpoint holds the place in the data, so that a resumed
+    run reads the very batches that an uninterrupted one would have read.
 
     Args:
         batch_size: Rows of a batch of one process.
@@ -49,6 +49,7 @@ class TokenDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.augmentation = augmentation
         self._max_eval_rows = max_eval_rows
+        self._counted_horizons: tuple[int, ...] | None = None
         self._train_loader: TrainLoader | None = None
         self._train_loader_trainer: Any = None
         self._resume_from: Progress | None = None
@@ -72,14 +73,23 @@ class TokenDataModule(LightningDataModule, ABC):
         assert rows is not None
         return rows
 
+    def count_ahead(self, horizons: Sequence[int]) -> None:
+        """Let training batches know the counts of those that follow, where the trainer accumulates gradients.
+
+        :class:`~mtp_modules.training.MTPModule` calls this when a fit begins; see :class:`CountsAhead`.
+
+        Args:
+            horizons: Offsets of the heads.
+        """
+        self._counted_horizons = tuple(horizons)
+
     def train_dataloader(self) -> TrainLoader | EvalLoader | CountsAhead:
         """Return the training batches of this process, from where training is."""
         loader = self._training_loader()
-        horizons = getattr(getattr(self.trainer, "lightning_module", None), "horizons", None)
         accumulated = getattr(self.trainer, "accumulate_grad_batches", 1)
-        if horizons is None or accumulated == 1:
+        if self._counted_horizons is None or accumulated == 1:
             return loader
-        return CountsAhead(loader, horizons=horizons, batches=accumulated)
+        return CountsAhead(loader, horizons=self._counted_horizons, batches=accumulated)
 
     def _training_loader(self) -> TrainLoader | EvalLoader:
         rows = self.training_rows()

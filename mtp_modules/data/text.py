@@ -3,7 +3,7 @@
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.data.augmentation import Augmentation
-from mtp_modules.data.cached_states import CachedStates
+from mtp_modules.data.cached_states import CachedRows, CachedStates
 from mtp_modules.data.corpus import SPLITS, check_shares, load_splits
 from mtp_modules.data.module import TokenDataModule
 from mtp_modules.data.prompts import pick_prompts
@@ -33,8 +33,9 @@ class TextDataModule(TokenDataModule):
         max_eval_windows: Validate and test on at most so many windows, evenly spread.
         random_offsets: Cut the text elsewhere in every epoch; if false, every epoch reads the same windows.
         augmentation: Changes training rows; none if ``None``.
-        cached_states: Keep a frozen trunk's hidden states of the training windows on disk; not with
-            ``random_offsets`` or an augmentation, which would change the text.
+        cached_states: Keep a frozen trunk's hidden states of the training windows on disk, for
+            :class:`~mtp_modules.training.MTPModule`; not with ``random_offsets`` or an augmentation, which would change
+            the text.
 
     Shape:
         ``tokens (B, window + lookahead)``; ``document_ids`` alike, only in batches where a row crosses into another
@@ -87,6 +88,7 @@ class TextDataModule(TokenDataModule):
         self.max_eval_windows = max_eval_windows
         self.random_offsets = random_offsets
         self._datasets: dict[str, WindowDataset] | None = None
+        self._cached_rows: CachedRows | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -116,20 +118,12 @@ class TextDataModule(TokenDataModule):
         }
 
     def training_rows(self) -> TokenRows:
-        """Return the training windows, with the trunk's hidden states if those are kept."""
-        rows = self.rows("train")
-        assert rows is not None
-        trainer = self.trainer
-        trunk = getattr(getattr(trainer, "lightning_module", None), "trunk", None)
-        if self.cached_states is None or trainer is None or trunk is None:
-            return rows
-        if not trainer.is_global_zero:
-            trainer.strategy.barrier("cached states")
-        with trainer.precision_plugin.forward_context():  # the trunk reads as it would in a training step
-            cached = self.cached_states.rows(rows, trunk, window=self.window, writes=trainer.is_global_zero)
-        if trainer.is_global_zero:
-            trainer.strategy.barrier("cached states")
-        return cached
+        """Return the training windows; where hidden states are kept, those windows, which can be given them."""
+        if self.cached_states is None:
+            return super().training_rows()
+        if self._cached_rows is None:
+            self._cached_rows = CachedRows(super().training_rows(), window=self.window, kept=self.cached_states)
+        return self._cached_rows
 
     def rows(self, split: str) -> WindowDataset | None:
         """Return the windows of a side, or ``None`` if its share is 0.

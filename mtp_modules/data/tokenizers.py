@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.core.tokenizer import known_tokens
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _NO_SPACE_BEFORE = re.compile(r" ([.,!?])")
@@ -36,12 +37,16 @@ class ByteTokenizer(Tokenizer):
         return list(text.encode("utf-8"))
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of bytes; what is no UTF-8 becomes the replacement character.
+        """Return the text of bytes; what is no UTF-8 becomes the replacement character, an id above 255 nothing.
 
         Raises:
-            ValueError: If a token is no byte.
+            ValueError: If an id is negative.
         """
-        return bytes(tokens).decode("utf-8", errors="replace")
+        try:
+            found = bytes(tokens)
+        except ValueError:  # not all are bytes
+            found = bytes(known_tokens(self, tokens))
+        return found.decode("utf-8", "replace")
 
 
 class WordTokenizer(Tokenizer):
@@ -97,12 +102,9 @@ class WordTokenizer(Tokenizer):
         return [self._ids[word] for word in found]
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of ids.
+        """Return the text of ids; one that is no word's becomes nothing.
 
         Raises:
-            ValueError: If a token is outside the vocabulary.
+            ValueError: If an id is negative.
         """
-        for token in tokens:
-            if not 0 <= token < self.vocab_size:
-                refuse(self, f"token {token} is outside the vocabulary 0..{self.vocab_size - 1}.")
-        return _NO_SPACE_BEFORE.sub(r"\1", " ".join(self.words[token] for token in tokens))
+        return _NO_SPACE_BEFORE.sub(r"\1", " ".join(self.words[token] for token in known_tokens(self, tokens)))

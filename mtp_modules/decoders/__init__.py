@@ -12,6 +12,7 @@ from mtp_modules.decoders.generation import Decoder, Generation
 from mtp_modules.decoders.graphs.compiled import CompiledModel, compile_for_decoding
 from mtp_modules.decoders.graphs.warming import warm_up
 from mtp_modules.decoders.results import DecodingStats, Round, RoundArrays, RoundDistributions
+from mtp_modules.decoders.sampling.detokenizing import StreamingDetokenizer
 from mtp_modules.decoders.sampling.parameters import SamplingParams
 from mtp_modules.decoders.sampling.stopping import StopRule
 from mtp_modules.decoders.speculative import SpeculativeDecoder
@@ -59,6 +60,7 @@ __all__ = [
     "SpeculativeDecoder",
     "StaticTree",
     "StopRule",
+    "StreamingDetokenizer",
     "TopKAcceptance",
     "TypicalAcceptance",
     "compile_for_decoding",

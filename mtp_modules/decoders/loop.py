@@ -1,7 +1,8 @@
 """The one decoding loop: draft, read, verify, commit. Plain decoding is the loop with no drafts.
 
-The first three steps are one body, :func:`mtp_modules.decoders.round.draft_and_verify`, which an executor runs: the
-model as it is, or compiled. The loop commits what was accepted, emits it, and lets rows end.
+The first three steps are one body, :func:`mtp_modules.decoders.round.draft_and_verify`, which an
+:class:`~mtp_modules.decoders.graphs.executor.Executor` runs. The loop commits what was accepted, emits it, and lets rows
+end.
 """
 
 from collections.abc import Iterator
@@ -52,16 +53,10 @@ class Speculation:
 
 
 def rounds(executor: Executor, request: Request, how: Speculation) -> Iterator[Round]:
-    """Yield the rounds of a run.
-
-    Args:
-        executor: Runs the model.
-        request: Checked.
-        how: How to draft and verify.
-    """
+    """Yield the rounds of a run."""
     run = _Run(executor, request, how)
     depths = how.policy.start(how.most)
-    endings = Endings(request.ends(executor.trunk), request.stops)
+    endings = Endings(request.ends(executor.trunk), request.stops, request.prompts)
     rows, result = np.arange(len(request.prompts)), run.read_prompts()
     while True:
         # Emit what was committed, cut where a row ends.
@@ -132,14 +127,7 @@ class _Run:
     def round(
         self, last: Int[Array, " B"], limits: Int[Array, " B"], wanted: int, chooser: DepthChooser
     ) -> tuple[RoundResult, int]:
-        """Run a round and commit what was accepted; return its result, and how many drafts were verified.
-
-        Args:
-            last: The token that each row emitted last.
-            limits: How many drafts of each row can be of use.
-            wanted: What the policy asks for.
-            chooser: The policy's.
-        """
+        """Run a round and commit what was accepted; return its result, and how many drafts were verified."""
         num_drafts = self.executor.num_drafts(int(limits.max()), wanted, len(self.states.lengths))
         drafter = self.how.drafter
         outputs = self.executor.round(
@@ -183,11 +171,7 @@ class _Run:
 
     @torch.inference_mode()
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only, and with copies of the first where the executor wants a fuller batch.
-
-        Args:
-            rows: Which, in their new order; in their old order if all go on.
-        """
+        """Go on with some of the rows only, and with copies of the first where the executor wants a fuller batch."""
         size = self.executor.batch_size(len(rows))
         if len(rows) == self.live and size == len(self.states.lengths):
             return

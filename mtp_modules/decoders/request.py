@@ -19,8 +19,8 @@ from mtp_modules.decoders.sampling.stopping import EndTable, StopRule
 _T = TypeVar("_T")
 
 Prompts: TypeAlias = Sequence[Any] | Tensor | Array | Mapping[str, Any]
-"""Token ids of any lengths: lists, tensors or arrays, one a prompt; a 2-D tensor or array; or the output of a tokenizer, a
-mapping with ``input_ids`` and perhaps ``attention_mask``, whose zeros are padding.
+"""Token ids of any lengths: lists, tensors or arrays, one a prompt; a 2-D tensor or array; or what a tokenizer returns,
+a mapping with ``input_ids`` and perhaps ``attention_mask``, whose zeros are padding.
 """
 
 Numbers: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | Tensor | Array
@@ -55,11 +55,7 @@ class Request:
     stops: list[StopRule]
 
     def ends(self, trunk: Trunk) -> EndTable:
-        """Return where rows end. The trunk reads all tokens that a row emits, but the last.
-
-        Args:
-            trunk: Of the model.
-        """
+        """Return where rows end. The trunk reads all tokens that a row emits, but the last."""
         limit, room = trunk.max_positions, None
         if limit is not None:
             room = [limit - len(prompt) + 1 for prompt in self.prompts]
@@ -118,9 +114,6 @@ def make_request(
 
 def token_lists(prompts: Any) -> list[list[int]]:
     """Return prompts as lists of token ids.
-
-    Args:
-        prompts: In any form that decoders take.
 
     Raises:
         ValueError: If there is none, or something is no list of token ids.

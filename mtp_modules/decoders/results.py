@@ -48,10 +48,6 @@ def pack_result(
 def unpack_result(packed: Int[Tensor, "B M"], rows: int) -> RoundResult:
     """Copy the result of a round to the CPU.
 
-    Args:
-        packed: What :func:`pack_result` has returned; its memory may be overwritten afterwards.
-        rows: How many rows are wanted; others only fill the batch.
-
     Raises:
         ValueError: If a distribution of the model was not finite.
     """
@@ -179,19 +175,11 @@ class DecodingStats:
         return [kept / max(made, 1) for kept, made in zip(self.accepted, self.drafted, strict=True)]
 
     def count(self, done: Round) -> None:
-        """Add a round.
-
-        Args:
-            done: What the decoder has just yielded.
-        """
+        """Add a round."""
         self.count_arrays([done.arrays])
 
     def count_arrays(self, rounds: Sequence[RoundArrays]) -> None:
-        """Add rounds, all at once.
-
-        Args:
-            rounds: Any number.
-        """
+        """Add rounds, all at once."""
         if not rounds:
             return
         counts = np.concatenate([done.counts for done in rounds])
@@ -209,12 +197,7 @@ def _reaching(numbers: Int[Array, " N"]) -> list[int]:
 
 
 def by_prompt(rounds: Sequence[RoundArrays], num_prompts: int) -> tuple[list[list[int]], list[str]]:
-    """Return all tokens of each prompt, and why it ends.
-
-    Args:
-        rounds: All of a run.
-        num_prompts: How many there are, also those that no round has.
-    """
+    """Return all tokens of each prompt, and why it ends."""
     if not rounds:
         return [[] for _ in range(num_prompts)], [""] * num_prompts
     rows, counts, reasons = (

@@ -17,8 +17,8 @@ from mtp_modules.decoders.verification.rules import Acceptance, ExactMatch
 class SpeculativeDecoder(Decoder):
     """Decoding that emits every draft that the model itself would have chosen.
 
-    By default the output is that of :class:`AutoregressiveDecoder`, token for token, sampled tokens too, up to ties that
-    rounding decides: a chunk of several positions and a single one add up in different orders. Stern et al. 2018
+    By default the output is that of :class:`AutoregressiveDecoder`, token for token, sampled tokens too, up to ties
+    that rounding decides: a chunk of several positions and a single one add up in different orders. Stern et al. 2018
     (arXiv 1811.03115).
 
     Args:

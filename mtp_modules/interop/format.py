@@ -125,8 +125,8 @@ def fill(trunk: Trunk, heads: Heads, state: Mapping[str, Tensor], **options: Any
         state: The model's state dict.
         options: Further arguments of :class:`~mtp_modules.MTPModel`.
     """
-    model = MTPModel(trunk=trunk, heads=heads, **options)
-    model.to(next(iter(state.values())).dtype)
+    dtype = next(iter(state.values())).dtype
+    model = MTPModel(trunk=trunk.to(dtype), heads=heads.to(dtype), **options)
     model.load_state_dict(dict(state))
     return model.eval()
 
@@ -161,12 +161,12 @@ def attach_heads(
     if base.unembedding.bias is not None:
         refuse(owner, "the model given as trunk has an output bias, which the format does not support.")
     tied = base.unembedding.tied
+    heads.to(base.unembedding.weight.dtype)
     model = MTPModel(trunk=copy.deepcopy(base.trunk), heads=heads, tie_embeddings=tied, own_unembeddings=own)
     kept = {
         name: value
         for name, value in base.state_dict().items()
         if name.startswith("trunk.") or name == "unembedding.weight"
     }
-    model.to(base.unembedding.weight.dtype)
     model.load_state_dict(kept | dict(state))
     return model.eval()

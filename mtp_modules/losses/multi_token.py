@@ -9,18 +9,13 @@ from torch import nn
 from mtp_modules.core.checks import at_least, fraction, refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, MixtureStates, TrunkOutput
-from mtp_modules.core.objective import HorizonWeights, LinearCrossEntropy, NextTokenLaw, Teacher
+from mtp_modules.core.objective import CrossEntropyTerms, HorizonWeights, LinearCrossEntropy, NextTokenLaw, Teacher
 from mtp_modules.core.outputs import LossTerms
-from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
-from mtp_modules.core.targets import (
-    at_positions,
-    future_targets,
-    in_order_of_drafts,
-    num_positions,
-    positions_of_horizon_one,
-    sample_positions,
-)
+from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.core.targets import at_positions, num_positions, positions_of_horizon_one, sample_positions
 from mtp_modules.core.unembedding import Unembedding
+from mtp_modules.losses.examples import Examples, examples_of, head_by_head
+from mtp_modules.losses.figures import loss_terms
 from mtp_modules.losses.linear_cross_entropy import FusedLinearCrossEntropy
 from mtp_modules.losses.mixture import imbalance, mixture_terms
 from mtp_modules.losses.weights import UniformWeights
@@ -159,95 +154,76 @@ class MultiTokenLoss(Component, nn.Module):
             ValueError: If there is a teacher, and ``distillation`` makes horizon 1 another; if the heads have a joint
                 law, and something does not go with it.
         """
-        horizons = model.heads.horizons
-        length = num_positions(tokens, horizons)
-        unembedding = model.unembedding
-        targets, valid = future_targets(tokens, horizons, document_ids, loss_mask)
-        wanted, targets = targets, targets.masked_fill(~valid, -1)
-        positions = self._positions(tokens, length)
+        horizons, unembedding = model.heads.horizons, model.unembedding
+        positions = self._positions(tokens, num_positions(tokens, horizons))
+        examples = examples_of(tokens, horizons, positions, document_ids=document_ids, loss_mask=loss_mask)
         read = tokens if inputs is None else inputs
         passed = {} if known is None else {"known": known}
         states = model(read, document_ids=document_ids, positions=positions, detach=self.detach, **passed)
-
-        if positions is None:
-            every = torch.arange(length, device=tokens.device).expand(tokens.shape[0], -1)
-            far_targets, far_valid = targets[:, :, 1:], valid[:, :, 1:]
-        else:
-            every = positions
-            far_targets, far_valid = at_positions(targets, every)[:, :, 1:], at_positions(valid, every)[:, :, 1:]
-        scored = far_valid & unembedding.draftable(far_targets.clamp(min=0))
-        count = torch.cat((valid[:, :, :1].sum(dim=(0, 1)), scored.sum(dim=(0, 1))))
-        counts = valid.sum(dim=(0, 1)) if counts is None else counts
+        if not self._scores_first(unembedding, states[0]):
+            examples = examples.without_first()
+        counts = examples.valid.sum(dim=(0, 1)) if counts is None else counts
         weights = self.weights(len(horizons)) if weights is None else weights
-        scale = torch.tensor(weights, device=tokens.device, dtype=torch.float64) / counts.clamp(min=1)
-        scale[1:] *= length / every.shape[1]
-        scale = scale.to(_real(states[0].dtype))
-
-        first = slice(0, length if self._scores_first(unembedding, states[0]) else 0)
-        near, far = valid[:, first, 0] * scale[0], far_valid * scale[1:]
-        count[0] = valid[:, first, 0].sum()
+        scale = examples.scale(weights, counts, _real(states[0].dtype))
         if isinstance(states, MixtureStates):
             self._check_mixture(model.heads, inputs, teacher)
-            conditions = at_positions(wanted, every)[:, :, 1:]
-            terms = mixture_terms(
-                unembedding,
-                states._replace(first=states.first[:, first]),
-                (targets[:, first, 0], conditions),
-                (near, far),
-                self.backend,
-                detach_far="unembedding" in self.detach,
-            )
-            # Of all that the optimizer step sees, this batch has so much.
-            part = (far_valid.sum(dim=(0, 1)) / counts[1:].clamp(min=1)).mean() * (length / every.shape[1])
-            unevenly = imbalance(states.log_weights, far_valid.any(dim=2))
-            terms = terms._replace(loss=terms.loss + self.balance * part.to(scale.dtype) * unevenly)
+            terms = self._mixture(unembedding, states, examples, scale, counts)
         else:
-            if self.balance:
-                heads = type(model.heads).__name__
-                refuse(self, f"balance is {self.balance}, but {heads} have no components; set it to 0.")
-            near_and_far = (states[0][:, first], *states[1:])
-            terms = unembedding(
-                torch.cat([state.flatten(0, 1) for state in near_and_far]),
-                _head_by_head(targets[:, first, 0], far_targets),
-                _head_by_head(near, far),
-                self.backend,
-                self._teacher(states[0], teacher, every, horizons),
-                sizes=[state.shape[0] * state.shape[1] for state in near_and_far],
-                detach_far="unembedding" in self.detach,
-                label_smoothing=self.label_smoothing,
-                z_loss=self.z_loss,
-            )
-        split = near.numel()
+            self._check_balance(model.heads)
+            law = self._teacher(states[0], teacher, examples.positions, horizons)
+            terms = self._cross_entropy(unembedding, states, examples, scale, law)
+        scored = examples.far_valid & unembedding.draftable(examples.far_targets.clamp(min=0))
+        return loss_terms(terms, examples, horizons, scored=scored, dtype=scale.dtype)
 
-        def near_far(values: Tensor) -> tuple[Tensor, Tensor]:
-            by_head = values[split:].view(far.shape[2], *far.shape[:2])
-            return values[:split].view_as(near), by_head.permute(1, 2, 0)
-
-        nll, far_nll = near_far(terms.nll)
-        rank, far_rank = near_far(terms.rank)
-        predicted, far_predicted = near_far(terms.predicted)
-        if not near.numel():
-            rank = predicted = torch.full_like(tokens[:, :length], -1)
-        sums = torch.cat((nll.double().sum()[None], (far_nll.double() * far_valid).sum(dim=(0, 1))))
-        at_every = at_positions(valid, every)
-        if not near.numel():
-            at_every[:, :, 0] = False
-        same = positions_of_horizon_one(every, horizons)
-        own = predicted[torch.arange(len(tokens), device=tokens.device)[:, None, None], same.clamp(max=length - 1)]
-        agrees = torch.cat((at_positions(predicted, every)[:, :, None], far_predicted), dim=2) == own
-        both_said = (same < length) & at_every
-        if max(horizons) > len(horizons):  # drafts come from positions before too, which a sample does not hold
-            agrees = in_order_of_drafts(agrees, horizons)
-            both_said = in_order_of_drafts(both_said, horizons) & (positions is None)
-        return LossTerms(
-            loss=terms.loss,
-            nll=(sums / count.clamp(min=1)).to(scale.dtype),
-            count=count,
-            rank=torch.cat((at_positions(rank, every)[:, :, None], far_rank), dim=2),
-            valid=at_every,
-            agrees=agrees,
-            comparable=both_said.all(dim=2),
+    def _cross_entropy(
+        self,
+        unembedding: Unembedding,
+        states: Sequence[Tensor],
+        examples: Examples,
+        scale: Float[Tensor, " H"],
+        law: Teacher | None,
+    ) -> CrossEntropyTerms:
+        """Score the states of all horizons at once."""
+        scored = (states[0][:, : examples.near_valid.shape[1]], *states[1:])
+        return unembedding(
+            torch.cat([state.flatten(0, 1) for state in scored]),
+            head_by_head(examples.near_targets, examples.far_targets),
+            head_by_head(*examples.weighed(scale)),
+            self.backend,
+            law,
+            sizes=[state.shape[0] * state.shape[1] for state in scored],
+            detach_far="unembedding" in self.detach,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
         )
+
+    def _mixture(
+        self,
+        unembedding: Unembedding,
+        states: MixtureStates,
+        examples: Examples,
+        scale: Float[Tensor, " H"],
+        counts: Int[Tensor, " H"],
+    ) -> CrossEntropyTerms:
+        """Score horizon 1, and the joint law of the others; add the imbalance of its components."""
+        conditions = at_positions(examples.targets, examples.positions)[:, :, 1:]
+        terms = mixture_terms(
+            unembedding,
+            states._replace(first=states.first[:, : examples.near_valid.shape[1]]),
+            (examples.near_targets, conditions),
+            examples.weighed(scale),
+            self.backend,
+            detach_far="unembedding" in self.detach,
+        )
+        # Of all that the optimizer step sees, this batch has so much.
+        part = (examples.far_valid.sum(dim=(0, 1)) / counts[1:].clamp(min=1)).mean() * examples.thinning
+        unevenly = imbalance(states.log_weights, examples.far_valid.any(dim=2))
+        return terms._replace(loss=terms.loss + self.balance * part.to(scale.dtype) * unevenly)
+
+    def _check_balance(self, heads: Heads) -> None:
+        """Refuse to balance components that are not there."""
+        if self.balance:
+            refuse(self, f"balance is {self.balance}, but {type(heads).__name__} have no components; set it to 0.")
 
     def _check_mixture(self, heads: Heads, inputs: Tensor | None, teacher: NextTokenLaw | None) -> None:
         """Refuse what has no meaning for the likelihood of a joint law."""
@@ -304,11 +280,6 @@ class MultiTokenLoss(Component, nn.Module):
         return Teacher(
             torch.cat((near.flatten(0, 1), far)), share, other.matrix, other.temperature, self.total_variation
         )
-
-
-def _head_by_head(near: Shaped[Tensor, "B T"], far: Shaped[Tensor, "B P K"]) -> Shaped[Tensor, " N"]:
-    """Flatten what horizon 1 has, then what each further horizon has."""
-    return torch.cat((near.flatten(), far.permute(2, 0, 1).flatten()))
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:

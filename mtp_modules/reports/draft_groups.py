@@ -9,7 +9,7 @@ import torch
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Int, Tensor
 from mtp_modules.reports.draft_walk import DraftedText
-from mtp_modules.reports.token_text import shown_token
+from mtp_modules.reports.token_text import shown_token, text_behind
 
 _KINDS = ("letters", "digits", "whitespace", "punctuation", "other")
 _COLUMNS = (0, 1, 4, 8, 16, 32, 64)
@@ -83,7 +83,7 @@ def by_kind(walked: DraftedText, tokenizer: Tokenizer | None) -> list[Group]:
     if tokenizer is None:
         return []
     tokens, accepted = _reached(walked)
-    kinds = {token: kind_of(tokenizer.decode([token])) for token in set(tokens)}
+    kinds = {token: kind_of(text_behind(token, tokenizer)) for token in set(tokens)}
     found = _grouped((kinds[token] for token in tokens), accepted)
     return [found[name] for name in _KINDS if name in found]
 

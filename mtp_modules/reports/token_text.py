@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.data.tokenizers import ByteTokenizer
+from mtp_modules.decoders.sampling.detokenizing import REPLACEMENT, StreamingDetokenizer
 
-_LONGEST_CHARACTER = 4
 _MARKS = {"\n": "\u21b5\n", "\r": "\u240d", "\t": "\u21e5\t"}
-_NO_TEXT = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -43,36 +42,42 @@ def shown_tokens(tokens: Sequence[int], tokenizer: Tokenizer | None) -> list[Sho
     """
     if tokenizer is None:
         return [Shown(f"{token} ", str(token), True) for token in tokens]
-    found: list[Shown] = []
-    while len(found) < len(tokens):
-        found += _next(tokens[len(found) : len(found) + _LONGEST_CHARACTER], tokenizer)
-    return found
-
-
-def _next(tokens: Sequence[int], tokenizer: Tokenizer) -> list[Shown]:
-    """Show the first tokens that make text together, or else the first of them alone."""
-    for count in range(1, len(tokens) + 1):
-        text = tokenizer.decode(list(tokens[:count]))
-        if text and _NO_TEXT not in text:
-            numbers = [_number(token, tokenizer) for token in tokens[: count - 1]]
-            return [*numbers, _text(text, tokens[count - 1], tokenizer)]
-    return [_number(tokens[0], tokenizer)]
+    text = StreamingDetokenizer(tokenizer)
+    return [_shown(text.push(token), token, tokenizer) for token in tokens]
 
 
 def shown_token(token: int, tokenizer: Tokenizer | None) -> str:
-    """Return how to name a token by itself.
+    """Return how to name a token by itself, with the space that stands before it behind other text.
 
     Args:
         token: Its id.
         tokenizer: Of the model.
     """
-    return shown_tokens([token], tokenizer)[0].name
+    return str(token) if tokenizer is None else _shown(text_behind(token, tokenizer), token, tokenizer).name
+
+
+def text_behind(token: int, tokenizer: Tokenizer) -> str:
+    """Return what a token writes behind other text, with replacement characters for parts of characters.
+
+    Args:
+        token: Its id.
+        tokenizer: Of the model.
+    """
+    text = StreamingDetokenizer(tokenizer)
+    alone = text.push(token)
+    return alone + text.pending if text.pending else text.push(token)  # two halves must not make a whole character
+
+
+def _shown(text: str, token: int, tokenizer: Tokenizer) -> Shown:
+    """Show a token that brings text; earlier tokens that have become no text are shown where they stand."""
+    own = text.replace(REPLACEMENT, "")
+    return _text(own, token, tokenizer) if own else _number(token, tokenizer)
 
 
 def _number(token: int, tokenizer: Tokenizer) -> Shown:
-    text = f"{token:02X}" if isinstance(tokenizer, ByteTokenizer) else f"#{token}"
-    name = f"byte {text}" if isinstance(tokenizer, ByteTokenizer) else f"token {token}"
-    return Shown(text, name, False)
+    if isinstance(tokenizer, ByteTokenizer) and token < tokenizer.vocab_size:
+        return Shown(f"{token:02X}", f"byte {token:02X}", False)
+    return Shown(f"#{token}", f"token {token}", False)
 
 
 def _text(text: str, token: int, tokenizer: Tokenizer) -> Shown:

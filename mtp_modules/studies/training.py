@@ -15,7 +15,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.studies.cells import Cell
 from mtp_modules.studies.evaluation import Evaluation, decoded, evaluate, evaluating
 from mtp_modules.studies.plan import Cost, Run
-from mtp_modules.training import MTPModule, step_flops
+from mtp_modules.training import MTPModule, choose_draft_tokens, step_flops
 
 ReportStep = Callable[[int], None]
 """Called with the number of finished steps."""
@@ -119,6 +119,7 @@ def calibrate(
     module, data = _assembled(cell, 1, helpers)
     times = _StepTimes()
     trainer = _trainer(cell, times, steps=_CALIBRATION_STEPS, device=device)
+    choose_draft_tokens(module.model, data)
     trainer.fit(module, datamodule=data)
     module.to(trainer.strategy.root_device)
     setup = time.perf_counter() - started - sum(times.walls)
@@ -163,6 +164,7 @@ def train(
     module, data = _assembled(run.cell, run.seed, helpers)
     recorder = _Recorder(run, cost, report_step)
     trainer = _trainer(run.cell, recorder, steps=run.steps, device=device)
+    choose_draft_tokens(module.model, data)
     trainer.fit(module, datamodule=data)
     assert recorder.evaluation is not None
     module.to(trainer.strategy.root_device)

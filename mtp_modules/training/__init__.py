@@ -2,7 +2,7 @@
 
 from mtp_modules.training.blocks import checkpoint_blocks, compile_blocks, prepare_blocks
 from mtp_modules.training.callbacks import GracefulStop, HeadsProgressBar, HeadsTable, PredictionWriter
-from mtp_modules.training.checkpointing import find_checkpoint, load_model
+from mtp_modules.training.draft_tokens import choose_draft_tokens
 from mtp_modules.training.flops import flops_per_token, step_flops, training_flops
 from mtp_modules.training.module import MTPModule
 from mtp_modules.training.monitoring import (
@@ -49,14 +49,13 @@ __all__ = [
     "check_strategy_name",
     "check_trainer",
     "checkpoint_blocks",
+    "choose_draft_tokens",
     "clip_gradients",
     "compile_blocks",
     "fill_data_parallel_size",
-    "find_checkpoint",
     "flops_per_token",
     "gradient_conflict",
     "gradient_norms",
-    "load_model",
     "materialize",
     "muon_parameter_groups",
     "parallelize",

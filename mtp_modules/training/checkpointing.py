@@ -1,136 +1,67 @@
-"""Find a checkpoint and build the model that it describes."""
+"""What Lightning's checkpoints of a module hold, and whether they fit it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import CheckpointIO
 from torch import nn
 from torch.optim import Optimizer
 
-from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Description, build
 from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.core.shapes import Tensor
+from mtp_modules.loading import CHECKPOINT_KEY, check_weights
 from mtp_modules.model import MTPModel, check_format
 
-CHECKPOINT_KEY = "mtp_modules"
-"""Where a training checkpoint keeps the description of its model and tokenizer."""
 
-_PREFERRED = ("best.ckpt", "last.ckpt")
-_SHARDED = "meta.pt"
-"""What Lightning calls the file beside the shards of a checkpoint that is a folder."""
-
-
-def find_checkpoint(path: str | Path, *, preferred: Sequence[str] = _PREFERRED) -> Path:
-    """Return the checkpoint that a path means: itself, or the best of a run's folder, else the last, else the newest.
+class HeldCheckpoint(CheckpointIO):
+    """Gives a trainer a checkpoint that was read before, so that its file is read once. All else is the trainer's own.
 
     Args:
-        path: A file, a run's folder, or a folder that is a checkpoint itself: shards, or what ``save_pretrained`` wrote
-            (returned as it is).
-        preferred: Names to look for in a run's folder, in this order.
-
-    Raises:
-        ValueError: If there is nothing there, or no checkpoint in it.
+        path: Where it was read from.
+        checkpoint: What was read; let go of when it is given.
     """
-    path = Path(path)
-    if not path.exists():
-        refuse("ckpt_path", f"{path} does not exist; give a checkpoint file, or the folder of a run.")
-    if path.is_file() or (path / "model.safetensors").is_file() or is_sharded(path):
-        return path
-    found = [file for folder in (path, path / "checkpoints") for file in folder.glob("*.ckpt")]
-    if not found:
-        refuse("ckpt_path", f"{path} holds no checkpoint; give a checkpoint file, or the folder of a run.")
-    for name in preferred:
-        for file in found:
-            if file.name == name:
-                return file
-    return max(found, key=lambda file: file.stat().st_mtime)
 
+    def __init__(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        self.path, self._checkpoint = path, checkpoint
+        self._own: CheckpointIO | None = None
 
-def is_sharded(path: Path) -> bool:
-    """Tell whether a checkpoint is a folder of shards, one of each process, as large runs write it.
+    def put_into(self, trainer: Trainer) -> None:
+        """Stand before what the trainer reads and writes checkpoints with.
 
-    Args:
-        path: Of the checkpoint.
-    """
-    return (path / _SHARDED).is_file()
+        Args:
+            trainer: Before it runs.
+        """
+        self._own = trainer.strategy.checkpoint_io
+        trainer.strategy.checkpoint_io = self
 
+    @property
+    def own(self) -> CheckpointIO:
+        """What the trainer itself reads and writes with."""
+        assert self._own is not None
+        return self._own
 
-def load_model(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",)) -> tuple[MTPModel, Tokenizer | None]:
-    """Build the model, and the tokenizer if one is known, from a checkpoint alone.
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Return what was read, the first time that it is asked for."""
+        if self._checkpoint and Path(path) == self.path:
+            found, self._checkpoint = self._checkpoint, {}
+            return found
+        placed = {} if map_location is None else {"map_location": map_location}
+        return self.own.load_checkpoint(path, weights_only=weights_only, **placed)
 
-    Args:
-        path: Whatever :func:`find_checkpoint` understands. Nothing in it is unpickled but tensors and plain values.
-        trusted: Top-level packages whose classes may be built.
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write as the trainer does."""
+        self.own.save_checkpoint(checkpoint, path, storage_options)
 
-    Returns:
-        The model in evaluation mode, and its tokenizer.
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove as the trainer does."""
+        self.own.remove_checkpoint(path)
 
-    Raises:
-        ValueError: If the file is no checkpoint of this package, its weights do not fit, or it is a folder of shards.
-    """
-    path = find_checkpoint(path)
-    if is_sharded(path):
-        refuse(
-            "ckpt_path",
-            f"{path} is a folder of shards, which only a run with ModelParallelStrategy can read; "
-            "let it save one file with save_distributed_checkpoint: false.",
-        )
-    if path.is_dir():
-        return MTPModel.from_pretrained(path, trusted=trusted)
-    checkpoint = read_checkpoint(path)
-    description = checkpoint[CHECKPOINT_KEY]
-    model: MTPModel = build(description["model"], trusted=trusted)
-    prefix = "model."
-    state = {name[len(prefix) :]: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
-    check_weights(model, state, path)
-    model.load_state_dict(state)
-    tokenizer = build(description["tokenizer"], trusted=trusted) if description["tokenizer"] else None
-    return model.eval(), tokenizer
-
-
-def check_weights(module: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:
-    """Refuse weights that are not those of a module.
-
-    Args:
-        module: That shall take them.
-        state: Its weights by name.
-        origin: Where they come from, for the sentence.
-
-    Raises:
-        ValueError: If a name is missing, unknown, or has another shape.
-    """
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            has, needs = found.get(name, "nothing"), expected.get(name, "nothing")
-            refuse(
-                "ckpt_path", f"the weights in {origin} do not fit the model: {name} is {has}, the model has {needs}."
-            )
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this package into memory.
-
-    Args:
-        path: A file, or a folder of shards, whose weights are left out. Nothing in it is unpickled but tensors and
-            plain values.
-
-    Raises:
-        ValueError: If it is no checkpoint, or not one of this package.
-    """
-    sharded = is_sharded(path)
-    try:
-        checkpoint = torch.load(path / _SHARDED if sharded else path, map_location="cpu", weights_only=True)
-    except Exception:  # what is no pickle makes an unpickler fail in any way
-        refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; give a .ckpt file of a finished save.")
-    needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
-        refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
-    check_format("ckpt_path", checkpoint[CHECKPOINT_KEY].get("format"), path)
-    return checkpoint
+    def teardown(self) -> None:
+        """End what the trainer's own has under way."""
+        self.own.teardown()
 
 
 def check_checkpoint(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:

@@ -16,19 +16,16 @@ from mtp_modules.core.mixture import marginal_logits
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.core.targets import num_positions
+from mtp_modules.data.module import TokenDataModule
+from mtp_modules.loading import CHECKPOINT_KEY
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import FORMAT, MTPModel
 from mtp_modules.training.blocks import prepare_blocks
-from mtp_modules.training.checkpointing import (
-    CHECKPOINT_KEY,
-    check_checkpoint,
-    generator_of,
-    in_model_order,
-    tokenizer_of,
-)
-from mtp_modules.training.draft_tokens import choose_draft_tokens
+from mtp_modules.training.cached_states import read_cached_rows
+from mtp_modules.training.checkpointing import check_checkpoint, generator_of, in_model_order, tokenizer_of
+from mtp_modules.training.draft_tokens import check_draft_tokens_chosen
 from mtp_modules.training.freezing import freeze_parts
 from mtp_modules.training.learning_rates import check_scales, scaled_optimizer
 from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
@@ -51,8 +48,7 @@ class MTPModule(LightningModule):
     Logged, each as ``train/``, ``val/`` and ``test/``, are per head ``loss/head_h`` (unweighted, nats),
     ``perplexity/head_h``, ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``; in training also
     ``loss``, gradient norms before clipping, and what :class:`~mtp_modules.training.monitoring.TokenThroughput` says.
-    The page "What is logged" has every key.
-    Checkpoints describe model and tokenizer, so that they can be decoded without the configuration.
+    The page "What is logged" has every key. Checkpoints describe model and tokenizer: decoding needs nothing else.
 
     Each horizon's loss is divided by the number of its valid targets in everything that one optimizer step sees: all
     ranks, and all batches that the trainer accumulates. So a step is the same however it is split.
@@ -67,9 +63,11 @@ class MTPModule(LightningModule):
         tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
         own_unembeddings: Give every horizon beyond the first an output matrix of its own.
         output_bias: Add a bias to the logits.
-        num_draft_tokens: Let further horizons score so many tokens only, the most frequent in the training data.
+        num_draft_tokens: Let further horizons score so many tokens only: those that
+            :func:`~mtp_modules.training.choose_draft_tokens` finds most often in the training data before the fit.
         freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
-            without gradients and in evaluation mode, and freezes the output matrix that is tied to it.
+            without gradients and in evaluation mode, and freezes the output matrix that is tied to it. All else is put
+            into training mode when the module is made, a pretrained trunk too.
         lr_scales: Factors on the learning rate of parts: any of ``trunk``, ``heads``, ``unembedding``; 1 where not
             named. A pretrained trunk that is tuned together with new heads wants a small one.
         activation_checkpointing: ``"full"`` or ``"selective"`` to forget the activations inside the blocks of trunk and
@@ -109,8 +107,7 @@ class MTPModule(LightningModule):
             own_unembeddings=own_unembeddings,
             output_bias=output_bias,
             num_draft_tokens=num_draft_tokens,
-        ).train()  # pretrained trunks come in evaluation mode
-        trunk.trained_output = None  # the unembedding has it now; sharding would leave a copy of it here
+        ).train()  # pretrained trunks come in evaluation mode, and Lightning would leave them there
         self.frozen = freeze_parts(self, self.model, freeze)
         self.lr_scales = dict(lr_scales or {})
         check_scales(self, self.model, self.lr_scales)
@@ -150,13 +147,14 @@ class MTPModule(LightningModule):
         return self.model.trunk.vocab_size
 
     def setup(self, stage: str) -> None:
-        """Refuse a trainer that would go wrong."""
+        """Refuse a trainer that would go wrong, and tell the data for which horizons its batches count ahead."""
         check_trainer(self.trainer)
         check_compilation(self.trainer, self.activation_checkpointing, compiled=self.compile_blocks)
         if self.sharding is not None and self.device_mesh is None:
             refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")
-        if stage == "fit":
-            choose_draft_tokens(self.model, getattr(self.trainer, "datamodule", None))
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and isinstance(data, TokenDataModule):
+            data.count_ahead(self.horizons)
 
     def configure_model(self) -> None:
         """Recompute, compile and shard blocks as asked. Lightning calls this before every run; it is done once."""
@@ -244,15 +242,17 @@ class MTPModule(LightningModule):
         return [] if brought else [TokenThroughput()]
 
     def on_fit_start(self) -> None:
-        """Forget what was known of another run, and refuse a schedule over a run without an end."""
+        """Forget another run, refuse a schedule over one without an end, and let a frozen trunk read what is kept."""
         self._step_counts = self._run_length = None
         self._gradients_checked = False
         self.horizon_weights()
+        read_cached_rows(self.trainer, self.trunk)
         if self.teacher is not None:
             self.teacher.prepare(self.device, tokenizer_of(self._trainer), self.device_mesh)
 
     def on_train_start(self) -> None:
-        """Quieten a frozen trunk, and in a resumed run restore the random numbers."""
+        """Quieten a frozen trunk, and in a resumed run restore the random numbers. Weights are loaded by now."""
+        check_draft_tokens_chosen(self.model)
         if "trunk" in self.frozen:
             self.model.trunk.eval()
         if self._random_state is not None:

@@ -27,6 +27,15 @@ def check_strategy_name(strategy: Any) -> None:
         refuse("trainer.strategy", FSDP1)
 
 
+def loads_by_itself(strategy: Any) -> bool:
+    """Tell whether a strategy reads checkpoints itself, memory-mapped or shard by shard.
+
+    Args:
+        strategy: A registered name, or the path of a class.
+    """
+    return isinstance(strategy, str) and strategy.rpartition(".")[2] == ModelParallelStrategy.__name__
+
+
 def fill_data_parallel_size(trainer: Trainer) -> None:
     """Let ``data_parallel_size: auto`` mean all processes that tensor parallelism leaves, on all nodes.
 

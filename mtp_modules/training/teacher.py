@@ -9,9 +9,9 @@ from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.objective import NextTokenLaw
 from mtp_modules.core.shapes import Int, Tensor
 from mtp_modules.core.targets import num_sampled
+from mtp_modules.loading import load_model
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.model import MTPModel
-from mtp_modules.training.checkpointing import load_model
 
 
 class TeacherModel(Component):

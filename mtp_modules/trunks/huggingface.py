@@ -7,6 +7,7 @@ from torch import nn
 
 from mtp_modules.core.checks import ascending_layers, at_least, refuse, within_positions
 from mtp_modules.core.component import redescribe
+from mtp_modules.core.fitting import check_trained_output
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
@@ -24,12 +25,17 @@ class HuggingFaceTrunk(Trunk):
 
     The hidden state is what the model's output matrix reads: that of the last layer behind the final norm, times the
     factor on the logits where the model has one (Cohere, Granite). The output matrix itself, and its bias, become those
-    of the unembedding; :class:`~mtp_modules.MTPModel` refuses to lose them.
+    of the unembedding: :class:`~mtp_modules.MTPModel` takes them (:meth:`take_trained_output`), and never loses them.
 
     **Decoding.** Architectures whose layers all keep keys and values, over all positions or a window, hold them in
     preallocated slots; rejected ones are masked, rows may differ in length, and drafts may be trees. All others (Mamba,
     hybrids, attention outside of the common interface of ``transformers``) are exact but slow: they read the whole text
     again in every round. ``keeps_keys`` says which it is.
+
+    **Modes.** A pretrained trunk starts in evaluation mode, as a model of ``transformers`` does; one from ``config``
+    starts in training mode, as any new module does. When a fit begins, Lightning leaves every module in its mode. So
+    :class:`~mtp_modules.training.MTPModule` puts a trunk that it trains into training mode, and one that is frozen back
+    into evaluation mode. A training loop of your own calls ``model.train()``.
 
     **Packed documents** do not see one another. Where keys are kept, positions start anew and the mask ends at the
     document's start; elsewhere, each document is read in a row of its own.
@@ -40,7 +46,8 @@ class HuggingFaceTrunk(Trunk):
             own configuration.
         gguf_file: Name of a GGUF file in that folder.
         revision: Of a model on the hub: a branch, a tag or a commit.
-        dtype: Precision of the weights, such as ``"bfloat16"``; torch's default if ``None``. Heads must have the same.
+        dtype: Precision of the weights, such as ``"bfloat16"``; torch's default if ``None``. Heads must have the same:
+            ``heads.to(torch.bfloat16)``.
         feature_layers: Layers, counted from 0, whose outputs are returned too, for heads that read them. Not the last:
             its output, behind the final norm, is the hidden state.
         max_positions: Longest sequence, if it shall be shorter than the model's own limit.
@@ -81,7 +88,10 @@ class HuggingFaceTrunk(Trunk):
         self.output_scale = loaded.output_scale
         self.d_model, self.vocab_size = loaded.output.weight.shape[1], self.embedding.weight.shape[0]
         self.embedding_width = self.embedding.weight.shape[1]
-        self.trained_output: OutputMatrix | None = loaded.output if pretrained is not None else None
+        plain = loaded.output.weight is self.embedding.weight and loaded.output.bias is None
+        self._output_is_embedding = pretrained is not None and plain
+        self._output: OutputMatrix | None = None if pretrained is None or plain else loaded.output
+        self._output_taken = False
         if loaded.output.weight.shape[0] != self.vocab_size:
             rows = f"{loaded.output.weight.shape[0]} rows, its embedding {self.vocab_size}"
             refuse(self, f"the output matrix of {loaded.config.model_type} has {rows}; such models are not supported.")
@@ -92,6 +102,7 @@ class HuggingFaceTrunk(Trunk):
                 refuse(self, f"max_positions must be at most {self.max_positions} for this model, got {max_positions}.")
             self.max_positions = max_positions
         self.feature_layers = ascending_layers(self, feature_layers, len(self.blocks) - 1)
+        self.train(pretrained is None)
         redescribe(self, pretrained=None, gguf_file=None, revision=None, dtype=None, config=plain_config(loaded.config))
 
     @property
@@ -116,6 +127,26 @@ class HuggingFaceTrunk(Trunk):
         count = self.config.num_hidden_layers
         lists = (module for module in self.model.modules() if isinstance(module, nn.ModuleList))
         return next((tuple(each) for each in lists if len(each) == count), ())
+
+    def take_trained_output(self, *, tied: bool, bias: bool) -> OutputMatrix | None:
+        """Hand over the output matrix of a pretrained model; see :class:`~mtp_modules.core.interfaces.Trunk`.
+
+        One that is the embedding can be had by any number of models, any other by one.
+        """
+        if self._output_taken:
+            refuse(self, "its output matrix is in another model already; make a trunk for each model.")
+        like = self.embedding.weight
+        found = OutputMatrix(like) if self._output_is_embedding else self._output
+        if found is None:
+            return None
+        check_trained_output(self, found, tied=tied, bias=bias)
+        self._output, self._output_taken = None, not self._output_is_embedding
+        # The trunk may have been moved or converted since it was made.
+        return OutputMatrix(found.weight.to(like), None if found.bias is None else found.bias.to(like))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Let a copy have no output matrix to give where the trunk itself has given it away."""
+        return {**super().__getstate__(), "_output_taken": False}
 
     def reset_parameters(self) -> None:
         """Draw the weights as ``transformers`` does for this model."""

@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
     """A model in parts.
 
     Attributes:
-        model: Without its output matrix.
+        model: Without its output matrix, in evaluation mode.
         config: Its configuration.
         output: The output matrix and its bias; perhaps the embedding's.
         output_scale: Factor on the hidden state before the output matrix.
@@ -104,9 +104,7 @@ def load(
     else:
         whole = _with_weights(owner, transformers, pretrained, made, {**origin, **how})
     whole.eval()
-    loaded = _in_parts(owner, whole, num_caches)
-    loaded.model.train()  # as every module is when it is made
-    return loaded
+    return _in_parts(owner, whole, num_caches)
 
 
 def _transformers(owner: object) -> ModuleType:

@@ -8,7 +8,19 @@ from pathlib import Path
 PACKAGE = "mtp_modules"
 ROOT = Path(__file__).parents[2]
 
-PARTS = ("layers", "trunks", "heads", "losses", "decoders", "metrics", "data", "model", "training", "interop")
+PARTS = (
+    "layers",
+    "trunks",
+    "heads",
+    "losses",
+    "decoders",
+    "metrics",
+    "data",
+    "model",
+    "loading",
+    "training",
+    "interop",
+)
 SHELL = ("configuration", "studies", "reports", "commands", "cli")
 
 # Each unit (subpackage, or module of the top level): the units, and the packages, that it may import besides itself.
@@ -22,7 +34,8 @@ UNITS: dict[str, set[str]] = {
     "metrics": {"core"},
     "data": {"core"},
     "model": {"core"},
-    "training": {"core", "layers", "trunks", "heads", "losses", "metrics", "data", "model"},
+    "loading": {"core", "model"},
+    "training": {"core", "layers", "trunks", "heads", "losses", "metrics", "data", "model", "loading"},
     "interop": {"core", "layers", "trunks", "heads", "model"},
     "configuration": {"core", *PARTS},
     "studies": {"core", *PARTS, "configuration", "__init__"},
@@ -30,7 +43,7 @@ UNITS: dict[str, set[str]] = {
     "commands": {"core", *PARTS, "configuration", "studies", "reports"},
     "cli": {"core", *PARTS, "configuration", "commands", "__init__"},
     "__main__": {"cli"},
-    "__init__": {"core", "layers", "trunks", "heads", "losses", "decoders", "metrics", "model"},
+    "__init__": {"core", "layers", "trunks", "heads", "losses", "decoders", "metrics", "model", "loading"},
 }
 # Single files that may import more: the doors to Hugging Face, opened only when somebody goes through.
 FILES: dict[str, set[str]] = {
@@ -48,6 +61,7 @@ PACKAGES: dict[str, set[str]] = {
     "metrics": {"torch", "torchmetrics"},
     "data": {"torch", "numpy", "lightning"},
     "model": {"torch", "safetensors", "huggingface_hub"},
+    "loading": {"torch"},
     "training": {"torch", "numpy", "lightning", "torchmetrics", "safetensors", "rich"},
     "interop": {"torch", "safetensors"},
     "configuration": {"torch", "lightning", "jsonargparse"},

@@ -39,7 +39,7 @@ from mtp_modules.decoders import (
 from mtp_modules.decoders.graphs.compiled import CompiledModel
 from mtp_modules.decoders.request import DecodableModel
 from mtp_modules.interop import with_own_trunk
-from mtp_modules.training import load_model
+from mtp_modules.loading import load_model
 
 DECODERS = ["heads:3", "heads:5", "heads:7", "cost:7", "tree:2,2,1,1,1", "dynamic:6,3,12", "lookup:7", "both:7"]
 

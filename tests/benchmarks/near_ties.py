@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.data import TextDataModule
-from mtp_modules.training import load_model
+from mtp_modules.loading import load_model
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from mtp_modules import MTPModel, MultiTokenLoss, PerHeadMetrics, SpeculativeDecoder
 from mtp_modules.data import TextDataModule
-from mtp_modules.training import load_model
+from mtp_modules.loading import load_model
 
 COLUMNS, LINES = 74, 16
 

@@ -32,7 +32,7 @@ from mtp_modules.core import describe
 from mtp_modules.decoders import Decoder, LookupOrHeads, PromptLookup, compile_for_decoding
 from mtp_modules.decoders.request import DecodableModel
 from mtp_modules.interop import with_own_trunk
-from mtp_modules.training import MTPModule
+from mtp_modules.training import MTPModule, choose_draft_tokens
 
 ROOT = Path(__file__).parents[2]
 LAYER = {"num_heads": 9, "num_kv_heads": 3}
@@ -119,6 +119,7 @@ def trained(sections: dict[str, Any], seconds: float) -> tuple[MTPModule, Any, i
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    choose_draft_tokens(module.model, data)
     trainer.fit(module, datamodule=data)
     return module, data, trainer.global_step
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from mtp_modules import AutoregressiveDecoder
-from mtp_modules.training import load_model
+from mtp_modules.loading import load_model
 from mtp_modules.trunks import HuggingFaceTrunk
 from tests.command_line import ROOT, run
 from tests.huggingface import save_model, save_tokenizer

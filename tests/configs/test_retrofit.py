@@ -11,7 +11,7 @@ import yaml
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.core import Tokenizer
-from mtp_modules.training import load_model
+from mtp_modules.loading import load_model
 from tests.command_line import RETROFIT, ROOT, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -96,25 +96,40 @@ def test_training_goes_on_with_the_model_s_own_samples(config: Path, trained: tu
     assert (config.parent / "again" / "checkpoints" / "best.ckpt").is_file()
 
 
+def benchmark(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["retrofit.py", *arguments])
+    runpy.run_path(str(ROOT / "tests" / "benchmarks" / "retrofit.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ["recurrent", "early_exit"],
+        pytest.param(["residual", "recurrent", "early_exit", "joint", "linear"], marks=pytest.mark.nightly),
+    ],
+    ids=len,
+)
 def test_the_benchmark_prints_its_table(
-    config: Path, trained: tuple, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    config: Path, kinds: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = ["--seconds=0.3", "--prompts=2", "--prompt_tokens=12", "--new_tokens=8", "--drafts=2"]
-    kinds = ["residual", "recurrent", "early_exit", "joint", "linear"]
-    told = [f"--config={config}", "--feature_layers", "0", "--kinds", *kinds, *sizes]
-    monkeypatch.setattr(sys, "argv", ["retrofit.py", *told])
-    runpy.run_path(str(ROOT / "tests" / "benchmarks" / "retrofit.py"), run_name="__main__")
+    benchmark(monkeypatch, f"--config={config}", "--feature_layers", "0", "--kinds", *kinds, *sizes)
     printed = capsys.readouterr().out
     assert "reading one token takes" in printed
     for name in ("plain", "lookup", *kinds, *(f"{kind} or lookup" for kind in kinds)):
         assert f" {name} " in printed
-    assert printed.count("2/2") == 4 + 6 + 8 + 10 + 12  # the table is printed behind each kind
-    alone = [f"--config={config}", "--seconds=0.3", "--prompt_tokens=12", "--prompts=0", "--kinds", "linear"]
-    monkeypatch.setattr(sys, "argv", ["retrofit.py", *alone])
-    runpy.run_path(str(ROOT / "tests" / "benchmarks" / "retrofit.py"), run_name="__main__")
-    told = capsys.readouterr().out
-    assert " linear " in told
-    assert told.count("0/0") == 1  # and no row of plain decoding or lookup
+    assert printed.count("2/2") == sum(2 * (rows + 1) for rows in range(1, len(kinds) + 1))  # a table behind each kind
     index = json.loads((config.parent / "states_features" / "index.json").read_text())
     assert index["shape"][:2] == [12, 2]
     assert index["feature_layers"] == [0]
+
+
+@pytest.mark.nightly
+def test_the_benchmark_can_leave_decoding_out(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = ["--seconds=0.3", "--prompt_tokens=12", "--prompts=0"]
+    benchmark(monkeypatch, f"--config={config}", *sizes, "--kinds", "linear")
+    printed = capsys.readouterr().out
+    assert " linear " in printed
+    assert printed.count("0/0") == 1  # and no row of plain decoding or lookup

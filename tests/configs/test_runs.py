@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from mtp_modules import MTPModel
 from mtp_modules.core import Tokenizer
-from mtp_modules.training import load_model
+from mtp_modules.loading import load_model
 from tests.command_line import CONFIGS, ROOT, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")

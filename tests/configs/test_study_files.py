@@ -49,6 +49,7 @@ def test_every_arm_learns_and_gives_what_is_drawn(study: Study, tmp_path: Path) 
             continue
         sections = smaller(cell).seeded(1, paths)
         module, data = assemble(sections["model"], sections["data"])
+        assert module.lookahead == data.lookahead
         module(next(iter(data.train_dataloader()))).loss.backward()
         assert any(parameter.grad is not None for parameter in module.model.trunk.parameters())
         if cell.is_helper:

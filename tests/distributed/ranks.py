@@ -14,8 +14,8 @@ import torch
 from torch import distributed as dist
 
 WORLD_SIZE = 2
-PRELOADED = ["torch", "lightning.pytorch", "mtp_modules.cli", "tests.distributed.runs"]
-"""Imported once by the server that every rank is forked from."""
+PRELOADED = ["torch", "lightning.pytorch", "mtp_modules.cli", "mtp_modules.studies.training", "tests.distributed.runs"]
+"""Imported once by the server that every rank is forked from, and the workers of studies that are tested later."""
 
 
 def run_ranks(

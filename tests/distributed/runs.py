@@ -124,7 +124,7 @@ def trainer(run: Run, world_size: int, folder: Path, **more: Any) -> Trainer:
     """Return a quiet trainer on one process, or as one of two."""
     strategies = {
         "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
-        "fsdp2": lambda: _fsdp2(world_size),
+        "fsdp2": lambda: fsdp2_strategy(world_size),
     }
     options: dict[str, Any] = {
         "accelerator": "cpu",
@@ -146,7 +146,7 @@ def trainer(run: Run, world_size: int, folder: Path, **more: Any) -> Trainer:
     return Trainer(**(options | more))
 
 
-def _fsdp2(world_size: int, *, shards: bool = False) -> ModelParallelStrategy:
+def fsdp2_strategy(world_size: int, *, shards: bool = False) -> ModelParallelStrategy:
     return ModelParallelStrategy(
         data_parallel_size=world_size,
         tensor_parallel_size=1,
@@ -202,7 +202,7 @@ def resume(folder: Path) -> dict[str, Any]:
 
     def fit(*, steps: int, start: Path | None = None, save: Path | None = None, shards: bool = False) -> Any:
         made = module(run)
-        kind = {"strategy": _fsdp2(2, shards=shards), "max_steps": steps}
+        kind = {"strategy": fsdp2_strategy(2, shards=shards), "max_steps": steps}
         fitted = trainer(run, 2, folder, **kind)
         fitted.fit(made, data(run, 2), ckpt_path=start)
         if save is not None:

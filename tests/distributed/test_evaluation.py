@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtp_modules.training import load_model
+from mtp_modules.loading import load_model
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import Run, count_rows, data, evaluate, metric_of, module, stop_one_rank, trainer
 

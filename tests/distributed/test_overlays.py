@@ -48,9 +48,17 @@ CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         {"built on": {"cpu"}, "sharded": False, "policy": None, "steps": 2},
     ),
 }
+NIGHTLY = {"fsdp2", "fsdp2 and tensor parallel"}
+"""The others show what these do, each in another place."""
 
 
-@pytest.mark.parametrize(("overlay", "more", "expected"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("overlay", "more", "expected"),
+    [
+        pytest.param(*case, id=name, marks=pytest.mark.nightly if name in NIGHTLY else ())
+        for name, case in CASES.items()
+    ],
+)
 def test_two_processes_train_and_the_checkpoint_decodes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], overlay: str, more: list[str], expected: dict[str, Any]
 ) -> None:
@@ -59,6 +67,19 @@ def test_two_processes_train_and_the_checkpoint_decodes(
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     generate(str(tmp_path), max_new_tokens=4)
     assert capsys.readouterr().out.startswith("def ")
+
+
+@pytest.mark.parametrize(("overlay", "readings"), [("ddp", [False]), ("fsdp2", [True, True])])
+def test_a_resumed_run_reads_the_weights_of_its_checkpoint_once(
+    tmp_path: Path, overlay: str, readings: list[bool]
+) -> None:
+    """Each process; a strategy that reads the file itself maps it, and so does the look at its description."""
+    first = arguments(overlay, tmp_path / "first", "--trainer.devices=2")
+    run_ranks(command_line.fit, first)
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    more = ("--trainer.devices=2", "--trainer.max_steps=4", "--ckpt_path", last)
+    second = arguments(overlay, tmp_path / "second", *more)
+    assert run_ranks(command_line.resume, second) == [(4, readings)] * 2
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Anomaly Detection")

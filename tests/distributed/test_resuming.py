@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from mtp_modules.training import load_model
+from mtp_modules.loading import load_model
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import Run, data, module, resume, trainer, weights
 from tests.helpers import assert_same

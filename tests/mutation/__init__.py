@@ -1,10 +1,11 @@
 """Bugs that others shipped, and some of our own, put back in one at a time: the tests must notice each of them."""
 
-from tests.mutation import beams, decoding, sampling, states, training
+from tests.mutation import beams, decoding, sampling, states, text, training
 from tests.mutation.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
     *sampling.MUTANTS,
+    *text.MUTANTS,
     *decoding.MUTANTS,
     *beams.MUTANTS,
     *states.MUTANTS,

@@ -1,4 +1,4 @@
-"""Bugs of acceptance, of sampling laws, of random numbers and of stops."""
+"""Bugs of acceptance, of sampling laws, of random numbers and of stop tokens."""
 
 from tests.mutation.mutant import OURS, Mutant
 
@@ -288,32 +288,5 @@ MUTANTS = (
         "accepted drafts are counted past the stop",
         "sglang#39826",
         ("unit/decoders/test_streaming.py::test_a_stop_inside_a_block_cuts_the_depths_too",),
-    ),
-    Mutant(
-        "stop-strings-inside-one-token",
-        "decoders/sampling/stopping.py",
-        "self._recent = [*self._recent[-self._most :], token]",
-        "self._recent = [token]",
-        "a string that lies across tokens is missed",
-        "transformers#47912",
-        (STOPS + "::test_strings_of_characters_of_several_bytes",),
-    ),
-    Mutant(
-        "characters-taken-for-tokens",
-        "decoders/sampling/stopping.py",
-        "_BYTES_PER_CHARACTER = 4",
-        "_BYTES_PER_CHARACTER = 1",
-        "a string of characters of several bytes is missed",
-        OURS,
-        (STOPS + "::test_strings_of_characters_of_several_bytes",),
-    ),
-    Mutant(
-        "stop-strings-at-the-end-of-a-token",
-        "decoders/sampling/stopping.py",
-        "return any(string in text for string in self.rule.strings)",
-        "return any(text.endswith(string) for string in self.rule.strings)",
-        "a string that ends inside a token is missed",
-        OURS,
-        (STOPS + "::test_strings_that_begin_and_end_inside_tokens",),
     ),
 )

@@ -72,7 +72,7 @@ MUTANTS = (
     ),
     Mutant(
         "mask-ignored-by-the-loss",
-        "losses/multi_token.py",
+        "losses/examples.py",
         "targets, valid = future_targets(tokens, horizons, document_ids, loss_mask)",
         "targets, valid = future_targets(tokens, horizons, document_ids)",
         "the loss learns padding and prompts",
@@ -99,7 +99,7 @@ MUTANTS = (
     ),
     Mutant(
         "unnormalised",
-        "losses/multi_token.py",
+        "losses/examples.py",
         "dtype=torch.float64) / counts.clamp(min=1)",
         "dtype=torch.float64) / 1.0",
         "the loss is a sum, and explodes with the batch",
@@ -108,7 +108,7 @@ MUTANTS = (
     ),
     Mutant(
         "nothing-valid",
-        "losses/multi_token.py",
+        "losses/examples.py",
         "dtype=torch.float64) / counts.clamp(min=1)",
         "dtype=torch.float64) / counts",
         "a rank without a valid token gives NaN",
@@ -118,16 +118,16 @@ MUTANTS = (
     Mutant(
         "micro-batches-weigh-alike",
         "losses/multi_token.py",
-        "counts = valid.sum(dim=(0, 1)) if counts is None else counts",
-        "counts = valid.sum(dim=(0, 1))",
+        "counts = examples.valid.sum(dim=(0, 1)) if counts is None else counts",
+        "counts = examples.valid.sum(dim=(0, 1))",
         "accumulation weighs micro-batches alike, whatever their tokens",
         "transformers#34191",
         (PARTS,),
     ),
     Mutant(
         "share-of-positions-biased",
-        "losses/multi_token.py",
-        "        scale[1:] *= length / every.shape[1]\n",
+        "losses/examples.py",
+        "        scale[1:] *= self.thinning\n",
         "",
         "far horizons weigh less when some positions are left out",
         OURS,
@@ -153,7 +153,7 @@ MUTANTS = (
     ),
     Mutant(
         "far-losses-in-another-order",
-        "losses/multi_token.py",
+        "losses/examples.py",
         "return torch.cat((near.flatten(), far.permute(2, 0, 1).flatten()))",
         "return torch.cat((near.flatten(), far.flatten()))",
         "targets of one horizon meet the states of another",
@@ -216,7 +216,7 @@ MUTANTS = (
     ),
     Mutant(
         "heads-stale-after-load",
-        "training/checkpointing.py",
+        "loading.py",
         "    check_weights(model, state, path)\n    model.load_state_dict(state)\n",
         "    model.load_state_dict(state, strict=False)\n",
         "heads that a checkpoint does not hold stay as they were drawn",

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from mtp_modules import AuxiliaryWeights, ExplicitWeights, GeometricWeights, MultiTokenLoss, UniformWeights
 from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy
 from mtp_modules.losses import NaiveLinearCrossEntropy, multi_token
-from tests.helpers import HEADS, TRUNKS, VOCAB, assert_same, gradients, make_model, random_tokens
+from tests.helpers import HEADS, TRUNKS_WITH_HEADS, VOCAB, assert_same, gradients, make_model, random_tokens
 from tests.reference import loss as naive
 from tests.reference import targets as naive_targets
 
@@ -92,8 +92,7 @@ def test_what_metrics_need_equals_the_naive_triple_loop(batch: tuple) -> None:
     assert_same(terms.nll, sums / terms.count.clamp(min=1))
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
 def test_one_horizon_is_cross_entropy(trunk: str, heads: str) -> None:
     model, tokens = make_model(trunk, heads, 1), random_tokens(2, 7)
     terms = MultiTokenLoss()(model, tokens)
@@ -136,7 +135,7 @@ def test_the_loss_is_the_weighted_sum_of_the_logged_losses(weights: object, valu
 
 
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_a_share_of_positions_is_unbiased(heads: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean over all draws of 2 of 4 positions in 2 rows is the loss on all positions, gradients included."""
     model, tokens = make_model("gru", heads, 3), random_tokens(2, 7)

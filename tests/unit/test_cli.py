@@ -14,7 +14,8 @@ import yaml
 
 from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk, TransformerTrunk
 from mtp_modules.data.tokenizers import ByteTokenizer
-from mtp_modules.training import load_model
+from mtp_modules.loading import load_model
+from mtp_modules.training import draft_tokens
 from tests.command_line import ROOT, refusal, run
 from tests.unit.training.running import data, module, trainer
 
@@ -300,6 +301,55 @@ def test_a_checkpoint_of_another_model(checkpoints: Path) -> None:
         *("--ckpt_path", checkpoints / "numbers.ckpt"),
     )
     assert sentence.startswith("ckpt_path: the weights in the checkpoint do not fit the model: model.")
+
+
+SMALL_RUN = (
+    *("--config", NOTEBOOK, "--trainer.logger=false", "--trainer.enable_progress_bar=false"),
+    *("--trainer.enable_model_summary=false", "--model.num_draft_tokens=5"),
+    *("--data.init_args.num_train=64", "--data.init_args.num_val=32", "--data.init_args.num_test=32"),
+)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of files that ``torch.load`` reads from now on."""
+    found: list[str] = []
+    load = torch.load
+
+    def noted(file: Any, *arguments: Any, **options: Any) -> Any:
+        found.append(Path(str(getattr(file, "name", file))).name)
+        return load(file, *arguments, **options)
+
+    monkeypatch.setattr(torch, "load", noted)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_resumed_run_reads_its_checkpoint_once_and_chooses_no_drafts(
+    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("fit", *SMALL_RUN, "--trainer.max_epochs=1")
+    (last,) = tmp_path.rglob("last.ckpt")
+    start = torch.load(last, weights_only=True)
+    assert reads == ["best.ckpt", "last.ckpt"]  # the first run tests its best; the second was read here
+    reads.clear()
+
+    def counts(*_: object, **__: object) -> list[int]:
+        raise AssertionError("the data was counted")
+
+    monkeypatch.setattr(draft_tokens, "frequent_tokens", counts)
+    elsewhere = f"--trainer.default_root_dir={tmp_path / 'second'}"
+    run("fit", *SMALL_RUN, elsewhere, "--trainer.max_epochs=2", "--ckpt_path", last)
+    assert [name for name in reads if name.startswith("last")] == ["last.ckpt"]
+    (again,) = (tmp_path / "second").rglob("last.ckpt")
+    end = torch.load(again, weights_only=True)
+    assert end["global_step"] == 2 * start["global_step"] > 0
+    chosen = "model.unembedding.draft_tokens"
+    assert end["state_dict"][chosen].tolist() == start["state_dict"][chosen].tolist() != [0, 1, 2, 3, 4]
+    for command in ("validate", "test"):
+        reads.clear()
+        run(command, *SMALL_RUN, "--ckpt_path", last)
+        assert reads == ["last.ckpt"]
 
 
 def test_a_model_without_its_training_does_not_resume(checkpoints: Path) -> None:

@@ -16,8 +16,10 @@ from mtp_modules import (
     ParallelHeads,
     RecurrentHeads,
     RecurrentTrunk,
+    ResidualHeads,
     Tokenizer,
     TransformerTrunk,
+    Trunk,
     describe,
 )
 from tests.helpers import (
@@ -71,6 +73,54 @@ def test_every_parameter_has_a_gradient(heads: str, tied: bool, own: bool) -> No
     MultiTokenLoss()(model, random_tokens(2, 8)).loss.backward()
     silent = [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0]
     assert silent == []
+
+
+OTHER_PRECISION = (
+    r"^MTPModel: RecurrentTrunk is in bfloat16, but LinearHeads are in float32; call heads\.to\(torch\.bfloat16\) "
+    r"before, or make the trunk in float32\.$"
+)
+
+
+def parts() -> tuple[Trunk, Heads]:
+    return RecurrentTrunk(vocab_size=11, d_model=WIDTH), LinearHeads(d_model=WIDTH, num_horizons=3)
+
+
+def test_heads_of_another_precision_than_the_trunk_are_refused() -> None:
+    trunk, heads = parts()
+    with pytest.raises(ValueError, match=OTHER_PRECISION):
+        MTPModel(trunk=trunk.to(torch.bfloat16), heads=heads)
+    with torch.device("meta"):
+        trunk, heads = parts()
+    with pytest.raises(ValueError, match=OTHER_PRECISION):
+        MTPModel(trunk=trunk.to(torch.bfloat16), heads=heads)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_output_matrices_have_the_precision_of_the_trunk(dtype: torch.dtype, device: str) -> None:
+    with torch.device(device):
+        trunk, heads = parts()
+        options = {"own_unembeddings": True, "output_bias": True, "num_draft_tokens": 4}
+        model = MTPModel(trunk=trunk.to(dtype), heads=heads.to(dtype), **options)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert model.unembedding.draft_tokens.dtype == torch.long
+    if device == "cpu":
+        assert MultiTokenLoss()(model, random_tokens(2, 8)).loss.isfinite()
+
+
+def test_a_model_may_change_its_precision_as_a_whole(tmp_path: Path) -> None:
+    trunk, heads = parts()
+    model = MTPModel(trunk=trunk, heads=heads).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    loaded, _ = MTPModel.from_pretrained(tmp_path)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+
+
+def test_heads_without_parameters_go_with_every_precision() -> None:
+    heads = ResidualHeads(d_model=WIDTH, num_horizons=1)
+    assert list(heads.parameters()) == []
+    model = MTPModel(trunk=parts()[0].to(torch.bfloat16), heads=heads)
+    assert MultiTokenLoss()(model, random_tokens(2, 8)).loss.isfinite()
 
 
 @pytest.mark.parametrize("tied", [True, False])

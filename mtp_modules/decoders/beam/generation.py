@@ -102,8 +102,8 @@ class BeamSearchDecoder(Decoder):
         if isinstance(model, Executor):
             refuse(self, "has no compiled rounds; pass the model that compile_for_decoding was given.")
         plan = self.plan(model)
-        for params in request.sampling:
-            self._check_params(params)
+        for of_prompt in request.sampling:
+            self._check_params(of_prompt)
         params = None
         if any(row.allowed_tokens is not None for row in request.sampling):
             params = BatchSampling(request.sampling, model.trunk.vocab_size, model.unembedding.weight.device)
@@ -121,8 +121,8 @@ class BeamSearchDecoder(Decoder):
             if value != usual and name not in ("allowed_tokens", "_description"):
                 refuse(
                     self,
-                    f"sampling has {name}={value}, but beams are ranked by the model's own probabilities at temperature 1; "
-                    "give allowed_tokens alone, or leave sampling out.",
+                    f"sampling has {name}={value}, but beams are ranked by the model's own probabilities at "
+                    "temperature 1; give allowed_tokens alone, or leave sampling out.",
                 )
 
     def _check_beams(self, num_beams: int, length_penalty: float) -> None:

@@ -2,13 +2,14 @@
 
 import copy
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtp_modules.core.shapes import Array, Bool, Float, Int, Shaped
-from mtp_modules.decoders.sampling.stopping import GOES_ON, REASONS, STOP, EndTable, StopRule
+from mtp_modules.decoders.sampling.stopping import GOES_ON, REASONS, STOP, EndTable, StopRule, matchers_of
 
 RESOLUTION = 2.0**30
 """Scores are compared in steps of ``1 / RESOLUTION``: equal laws come out of chunks of unequal lengths a few roundings
@@ -77,15 +78,16 @@ class Hypotheses(NamedTuple):
     matchers: Shaped[Array, "B W"]
 
     @classmethod
-    def empty(cls, rules: list[StopRule]) -> "Hypotheses":
+    def empty(cls, rules: list[StopRule], prompts: Sequence[Sequence[int]] | None = None) -> "Hypotheses":
         """Return the empty text for every prompt.
 
         Args:
             rules: One a prompt.
+            prompts: Which; ``None`` if nobody knows.
         """
         zeros = np.zeros((len(rules), 1), dtype=np.int64)
         matchers = np.empty((len(rules), 1), dtype=object)
-        matchers[:, 0] = [rule.new() for rule in rules]
+        matchers[:, 0] = matchers_of(rules, prompts)
         return cls(zeros[:, :, None], zeros, np.zeros((len(rules), 1)), zeros, zeros, matchers)
 
     @property

@@ -33,7 +33,7 @@ class BeamSearch:
         self.prompts: Int[Array, " B"] = np.arange(len(request.prompts))
         self.prompt_lengths: Int[Array, " B"] = np.array([len(prompt) for prompt in request.prompts])
         self.lengths: Int[Array, " B"] = np.zeros_like(self.prompts)
-        self.hypotheses = Hypotheses.empty(request.stops)
+        self.hypotheses = Hypotheses.empty(request.stops, request.prompts)
         self._ended: list[tuple[Int[Array, " B"], Hypotheses]] = []
 
     def beams(self) -> list[list[Beam]]:

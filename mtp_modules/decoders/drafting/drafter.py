@@ -44,11 +44,7 @@ class RoundDraftSampler:
         self._emitted = None if sampler is None or sampler.history is None else sampler.history.emitted
 
     def __call__(self, logits: Float[Tensor, "B V"]) -> tuple[Int[Tensor, " B"], Float[Tensor, "B V"] | None]:
-        """Return the next draft of every row, and the distributions that they were sampled from.
-
-        Args:
-            logits: Of the head.
-        """
+        """Return the next draft of every row, and the distributions that they were sampled from."""
         if self.sampler is None:
             token = logits.argmax(dim=-1)
             probs = logits.double().softmax(dim=-1) if self.return_probs or self.chooser is not None else None
@@ -123,11 +119,7 @@ class DraftingContext:
         return Draft(draft.tokens, draft.logits, draft.probs, sampler.limits.clamp(max=draft.tokens.shape[1]))
 
     def from_text(self, found: LookedUp) -> Draft:
-        """Return drafts that no head has made; a sampled token has to match them.
-
-        Args:
-            found: Tokens, and how many there are in each row.
-        """
+        """Return drafts that no head has made; a sampled token has to match them."""
         sampled = self.sampler is not None or self.return_probs
         probs = one_hot(found.tokens, self.vocab_size).double() if sampled else None
         return Draft(found.tokens, probs=probs, counts=torch.minimum(self.limits, found.counts))

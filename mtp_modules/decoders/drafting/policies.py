@@ -40,8 +40,8 @@ class DepthChooser:
         """Return which rows draft another token.
 
         Args:
-            confidence: Probability, by the drafter's own distributions, of all drafts of the row so far. Nothing else may
-                be looked at: a decision that knew the model's distribution would bias the output.
+            confidence: Probability, by the drafter's own distributions, of all drafts of the row so far. The
+                decision rests on nothing else: one that knew the model's distribution would bias the output.
         """
         return torch.ones_like(confidence, dtype=torch.bool)
 
@@ -86,7 +86,7 @@ class FixedDepth(DraftPolicy):
 
 
 class ConfidentDepth(DraftPolicy):
-    """Stop drafting a row once its drafts together are less likely than a threshold, by the drafter's own distributions.
+    """Stop drafting a row once the joint probability of its drafts, by the drafter's own distributions, is too low.
 
     The draft that fell below is still verified: leaving out a token because of what it is would bias the output.
 
@@ -223,5 +223,5 @@ class _ByCost(DepthChooser):
 
 
 def now() -> float:
-    """Return the time in seconds. A round ends with its tokens copied to the CPU, so with all of its work on a GPU done."""
+    """Return the time in seconds. A round ends with its tokens on the CPU, so with all of its work on a GPU done."""
     return time.perf_counter()

@@ -24,10 +24,6 @@ class LookedUp(NamedTuple):
         """Return these drafts in rows that have any; other rows keep theirs.
 
         What a row gets does not depend on how many drafts its neighbours have.
-
-        Args:
-            other: Drafts of the heads, no more than these.
-            limits: How many drafts of each row may count.
         """
         there = self.counts > 0
         counts = torch.where(
@@ -59,23 +55,14 @@ class Text:
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
 
     def append(self, tokens: Int[Tensor, "B C"], counts: Int[Tensor, " B"]) -> None:
-        """Write the first ``counts[b]`` of the tokens behind row ``b``.
-
-        Args:
-            tokens: New tokens.
-            counts: How many of each row's count.
-        """
+        """Write the first ``counts[b]`` of the tokens behind row ``b``."""
         offsets = torch.arange(tokens.shape[1], device=tokens.device)
         places = torch.where(offsets < counts[:, None], self.lengths[:, None] + offsets, self.tokens.shape[1] - 1)
         self.tokens.scatter_(1, places, tokens)
         self.lengths = self.lengths + counts
 
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only.
-
-        Args:
-            rows: Which, in their new order.
-        """
+        """Go on with some of the rows only."""
         self.tokens, self.lengths = self.tokens[rows], self.lengths[rows]
 
     def continuation(self, longest: int, shortest: int, num_drafts: int) -> LookedUp:

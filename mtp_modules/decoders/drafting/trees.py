@@ -106,11 +106,7 @@ class Grower:
         return torch.cat(self.scores, dim=1).gather(1, self._places)
 
     def tree(self, max_nodes: int | None = None) -> Tree:
-        """Return what has grown.
-
-        Args:
-            max_nodes: Keep the root and so many drafts, the most confident ones; all if ``None``.
-        """
+        """Return what has grown."""
         tokens, parents = torch.cat(self.tokens, dim=1), torch.cat(self.parents, dim=1)
         if max_nodes is None or max_nodes + 1 >= tokens.shape[1]:
             return Tree(tokens, parents)
@@ -137,11 +133,7 @@ class DraftTree(Component, ABC):
 
     @abstractmethod
     def grow(self, grower: Grower) -> Tree:
-        """Return the tree of a round.
-
-        Args:
-            grower: Gives tokens children.
-        """
+        """Return the tree of a round."""
 
 
 class StaticTree(DraftTree):
@@ -204,11 +196,7 @@ class DynamicTree(DraftTree):
 
 
 class TreeDrafter(Drafter):
-    """Let the model's heads draft a tree, verified by the model's own choices.
-
-    Args:
-        tree: Its shape.
-    """
+    """Let the model's heads draft a tree, verified by the model's own choices."""
 
     uses_heads = True
 

@@ -36,7 +36,7 @@ def compile_for_decoding(
     A round with no drafts or with drafts of the heads, verification and all, becomes one graph, whether tokens are
     sampled or not. Where drafts come from the text alone, form a tree or end by confidence, or where distributions are
     returned, the trunk's pass over the chunk does. Larger batches go through the model as it is, and so do prompts,
-    unless there are sizes for them. Each number of drafts is compiled when it is first used, which takes up to a minute.
+    unless there are sizes for them. A number of drafts is compiled when it is first used, which takes up to a minute.
 
     Args:
         model: Not changed. The result shares its weights.
@@ -72,19 +72,7 @@ def compile_for_decoding(
 
 
 class CompiledModel(Executor):
-    """A model for decoders whose rounds run as compiled graphs; made by :func:`compile_for_decoding`.
-
-    It shares the weights of the model that it was made from.
-
-    Args:
-        model: Trunk, heads and unembedding.
-        batch_sizes: Numbers of rows that graphs are used for.
-        prompt_sizes: How many tokens of prompts are read at once by graphs.
-        freeze: Whether weights are constants of the graphs.
-        static_memory: Whether states stay at fixed addresses; on a CUDA device if ``None``.
-        backend: Of ``torch.compile``.
-        options: Of the backend; the usual ones if ``None``.
-    """
+    """A model for decoders whose rounds run as compiled graphs; :func:`compile_for_decoding` makes it."""
 
     def __init__(
         self,
@@ -168,26 +156,25 @@ class CompiledModel(Executor):
     def new_states(self, rows: int, capacity: int, *, longest: int, for_drafts: bool) -> States:
         """Make empty states for a run, laid out for graphs."""
         self.check()
-        capacity, memories = max(capacity, sum(self.prompt_chunks(longest, rows))), (None, None)
+        capacity = max(capacity, sum(self.prompt_chunks(longest, rows)))
         if self.static_memory:
             self.make_room(capacity)
             capacity = self._room
         trunk_state = self.trunk.new_state(rows, capacity)
         heads_state = self.heads.new_state(rows, capacity, for_drafts=for_drafts)
-        if self.static_memory:
-            mark = inductor.mark_static_address if inductor.can_mark_static_addresses() else lambda _: None
-            memories = self._idle.pop() if self._idle else (StaticMemory(mark), StaticMemory(mark))
-            weakref.finalize(trunk_state, self._idle.append, memories)  # the next run takes it
-        for state, memory in zip((trunk_state, heads_state), memories, strict=True):
-            state.for_graphs(memory)
+        if not self.static_memory:
+            trunk_state.for_graphs()
+            heads_state.for_graphs()
+            return States(trunk_state, heads_state)
+        mark = inductor.mark_static_address
+        memories = self._idle.pop() if self._idle else (StaticMemory(mark), StaticMemory(mark))
+        weakref.finalize(trunk_state, self._idle.append, memories)  # the next run takes it
+        trunk_state.for_graphs(memories[0])
+        heads_state.for_graphs(memories[1])
         return States(trunk_state, heads_state)
 
     def make_room(self, capacity: int) -> None:
-        """Let static memory hold so many tokens a row from the next run on.
-
-        Args:
-            capacity: How many.
-        """
+        """Let static memory hold so many tokens a row from the next run on."""
         self._room = max(self._room, bucket_of(capacity))
 
     def batch_size(self, rows: int) -> int:
@@ -263,7 +250,7 @@ class CompiledModel(Executor):
         """Do the CPU-side bookkeeping of a chunk, and tell the compiler what differs from round to round."""
         states.begin(chunk)
         if self.static_memory:
-            torch.compiler.cudagraph_mark_step_begin()
+            inductor.begin_step()
             return
         for state in (states.trunk, states.heads):
             for tensor, axis in state.dynamic_axes():

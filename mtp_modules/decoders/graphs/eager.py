@@ -9,11 +9,7 @@ from mtp_modules.decoders.round import RoundInputs, RoundOutputs, draft_and_veri
 
 
 class EagerExecutor(Executor):
-    """Runs a model operation by operation.
-
-    Args:
-        model: Trunk, heads and unembedding.
-    """
+    """Runs a model operation by operation."""
 
     def __init__(self, model: DecodableModel) -> None:
         self.trunk, self.heads, self.unembedding = model.trunk, model.heads, model.unembedding
@@ -24,12 +20,7 @@ class EagerExecutor(Executor):
         return States(self.trunk.new_state(rows, capacity), heads_state)
 
     def hidden(self, chunk: Int[Tensor, "B C"], states: States) -> Float[Tensor, "B C D"]:
-        """Append a chunk to the states, and return horizon 1's states.
-
-        Args:
-            chunk: Tokens.
-            states: Committed.
-        """
+        """Append a chunk to the states, and return horizon 1's states."""
         output = self.trunk(chunk, state=states.trunk)
         given = self.heads.features_of(output)
         return self.heads.extend(output.hidden, states.heads, tokens=chunk, embed=self.trunk.embedding, **given)
@@ -56,9 +47,5 @@ class EagerExecutor(Executor):
 
 
 def as_executor(model: DecodableModel) -> Executor:
-    """Return a compiled model itself, and an executor for any other.
-
-    Args:
-        model: Trunk, heads and unembedding.
-    """
+    """Return a compiled model itself, and an executor for any other."""
     return model if isinstance(model, Executor) else EagerExecutor(model)

@@ -14,12 +14,7 @@ from mtp_modules.decoders.sampling.noise import RowNoise
 
 
 class States:
-    """The decoding states of trunk and heads, which hold the same rows and are committed together.
-
-    Args:
-        trunk: The trunk's.
-        heads: The heads'.
-    """
+    """The decoding states of trunk and heads, which hold the same rows and are committed together."""
 
     def __init__(self, trunk: DecodingState, heads: DecodingState) -> None:
         self.trunk, self.heads = trunk, heads
@@ -30,20 +25,12 @@ class States:
         return self.trunk.lengths
 
     def begin(self, chunk: int) -> None:
-        """Announce a chunk to both.
-
-        Args:
-            chunk: Number of its tokens.
-        """
+        """Announce a chunk to both."""
         self.trunk.begin(chunk)
         self.heads.begin(chunk)
 
     def expect(self, draft: Draft) -> None:
-        """Announce that the next chunk is a tree, if the drafts are one.
-
-        Args:
-            draft: Behind the token emitted last.
-        """
+        """Announce that the next chunk is a tree, if the drafts are one."""
         if draft.parents is not None:
             parents = torch.cat((torch.full_like(draft.parents[:, :1], -1), draft.parents), dim=1)
             self.trunk.expect_tree(parents, draft.depth)
@@ -60,11 +47,7 @@ class States:
         self.heads.commit(keep, path)
 
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only.
-
-        Args:
-            rows: Which, in their new order.
-        """
+        """Go on with some of the rows only."""
         self.trunk.select(rows)
         self.heads.select(rows)
 
@@ -186,13 +169,7 @@ class Executor(ABC):
 
 
 def padded(texts: Sequence[Sequence[int]], width: int, device: torch.device) -> Int[Tensor, "B T"]:
-    """Return texts in one tensor, with zeros behind those that are shorter.
-
-    Args:
-        texts: Token ids.
-        width: Number ``T`` of tokens, at least as many as the longest has.
-        device: Where to.
-    """
+    """Return texts in one tensor, with zeros behind those that are shorter."""
     tokens = torch.zeros(len(texts), width, dtype=torch.long)
     for row, text in enumerate(texts):
         tokens[row, : len(text)] = torch.as_tensor(text)

@@ -17,8 +17,7 @@ private part                          reason                                    
 ``GraphLowering.add_tensor_constant``  equal constants of all graphs are kept once        one copy a matrix product
 ``cpp_builder.is_gcc``, compiler flag  GCC keeps sums in registers and fetches weights    GCC's own choices
 in ``cpp.enable_floating_point_...``  ahead
-options of inductor                   no Python between calls; fastest products by trial  what torch does not know is left
-                                                                                          out
+options of inductor                   no Python between calls; fastest products by trial  unknown options are left out
 ====================================  ==================================================  ==============================
 """
 
@@ -83,20 +82,12 @@ def options_for_noise(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of inductor for random numbers: their products wrap around, which C++ leaves undefined.
 
     For them alone, for what GCC is told with that makes products of several rows a tenth slower.
-
-    Args:
-        options: For everything else.
     """
     return with_flags(options, "-fwrapv")
 
 
 def with_flags(options: Mapping[str, Any], flags: str) -> dict[str, Any]:
-    """Return options of inductor with flags for the compiler of C++, if that is GCC.
-
-    Args:
-        options: Of inductor.
-        flags: Of GCC.
-    """
+    """Return options of inductor with flags for the compiler of C++, if that is GCC."""
     from torch._inductor import config, cpp_builder  # takes a second, so only where it is in use
 
     rounding = getattr(getattr(config, "cpp", None), "enable_floating_point_contract_flag", None)
@@ -121,26 +112,22 @@ def _known(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compiled(function: Callable[..., Tensor], *, backend: Any, options: Mapping[str, Any]) -> Callable[..., Tensor]:
-    """Compile a function of tensors and states into one graph for each size.
-
-    Args:
-        function: Which.
-        backend: Of ``torch.compile``.
-        options: Of the backend.
-    """
+    """Compile a function of tensors and states into one graph for each size."""
     usual: dict[str, Any] = {"backend": backend, "dynamic": False if hasattr(_dynamo(), "maybe_mark_dynamic") else None}
-    kept = {**options, "guard_filter_fn": _of_the_round}
-    try:
-        # A graph for each chunk of each batch size, and as many as it takes.
-        return torch.compile(
-            function, **usual, fullgraph=True, recompile_limit=1000, isolate_recompiles=True, options={**kept}
-        )
-    except (TypeError, RuntimeError):  # this version lacks one of them; graphs beyond its limit are not made
-        pass
-    try:
-        return torch.compile(function, **usual, options={**kept})
-    except (TypeError, RuntimeError):
-        return torch.compile(function, **usual, options={**options} or None)
+    # A graph for each chunk of each batch size, and as many as it takes.
+    unlimited: dict[str, Any] = {"fullgraph": True, "recompile_limit": 1000, "isolate_recompiles": True}
+    filtered = {**options, "guard_filter_fn": _of_the_round}
+    attempts: list[tuple[dict[str, Any], Mapping[str, Any]]] = [
+        (unlimited, filtered),
+        (unlimited, options),
+        ({}, filtered),
+    ]
+    for arguments, kept in attempts:
+        try:
+            return torch.compile(function, **usual, **arguments, options={**kept} or None)
+        except (TypeError, RuntimeError):  # this version lacks one of them
+            continue
+    return torch.compile(function, **usual, options={**options} or None)
 
 
 def _of_the_round(guards: Sequence[Any]) -> list[bool]:
@@ -161,12 +148,7 @@ def _dynamo() -> Any:
 
 
 def mark_dynamic(tensor: Tensor, axis: int) -> None:
-    """Announce that the length of a tensor differs from round to round.
-
-    Args:
-        tensor: An input of graphs.
-        axis: Along which.
-    """
+    """Announce that the length of a tensor differs from round to round."""
     mark = getattr(_dynamo(), "maybe_mark_dynamic", None)
     if mark is not None:
         mark(tensor, axis)
@@ -178,12 +160,14 @@ def can_mark_static_addresses() -> bool:
 
 
 def mark_static_address(tensor: Tensor) -> None:
-    """Announce that a tensor stays where it is, so that CUDA graphs may write it in place.
+    """Announce that a tensor stays where it is, so that CUDA graphs may write it in place."""
+    if can_mark_static_addresses():
+        _dynamo().mark_static_address(tensor)
 
-    Args:
-        tensor: An input of graphs.
-    """
-    _dynamo().mark_static_address(tensor)
+
+def begin_step() -> None:
+    """Tell CUDA graphs that what the last round returned is no longer needed."""
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
 def weights_as_constants() -> AbstractContextManager[object] | None:
@@ -216,11 +200,7 @@ class SharedConstants:
             _KEPT.reset(token)
 
     def known(self, constant: Tensor) -> Tensor:
-        """Return the constant of an earlier graph that is the same to the bit, or else this one.
-
-        Args:
-            constant: Never written to.
-        """
+        """Return the constant of an earlier graph that is the same to the bit, or else this one."""
         if constant.layout != torch.strided or constant.dim() == 0 or not constant.is_contiguous():
             return constant
         kind = constant.shape, constant.dtype, constant.device

@@ -13,13 +13,7 @@ from mtp_modules.decoders.sampling.parameters import SamplingParams
 
 
 class History:
-    """How often each token is in the output of each row, and whether it is in its prompt.
-
-    Args:
-        prompts: One a row.
-        vocab_size: Number ``V`` of token ids.
-        device: Where the counts live.
-    """
+    """How often each token is in the output of each row, and whether it is in its prompt."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], vocab_size: int, device: torch.device) -> None:
         self.prompted = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)
@@ -28,40 +22,22 @@ class History:
         self.emitted = torch.zeros(len(prompts), vocab_size, dtype=torch.long, device=device)
 
     def append(self, tokens: Int[Tensor, "B C"], counts: Int[Tensor, " B"]) -> None:
-        """Count what the rows have emitted.
-
-        Args:
-            tokens: New tokens.
-            counts: How many of each row's count.
-        """
+        """Count what the rows have emitted."""
         counted = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
         self.emitted.scatter_add_(1, tokens, counted.long())
 
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only.
-
-        Args:
-            rows: Which, in their new order.
-        """
+        """Go on with some of the rows only."""
         self.prompted, self.emitted = self.prompted[rows], self.emitted[rows]
 
     def after(self, drafts: Int[Tensor, "B K"]) -> Int[Tensor, "B C V"]:
-        """Return the counts of the output before the first draft, after it, after the second, and so on; ``C = K + 1``.
-
-        Args:
-            drafts: Tokens that may follow.
-        """
+        """Return the counts of the output before the first draft, after it, and so on; ``C = K + 1``."""
         steps = one_hot(drafts, self.emitted.shape[1])
         return torch.cat((self.emitted[:, None], self.emitted[:, None] + steps.cumsum(dim=1)), dim=1)
 
 
 class BatchSampling:
     """The sampling parameters of all rows of a batch, as tensors.
-
-    Args:
-        params: One a row.
-        vocab_size: Number ``V`` of token ids.
-        device: Where the tensors live.
 
     Raises:
         ValueError: If an allowed token is outside the vocabulary.
@@ -106,11 +82,7 @@ class BatchSampling:
         return mask
 
     def select(self, rows: list[int]) -> "BatchSampling":
-        """Return the parameters of some of the rows.
-
-        Args:
-            rows: Which, in their new order.
-        """
+        """Return the parameters of some of the rows."""
         chosen = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, (Tensor, Array)):
@@ -143,9 +115,6 @@ class BatchSampling:
 
         Where no score is finite (a head that can draft no allowed token, say), all probability is on one token; what
         the model itself says must be finite, which the loop checks.
-
-        Args:
-            scores: What :meth:`scores` returned.
         """
         best, argmax = scores.max(dim=-1, keepdim=True)
         cold = (self._temperature == 0) | ~best.isfinite()

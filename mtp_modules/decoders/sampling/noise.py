@@ -53,12 +53,6 @@ def gumbels(
     """Return numbers from the standard Gumbel distribution, float64; see :func:`uniforms`.
 
     The argmax of log-probabilities plus such numbers is a sample (the Gumbel-max trick; Gumbel 1954).
-
-    Args:
-        seeds: One a row.
-        positions: Of the row's text.
-        stream: Another stream is another, independent set of numbers.
-        width: How many numbers a position has.
     """
     return -(-(uniforms(seeds, positions, stream=stream, width=width) + 2.0**-54).log()).log()
 
@@ -128,26 +122,13 @@ class RowNoise:
         return self._uniforms
 
     def for_draft(self, depth: int) -> Float[Tensor, " B"]:
-        """Return the number that a draft is sampled with.
-
-        Args:
-            depth: Its place among the drafts, from 0.
-        """
+        """Return the number that a draft is sampled with."""
         return self.uniforms()[:, 2 * depth]
 
     def for_verification(self, width: int) -> Float[Tensor, "B W"]:
-        """Return the numbers that a verification needs.
-
-        Args:
-            width: How many, at most ``C``.
-        """
+        """Return the numbers that a verification needs."""
         return self.uniforms()[:, 1 : 2 * width : 2]
 
     def sample(self, probs: Float[Tensor, "B C V"], depth: int = 0) -> Int[Tensor, "B C"]:
-        """Sample with the numbers that belong to the positions of the text, as plain decoding does.
-
-        Args:
-            probs: One distribution a position.
-            depth: Of the first one behind the next position.
-        """
+        """Sample with the numbers that belong to the positions of the text, as plain decoding does."""
         return (probs.log() + self.gumbels()[:, depth : depth + probs.shape[1]]).argmax(dim=-1)

@@ -1,7 +1,10 @@
 """When rows end: by their own words, at their budgets, or where no position is left."""
 
+import copy
+import inspect
 from collections.abc import Collection, Sequence
 from operator import index
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -9,10 +12,10 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Array, Bool, Int
+from mtp_modules.decoders.sampling.detokenizing import REPLACEMENT, StreamingDetokenizer
+from mtp_modules.decoders.sampling.writable import can_write
 
-_BYTES_PER_CHARACTER = 4
 _NO_LIMIT = 1 << 62
-_NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 
 REASONS = (None, "stop", "length", "context")
 """Why a row ends: by its own words, at its budget, or where the trunk has no position left; ``None`` if it goes on."""
@@ -23,46 +26,57 @@ GOES_ON, STOP, LENGTH, CONTEXT = range(len(REASONS))
 class StopRule(Component):
     """End a row with the first of some tokens, or with the token that completes one of some strings.
 
+    Strings are looked for in the text of the output, never in that of the prompt. Tokens that decode to nothing may lie
+    between those of a string.
+
     A rule of your own has another :meth:`new`, whose matcher may end a row earlier; the tokens end it in any case.
 
     Args:
-        tokens: Token ids, an end-of-text token among them if there is one.
-        strings: Texts; they may lie across tokens, and begin or end inside one.
+        tokens: Token ids, or a single one; an end-of-text token among them if there is one.
+        strings: Texts, or a single one; they may lie across tokens, and begin or end inside one.
         tokenizer: Turns tokens into text; needed with ``strings``.
 
     Raises:
-        ValueError: If a token is no id; if a string is empty, cannot come out of the tokenizer, or holds the
-            replacement character.
+        ValueError: If a token is no id; if a string is no text, is empty, cannot come out of the tokenizer, or holds
+            the replacement character.
     """
 
     def __init__(
-        self, *, tokens: Collection[int] = (), strings: Sequence[str] = (), tokenizer: Tokenizer | None = None
+        self,
+        *,
+        tokens: Collection[SupportsIndex] | SupportsIndex = (),
+        strings: Collection[str] | str = (),
+        tokenizer: Tokenizer | None = None,
     ) -> None:
-        try:
-            self.tokens = frozenset(map(index, tokens))
-        except TypeError:
-            refuse(self, f"tokens holds something that is no token id, got {list(tokens)}; leave it out.")
-        self.strings, self.tokenizer = tuple(strings), tokenizer
+        self.tokens = _ids(self, tokens)
+        self.strings = (strings,) if isinstance(strings, str) else tuple(strings)
+        self.tokenizer = tokenizer
         if self.strings and tokenizer is None:
             refuse(self, "strings need a tokenizer that turns tokens into text; give tokenizer.")
         for string in self.strings:
+            if not isinstance(string, str):
+                refuse(self, f"strings holds {string!r}, which is no text; give tokens in tokens.")
             if not string:
                 refuse(self, "strings holds an empty string, which would end every row; leave it out.")
-            if _NO_TEXT in string:
+            if REPLACEMENT in string:
                 refuse(
                     self,
                     f"strings holds {string!r}, with the replacement character, which stands for any bytes that are no "
                     "text, halves of characters too; leave it out.",
                 )
             assert tokenizer is not None
-            if not _writes(tokenizer, string):
+            if not can_write(tokenizer, string):
                 refuse(
                     self, f"strings holds {string!r}, which the tokenizer cannot write; give a text that it can encode."
                 )
 
-    def new(self) -> "StopMatcher":
-        """Start to watch a row."""
-        return StopMatcher(self)
+    def new(self, prompt: Sequence[int] = ()) -> "StopMatcher":
+        """Start to watch a row. A rule of your own may leave the prompt out.
+
+        Args:
+            prompt: What the row's output follows.
+        """
+        return StopMatcher(self, prompt)
 
     @property
     def watches(self) -> bool:
@@ -70,25 +84,50 @@ class StopRule(Component):
         return bool(self.strings) or type(self).new is not StopRule.new
 
 
-def _writes(tokenizer: Tokenizer, string: str) -> bool:
+def _ids(rule: StopRule, tokens: Any) -> frozenset[int]:
+    """Return token ids as plain numbers."""
     try:
-        return tokenizer.decode(tokenizer.encode(string)) == string
-    except (ValueError, LookupError):  # how tokenizers say that a text has characters that they do not know
-        return False
+        return frozenset([_id(tokens)])
+    except TypeError:
+        pass
+    try:
+        several = list(tokens)
+    except TypeError:
+        refuse(rule, f"tokens must be token ids, got {tokens!r}; give a list of whole numbers.")
+    try:
+        return frozenset(map(_id, several))
+    except TypeError:
+        refuse(rule, f"tokens holds something that is no token id, got {several}; leave it out.")
+
+
+def _id(token: Any) -> int:
+    if isinstance(token, bool):
+        raise TypeError
+    return index(token)
 
 
 class StopMatcher:
-    """Watches the tokens of one row.
+    """Watches the tokens of one row. Copies go on from the same place.
 
     Args:
         rule: What to watch for.
+        prompt: What the row's output follows.
     """
 
-    def __init__(self, rule: StopRule) -> None:
+    def __init__(self, rule: StopRule, prompt: Sequence[int] = ()) -> None:
         self.rule = rule
-        longest = max((len(string) for string in rule.strings), default=0)
-        self._most = _BYTES_PER_CHARACTER * (longest + 1)
-        self._recent: list[int] = []
+        self._text: StreamingDetokenizer | None = None
+        self._tail = ""  # of the text so far: a string may begin there
+        self._longest_tail = max((len(string) for string in rule.strings), default=1) - 1
+        if rule.strings:
+            assert rule.tokenizer is not None
+            self._text = StreamingDetokenizer(rule.tokenizer, prompt=prompt)
+
+    def __copy__(self) -> "StopMatcher":
+        """Return one that goes on from the same place."""
+        twin = object.__new__(type(self))
+        twin.__dict__ |= self.__dict__ | {"_text": copy.copy(self._text)}
+        return twin
 
     def ends(self, token: int) -> bool:
         """Say whether this token ends the row.
@@ -98,12 +137,31 @@ class StopMatcher:
         """
         if token in self.rule.tokens:
             return True
-        if not self.rule.strings:
+        new = "" if self._text is None else self._text.push(token)
+        if not new:
             return False
-        assert self.rule.tokenizer is not None
-        self._recent = [*self._recent[-self._most :], token]
-        text = self.rule.tokenizer.decode(self._recent)
+        text = self._tail + new
+        self._tail = text[len(text) - self._longest_tail :] if self._longest_tail < len(text) else text
         return any(string in text for string in self.rule.strings)
+
+
+def matchers_of(rules: Sequence[StopRule], prompts: Sequence[Sequence[int]] | None) -> list[StopMatcher]:
+    """Start to watch rows.
+
+    Args:
+        rules: When each row ends by its own words.
+        prompts: What each row's output follows; ``None`` if nobody knows.
+    """
+    if prompts is None:
+        return [rule.new() for rule in rules]
+    return [
+        rule.new(prompt) if _reads_prompt(type(rule)) else rule.new()
+        for rule, prompt in zip(rules, prompts, strict=True)
+    ]
+
+
+def _reads_prompt(kind: type[StopRule]) -> bool:
+    return kind.new is StopRule.new or len(inspect.signature(kind.new).parameters) > 1
 
 
 class EndTable:
@@ -164,11 +222,14 @@ class Endings:
     Args:
         table: Of the rows; it goes with them from now on.
         rules: When each row ends by its own words.
+        prompts: What each row's output follows; ``None`` if nobody knows.
     """
 
-    def __init__(self, table: EndTable, rules: Sequence[StopRule]) -> None:
+    def __init__(
+        self, table: EndTable, rules: Sequence[StopRule], prompts: Sequence[Sequence[int]] | None = None
+    ) -> None:
         self._table, self._left = table, table.most
-        self._matchers = [rule.new() for rule in rules]
+        self._matchers = matchers_of(rules, prompts)
         self._sure = 0
 
     def cut(

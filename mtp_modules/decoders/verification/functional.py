@@ -1,8 +1,9 @@
 """Which drafts are accepted, and the token that follows them: the maths of the acceptance rules, as pure functions.
 
-Names: ``target_probs (B, K + 1, V)`` are the distributions ``p`` that the model would sample from after the token before
-the first draft, after the first draft, and so on; ``draft_probs (B, K, V)`` the distributions ``q`` that the drafts were
-sampled from, the very tensor; ``limits (B,)`` how many of a row's drafts count (the others are padding).
+``drafts (B, K)`` are proposed tokens; ``draft_probs (B, K, V)`` the distributions ``q`` that they were sampled from,
+the very tensor; ``target_probs (B, K + 1, V)`` the distributions ``p`` that the model would sample from after the token
+before the first draft, after the first draft, and so on; ``limits (B,)`` how many of a row's drafts count, the others
+are padding; ``uniform (B, K + 1)`` numbers in [0, 1), one for the token that follows, then one a draft.
 """
 
 from typing import NamedTuple
@@ -29,11 +30,6 @@ class Verdict(NamedTuple):
 def accept_greedy(drafts: Int[Tensor, "B K"], choices: Int[Tensor, "B C"]) -> Int[Tensor, " B"]:
     """Return how many drafts equal what the model itself would have chosen, up to the first that does not.
 
-    Args:
-        drafts: Proposed tokens.
-        choices: The model's own choice after the token before the first draft, after the first draft, and so on;
-            ``C = K + 1``.
-
     Example:
         >>> import torch
         >>> accept_greedy(torch.tensor([[4, 5, 6]]), torch.tensor([[4, 5, 7, 8]])).tolist()
@@ -46,11 +42,6 @@ def greedy_round(
     drafts: Int[Tensor, "B K"], limits: Int[Tensor, " B"], logits: Float[Tensor, "B C V"]
 ) -> tuple[Int[Tensor, "B C"], Int[Tensor, " B"]]:
     """Return the tokens of a round of greedy decoding, and how many of each row's are accepted drafts; one more counts.
-
-    Args:
-        drafts: Proposed tokens.
-        limits: How many of each row's count.
-        logits: Of the token before the first draft, of the first draft, and so on; ``C = K + 1``.
 
     Example:
         >>> import torch
@@ -66,11 +57,7 @@ def greedy_round(
 
 
 def leading(holds: Bool[Tensor, "B K"]) -> Int[Tensor, " B"]:
-    """Return how many drafts are accepted before the first that is not.
-
-    Args:
-        holds: Whether each draft would be accepted by itself.
-    """
+    """Return how many drafts are accepted before the first that is not."""
     num_drafts = holds.shape[1]
     if num_drafts == 0:
         return holds.new_zeros(len(holds), dtype=torch.long)
@@ -79,12 +66,7 @@ def leading(holds: Bool[Tensor, "B K"]) -> Int[Tensor, " B"]:
 
 
 def within(limits: Int[Tensor, " B"], num_drafts: int) -> Bool[Tensor, "B K"]:
-    """Return which drafts count.
-
-    Args:
-        limits: How many of each row.
-        num_drafts: Number ``K``.
-    """
+    """Return which drafts count."""
     return torch.arange(num_drafts, device=limits.device) < limits[:, None]
 
 
@@ -116,13 +98,6 @@ def accept_by_rejection(
     r"""Accept a draft with probability :math:`\min(1, p/q)`; at the first rejection sample from :math:`(p - q)_+`.
 
     Lossless: Leviathan et al. 2023 (arXiv 2211.17192), Chen et al. 2023 (arXiv 2302.01318).
-
-    Args:
-        drafts: Proposed tokens, each sampled from its row of ``draft_probs``.
-        draft_probs: ``q``.
-        target_probs: ``p``.
-        limits: How many drafts count.
-        uniform: Numbers in [0, 1): one for the token that follows, then one a draft.
     """
     counts = within(limits, drafts.shape[1])
     holds = (uniform[:, 1:] * _of(draft_probs, drafts) < _of(target_probs, drafts)) & counts
@@ -140,14 +115,8 @@ def accept_block(
 ) -> Verdict:
     """Verify all drafts together, which accepts at least as many on average as one by one.
 
-    Lossless: Sun et al. 2024 (arXiv 2403.10444), algorithm 2. A draft may be accepted although one before it would be rejected alone.
-
-    Args:
-        drafts: Proposed tokens, each sampled from its row of ``draft_probs``.
-        draft_probs: ``q``.
-        target_probs: ``p``.
-        limits: How many drafts count.
-        uniform: Numbers in [0, 1): one for the token that follows, then one a draft.
+    Lossless: Sun et al. 2024 (arXiv 2403.10444), algorithm 2. A draft may be accepted although one before it would be
+    rejected alone.
     """
     rows, num_drafts = drafts.shape
     counts = within(limits, num_drafts)
@@ -179,7 +148,8 @@ def accept_typical(
 ) -> Verdict:
     r"""Accept drafts that the model finds likely enough. **Lossy**: the output follows another distribution.
 
-    A draft is accepted if :math:`p(x) > \min(\epsilon, \delta e^{-H(p)})`. Cai et al. 2024 (arXiv 2401.10774), section 2.3.1.
+    A draft is accepted if :math:`p(x) > \min(\epsilon, \delta e^{-H(p)})`. Cai et al. 2024 (arXiv 2401.10774),
+    section 2.3.1.
 
     Args:
         drafts: Proposed tokens.

@@ -38,12 +38,7 @@ class RoundSampler:
     def probs(
         self, logits: Float[Tensor, "B C V"], emitted: Int[Tensor, "B _ V"] | None = None
     ) -> Float[Tensor, "B C V"]:
-        """Return the distributions that tokens are sampled from, float64.
-
-        Args:
-            logits: The model's, or a head's.
-            emitted: See :meth:`scores`.
-        """
+        """Return the distributions that tokens are sampled from, float64."""
         return self.params.probs(self.scores(logits, emitted))
 
     def verify(

@@ -50,11 +50,7 @@ class Acceptance(Component, ABC):
     compilable: bool = False
 
     def prepare(self, noise: RowNoise) -> None:
-        """Ask for the random numbers that a round needs, so that a compiled round need not make them.
-
-        Args:
-            noise: Of the round.
-        """
+        """Ask for the random numbers that a round needs, so that a compiled round need not make them."""
         noise.uniforms()
 
     @abstractmethod

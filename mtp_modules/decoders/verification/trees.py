@@ -48,13 +48,7 @@ def walk(chunk: Int[Tensor, "B C"], parents: Int[Tensor, "B C"], own: Int[Tensor
 def counts_along(
     chunk: Int[Tensor, "B C"], ancestors: Bool[Tensor, "B C C"], emitted: Int[Tensor, "B V"]
 ) -> Int[Tensor, "B C V"]:
-    """Return how often each token is in the output if the text went from the root to each token of a tree.
-
-    Args:
-        chunk: The root, which the output has already, and drafts.
-        ancestors: Which tokens lie between the root and each, both included.
-        emitted: Counts of the output up to the root.
-    """
+    """Return how often each token is in the output if the text went from the root to each token of a tree."""
     drafts = one_hot(chunk, emitted.shape[1]).float()
     drafts[:, 0] = 0
     return emitted[:, None] + (ancestors.float() @ drafts).round().long()

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from mtp_modules import HuggingFaceTrunk, LinearHeads, MTPModel, RecurrentHeads, TransformerTrunk
 from mtp_modules.commands.generate import _difference, _Writer, generate
-from mtp_modules.data.tokenizers import ByteTokenizer
+from mtp_modules.data.tokenizers import ByteTokenizer, WordTokenizer
 
 LIGHT, DARKER, OWN = "\033[38;5;46m", "\033[38;5;40m", "\033[0m"
 
 
 def written(tokens: list[int], depths: list[int], *, colour: bool = False) -> list[str]:
     writer = _Writer(ByteTokenizer(), colour)
-    parts = ["".join(writer.write(token, depth=depth)) for token, depth in zip(tokens, depths, strict=True)]
-    return [*parts, "".join(writer.flush())]
+    parts = [writer.write(token, depth=depth) for token, depth in zip(tokens, depths, strict=True)]
+    return [*parts, writer.flush()]
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
@@ -35,8 +35,13 @@ def test_a_character_is_shown_with_its_last_byte() -> None:
 
 @given(tokens=st.lists(st.integers(0, 255)))
 def test_bytes_that_are_no_text_never_hold_up_the_rest(tokens: list[int]) -> None:
-    parts = written([*tokens, *b"abcd"], [0] * (len(tokens) + 4))
-    assert "".join(parts).endswith("bcd")
+    parts = written([*tokens, *"abcd😀".encode()], [0] * (len(tokens) + 8))
+    assert "".join(parts).endswith("abcd😀")
+
+
+def test_the_first_word_is_parted_from_the_prompt() -> None:
+    writer = _Writer(WordTokenizer(words=["the", "dog", "."]), False, prompt=[0])
+    assert [writer.write(token, depth=0) for token in (1, 2, 9, 0)] == [" dog", ".", "", " the"]
 
 
 def test_drafts_are_green_the_darker_the_further_ahead() -> None:
@@ -49,7 +54,7 @@ def test_drafts_are_green_the_darker_the_further_ahead() -> None:
 
 def test_numbers_are_written_with_spaces() -> None:
     writer = _Writer(None, colour=False)
-    assert "".join(part for token in (1, 22, 3) for part in writer.write(token, depth=0)) == " 1 22 3"
+    assert "".join(writer.write(token, depth=0) for token in (1, 22, 3)) == " 1 22 3"
 
 
 def test_outputs_that_differ_say_where() -> None:
@@ -71,6 +76,17 @@ def test_generate_writes_prompt_and_continuation(
     printed = capsys.readouterr().out
     assert printed.startswith("ab")
     assert len(printed) == 2 + 12 + 1
+
+
+def test_ids_beyond_the_tokenizer_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    trunk = TransformerTrunk(vocab_size=2560, d_model=8, num_layers=1, num_heads=2, max_positions=64)
+    model = MTPModel(trunk=trunk, heads=LinearHeads(d_model=8, num_horizons=2))
+    model.save_pretrained(tmp_path, tokenizer=ByteTokenizer())
+    generate(str(tmp_path), prompt="ab", max_new_tokens=40, temperature=1.0, stop=["no such text"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("ab")
+    assert len(printed) < 2 + 40
 
 
 def save_hugging_face_model(folder: Path) -> None:

@@ -135,11 +135,11 @@ def test_an_arm_uses_the_model_of_its_helper(done: Path) -> None:
 
 def test_a_budget_shortens_all_runs_alike(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     yaml = written(done, name="long", steps=10**6, seeds=1, points=1, figures=[], tables=[], decode=None)
-    start(yaml, done / "out", "--budget", "0.1")
+    start(yaml, done / "out", "--budget", "0.05")
     assert "lengths scaled to" in capsys.readouterr().out
     first, second = results(done / "out" / "long").values()
     assert 1 < first["steps"] == second["steps"] < 10**5
-    assert "--budget 0.1" in (done / "out" / "long" / "report.html").read_text(encoding="utf-8")
+    assert "--budget 0.05" in (done / "out" / "long" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_failing_run_does_not_take_the_others_along(done: Path) -> None:

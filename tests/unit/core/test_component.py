@@ -1,13 +1,18 @@
 """Components describe themselves as plain values, and are built again from them."""
 
+import copy
 import json
+import pickle
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from mtp_modules import AuxiliaryWeights, ExplicitWeights, GeometricWeights, MultiTokenLoss, UniformWeights
 from mtp_modules.core import Component, build, describe
+from mtp_modules.core.component import redescribe
 from mtp_modules.losses import NaiveLinearCrossEntropy
 from tests.helpers import EVERY_HEADS, TRUNKS, make_heads, make_model, make_trunk
 
@@ -86,6 +91,54 @@ def test_what_is_recorded_does_not_change_with_the_argument() -> None:
     values.append(0.1)
     assert describe(weights)["init_args"] == {"values": [1.0, 0.5]}
     assert weights(2) == [1.0, 0.5]
+
+
+class Numbers(Component, nn.Module):
+    """A module with a parameter."""
+
+    def __init__(self, *, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_description_is_no_attribute(name: str) -> None:
+    component = COMPONENTS[name]()
+    parts = list(component.modules()) if isinstance(component, nn.Module) else [component]
+    assert not any("description" in attribute for part in parts for attribute in vars(part))
+    assert vars(Shelf(things=3)) == {"things": 3}
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    **{
+        f"pickle {protocol}": lambda thing, protocol=protocol: pickle.loads(pickle.dumps(thing, protocol))
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_copy_keeps_its_description_and_everything_else(copied: object) -> None:
+    for original in (Shelf(things=[1, 2]), NamedShelf(name="top"), Numbers(size=2), make_model("lstm", "recurrent")):
+        again = copied(original)
+        assert type(again) is type(original)
+        assert again is not original
+        assert describe(again) == describe(original)
+        assert vars(again).keys() == vars(original).keys()
+    again = copied(Numbers(size=2))
+    assert again.weight.tolist() == [0, 0]
+    redescribe(again, size=3)
+    assert describe(again)["init_args"] == {"size": 3}
+
+
+def test_a_copy_can_be_redescribed_alone() -> None:
+    original = Shelf(things=1)
+    again = copy.copy(original)
+    redescribe(again, things=2)
+    assert describe(original)["init_args"] == {"things": 1}
+    assert describe(again)["init_args"] == {"things": 2}
 
 
 @pytest.fixture

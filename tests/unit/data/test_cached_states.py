@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from mtp_modules import (
     EarlyExitHeads,
@@ -18,8 +19,12 @@ from mtp_modules import (
 )
 from mtp_modules.core import Heads, Trunk, TrunkOutput
 from mtp_modules.data import CachedStates, TextDataModule
-from mtp_modules.training import MTPModule
-from tests.unit.training.running import trainer
+from mtp_modules.data.cached_states import CachedRows
+from mtp_modules.data.loaders import EvalLoader
+from mtp_modules.data.rows import TokenRows
+from mtp_modules.training import MTPModule, WarmupDecay, choose_draft_tokens
+from mtp_modules.training.cached_states import read_once
+from tests.unit.training.running import SaveAt, trainer
 
 
 def data(corpus: Path, cached: CachedStates | None = None, **options: object) -> TextDataModule:
@@ -34,9 +39,12 @@ def read_inner_layers(kind: type[Heads]) -> Heads:
 
 
 def module(
-    trunk: Trunk | None = None, freeze: tuple[str, ...] = ("trunk",), inner: type[Heads] | None = None
+    trunk: Trunk | None = None,
+    freeze: tuple[str, ...] = ("trunk",),
+    inner: type[Heads] | None = None,
+    seed: int = 0,
 ) -> MTPModule:
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     layers = {"num_layers": 3, "feature_layers": [0, 1]} if inner else {"num_layers": 1}
     made = TransformerTrunk(vocab_size=256, d_model=16, num_heads=2, max_positions=32, **layers)
     return MTPModule(
@@ -49,7 +57,15 @@ def module(
     )
 
 
+def read(cache: CachedStates, rows: TokenRows, trunk: Trunk) -> CachedRows:
+    """Return rows with the hidden states that a trunk has of them."""
+    kept = CachedRows(rows, window=16, kept=cache)
+    read_once(kept, trunk)
+    return kept
+
+
 def weights_after(folder: Path, trained: MTPModule, given: TextDataModule) -> dict[str, torch.Tensor]:
+    choose_draft_tokens(trained.model, given)
     trainer(folder, max_steps=6).fit(trained, given)
     return {name: tensor for name, tensor in trained.model.state_dict().items() if not name.startswith("trunk")}
 
@@ -71,11 +87,42 @@ def test_training_from_the_cache_is_training_with_the_trunk(
     torch.testing.assert_close(plain, wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_a_resumed_run_reads_by_the_weights_of_its_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    """The trunk that is made for it has others until the checkpoint is loaded; a schedule asks for the data early."""
+
+    def run(folder: Path, *callbacks: Callback, seed: int = 0, **options: object) -> dict[str, torch.Tensor]:
+        trained, given = module(seed=seed), data(corpus, CachedStates(folder=str(tmp_path / "states")))
+        trained.lr_schedule = WarmupDecay(warmup_steps=1)
+        if "ckpt_path" not in options:
+            choose_draft_tokens(trained.model, given)
+        options = {"ckpt_path": None} | options
+        trainer(folder, *callbacks, max_steps=6).fit(trained, given, weights_only=True, **options)
+        return trained.model.state_dict()
+
+    wanted = run(tmp_path / "whole", SaveAt(tmp_path / "three.ckpt", 3))
+    stored = (tmp_path / "states" / "states.bin").read_bytes()
+    torch.testing.assert_close(run(tmp_path / "rest", seed=1, ckpt_path=tmp_path / "three.ckpt"), wanted)
+    assert (tmp_path / "states" / "states.bin").read_bytes() == stored
+
+
+def test_workers_that_start_before_training_have_the_states_too(corpus: Path, tmp_path: Path) -> None:
+    rows = data(corpus, CachedStates(folder=str(tmp_path), max_windows=4)).training_rows()
+    batches = iter(EvalLoader(rows=rows, batch_size=2, num_workers=1))
+    read_once(rows, module().trunk)
+    assert [batch["hidden"].shape for batch in batches] == [(2, 16, 16)] * 2
+
+
+def test_rows_that_no_trunk_has_read_are_tokens(corpus: Path, tmp_path: Path) -> None:
+    given = data(corpus, CachedStates(folder=str(tmp_path), max_windows=4))
+    assert all(batch.keys() <= {"tokens", "document_ids"} for batch in given.train_dataloader())
+    assert len(list(given.train_dataloader())) == 2
+
+
 def test_a_second_run_does_not_need_the_trunk(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, rows = module().trunk, data(corpus).rows("train")
     made.requires_grad_(False)
     cache = CachedStates(folder=str(tmp_path / "states"), max_windows=5, rows_per_pass=2)
-    first = cache.rows(rows, made, window=16)
+    first = read(cache, rows, made)
     ids = first.epoch_ids(np.random.default_rng(0))
     assert sorted(ids.tolist()) == first.fixed_ids().tolist()
     assert len(ids) == first.num_rows == 5
@@ -84,51 +131,52 @@ def test_a_second_run_does_not_need_the_trunk(corpus: Path, tmp_path: Path, monk
     hidden = made(given["tokens"], document_ids=given.get("document_ids")).hidden
     assert torch.equal(batch["hidden"], hidden.half())
     monkeypatch.setattr(type(made), "forward", lambda *_, **__: pytest.fail("the trunk ran"))
-    assert torch.equal(cache.rows(rows, made, window=16).batch(ids[:3])["hidden"], batch["hidden"])
+    assert torch.equal(read(cache, rows, made).batch(ids[:3])["hidden"], batch["hidden"])
 
 
 def test_a_run_that_was_stopped_goes_on(corpus: Path, tmp_path: Path) -> None:
     made, rows = module().trunk.requires_grad_(False), data(corpus).rows("train")
     cache = CachedStates(folder=str(tmp_path), dtype="float32", rows_per_pass=1)
-    whole = cache.rows(rows, made, window=16).batch(rows.fixed_ids())["hidden"]
+    whole = read(cache, rows, made).batch(rows.fixed_ids())["hidden"]
     index = tmp_path / "index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "written": 3}))
     torch.from_file(str(tmp_path / "states.bin"), shared=True, size=whole.numel())[3 * 16 * 16 :] = 0
-    assert torch.equal(cache.rows(rows, made, window=16).batch(rows.fixed_ids())["hidden"], whole)
+    assert torch.equal(read(cache, rows, made).batch(rows.fixed_ids())["hidden"], whole)
 
 
 def test_the_trunk_reads_in_the_precision_of_the_run(corpus: Path, tmp_path: Path) -> None:
     rows, trained = data(corpus).rows("train"), module()
     cache = CachedStates(folder=str(tmp_path / "states"), dtype="float32")
+    choose_draft_tokens(trained.model, data(corpus))
     trainer(tmp_path, max_steps=1, precision="bf16-mixed").fit(trained, data(corpus, cache))
     trained.trunk.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
-        found = cache.rows(rows, trained.trunk, window=16).batch(rows.fixed_ids()[:2])
+        found = read(cache, rows, trained.trunk).batch(rows.fixed_ids()[:2])
         given = {name: tensor[:, :16] for name, tensor in found.items() if name != "hidden"}
         wanted = trained.trunk(given["tokens"], document_ids=given.get("document_ids")).hidden
     assert torch.equal(found["hidden"], wanted.float())
     assert not torch.equal(found["hidden"], trained.trunk(given["tokens"]).hidden)
     elsewhere = r"^CachedStates: .* of another trunk, other layers, text, cut or precision; name another"
     with pytest.raises(ValueError, match=elsewhere):
-        cache.rows(rows, trained.trunk, window=16)
+        read(cache, rows, trained.trunk)
 
 
 def test_what_is_refused(corpus: Path, tmp_path: Path) -> None:
     rows, cache = data(corpus).rows("train"), CachedStates(folder=str(tmp_path / "states"))
     with pytest.raises(ValueError, match=r"^CachedStates: the trunk is trained, so its hidden states change"):
-        cache.rows(rows, module(freeze=()).trunk, window=16)
-    cache.rows(rows, module().trunk, window=16)
+        read(cache, rows, module(freeze=()).trunk)
+    read(cache, rows, module().trunk)
     other = RecurrentTrunk(vocab_size=256, d_model=16).requires_grad_(False)
     elsewhere = r"^CachedStates: .* holds the states of another trunk, other layers, text, cut or precision"
     with pytest.raises(ValueError, match=elsewhere):
-        cache.rows(rows, other, window=16)
+        read(cache, rows, other)
     with pytest.raises(ValueError, match=r"^TextDataModule: cached_states hold what the trunk says of one cut of the"):
         data(corpus, cache, random_offsets=True)
     with pytest.raises(ValueError, match=r"^CachedStates: dtype must be one of float32, float16, bfloat16, got"):
         CachedStates(folder=str(tmp_path), dtype="int8")
     inner = module(inner=EarlyExitHeads)
     with pytest.raises(ValueError, match=elsewhere):
-        cache.rows(rows, inner.trunk, window=16)
+        read(cache, rows, inner.trunk)
     tokens, hidden = torch.zeros(2, 19, dtype=torch.long), torch.zeros(2, 16, 16)
     with pytest.raises(ValueError, match=r"^MTPModel: known holds 0 inner layers, but EarlyExitHeads read 2; read the"):
         inner.model(tokens, known=TrunkOutput(hidden))

@@ -58,8 +58,11 @@ def test_arguments_that_are_refused(arguments: dict[str, str], sentence: str) ->
         HuggingFaceTokenizer(**arguments)
 
 
-def test_tokens_outside_of_the_vocabulary(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"^HuggingFaceTokenizer: token 11 is outside the vocabulary 0\.\.10\.$"):
-        HuggingFaceTokenizer(pretrained=str(folder)).decode([1, 11])
+def test_ids_outside_of_the_vocabulary(folder: Path) -> None:
+    tokenizer = HuggingFaceTokenizer(pretrained=str(folder))
+    assert tokenizer.decode([11, 1, 12, 2, 2**31, 3]) == tokenizer.decode([2**70, 1, 2, 2**32, 3]) == "abc"
+    sentence = r"^HuggingFaceTokenizer: token -1 is negative; give ids of the vocabulary 0\.\.10\.$"
+    with pytest.raises(ValueError, match=sentence):
+        tokenizer.decode([1, -1, 2**70])
     with pytest.raises(ValueError, match=r"^HuggingFaceTokenizer: end_token must lie in 0\.\.10, got 11\.$"):
         HuggingFaceTokenizer(pretrained=str(folder), end_token=11)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtp_modules import Tokenizer
 from mtp_modules.core.component import build, describe
 from mtp_modules.data import ByteTokenizer, WordTokenizer
 
@@ -48,5 +49,13 @@ def test_unknown_words_are_refused() -> None:
     tokenizer = WordTokenizer(words=["a", "b"])
     with pytest.raises(ValueError, match=r"the word 'c' is unknown; use words of the 2 that it was made with"):
         tokenizer.encode("a c")
-    with pytest.raises(ValueError, match=r"token 2 is outside the vocabulary 0..1"):
-        tokenizer.decode([2])
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), WordTokenizer(words=["a", "b", "."])], ids=["bytes", "words"])
+def test_ids_of_no_token_decode_to_nothing_and_negative_ones_are_refused(tokenizer: Tokenizer) -> None:
+    size = tokenizer.vocab_size
+    assert tokenizer.decode([size, 0, size + 5, 1, 2**70, 2]) == tokenizer.decode([0, 1, 2])
+    assert tokenizer.decode([size]) == tokenizer.decode([]) == ""
+    sentence = rf"^{type(tokenizer).__name__}: token -2 is negative; give ids of the vocabulary 0\.\.{size - 1}\.$"
+    with pytest.raises(ValueError, match=sentence):
+        tokenizer.decode([size, -2, 0])

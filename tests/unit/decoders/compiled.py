@@ -5,9 +5,12 @@
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch._inductor.cpp_builder
+import torch._inductor.graph
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.decoders import (
@@ -25,6 +28,7 @@ from mtp_modules.decoders import (
     compile_for_decoding,
     warm_up,
 )
+from mtp_modules.decoders.graphs import inductor
 from mtp_modules.decoders.graphs.compiled import CompiledModel
 from mtp_modules.decoders.round import RoundInputs
 from mtp_modules.decoders.sampling.noise import RowNoise
@@ -305,6 +309,68 @@ def unprepared() -> None:
         decoder.generate(fast, [[1, 2]], max_new_tokens=3, sampling=SAMPLED)
 
 
+class Lacking:
+    """An object without some of its attributes."""
+
+    def __init__(self, whole: object, *names: str) -> None:
+        self._whole, self._names = whole, names
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._names:
+            raise AttributeError(name)
+        return getattr(self._whole, name)
+
+
+def compile_without(*names: str) -> Callable[..., Any]:
+    """Return a ``torch.compile`` of a version that lacks some arguments, or options that are named with a colon."""
+    real = torch.compile
+
+    def compile(function: Callable[..., Any], *, options: dict[str, Any] | None = None, **given: Any) -> Any:
+        for name in names:
+            if name in given:
+                raise TypeError(f"compile() got an unexpected keyword argument {name!r}")
+            if name.startswith(":") and name[1:] in (options or {}):
+                raise RuntimeError(f"Unexpected optimization option {name[1:]}")
+        return real(function, options=options, **given)
+
+    return compile
+
+
+MISSING: dict[str, tuple[object, str, Callable[[], object]]] = {
+    "guard_filter_fn": (torch, "compile", lambda: compile_without(":guard_filter_fn")),
+    "recompile_limit": (torch, "compile", lambda: compile_without("recompile_limit", "isolate_recompiles")),
+    "maybe_mark_dynamic": (inductor, "_dynamo", lambda: lambda: Lacking(torch._dynamo, "maybe_mark_dynamic")),
+    "mark_static_address": (inductor, "_dynamo", lambda: lambda: Lacking(torch._dynamo, "mark_static_address")),
+    "prepare_freezing": (inductor, "_dynamo", lambda: lambda: Lacking(torch._dynamo, "config")),
+    "add_tensor_constant": (torch._inductor.graph, "GraphLowering", lambda: object),
+    "is_gcc": (torch._inductor, "cpp_builder", lambda: object()),
+}
+
+
+def missing_parts(*, quick: bool) -> None:
+    """See that what a version of torch lacks makes rounds slower, never wrong."""
+    for name, (place, attribute, make) in MISSING.items():
+        model, whole = make_model("transformer", "recurrent", 3), getattr(place, attribute)
+        setattr(place, attribute, make())
+        inductor._share_constants.cache_clear()
+        try:
+            frozen, static = name in ("prepare_freezing", "add_tensor_constant"), name == "mark_static_address"
+            fast = compile_for_decoding(model, freeze=frozen, static_memory=static, backend="eager")
+            assert fast.freeze is (name == "add_tensor_constant")
+            for prompt in ([1, 2], [3, 4, 5, 1]) if quick else ([1] * length for length in range(1, 12)):
+                for decoder, params in (CASES[0], CASES[3]):
+                    asked = {"max_new_tokens": 5, "sampling": params, "seed": 5}
+                    wanted = decoder.generate(model, [prompt], **asked).tokens
+                    assert decoder.generate(fast, [prompt], **asked).tokens == wanted, name
+            on_cuda = inductor.inductor_options(torch.device("cuda"), freeze=False)
+            assert on_cuda == ({} if static else {"triton.cudagraphs": True}), on_cuda
+            flags = inductor.inductor_options(torch.device("cpu"), freeze=True)
+            assert ("cpp.enable_floating_point_contract_flag" in flags) is (name != "is_gcc"), flags
+        finally:
+            setattr(place, attribute, whole)
+            inductor._share_constants.cache_clear()
+
+
 def side_by_side() -> None:
     """See that two models of the same shapes, each compiled, do not get each other's graphs."""
     models = [make_model("transformer", "recurrent", 3, seed=seed).eval() for seed in (1, 2)]
@@ -338,4 +404,5 @@ if __name__ == "__main__":
         static_memory(quick=quick)
         warm(quick=quick)
         unprepared()
+        missing_parts(quick=quick)
     print("equal")

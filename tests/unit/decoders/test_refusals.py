@@ -81,6 +81,22 @@ CONSTRUCTORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: StopRule(tokens=dict.fromkeys([5, None])),  # such as the end token of a tokenizer that has none
         "StopRule: tokens holds something that is no token id, got [5, None]; leave it out.",
     ),
+    "a half token": (
+        lambda: StopRule(tokens=[5, 2.0]),
+        "StopRule: tokens holds something that is no token id, got [5, 2.0]; leave it out.",
+    ),
+    "a truth value among tokens": (
+        lambda: StopRule(tokens=[True, 5]),
+        "StopRule: tokens holds something that is no token id, got [True, 5]; leave it out.",
+    ),
+    "a truth value alone": (
+        lambda: StopRule(tokens=False),
+        "StopRule: tokens must be token ids, got False; give a list of whole numbers.",
+    ),
+    "a token among strings": (
+        lambda: StopRule(strings=dict.fromkeys(["end", 5]), tokenizer=ByteTokenizer()),
+        "StopRule: strings holds 5, which is no text; give tokens in tokens.",
+    ),
     "a string without a tokenizer": (
         lambda: StopRule(strings=["end"]),
         "StopRule: strings need a tokenizer that turns tokens into text; give tokenizer.",
@@ -187,8 +203,8 @@ class Lossy(Tokenizer):
     [
         (ByteTokenizer(), "\ud83d"),  # half of a character, which Python can hold and UTF-8 cannot
         (Lossy(error=None), "End"),
-        (Lossy(error=KeyError), "end"),
-        (Lossy(error=ValueError), "end"),
+        (Lossy(error=KeyError), "End"),
+        (Lossy(error=ValueError), "end!"),
     ],
     ids=["bytes", "changed", "unknown", "refused"],
 )

@@ -236,6 +236,15 @@ def test_heads_alone_are_read_from_among_the_trunk_and_put_on_another(tmp_path: 
     assert all(torch.equal(a, b) for a, b in zip(all_logits(model, tokens), all_logits(back, tokens), strict=True))
 
 
+def test_heads_take_the_precision_of_the_model_that_they_are_put_on(tmp_path: Path) -> None:
+    model = interop.medusa()
+    export_model(model, tmp_path, format="medusa")
+    back = import_model(tmp_path, format="medusa", trunk=model.to(torch.bfloat16))
+    assert {parameter.dtype for parameter in back.parameters()} == {torch.bfloat16}
+    tokens = some_tokens()
+    assert all(torch.equal(a, b) for a, b in zip(all_logits(model, tokens), all_logits(back, tokens), strict=True))
+
+
 def test_our_own_format_comes_back_too(tmp_path: Path) -> None:
     model = interop.glm()
     export_model(model, tmp_path / "out", format=OWN)

@@ -19,7 +19,7 @@ from mtp_modules.losses import (
     TorchLinearCrossEntropy,
     fused,
 )
-from tests.helpers import assert_same
+from tests.helpers import assert_same, covering
 from tests.reference.linear_cross_entropy import linear_cross_entropy
 
 WIDTH, VOCAB = 5, 11
@@ -242,15 +242,17 @@ def relative_errors(backend: Callable, example: Example, dtype: torch.dtype, *, 
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "naive"])
-@pytest.mark.parametrize("layout", ["shared", "own"])
+PRECISIONS = {"float32": (torch.float32, False), "bfloat16": (torch.bfloat16, False), "mixed": (torch.bfloat16, True)}
+
+
 @pytest.mark.parametrize(
-    ("dtype", "autocast"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)], ids=str
+    ("name", "layout", "precision", "emulated"),
+    covering([name for name in BACKENDS if name != "naive"], ("shared", "own"), PRECISIONS, (True, False)),
 )
-@pytest.mark.parametrize("emulated", [True, False])
 def test_low_precision_is_as_close_as_the_naive_path(
-    name: str, layout: str, dtype: torch.dtype, autocast: bool, emulated: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, layout: str, precision: str, emulated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    dtype, autocast = PRECISIONS[precision]
     monkeypatch.setattr(fused, "_EMULATED", {torch.bfloat16} if emulated else set())
     options = {} if name in PLAIN_ONLY else {"taught": True, "label_smoothing": 0.1, "z_loss": 0.01}
     example = make_example(3, (60, 40, 40), layout, **options)

@@ -1,7 +1,5 @@
 """Backends at work inside a model: gradients of trunk and heads, scalers, accumulation, the compiler."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -18,8 +16,9 @@ from mtp_modules.losses import (
     SequentialLinearCrossEntropy,
     TorchLinearCrossEntropy,
 )
-from tests.architecture.imports import ROOT
-from tests.helpers import HEADS, assert_same, gradients, make_model, random_tokens
+from tests.distributed.ranks import run_ranks
+from tests.helpers import HEADS, assert_same, covering, gradients, make_model, random_tokens
+from tests.unit.losses import compiled
 
 BACKENDS: dict[str, LinearCrossEntropy] = {
     "fused": FusedLinearCrossEntropy(rows_per_chunk=5),
@@ -27,8 +26,11 @@ BACKENDS: dict[str, LinearCrossEntropy] = {
     "sequential": SequentialLinearCrossEntropy(),
     "torch": TorchLinearCrossEntropy(rows_per_chunk=5),
 }
-MATRICES = [{"tied": True}, {"tied": False, "bias": True}, {"tied": True, "own": True, "bias": True}]
-MATRIX_IDS = ["tied", "untied_bias", "own_bias"]
+MATRICES = {
+    "tied": {"tied": True},
+    "untied_bias": {"tied": False, "bias": True},
+    "own_bias": {"tied": True, "own": True, "bias": True},
+}
 
 
 def make_loss(name: str, backend: LinearCrossEntropy) -> MultiTokenLoss:
@@ -36,11 +38,9 @@ def make_loss(name: str, backend: LinearCrossEntropy) -> MultiTokenLoss:
     return MultiTokenLoss(weights=ExplicitWeights(values=[1.0, 0.5, 0.25]), backend=backend, **options)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("matrices", MATRICES, ids=MATRIX_IDS)
-def test_all_gradients_of_a_model_equal_the_naive_ones(name: str, heads: str, matrices: dict) -> None:
-    model, tokens = make_model("gru", heads, 3, **matrices), random_tokens(2, 9)
+@pytest.mark.parametrize(("matrices", "heads", "name"), covering(MATRICES, HEADS, BACKENDS))
+def test_all_gradients_of_a_model_equal_the_naive_ones(matrices: str, heads: str, name: str) -> None:
+    model, tokens = make_model("gru", heads, 3, **MATRICES[matrices]), random_tokens(2, 9)
     documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9])
     mask = torch.ones_like(documents, dtype=torch.bool)
     mask[1, 3] = False
@@ -169,7 +169,4 @@ def test_backward_inside_forward_is_caught(use: Callable) -> None:
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_the_loss_compiles_without_a_break(compiler: str) -> None:
     """In a process of its own: the compiler cannot look into the checker of shapes."""
-    command = [sys.executable, "-m", "tests.unit.losses.compiled", compiler]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "equal\n"
+    run_ranks(compiled.compare, compiler, world_size=1, timeout=150)

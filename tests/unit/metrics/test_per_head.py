@@ -1,17 +1,16 @@
 """Per-head metrics against counting by hand, in parts, and over two processes."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import multiprocessing
 
 from mtp_modules import PerHeadMetrics
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.metrics.functional import accepted_lengths, perplexities
+from tests.distributed.ranks import run_ranks
 from tests.helpers import assert_same
 
 HORIZONS = 3
@@ -176,21 +175,16 @@ def test_numbers_below_1_are_refused(arguments: dict) -> None:
         PerHeadMetrics(**arguments)
 
 
-def _one_rank(rank: int, folder: str) -> None:
-    """Count every second batch, and write the figures of all."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _one_rank() -> dict[str, torch.Tensor]:
+    """Count every second batch, and return the figures of all."""
     metrics = PerHeadMetrics(num_horizons=HORIZONS)
-    for seed in range(rank, 5, 2):
+    for seed in range(torch.distributed.get_rank(), 5, 2):
         metrics.update(random_terms(seed))
-    torch.save(metrics.compute(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return metrics.compute()
 
 
-def test_two_processes_count_what_one_does(tmp_path: Path) -> None:
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["mtp_modules"])
-    multiprocessing.start_processes(_one_rank, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
+def test_two_processes_count_what_one_does() -> None:
     expected = count_by_hand([random_terms(seed) for seed in range(5)], (1, 5))
-    for rank in range(2):
-        figures = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for figures in run_ranks(_one_rank):
         assert {name: float(value) for name, value in figures.items()} == pytest.approx(expected, rel=1e-6)
         assert not any(math.isnan(value) for value in figures.values())

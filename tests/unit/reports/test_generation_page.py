@@ -13,8 +13,8 @@ from mtp_modules import LinearHeads, MTPModel, RecurrentHeads, RecurrentTrunk, S
 from mtp_modules.commands.report import report
 from mtp_modules.data.tokenizers import ByteTokenizer
 from mtp_modules.decoders import StopRule
+from mtp_modules.loading import load_model
 from mtp_modules.reports.recording import Recording, record
-from mtp_modules.training import load_model
 from tests.command_line import refusal, run
 from tests.pages import Outline
 

@@ -9,6 +9,7 @@ from mtp_modules.reports.recording import Alternative, Recording, RejectedDraft,
 from mtp_modules.reports.token_text import shown_token, shown_tokens
 from tests.drafting import ScriptedHeads, clock
 from tests.helpers import VOCAB, make_model
+from tests.small_tokenizers import SpelledBytes, small_tokenizer
 
 PROMPT = [1, 2, 3]
 
@@ -100,6 +101,32 @@ def test_rounds_without_distributions_are_refused() -> None:
 )
 def test_bytes_are_shown_as_text_where_they_are_text(text: bytes, shown: str) -> None:
     assert "|".join(one.text for one in shown_tokens(list(text), ByteTokenizer())) == shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "shown"),
+    [
+        ("words", "the dog.", "the| dog|."),
+        ("unigram", "the dog", "the| dog"),
+        ("fallback-bpe", "the → é", "the| |#229|#137|→| |#198|é"),
+        ("word-piece", "barking", "bark|ing"),
+    ],
+)
+def test_spaces_are_shown_where_the_text_has_them(kind: str, text: str, shown: str) -> None:
+    tokenizer = small_tokenizer(kind)
+    assert "|".join(one.text for one in shown_tokens(tokenizer.encode(text), tokenizer)) == shown
+
+
+def test_ids_of_no_token_are_shown_by_their_numbers() -> None:
+    assert [one.text for one in shown_tokens([0xC3, 300, 0xA9], ByteTokenizer())] == ["C3", "#300", "é"]
+    assert shown_token(300, ByteTokenizer()) == "token 300"
+
+
+def test_a_name_has_the_space_that_its_token_writes() -> None:
+    tokenizer = small_tokenizer("unigram")
+    dog, x, space = (tokenizer.encode(text)[-1] for text in ("dog", "dogx", " "))
+    assert [shown_token(token, tokenizer) for token in (dog, x, space)] == ["\u2423dog", "x", "\u2423"]
+    assert shown_token(0, SpelledBytes(texts=["\xa9\xc3"])) == "token 0"
 
 
 def test_names_of_single_tokens() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from mtp_modules.core import Trunk
+from mtp_modules.loading import load_model
 from mtp_modules.studies import Decode, Outcome, Study, Sweep
-from mtp_modules.training import load_model
 
 BASE: dict[str, Any] = {
     "model": {

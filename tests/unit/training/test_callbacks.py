@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
-from mtp_modules.training import GracefulStop, HeadsProgressBar, HeadsTable, PredictionWriter, load_model
+from mtp_modules.loading import load_model
+from mtp_modules.training import GracefulStop, HeadsProgressBar, HeadsTable, PredictionWriter
 from mtp_modules.training.callbacks import by_head
 from tests.helpers import assert_same
 from tests.unit.training.running import SaveAt, data, module, trainer

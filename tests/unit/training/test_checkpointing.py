@@ -12,7 +12,9 @@ import torch
 from mtp_modules import MTPModel, MultiTokenLoss, RecurrentHeads, RecurrentTrunk
 from mtp_modules.data import TextDataModule
 from mtp_modules.data.tokenizers import ByteTokenizer
-from mtp_modules.training import MTPModule, find_checkpoint, load_model
+from mtp_modules.loading import find_checkpoint, load_model, read_checkpoint
+from mtp_modules.training import MTPModule
+from mtp_modules.training.checkpointing import HeldCheckpoint
 from tests.helpers import assert_same
 from tests.unit.training.running import SaveAt, data, module, trainer
 
@@ -147,6 +149,29 @@ def test_nothing_there(tmp_path: Path, name: str) -> None:
     sentence = f"ckpt_path: {tmp_path / name} {said}; give a checkpoint file, or the folder of a run."
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         load_model(tmp_path / name)
+
+
+def test_a_file_may_be_read_where_it_lies(saved: tuple[Path, MTPModel]) -> None:
+    path = saved[0] / "checkpoints" / "last.ckpt"
+    whole, mapped = read_checkpoint(path), read_checkpoint(path, mapped=True)
+    assert mapped["mtp_modules"]["model"] == whole["mtp_modules"]["model"]
+    assert_same(dict(mapped["state_dict"]), dict(whole["state_dict"]), tolerance=0)
+
+
+def test_a_held_checkpoint_is_given_once(saved: tuple[Path, MTPModel], tmp_path: Path) -> None:
+    path, run = saved[0] / "checkpoints" / "last.ckpt", trainer(tmp_path)
+    checkpoint = read_checkpoint(path)
+    held = HeldCheckpoint(path, checkpoint)
+    held.put_into(run)
+    other = tmp_path / "other.ckpt"
+    run.strategy.checkpoint_io.save_checkpoint({"place": 3}, other)
+    assert run.strategy.load_checkpoint(other) == {"place": 3}
+    assert run.strategy.load_checkpoint(str(path)) is checkpoint
+    again = run.strategy.load_checkpoint(str(path), weights_only=True)
+    assert again is not checkpoint
+    assert_same(dict(again["state_dict"]), dict(checkpoint["state_dict"]), tolerance=0)
+    run.strategy.checkpoint_io.remove_checkpoint(other)
+    assert not other.exists()
 
 
 def edited(saved: tuple[Path, MTPModel], tmp_path: Path, edit: Any) -> Path:

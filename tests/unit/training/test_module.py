@@ -64,6 +64,13 @@ def test_every_documented_key_is_logged_and_no_other(tmp_path: Path) -> None:
     assert run.test(model, rows, verbose=False)[0].keys() == keys("test")
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_a_run_may_convert_the_whole_model(tmp_path: Path, precision: str) -> None:
+    log = Log()
+    trainer(tmp_path, log, max_steps=2, max_epochs=-1, precision=precision).fit(module(), data())
+    assert log.steps[-1]["train/loss"] < 20
+
+
 def test_logged_figures_are_those_of_the_loss(tmp_path: Path) -> None:
     model, rows = module(), data(num_val=8)
     logged = trainer(tmp_path).validate(model, rows, verbose=False)[0]

@@ -1,7 +1,6 @@
 """Gradient norms, the conflict of horizons and throughput: against naive twins, in real runs, over two processes."""
 
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from torch import Tensor, multiprocessing
-from torch.distributed import destroy_process_group, init_process_group
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -31,6 +29,7 @@ from mtp_modules.training import (
     monitoring,
     training_flops,
 )
+from tests.distributed.ranks import run_ranks
 from tests.helpers import assert_same, gradients, make_model, random_tokens
 from tests.unit.training.running import SaveAt, data, module, trainer
 
@@ -349,31 +348,23 @@ def test_the_peak_is_that_of_the_precision(precision: str, dtype: torch.dtype) -
     assert monitoring._compute_dtype(precision) == dtype
 
 
-def two_ranks(work: Callable[[int, str], None], folder: Path) -> None:
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["mtp_modules.training"])
-    multiprocessing.start_processes(work, args=(str(folder),), nprocs=2, start_method="forkserver")
-
-
-def _sharded_norms(rank: int, folder: str) -> None:
-    """Shard a model by FSDP2, leave one layer whole, and write the norms of a batch that both ranks share."""
-    init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _sharded_norms() -> dict[str, Tensor]:
+    """Shard a model by FSDP2, leave one layer whole, and return the norms of a batch that both ranks share."""
     model = make_model("transformer", "linear", tied=False)
     mesh = init_device_mesh("cpu", (2,))
     for layer in model.trunk.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model.heads, mesh=mesh)
     MultiTokenLoss()(model, random_tokens(2, 9)).loss.backward()
-    torch.save(gradient_norms(model), f"{folder}/{rank}.pt")
-    destroy_process_group()
+    return gradient_norms(model)
 
 
-def test_norms_of_sharded_parameters_are_whole(tmp_path: Path) -> None:
-    two_ranks(_sharded_norms, tmp_path)
+def test_norms_of_sharded_parameters_are_whole() -> None:
     model = make_model("transformer", "linear", tied=False)
     MultiTokenLoss()(model, random_tokens(2, 9)).loss.backward()
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert_same(found, {name: torch.tensor(norm, dtype=torch.float64) for name, norm in naive_norms(model).items()})
+    wanted = {name: torch.tensor(norm, dtype=torch.float64) for name, norm in naive_norms(model).items()}
+    for found in run_ranks(_sharded_norms):
+        assert_same(found, wanted)
 
 
 def ddp_module() -> MTPModule:
@@ -391,29 +382,25 @@ class FirstBatch(Callback):
         self.batch = {name: batch[name] for name in ("tokens", "loss_mask")}
 
 
-def _probed(rank: int, folder: str) -> None:
-    """Train a step on each rank's own rows, with a probe and without, and write what came of it."""
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-    init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _probed(folder: Path) -> list[tuple[dict, dict, dict]]:
+    """Train a step on each rank's own rows, with a probe and without, and return what came of it."""
+    done = []
     for probe in (True, False):
         model, first = ddp_module(), FirstBatch()
         seen = Pass(Clock(pytest.MonkeyPatch()))
         callbacks = [first, seen, GradientConflict(every_n_steps=1)] if probe else [first, seen]
         limits = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 0}
         meter = TokenThroughput(available_flops=training_flops(model.model, batch_size=8, length=6))
-        run = trainer(Path(folder), *callbacks, meter, strategy=DDPStrategy(), devices=2, **limits)
+        run = trainer(folder, *callbacks, meter, strategy=DDPStrategy(), devices=2, **limits)
         run.fit(model, data())
         assert [rates[:2] + rates[3:] for rates in seen.rates] == [(96.0, 16.0, 1.0)]
         logged = {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("train/grad_")}
-        torch.save((model.state_dict(), logged, first.batch), f"{folder}/{rank}{probe}.pt")
-    destroy_process_group()
+        done.append((model.state_dict(), logged, first.batch))
+    return done
 
 
 def test_ranks_add_up_their_gradients_before_they_compare(tmp_path: Path) -> None:
-    two_ranks(_probed, tmp_path)
-    (weights, logged, batch), (_, other_logged, other_batch) = (
-        torch.load(tmp_path / f"{rank}True.pt", weights_only=True) for rank in range(2)
-    )
+    ((weights, logged, batch), (plain, *_)), ((_, other_logged, other_batch), _) = run_ranks(_probed, tmp_path)
     assert not torch.equal(batch["tokens"], other_batch["tokens"])
     whole = {name: torch.cat((batch[name], other_batch[name])) for name in batch}
     model = ddp_module()
@@ -425,5 +412,4 @@ def test_ranks_add_up_their_gradients_before_they_compare(tmp_path: Path) -> Non
     for figures in (logged, other_logged):
         assert figures["train/grad_cosine"] == pytest.approx(float(expected[0]), rel=1e-4)
         assert figures["train/grad_ratio"] == pytest.approx(float(expected[1]), rel=1e-4)
-    plain, *_ = torch.load(tmp_path / "0False.pt", weights_only=True)
     assert_same(weights, plain, tolerance=0)

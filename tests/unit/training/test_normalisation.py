@@ -16,7 +16,7 @@ from mtp_modules.core.objective import HorizonWeights
 from mtp_modules.data import CountsAhead, TextDataModule
 from mtp_modules.losses import LinearWeightSchedule
 from mtp_modules.training import MTPModule, MuonWithAdamW
-from tests.helpers import HEADS, TRUNKS, TRUNKS_WITH_HEADS, assert_same, float64, randomise
+from tests.helpers import HEADS, TRUNKS, TRUNKS_WITH_HEADS, assert_same, covering, float64, randomise
 from tests.unit.training.running import data, module, trainer
 
 H = 3
@@ -74,7 +74,13 @@ def fit(folder: Path, model: MTPModule, rows: LightningDataModule, *callbacks: C
     return model
 
 
-@pytest.mark.parametrize("heads", HEADS)
+WITH_ACCUMULATION = ("linear", "sequential_shared", "early_exit")
+"""How the parts of a batch add up for all heads is a property of the loss; a whole run shows that it is asked for."""
+
+
+@pytest.mark.parametrize(
+    "heads", [pytest.param(name, marks=() if name in WITH_ACCUMULATION else pytest.mark.nightly) for name in HEADS]
+)
 def test_accumulated_batches_equal_one_large_batch(tmp_path: Path, corpus: Path, heads: str) -> None:
     large = fit(tmp_path, build(heads=heads), texts(corpus, 8), limit_train_batches=4)
     seen = Batches()
@@ -177,8 +183,10 @@ FREEZES: list[tuple[str, ...]] = [("trunk",), ("heads",), ("unembedding",), ("tr
 
 @pytest.mark.parametrize(
     ("trunk", "heads", "frozen"),
-    [(*pair.values, ()) for pair in TRUNKS_WITH_HEADS]
-    + [(trunk, heads, frozen) for trunk in ("transformer", "gru") for heads in HEADS for frozen in FREEZES],
+    [
+        *(pytest.param(*pair.values, (), marks=pair.marks) for pair in TRUNKS_WITH_HEADS),
+        *covering(("transformer", "gru"), HEADS, FREEZES, strength=1),
+    ],
 )
 def test_everything_trains_but_what_is_frozen(
     tmp_path: Path, corpus: Path, trunk: str, heads: str, frozen: tuple[str, ...]

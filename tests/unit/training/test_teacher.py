@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtp_modules import LinearHeads, MTPModel, MultiTokenLoss, RecurrentTrunk, TransformerTrunk
 from mtp_modules.core.targets import future_targets
 from mtp_modules.data import ByteTokenizer, StarGraphTask, TaskDataModule
-from mtp_modules.training import MTPModule, TeacherModel, load_model
+from mtp_modules.loading import load_model
+from mtp_modules.training import MTPModule, TeacherModel
 from tests.helpers import TRUNKS_WITH_HEADS, VOCAB, assert_same, gradients, make_model, random_tokens
 from tests.unit.training.running import SaveAt, data, module, trainer
 

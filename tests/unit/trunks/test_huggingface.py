@@ -1,6 +1,7 @@
 """Models of transformers as trunks: the laws of every trunk, and their own logits."""
 
 import copy
+import gc
 import itertools
 import json
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,12 +26,14 @@ from mtp_modules import (
     describe,
 )
 from mtp_modules.core import DecodingState
+from mtp_modules.data import ProgressionDataModule
 from mtp_modules.decoders import DynamicTree, SamplingParams
-from mtp_modules.training import materialize
+from mtp_modules.training import MTPModule, materialize
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.trunks import HuggingFaceTrunk
 from tests.helpers import HEADS, VOCAB, WIDTH, assert_same, float64, gradients, random_tokens, randomise
 from tests.huggingface import CONFIGS, REPLAYED, make_trunk, save_model
+from tests.unit.training.running import trainer
 
 CLOSE = 2e-5
 """Norms and rotations of transformers are made in float32, whatever the weights are."""
@@ -218,6 +222,83 @@ def test_an_untied_copy_of_a_tied_matrix_is_a_copy(tmp_path: Path) -> None:
     model = MTPModel(trunk=trunk, heads=ResidualHeads(d_model=WIDTH, num_horizons=2), tie_embeddings=False).eval()
     assert torch.equal(model.unembedding.weight, trunk.embedding.weight)
     assert model.unembedding.weight.data_ptr() != trunk.embedding.weight.data_ptr()
+
+
+@pytest.mark.parametrize("name", ["llama", "phi"])
+def test_an_output_matrix_is_handed_over_and_not_kept(name: str, tmp_path: Path) -> None:
+    """Nothing but the unembedding refers to it, so sharding that replaces it frees it."""
+    save_model(name, tmp_path)
+    trunk = HuggingFaceTrunk(pretrained=str(tmp_path))
+    options = {"tie_embeddings": False, "output_bias": name == "phi"}
+    model = MTPModel(trunk=trunk, heads=ResidualHeads(d_model=WIDTH, num_horizons=2), **options)
+    place = model.unembedding.weight.data_ptr()
+    assert place in {tensor.data_ptr() for tensor in tensors_alive()}
+    model.unembedding.weight = torch.nn.Parameter(torch.zeros(VOCAB, WIDTH))
+    assert place not in {tensor.data_ptr() for tensor in tensors_alive()}
+    sentence = r"^HuggingFaceTrunk: its output matrix is in another model already; make a trunk for each model\.$"
+    with pytest.raises(ValueError, match=sentence):
+        MTPModel(trunk=trunk, heads=ResidualHeads(d_model=WIDTH, num_horizons=2), **options)
+    assert copy.deepcopy(trunk).take_trained_output(tied=False, bias=True) is None
+
+
+def tensors_alive() -> list[Tensor]:
+    gc.collect()
+    return [thing for thing in gc.get_objects() if type(thing) in (Tensor, torch.nn.Parameter)]
+
+
+def test_a_matrix_that_is_the_embedding_serves_every_model(tmp_path: Path) -> None:
+    save_model("llama_tied", tmp_path)
+    trunk = HuggingFaceTrunk(pretrained=str(tmp_path))
+    for _ in range(2):
+        model = MTPModel(trunk=trunk, heads=ResidualHeads(d_model=WIDTH, num_horizons=2))
+        assert model.unembedding.weight is trunk.embedding.weight
+
+
+def test_what_is_refused_takes_nothing(tmp_path: Path) -> None:
+    own = save_model("llama", tmp_path)
+    trunk = HuggingFaceTrunk(pretrained=str(tmp_path))
+    heads = ResidualHeads(d_model=WIDTH, num_horizons=2)
+    wrong = ResidualHeads(d_model=2 * WIDTH, num_horizons=2)
+    for options in ({"heads": heads}, {"heads": wrong, "tie_embeddings": False}):
+        with pytest.raises(ValueError, match="MTPModel"):
+            MTPModel(trunk=trunk, **options)
+    model = MTPModel(trunk=copy.deepcopy(trunk), heads=heads, tie_embeddings=False)
+    assert torch.equal(model.unembedding.weight, own.get_output_embeddings().weight)
+
+
+def test_a_trunk_that_was_converted_hands_over_what_it_computes_in(tmp_path: Path) -> None:
+    save_model("phi", tmp_path)
+    trunk = HuggingFaceTrunk(pretrained=str(tmp_path)).to(torch.bfloat16)
+    heads = ResidualHeads(d_model=WIDTH, num_horizons=3).to(torch.bfloat16)
+    model = MTPModel(trunk=trunk, heads=heads, tie_embeddings=False, output_bias=True, own_unembeddings=True)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert MultiTokenLoss()(model, random_tokens(1, 8)).loss.isfinite()
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_pretrained_trunk_starts_in_evaluation_mode(pretrained: bool, tmp_path: Path) -> None:
+    save_model("gpt2", tmp_path)
+    trunk = HuggingFaceTrunk(pretrained=str(tmp_path)) if pretrained else HuggingFaceTrunk(config=CONFIGS["gpt2"])
+    assert {module.training for module in trunk.modules()} == {not pretrained}
+
+
+class Modes(Callback):
+    """Remembers the modes of the trunk's modules in a step, and after the validation before it."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: MTPModule, *_: object) -> None:
+        self.seen = {module.training for module in pl_module.trunk.modules()}
+
+
+@pytest.mark.parametrize("freeze", [(), ("trunk",)])
+def test_a_fit_trains_a_pretrained_trunk_and_leaves_a_frozen_one_quiet(freeze: tuple[str, ...], tmp_path: Path) -> None:
+    save_model("llama_tied", tmp_path)
+    trunk = HuggingFaceTrunk(pretrained=str(tmp_path))
+    heads = ResidualHeads(d_model=WIDTH, num_horizons=2)
+    rows = ProgressionDataModule(batch_size=2, lookahead=2, vocab_size=VOCAB, length=3, num_train=4, num_val=2)
+    modes = Modes()
+    made = MTPModule(trunk=trunk, heads=heads, loss=MultiTokenLoss(), freeze=freeze)
+    trainer(tmp_path, modes, max_steps=2, max_epochs=-1, num_sanity_val_steps=1).fit(made, rows)
+    assert modes.seen == {not freeze}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

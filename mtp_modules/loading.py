@@ -1,0 +1,134 @@
+"""From a checkpoint, or a folder of ``save_pretrained``, to the model in it. Lightning is not needed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.component import build
+from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.core.shapes import Tensor
+from mtp_modules.model import MTPModel, check_format
+
+CHECKPOINT_KEY = "mtp_modules"
+"""Where a training checkpoint keeps the description of its model and tokenizer."""
+
+_PREFERRED = ("best.ckpt", "last.ckpt")
+_SHARDED = "meta.pt"
+"""What Lightning calls the file beside the shards of a checkpoint that is a folder."""
+
+
+def load_model(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",)) -> tuple[MTPModel, Tokenizer | None]:
+    """Build the model, and the tokenizer if one is known, from a checkpoint alone.
+
+    Args:
+        path: Whatever :func:`find_checkpoint` understands. Nothing in it is unpickled but tensors and plain values.
+        trusted: Top-level packages whose classes may be built.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer.
+
+    Raises:
+        ValueError: If the file is no checkpoint of this package, its weights do not fit, or it is a folder of shards.
+    """
+    path = find_checkpoint(path)
+    if is_sharded(path):
+        refuse(
+            "ckpt_path",
+            f"{path} is a folder of shards, which only a run with ModelParallelStrategy can read; "
+            "let it save one file with save_distributed_checkpoint: false.",
+        )
+    if path.is_dir():
+        return MTPModel.from_pretrained(path, trusted=trusted)
+    checkpoint = read_checkpoint(path)
+    description = checkpoint[CHECKPOINT_KEY]
+    model: MTPModel = build(description["model"], trusted=trusted)
+    prefix = "model."
+    state = {name[len(prefix) :]: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    check_weights(model, state, path)
+    model.load_state_dict(state)
+    tokenizer = build(description["tokenizer"], trusted=trusted) if description["tokenizer"] else None
+    return model.eval(), tokenizer
+
+
+def find_checkpoint(path: str | Path, *, preferred: Sequence[str] = _PREFERRED) -> Path:
+    """Return the checkpoint that a path means: itself, or the best of a run's folder, else the last, else the newest.
+
+    Args:
+        path: A file, a run's folder, or a folder that is a checkpoint itself: shards, or what ``save_pretrained`` wrote
+            (returned as it is).
+        preferred: Names to look for in a run's folder, in this order.
+
+    Raises:
+        ValueError: If there is nothing there, or no checkpoint in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        refuse("ckpt_path", f"{path} does not exist; give a checkpoint file, or the folder of a run.")
+    if path.is_file() or (path / "model.safetensors").is_file() or is_sharded(path):
+        return path
+    found = [file for folder in (path, path / "checkpoints") for file in folder.glob("*.ckpt")]
+    if not found:
+        refuse("ckpt_path", f"{path} holds no checkpoint; give a checkpoint file, or the folder of a run.")
+    for name in preferred:
+        for file in found:
+            if file.name == name:
+                return file
+    return max(found, key=lambda file: file.stat().st_mtime)
+
+
+def is_sharded(path: Path) -> bool:
+    """Tell whether a checkpoint is a folder of shards, one of each process, as large runs write it.
+
+    Args:
+        path: Of the checkpoint.
+    """
+    return (path / _SHARDED).is_file()
+
+
+def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint of this package.
+
+    Args:
+        path: A file, or a folder of shards, whose weights are left out. Nothing in it is unpickled but tensors and
+            plain values.
+        mapped: Leave the tensors of a file on disk until they are used, and use them only while the file stays.
+
+    Raises:
+        ValueError: If it is no checkpoint, or not one of this package.
+    """
+    sharded = is_sharded(path)
+    try:
+        file = path / _SHARDED if sharded else path
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and not sharded)
+    except Exception:  # what is no pickle makes an unpickler fail in any way
+        refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; give a .ckpt file of a finished save.")
+    needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}
+    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+        refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
+    check_format("ckpt_path", checkpoint[CHECKPOINT_KEY].get("format"), path)
+    return checkpoint
+
+
+def check_weights(module: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:
+    """Refuse weights that are not those of a module.
+
+    Args:
+        module: That shall take them.
+        state: Its weights by name.
+        origin: Where they come from, for the sentence.
+
+    Raises:
+        ValueError: If a name is missing, unknown, or has another shape.
+    """
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            has, needs = found.get(name, "nothing"), expected.get(name, "nothing")
+            refuse(
+                "ckpt_path", f"the weights in {origin} do not fit the model: {name} is {has}, the model has {needs}."
+            )

@@ -1,0 +1,77 @@
+"""From what a backend returns to what metrics and logs read. Nothing here carries gradients but the loss itself."""
+
+from collections.abc import Sequence
+
+import torch
+
+from mtp_modules.core.objective import CrossEntropyTerms
+from mtp_modules.core.outputs import LossTerms
+from mtp_modules.core.shapes import Bool, Int, Tensor
+from mtp_modules.core.targets import at_positions, in_order_of_drafts, positions_of_horizon_one
+from mtp_modules.losses.examples import Examples
+
+
+def loss_terms(
+    terms: CrossEntropyTerms,
+    examples: Examples,
+    horizons: Sequence[int],
+    *,
+    scored: Bool[Tensor, "B P K"],
+    dtype: torch.dtype,
+) -> LossTerms:
+    """Return the loss with the figures of every horizon.
+
+    Args:
+        terms: Of all examples, head by head.
+        examples: What they are.
+        horizons: Offsets of the heads.
+        scored: Which targets of horizons beyond the first count and can be scored by them.
+        dtype: Of the mean losses.
+    """
+    nll, far_nll = examples.near_far(terms.nll)
+    rank, far_rank = examples.near_far(terms.rank)
+    predicted, far_predicted = examples.near_far(terms.predicted)
+    valid = at_positions(examples.valid, examples.positions)
+    if not nll.numel():
+        rank = predicted = torch.full_like(examples.targets[:, :, 0], -1)
+        valid[:, :, 0] = False
+    count = torch.cat((examples.near_valid.sum()[None], scored.sum(dim=(0, 1))))
+    sums = torch.cat((nll.double().sum()[None], (far_nll.double() * examples.far_valid).sum(dim=(0, 1))))
+    agrees, comparable = agreement(predicted, far_predicted, valid, examples, horizons)
+    return LossTerms(
+        loss=terms.loss,
+        nll=(sums / count.clamp(min=1)).to(dtype),
+        count=count,
+        rank=torch.cat((at_positions(rank, examples.positions)[:, :, None], far_rank), dim=2),
+        valid=valid,
+        agrees=agrees,
+        comparable=comparable,
+    )
+
+
+def agreement(
+    predicted: Int[Tensor, "B T"],
+    far_predicted: Int[Tensor, "B P K"],
+    valid: Bool[Tensor, "B P H"],
+    examples: Examples,
+    horizons: Sequence[int],
+) -> tuple[Bool[Tensor, "B P G"], Bool[Tensor, "B P"]]:
+    """Return ``agrees`` and ``comparable`` of :class:`~mtp_modules.core.outputs.LossTerms`.
+
+    Args:
+        predicted: The most likely token of horizon 1 at every position.
+        far_predicted: Of the other horizons, where they are trained.
+        valid: Which targets count there.
+        examples: Has the positions.
+        horizons: Offsets of the heads.
+    """
+    length, positions = predicted.shape[1], examples.positions
+    same = positions_of_horizon_one(positions, horizons)
+    rows = torch.arange(len(predicted), device=predicted.device)[:, None, None]
+    own = predicted[rows, same.clamp(max=length - 1)]
+    agrees = torch.cat((at_positions(predicted, positions)[:, :, None], far_predicted), dim=2) == own
+    both_said = (same < length) & valid
+    if max(horizons) > len(horizons):  # drafts come from positions before too, which a sample does not hold
+        agrees = in_order_of_drafts(agrees, horizons)
+        both_said = in_order_of_drafts(both_said, horizons) & (not examples.sampled)
+    return agrees, both_said.all(dim=2)
