@@ -83,7 +83,7 @@ class NumberOfDrafts:
         num_drafts: Number of drafts per round; 0 is plain decoding.
         expected_tokens: Mean accepted length of greedy decoding on held-out text.
         expected_sampled_tokens: Mean accepted length on held-out text at temperature 1, by rejection sampling.
-        measured_tokens: Mean accepted length of decoding from held-out prompts.
+        measured_tokens: Mean accepted length of greedy decoding from held-out prompts.
         round_seconds: Median time of a round.
         cost: That time relative to plain decoding.
         forecast: ``expected_tokens / cost``, the speed-up to expect on such text.

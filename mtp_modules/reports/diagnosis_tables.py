@@ -44,7 +44,7 @@ def tables(found: Diagnosis) -> Iterator[TextTable]:
         yield _groups(found, "Where drafts are rejected: kinds of tokens", note, found.kinds, "kind")
     note = "The argmax tokens at whose positions most drafts were rejected."
     yield _groups(found, "Where drafts are rejected: tokens", note, found.tokens, "token")
-    yield _rounds("Position in the row", "Position of the first draft in the row of text.", found.positions)
+    yield _rounds("Position in the row", "Position of the token that the drafts follow.", found.positions)
     if found.columns:
         yield _rounds("Position in the line", "Tokens since the last newline.", found.columns)
 

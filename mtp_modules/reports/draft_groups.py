@@ -102,7 +102,7 @@ def by_token(walked: DraftedText, tokenizer: Tokenizer | None) -> list[Group]:
 
 
 def by_position(walked: DraftedText) -> list[Group]:
-    """Group rounds by the position of their first draft in the row, in equal stretches; the first token is position 0.
+    """Group rounds by the position in the row of the token that the drafts follow, in equal stretches from 0.
 
     Args:
         walked: Rounds of drafting along a text.

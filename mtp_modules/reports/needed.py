@@ -88,13 +88,13 @@ def needed(outcome: Outcome, arm: str, *, key: str, x: str, target: float | None
         arm: Name of the arm.
         key: Key of the metric.
         x: Key of the required quantity; ``value`` for the value of the sweep.
-        target: The level.
+        target: Level to reach.
 
     Raises:
         ValueError: If the study has no sweep, or no seed has both curves.
     """
     if outcome.study.sweep is None:
-        refuse("data_needed", f"study {outcome.study.name!r} has no sweep, so all runs had equal data; add a sweep.")
+        refuse("data_needed", f"study {outcome.study.name!r} has no sweep to interpolate over; add a sweep.")
     sign = -1.0 if higher_is_better(key) else 1.0
     first, lows, highs = outcome.arms[0], [], []
     seeds = set(outcome.by_seed(first, outcome.last_value, key)) & set(outcome.by_seed(arm, outcome.last_value, key))

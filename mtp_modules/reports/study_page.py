@@ -89,8 +89,8 @@ def _protocol(outcome: Outcome) -> str:
         limit += " required no scaling." if about["scale"] == 1 else f" scaled all lengths to {about['scale']:.3g}."
     return (
         f"All arms use {equal[study.match]}, unless an arm sets its own match. Bands and ± are 95% confidence "
-        f"intervals of the mean over {about['seeds']} seeds (Student's t). Metrics are measured on held-out "
-        f"data.{limit}"
+        f"intervals of the mean over {about['seeds']} seeds (Student's t). Metrics are measured on held-out data; "
+        f"a mean accepted length includes the token that is always emitted.{limit}"
     )
 
 

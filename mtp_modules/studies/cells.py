@@ -58,7 +58,7 @@ class Cell:
             owner: Source of the overrides, for messages.
 
         Raises:
-            ValueError: If a key does not begin with a section, or its path does not exist.
+            ValueError: If a key does not begin with a section or leads through a plain value, or if a value is invalid.
         """
         sections, own = copy.deepcopy(self.sections), {}
         for key, value in overrides.items():
