@@ -10,31 +10,21 @@ from types import ModuleType
 import pytest
 
 import mtp_modules
+import mtp_modules.heads
 from tests.architecture.imports import PACKAGE, ROOT, source_files
 
 PUBLIC = {
     "AutoregressiveDecoder",
     "AuxiliaryWeights",
-    "ChainedHeads",
-    "ConditionedHeads",
-    "EarlyExitHeads",
-    "BlockDiffusionHeads",
     "ExplicitWeights",
-    "FusedFeatureHeads",
     "GeometricWeights",
     "Heads",
     "HuggingFaceTrunk",
-    "JointHeads",
-    "LinearHeads",
     "MTPModel",
     "MultiTokenLoss",
     "NaiveLinearCrossEntropy",
-    "ParallelHeads",
     "PerHeadMetrics",
-    "RecurrentHeads",
     "RecurrentTrunk",
-    "ResidualHeads",
-    "SequentialHeads",
     "SpeculativeDecoder",
     "Tokenizer",
     "TransformerTrunk",
@@ -58,8 +48,18 @@ EXPORTS = [(module, name) for module in MODULES for name in getattr(module, "__a
 EXPORT_IDS = [f"{module.__name__}.{name}" for module, name in EXPORTS]
 
 
+def kinds_of_heads_on_their_page() -> list[str]:
+    """Return the classes in the table of the page about heads, one or more rows each."""
+    page = (ROOT / "docs/heads.md").read_text(encoding="utf-8")
+    return list(dict.fromkeys(re.findall(r"^\| `(\w+Heads)\b", page, re.M)))
+
+
 def test_the_public_names_are_the_golden_ones() -> None:
-    assert set(mtp_modules.__all__) == PUBLIC
+    assert set(mtp_modules.__all__) == PUBLIC | set(kinds_of_heads_on_their_page())
+
+
+def test_the_page_about_heads_has_a_row_for_every_kind() -> None:
+    assert sorted(kinds_of_heads_on_their_page()) == sorted(mtp_modules.heads.__all__)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
