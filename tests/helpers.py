@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import mtp_modules.heads
 from mtp_modules import (
     BlockDiffusionHeads,
     ChainedHeads,
@@ -143,6 +144,25 @@ LEAPS: dict[str, Callable[[int], Heads]] = {
     ),
 }
 """Heads whose horizons are not 1 .. H."""
+
+
+def of_usual_sizes(
+    kinds: Iterable[type[Heads]], known: Iterable[Callable[[int], Heads]]
+) -> dict[str, Callable[[int], Heads]]:
+    """Return how to build, by name, those kinds of heads that none of the known ones is, from width and horizons."""
+    with torch.random.fork_rng(devices=[]):
+        have = {type(make(2)) for make in known}
+    return {
+        kind.__name__: lambda num_horizons, kind=kind: kind(d_model=WIDTH, num_horizons=num_horizons)
+        for kind in kinds
+        if kind not in have
+    }
+
+
+HEADS |= of_usual_sizes(
+    [getattr(mtp_modules.heads, name) for name in mtp_modules.heads.__all__],
+    [*HEADS.values(), *JOINT.values(), *FEATURE_READERS.values()],
+)
 
 WITH_TWO_TRUNKS = ("causal", "anticausal", "conditioned", "early_exit", "block_diffusion")
 """Heads that are tried with one trunk of each family; what differs between trunks, the others show."""

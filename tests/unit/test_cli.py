@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+import mtp_modules.heads
 from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk, TransformerTrunk
 from mtp_modules.data.tokenizers import ByteTokenizer
 from mtp_modules.loading import load_model
@@ -155,11 +156,7 @@ WEIGHTS = (
 UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "heads": (
         *("model/heads/class_path", "LinearHead"),
-        "model.heads: unknown class 'LinearHead'."
-        + own(
-            "BlockDiffusionHeads, ChainedHeads, ConditionedHeads, EarlyExitHeads, FusedFeatureHeads, JointHeads, "
-            "LinearHeads, ParallelHeads, RecurrentHeads, ResidualHeads, SequentialHeads"
-        ),
+        "model.heads: unknown class 'LinearHead'." + own(", ".join(sorted(mtp_modules.heads.__all__))),
     ),
     "trunk": (
         *("model/trunk/class_path", "Transformer"),
