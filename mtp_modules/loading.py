@@ -1,4 +1,4 @@
-"""From a checkpoint, or a folder of ``save_pretrained``, to the model in it. Lightning is not needed."""
+"""Load a model from a checkpoint or a folder of ``save_pretrained``, without Lightning."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,25 +14,25 @@ from mtp_modules.core.shapes import Tensor
 from mtp_modules.model import MTPModel, check_format
 
 CHECKPOINT_KEY = "mtp_modules"
-"""Where a training checkpoint keeps the description of its model and tokenizer."""
+"""Key of a training checkpoint with the description of its model and tokenizer."""
 
 _PREFERRED = ("best.ckpt", "last.ckpt")
 _SHARDED = "meta.pt"
-"""What Lightning calls the file beside the shards of a checkpoint that is a folder."""
+"""Lightning's name for the metadata file of a sharded checkpoint."""
 
 
 def load_model(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",)) -> tuple[MTPModel, Tokenizer | None]:
-    """Build the model, and the tokenizer if one is known, from a checkpoint alone.
+    """Build the model, and the tokenizer if one was saved, from a checkpoint alone.
 
     Args:
-        path: Whatever :func:`find_checkpoint` understands. Nothing in it is unpickled but tensors and plain values.
+        path: Any path that :func:`find_checkpoint` accepts. Only tensors and plain values are unpickled.
         trusted: Top-level packages whose classes may be built.
 
     Returns:
         The model in evaluation mode, and its tokenizer.
 
     Raises:
-        ValueError: If the file is no checkpoint of this package, its weights do not fit, or it is a folder of shards.
+        ValueError: If the file is not a checkpoint of this package, its weights do not fit, or it is sharded.
     """
     path = find_checkpoint(path)
     if is_sharded(path):
@@ -55,15 +55,15 @@ def load_model(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",))
 
 
 def find_checkpoint(path: str | Path, *, preferred: Sequence[str] = _PREFERRED) -> Path:
-    """Return the checkpoint that a path means: itself, or the best of a run's folder, else the last, else the newest.
+    """Return the checkpoint of a path: itself, or the best of a run's folder, else the last, else the newest.
 
     Args:
-        path: A file, a run's folder, or a folder that is a checkpoint itself: shards, or what ``save_pretrained`` wrote
-            (returned as it is).
+        path: A file, a run's folder, or a folder that is a checkpoint itself: shards, or the output of
+            ``save_pretrained`` (returned unchanged).
         preferred: Names to look for in a run's folder, in this order.
 
     Raises:
-        ValueError: If there is nothing there, or no checkpoint in it.
+        ValueError: If the path does not exist, or has no checkpoint in it.
     """
     path = Path(path)
     if not path.exists():
@@ -81,7 +81,7 @@ def find_checkpoint(path: str | Path, *, preferred: Sequence[str] = _PREFERRED) 
 
 
 def is_sharded(path: Path) -> bool:
-    """Tell whether a checkpoint is a folder of shards, one of each process, as large runs write it.
+    """Return whether a checkpoint is a folder of shards, one per process.
 
     Args:
         path: Of the checkpoint.
@@ -93,18 +93,17 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint of this package.
 
     Args:
-        path: A file, or a folder of shards, whose weights are left out. Nothing in it is unpickled but tensors and
-            plain values.
-        mapped: Leave the tensors of a file on disk until they are used, and use them only while the file stays.
+        path: A file, or a folder of shards, whose weights are left out. Only tensors and plain values are unpickled.
+        mapped: Memory-map the tensors of a file, which must stay in place while they are used.
 
     Raises:
-        ValueError: If it is no checkpoint, or not one of this package.
+        ValueError: If it is not a checkpoint, or not one of this package.
     """
     sharded = is_sharded(path)
     try:
         file = path / _SHARDED if sharded else path
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and not sharded)
-    except Exception:  # what is no pickle makes an unpickler fail in any way
+    except Exception:  # an invalid pickle can raise anything
         refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; give a .ckpt file of a finished save.")
     needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
@@ -114,12 +113,12 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
 
 
 def check_weights(module: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:
-    """Refuse weights that are not those of a module.
+    """Raise an error for weights that do not fit a module.
 
     Args:
-        module: That shall take them.
-        state: Its weights by name.
-        origin: Where they come from, for the sentence.
+        module: Module that will load them.
+        state: Weights by name.
+        origin: Where they come from, for the error message.
 
     Raises:
         ValueError: If a name is missing, unknown, or has another shape.

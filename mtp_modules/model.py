@@ -1,4 +1,4 @@
-"""The composite: trunk, heads and unembedding. All that another project needs."""
+"""The complete model: trunk, heads and unembedding. It is usable without Lightning."""
 
 import json
 import tempfile
@@ -21,7 +21,7 @@ from mtp_modules.core.targets import num_positions, tokens_between
 from mtp_modules.core.unembedding import Unembedding
 
 FORMAT = 2
-"""Of stored weights. Raised when their layout changes while their shapes stay, so that old ones are not misread."""
+"""Version of the stored weights. It increases when their layout changes but not their shapes."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -31,20 +31,20 @@ class MTPModel(Component, nn.Module):
 
     Args:
         trunk: Turns tokens into hidden states.
-        heads: Turn a hidden state into one state a horizon.
+        heads: Turn a hidden state into one state per horizon.
         tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
-        own_unembeddings: Give every horizon beyond the first an output matrix of its own, instead of horizon 1's for
-            all. Cai et al. 2024 (arXiv 2401.10774), section 2.1.
+        own_unembeddings: Give every horizon beyond the first its own output matrix, instead of sharing horizon 1's. Cai
+            et al. 2024 (arXiv 2401.10774), section 2.1.
         output_bias: Add a bias to the logits; one for each output matrix.
-        num_draft_tokens: Let horizons beyond the first score so many tokens only, with matrices of so few rows, which
-            makes drafts cheap where the vocabulary is large; :meth:`trim_drafts` says which.
+        num_draft_tokens: Size of the draft vocabulary of horizons beyond the first. A small one makes drafts cheap
+            where the whole vocabulary is large; :meth:`trim_drafts` sets the tokens.
 
     Shape:
-        tokens ``(B, T + max(horizons))`` -> one state a horizon: ``(B, T, D)``, and ``(B, P, D)`` beyond the first.
+        tokens ``(B, T + max(horizons))`` -> one state per horizon: ``(B, T, D)``, and ``(B, P, D)`` beyond the first.
 
     Raises:
         ValueError: If the widths or the precisions of trunk and heads differ, the embedding cannot be tied, the trunk
-            does not return the inner layers that the heads read or would lose a part of what it was trained with, or
+            does not return the inner layers that the heads read or would lose a part of its trained output layer, or
             ``num_draft_tokens`` lies outside the vocabulary.
 
     Example:
@@ -113,19 +113,19 @@ class MTPModel(Component, nn.Module):
         detach: Collection[str] = (),
         known: TrunkOutput | None = None,
     ) -> tuple[Float[Tensor, "B _ D"], ...] | MixtureStates:
-        """Return one state a horizon for a training batch, or the mixture that heads with a joint law return.
+        """Return one state per horizon for a training batch, or the mixture of heads with a joint distribution.
 
         A trunk without a trainable parameter runs without gradients.
 
         Args:
             tokens: Token ids, ``L = T + max(horizons)``; the trunk reads the first ``T``.
             document_ids: Which document every token belongs to.
-            positions: Where horizons beyond the first are wanted; everywhere if ``None``.
-            detach: What horizons beyond the first give no gradient to: ``"trunk"``, ``"embedding"``.
-            known: What a frozen trunk has said of these tokens before, which then does not run.
+            positions: Positions at which horizons beyond the first are computed; all if ``None``.
+            detach: Parts that get no gradient from horizons beyond the first: ``"trunk"``, ``"embedding"``.
+            known: Cached output of a frozen trunk for these tokens; the trunk does not run then.
 
         Raises:
-            ValueError: If ``known`` is of other positions, widths or layers.
+            ValueError: If ``known`` has other positions, widths or layers.
         """
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             tokens_in_vocabulary(self, tokens, self.trunk.vocab_size)
@@ -155,31 +155,31 @@ class MTPModel(Component, nn.Module):
         return states
 
     def _checked(self, known: TrunkOutput, positions: tuple[int, int]) -> TrunkOutput:
-        """Return what the trunk has said before, in the precision of the weights, if it is that of these tokens."""
+        """Return the cached trunk output in the precision of the weights, if it fits these tokens."""
         needs = self.heads.num_features
         read = known.features if needs else ()
         if len(read) != needs:
             heads = type(self.heads).__name__
-            refuse(self, f"known holds {len(read)} inner layers, but {heads} read {needs}; read the tokens anew.")
+            refuse(self, f"known holds {len(read)} inner layers, but {heads} read {needs}; recompute it.")
         wanted, dtype = (*positions, self.trunk.d_model), self.unembedding.weight.dtype
         for state in (known.hidden, *read):
             if state.shape != wanted:
-                refuse(self, f"known has shape {tuple(state.shape)}, these tokens need {wanted}; read them anew.")
+                refuse(self, f"known has shape {tuple(state.shape)}, these tokens need {wanted}; recompute it.")
         return TrunkOutput(known.hidden.to(dtype), tuple(feature.to(dtype) for feature in read))
 
     def trim_drafts(self, tokens: Sequence[int]) -> None:
         """Let horizons beyond the first score these tokens only, such as the most frequent ones of a corpus.
 
-        A draft then costs so many rows of an output matrix, not a whole vocabulary. What the model says is the same as
-        before: other tokens are never drafted, and come from horizon 1. The rows are copies, which training may change.
-        Zhao et al. 2025 (FR-Spec, arXiv 2502.14856).
+        A draft then costs ``len(tokens)`` rows of an output matrix, not the whole vocabulary. Lossless decoding gives
+        the same output: other tokens are never drafted, and come from horizon 1. The rows are copies, which training
+        may change. Zhao et al. 2025 (FR-Spec, arXiv 2502.14856).
 
         Args:
             tokens: Different token ids.
 
         Raises:
-            ValueError: If there are none, one comes twice or lies outside the vocabulary, the model drafts nothing, or
-                it is shared out over several processes.
+            ValueError: If there are none, one is duplicate or lies outside the vocabulary, the model drafts nothing, or
+                it is sharded over several processes.
 
         Example:
             >>> from mtp_modules import LinearHeads, RecurrentTrunk
@@ -198,8 +198,8 @@ class MTPModel(Component, nn.Module):
         """Write ``config.json`` and ``model.safetensors``.
 
         Args:
-            folder: Made if it is not there.
-            tokenizer: Written into the configuration, so that the folder is all that decoding needs.
+            folder: Created if it does not exist.
+            tokenizer: Written into the configuration, so that decoding needs no other file.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,19 +214,19 @@ class MTPModel(Component, nn.Module):
     def push_to_hub(
         self, repo_id: str, *, tokenizer: Tokenizer | None = None, private: bool = True, api: Any = None
     ) -> str:
-        """Upload what :meth:`save_pretrained` writes to a model repository of the Hugging Face hub.
+        """Upload the files of :meth:`save_pretrained` to a model repository of the Hugging Face hub.
 
         Args:
-            repo_id: ``"owner/name"``; made if it is not there.
-            tokenizer: Goes along in the configuration.
-            private: Whether a new repository is seen by its owner alone.
+            repo_id: ``"owner/name"``; created if it does not exist.
+            tokenizer: Written into the configuration.
+            private: Whether a new repository is private.
             api: A ``huggingface_hub.HfApi``, for another hub or with a token; one with the stored token if ``None``.
 
         Returns:
-            Where the upload is to be found.
+            URL of the upload.
 
         Raises:
-            ValueError: If ``huggingface_hub`` is not installed, or the name is no ``"owner/name"``.
+            ValueError: If ``huggingface_hub`` is not installed, or the name is not ``"owner/name"``.
         """
         if repo_id.count("/") != 1 or not all(repo_id.split("/")):
             refuse(self, f"repo_id must be 'owner/name', got {repo_id!r}.")
@@ -248,17 +248,17 @@ class MTPModel(Component, nn.Module):
     def from_pretrained(
         cls, folder: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",)
     ) -> tuple["MTPModel", Tokenizer | None]:
-        """Load what :meth:`save_pretrained` wrote.
+        """Load a model that :meth:`save_pretrained` wrote.
 
         Args:
             folder: With ``config.json`` and ``model.safetensors``.
             trusted: Top-level packages whose classes may be built.
 
         Returns:
-            The model, in evaluation mode and the precision it was saved in, and its tokenizer if one was written.
+            The model, in evaluation mode and the precision it was saved in, and its tokenizer if one was saved.
 
         Raises:
-            ValueError: If a file is missing, is of another kind, or does not fit.
+            ValueError: If a file is missing, is invalid, or does not fit.
         """
         folder = Path(folder)
         for name in ("config.json", "model.safetensors"):
@@ -288,12 +288,12 @@ def _trains(module: nn.Module) -> bool:
 
 
 def check_format(owner: object, found: object, origin: object) -> None:
-    """Refuse weights that were stored in another layout.
+    """Raise an error for weights that were stored in another layout.
 
     Args:
-        owner: Who refuses.
-        found: The format that was written beside them.
-        origin: Where they come from, for the sentence.
+        owner: Named in the error message.
+        found: The stored format version.
+        origin: Where the weights come from, for the error message.
 
     Raises:
         ValueError: If it is not :data:`FORMAT`.

@@ -1,4 +1,4 @@
-"""What a batch asks of every horizon: which tokens, which of them count, and how much each weighs in the loss."""
+"""The targets of every horizon in a batch, which of them are valid, and their weights in the loss."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from mtp_modules.core.targets import at_positions, future_targets
 
 
 class Examples(NamedTuple):
-    """Targets of horizon 1 at every position, or nowhere, and of the other horizons where they are trained.
+    """Targets of horizon 1 at every position, or at none, and of the other horizons where they are trained.
 
     Attributes:
         targets: ``(B, T, H)``, tokens.
@@ -34,19 +34,19 @@ class Examples(NamedTuple):
 
     @property
     def thinning(self) -> float:
-        """How many positions stand for one at which horizons beyond the first are trained."""
+        """Number of positions divided by the number at which horizons beyond the first are trained."""
         return self.valid.shape[1] / self.positions.shape[1]
 
     def without_first(self) -> "Examples":
-        """Return the same where horizon 1 is not scored."""
+        """Return the examples without those of horizon 1."""
         return self._replace(near_targets=self.near_targets[:, :0], near_valid=self.near_valid[:, :0])
 
     def scale(self, weights: Sequence[float], counts: Int[Tensor, " H"], dtype: torch.dtype) -> Float[Tensor, " H"]:
         """Return the factor of one example of each horizon in the loss.
 
         Args:
-            weights: One a horizon.
-            counts: How many targets the loss is the mean over, a horizon.
+            weights: One per horizon.
+            counts: Number of targets that the loss is the mean of, per horizon.
             dtype: Of the result.
         """
         scale = torch.tensor(weights, device=self.valid.device, dtype=torch.float64) / counts.clamp(min=1)
@@ -62,7 +62,7 @@ class Examples(NamedTuple):
         return self.near_valid * scale[0], self.far_valid * scale[1:]
 
     def near_far(self, values: Shaped[Tensor, " M"]) -> tuple[Shaped[Tensor, "B N"], Shaped[Tensor, "B P K"]]:
-        """Part what a backend returned, head by head, into that of horizon 1 and that of the others.
+        """Split the result of a backend, head by head, into that of horizon 1 and that of the others.
 
         Args:
             values: One for each example, in the order of :func:`head_by_head`.
@@ -80,14 +80,14 @@ def examples_of(
     document_ids: Int[Tensor, "B L"] | None = None,
     loss_mask: Bool[Tensor, "B L"] | None = None,
 ) -> Examples:
-    """Return what a batch asks.
+    """Return the examples of a batch.
 
     Args:
         tokens: Token ids, ``L = T + max(horizons)``.
         horizons: Offsets of the heads.
         positions: Where horizons beyond the first are trained; everywhere if ``None``.
         document_ids: Which document every token belongs to.
-        loss_mask: False at tokens that must not be learned.
+        loss_mask: False at tokens that are no targets.
     """
     targets, valid = future_targets(tokens, horizons, document_ids, loss_mask)
     masked = targets.masked_fill(~valid, -1)
@@ -108,7 +108,7 @@ def examples_of(
 
 
 def head_by_head(near: Shaped[Tensor, "B N"], far: Shaped[Tensor, "B P K"]) -> Shaped[Tensor, " M"]:
-    """Flatten what horizon 1 has, then what each further horizon has.
+    """Flatten the values of horizon 1, then those of each further horizon.
 
     Args:
         near: Of horizon 1.

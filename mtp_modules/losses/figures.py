@@ -1,4 +1,4 @@
-"""From what a backend returns to what metrics and logs read. Nothing here carries gradients but the loss itself."""
+"""Convert the result of a backend into the terms for metrics and logs. Only the loss carries gradients."""
 
 from collections.abc import Sequence
 
@@ -19,11 +19,11 @@ def loss_terms(
     scored: Bool[Tensor, "B P K"],
     dtype: torch.dtype,
 ) -> LossTerms:
-    """Return the loss with the figures of every horizon.
+    """Return the loss with the per-horizon values that metrics need.
 
     Args:
         terms: Of all examples, head by head.
-        examples: What they are.
+        examples: The examples.
         horizons: Offsets of the heads.
         scored: Which targets of horizons beyond the first count and can be scored by them.
         dtype: Of the mean losses.
@@ -70,8 +70,8 @@ def agreement(
     rows = torch.arange(len(predicted), device=predicted.device)[:, None, None]
     own = predicted[rows, same.clamp(max=length - 1)]
     agrees = torch.cat((at_positions(predicted, positions)[:, :, None], far_predicted), dim=2) == own
-    both_said = (same < length) & valid
-    if max(horizons) > len(horizons):  # drafts come from positions before too, which a sample does not hold
+    both_known = (same < length) & valid
+    if max(horizons) > len(horizons):  # some drafts come from earlier positions, which may not be sampled
         agrees = in_order_of_drafts(agrees, horizons)
-        both_said = in_order_of_drafts(both_said, horizons) & (not examples.sampled)
-    return agrees, both_said.all(dim=2)
+        both_known = in_order_of_drafts(both_known, horizons) & (not examples.sampled)
+    return agrees, both_known.all(dim=2)

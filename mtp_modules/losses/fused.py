@@ -1,7 +1,7 @@
-"""Linear + cross-entropy that makes its gradients in the forward pass and delivers them in the backward pass.
+"""Linear + cross-entropy that computes its gradients in the forward pass and returns them in the backward pass.
 
-What is scored at once is planned beforehand, so that one function serves every order: small chunks that run across
-heads, or one whole head after the other.
+The chunks are planned beforehand, so that one function serves every order: small chunks that span heads, or one whole
+head after the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from mtp_modules.losses.vocabulary_parallel import held_part, vocabulary_shard
 
 
 def _emulated() -> frozenset[torch.dtype]:
-    """Return the precisions that this CPU multiplies in software only, ten times slower than float32."""
+    """Return the precisions that this CPU emulates in software, ten times slower than float32."""
     known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if known.get("architecture") != "x86_64":
         return frozenset()
@@ -35,7 +35,7 @@ _EMULATED = _emulated()
 def fused_terms(
     states: Float[Tensor, "N D"],
     groups: Sequence[Group],
-    law: OutputMatrix,
+    first: OutputMatrix,
     rows: int | None,
     targets: Int[Tensor, " N"],
     example_weights: Float[Tensor, " N"],
@@ -46,15 +46,15 @@ def fused_terms(
     """Score all examples, chunk by chunk.
 
     Args:
-        states: What the heads made.
+        states: States of the heads.
         groups: Which examples share an output matrix.
-        law: Turns the teacher's states into logits, where it has no matrix of its own.
+        first: Horizon 1's output matrix, for the teacher's states where it has no matrix of its own.
         rows: How many examples' logits are held at once; a whole group's if ``None``.
         targets: Token to predict; negative where there is none.
         example_weights: Factor of each example in the loss.
-        teacher: Share the loss of the last examples with this law.
+        teacher: Distribution to imitate in a share of the loss of the last examples.
         label_smoothing: See :class:`~mtp_modules.core.objective.LinearCrossEntropy`.
-        z_loss: See there too.
+        z_loss: See there.
     """
     distinct: list[Tensor] = []
 
@@ -62,11 +62,11 @@ def fused_terms(
         return Place(_index(distinct, matrix.weight), None if matrix.bias is None else _index(distinct, matrix.bias))
 
     chunks = tuple((*span, place(group.matrix)) for group in groups for span in spans(group, rows))
-    check_teacher(teacher, law)
+    check_teacher(teacher, first)
     rules = Rules(
         chunks=chunks,
         rows=max([0, *(stop - start for start, stop, _ in chunks)]),
-        law=None if teacher is None else place(teacher.matrix or law),
+        teacher=None if teacher is None else place(teacher.matrix or first),
         first_taught=first_taught(states, teacher),
         wanted=tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (states, *distinct)),
         label_smoothing=label_smoothing,
@@ -91,7 +91,7 @@ def _index(distinct: list[Tensor], tensor: Tensor) -> int:
 
 
 class _Fused(torch.autograd.Function):
-    """Gradients made in forward, delivered in backward, with every parameter as an explicit input."""
+    """Gradients computed in forward, returned in backward, with every parameter as an explicit input."""
 
     @staticmethod
     def forward(
@@ -104,14 +104,14 @@ class _Fused(torch.autograd.Function):
         teacher_share: Tensor | None,
         *distinct: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Score all chunks, and keep the gradients that backward will deliver."""
+        """Score all chunks, and save the gradients for the backward pass."""
         low = asked = product_dtype(states)
         high = torch.promote_types(low, torch.float32)
         if states.device.type == "cpu" and low in _EMULATED:
             low = high
         weights, scale = example_weights.detach().to(high), None
         if asked == torch.float16 and len(weights):
-            # Gradients of 1/count underflow in float16: bring the largest weight to 1, and back in float32 in the end.
+            # Gradients of 1/count underflow in float16: scale the largest weight to 1, and undo it in float32 later.
             scale = weights.abs().max().clamp(min=torch.finfo(high).tiny)
             weights = weights / scale
         states_gradient = torch.empty_like(states) if rules.wanted[0] else None
@@ -124,15 +124,18 @@ class _Fused(torch.autograd.Function):
         for start, stop, place in rules.chunks:
             chunk_states = states[start:stop].to(low)
             logits = products.logits(chunk_states, place)
-            law = share = None
-            if rules.law is not None and start >= rules.first_taught:
+            teacher_logits, share = None, None
+            if rules.teacher is not None and start >= rules.first_taught:
                 rows = slice(start - rules.first_taught, stop - rules.first_taught)
                 assert teacher_states is not None
                 assert teacher_share is not None
-                law, share = products.logits(teacher_states[rows].to(low), rules.law, law=True), teacher_share[rows]
+                teacher_logits = products.logits(teacher_states[rows].to(low), rules.teacher, buffer="teacher")
+                share = teacher_share[rows]
             for tile in _tiles(logits) if rules.shard is None else [slice(0, len(logits))]:
                 own = slice(start + tile.start, start + tile.stop)
-                taught = None if law is None or share is None else (law[tile], share[tile].to(high))
+                taught = None
+                if teacher_logits is not None and share is not None:
+                    taught = (teacher_logits[tile], share[tile].to(high))
                 part, *figures = score(logits[tile], targets[own], weights[own], taught, rules)
                 loss = loss + part
                 parts.append(figures)
@@ -157,7 +160,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Deliver the gradients, times that of the loss."""
+        """Return the gradients, times that of the loss."""
         scale, *gradients = ctx.saved_tensors
         given: list[Tensor | None] = [None] * len(gradients)
         if outer[0] is not None:
@@ -169,7 +172,7 @@ class _Fused(torch.autograd.Function):
 
 
 def product_dtype(states: Tensor) -> torch.dtype:
-    """Return the precision of products: autocast's if it is on, otherwise that of the states.
+    """Return the precision of matrix products: autocast's if it is on, otherwise that of the states.
 
     Args:
         states: What will be multiplied.
@@ -181,7 +184,7 @@ def product_dtype(states: Tensor) -> torch.dtype:
 
 
 class _Products:
-    """Makes the logits of chunk after chunk in the same memory: fresh memory costs more time than what fills it."""
+    """Computes the logits of all chunks in the same buffers: allocating memory takes longer than the products."""
 
     def __init__(self, rules: Rules, distinct: Sequence[Tensor], low: torch.dtype, high: torch.dtype) -> None:
         self.distinct, self.low, self.high = distinct, low, high
@@ -190,21 +193,21 @@ class _Products:
         self.matrices: dict[int, Tensor] = {}
 
     def matrix(self, at: int) -> Tensor:
-        """Return an output matrix in the precision of products, cast once a call."""
+        """Return an output matrix in the precision of products, cast once per call."""
         if at not in self.matrices:
             self.matrices[at] = self.distinct[at].to(self.low)
         return self.matrices[at]
 
     def buffer(self, name: str, like: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-        """Return memory for as many rows as there are states."""
+        """Return a buffer with one row per state."""
         if name not in self.buffers:
             self.buffers[name] = like.new_empty(self.rows * self.columns, dtype=dtype)
         return self.buffers[name][: len(like) * columns].view(len(like), columns)
 
-    def logits(self, states: Tensor, place: Place, *, law: bool = False) -> Tensor:
+    def logits(self, states: Tensor, place: Place, *, buffer: str = "logits") -> Tensor:
         """Return logits in the precision of the softmax."""
         columns = len(self.distinct[place.weight])
-        logits = self.buffer("law" if law else "logits", states, columns, self.high)
+        logits = self.buffer(buffer, states, columns, self.high)
         product = logits if self.low == self.high else self.buffer("low", states, columns, self.low)
         torch.mm(states, self.matrix(place.weight).mT, out=product)
         if product is not logits:
@@ -219,7 +222,7 @@ class _Products:
 
 
 def _tiles(logits: Tensor) -> list[slice]:
-    """Cut a chunk's rows so that what is done with each stays in a CPU's cache; the compiler does that by itself."""
+    """Split a chunk's rows so that each tile stays in a CPU's cache; the compiler does that by itself."""
     rows = len(logits)
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
         rows = max(1, (1 << 18) // logits.shape[1])
@@ -227,7 +230,7 @@ def _tiles(logits: Tensor) -> list[slice]:
 
 
 def _add_product(total: Tensor | None, gradient: Tensor, states: Tensor) -> None:
-    """Add a chunk's share of an output matrix's gradient, if anybody wants it."""
+    """Add a chunk's share of an output matrix's gradient, if it is needed."""
     if total is None:
         return
     if total.dtype == gradient.dtype:

@@ -1,4 +1,4 @@
-"""The largest of many logits, found fast."""
+"""A fast argmax over the vocabulary."""
 
 import torch
 
@@ -8,9 +8,9 @@ _BLOCK = 128
 
 
 def likeliest(logits: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N 1"], Int[Tensor, " N"]]:
-    """Return the largest logit and its token, the first one if there are several.
+    """Return the largest logit and its argmax, the first one among equals.
 
-    The largest of a block is found many times faster than its place, so look for the place in the best block only.
+    On a CPU, the maximum of a block is many times faster than its argmax, so take the argmax of the best block only.
 
     Args:
         logits: Of any number of examples.

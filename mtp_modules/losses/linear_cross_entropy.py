@@ -1,4 +1,4 @@
-"""Backends of the one operation that MTP training spends its memory on: output matrix + cross-entropy."""
+"""Backends of the operation that dominates the memory of MTP training: output matrix + cross-entropy."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ from mtp_modules.losses.vocabulary_parallel import held_part, refuse_sharded
 
 
 class NaiveLinearCrossEntropy(LinearCrossEntropy):
-    r"""Hold all logits: the plainest way, and the oracle that every other backend is tested against.
+    r"""Materialise all logits: the simplest backend, and the reference for the tests of all others.
 
     Memory grows with ``N * V``. Fine for bytes; use another backend for a real vocabulary.
 
-    With logits :math:`z`, law :math:`p = \mathrm{softmax}(z)`, target :math:`y`, label smoothing :math:`\epsilon`,
-    z-loss :math:`\zeta` (Chowdhery et al. 2022, arXiv 2204.02311, section 5) and a teacher's logits :math:`u`, of share
-    :math:`s` and temperature :math:`\tau`, of which total variation is the part :math:`\nu`, the loss of an example is
+    With logits :math:`z`, :math:`p = \mathrm{softmax}(z)`, target :math:`y`, label smoothing :math:`\epsilon`, z-loss
+    :math:`\zeta` (Chowdhery et al. 2022, arXiv 2204.02311, section 5) and a teacher's logits :math:`u` with share
+    :math:`s`, temperature :math:`\tau` and share of total variation :math:`\nu`, the loss of an example is
 
     .. math:: (1 - s) \Bigl[-(1 - \epsilon) \log p_y - \frac{\epsilon}{V} \sum_v \log p_v\Bigr]
               + s \, \tau^2 \Bigl[-(1 - \nu) \sum_v q_v \log p^\tau_v + \frac{\nu}{2} \sum_v |p^\tau_v - q_v|\Bigr]
@@ -31,7 +31,7 @@ class NaiveLinearCrossEntropy(LinearCrossEntropy):
     where :math:`q = \mathrm{softmax}(u / \tau)` and :math:`p^\tau = \mathrm{softmax}(z / \tau)`, and :math:`\tau^2`
     keeps the gradient's size (Hinton et al. 2015, arXiv 1503.02531, section 2). Cross-entropy against :math:`q` is the
     forward Kullback-Leibler divergence plus the entropy of :math:`q`, so it has the same gradient. Smoothing belongs to
-    the observed token; the teacher's law is soft as it is. The z-loss counts whole whatever the teacher's share.
+    the observed token only, not to the teacher's distribution. The z-loss does not depend on the teacher's share.
     """
 
     def __call__(
@@ -46,7 +46,7 @@ class NaiveLinearCrossEntropy(LinearCrossEntropy):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
-        """Return the weighted loss and what metrics need; see the interface."""
+        """Return the weighted loss and the values that metrics need; see the interface."""
         refuse_sharded(self, matrices)
         parts = []
         for start, stop, matrix in groups_of(self, states, matrices, sizes, teacher, merge=True):
@@ -58,15 +58,14 @@ class NaiveLinearCrossEntropy(LinearCrossEntropy):
 
 
 class FusedLinearCrossEntropy(LinearCrossEntropy):
-    """Go through the examples in chunks, and make the gradients while a chunk's logits are at hand.
+    """Process the examples in chunks, and compute the gradients in the forward pass, from each chunk's logits.
 
-    The logits of one chunk are all that is ever held, whatever the number of heads. No work is done twice: a chunk's
-    gradients of states and output matrix are computed in the forward pass and delivered in the backward pass, so that
-    DDP, FSDP2, accumulation and gradient scalers see an ordinary operation. Chunks run across heads that share an
-    output matrix. Products are taken in the states' precision (or autocast's; in float32 on a CPU without instructions
-    for it), the softmax and the output matrix's gradient in float32 at least. Where the output matrices are sharded
-    over the vocabulary (a ``DTensor`` with ``Shard(0)``), every process scores its own tokens, and logits are never
-    gathered.
+    Only the logits of one chunk are held, whatever the number of heads. Nothing is computed twice: a chunk's gradients
+    of states and output matrix are computed in the forward pass and returned in the backward pass, so that DDP, FSDP2,
+    accumulation and gradient scalers work as usual. Chunks may span heads that share an output matrix. Matrix products
+    use the states' precision (or autocast's; float32 on a CPU without instructions for it), the softmax and the output
+    matrix's gradient at least float32. Where the output matrices are sharded over the vocabulary (a ``DTensor`` with
+    ``Shard(0)``), every process scores its own tokens, and logits are never gathered.
 
     Args:
         rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
@@ -93,7 +92,7 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
-        """Return the weighted loss and what metrics need; see the interface."""
+        """Return the weighted loss and the values that metrics need; see the interface."""
         _check_weights(self, example_weights)
         groups = groups_of(self, states, matrices, sizes, teacher, merge=True)
         rows = self.rows_per_chunk or default_rows(len(held_part(matrices[0].weight)))
@@ -102,9 +101,9 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
 
 
 class RecomputeLinearCrossEntropy(LinearCrossEntropy):
-    """Go through the examples in chunks, and compute each chunk's logits again in the backward pass.
+    """Process the examples in chunks, and recompute each chunk's logits in the backward pass.
 
-    As little memory as the fused backend, one matrix product more. Everything is ordinary autograd, so the example
+    It needs as little memory as the fused backend, and one more matrix product. It uses plain autograd, so the example
     weights may be learned.
 
     Args:
@@ -132,13 +131,13 @@ class RecomputeLinearCrossEntropy(LinearCrossEntropy):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
-        """Return the weighted loss and what metrics need; see the interface."""
+        """Return the weighted loss and the values that metrics need; see the interface."""
         refuse_sharded(self, matrices)
         parts = []
         size = self.rows_per_chunk or default_rows(len(matrices[0].weight))
         for group in groups_of(self, states, matrices, sizes, teacher, merge=True):
             matrix = _cast(group.matrix, torch.promote_types(group.matrix.weight.dtype, torch.float32))
-            for start, stop in spans(group, size):  # whose gradients of the matrix add up in float32
+            for start, stop in spans(group, size):  # gradients of the matrix add up in float32
                 rows = slice(start, stop)
                 taught = rows_taught(teacher, states, start, stop)
                 given = (states[rows], matrix, targets[rows], example_weights[rows], matrices[0], taught)
@@ -150,10 +149,10 @@ class RecomputeLinearCrossEntropy(LinearCrossEntropy):
 
 
 class SequentialLinearCrossEntropy(LinearCrossEntropy):
-    """Go head by head, each head's logits as a whole, and make its gradients before the next head's logits are made.
+    """Process one head at a time, with all of its logits, and compute its gradients before the next head's logits.
 
-    The memory order of Gloeckle et al. 2024 (arXiv 2404.19737), section 2: the logits of one head are held, not those
-    of all. As in the fused backend the gradients are delivered in the backward pass. The fused backend needs less
+    The order of Gloeckle et al. 2024 (arXiv 2404.19737), section 2: the logits of one head are held, not those of all.
+    As in the fused backend, the backward pass returns the gradients of the forward pass. The fused backend needs less
     memory and no more time; this one is for comparison, and for accelerators on which large products are faster.
     """
 
@@ -169,7 +168,7 @@ class SequentialLinearCrossEntropy(LinearCrossEntropy):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
-        """Return the weighted loss and what metrics need; see the interface."""
+        """Return the weighted loss and the values that metrics need; see the interface."""
         _check_weights(self, example_weights)
         groups = groups_of(self, states, matrices, sizes, teacher, merge=False)
         given = (targets, example_weights, teacher, label_smoothing, z_loss)
@@ -179,9 +178,9 @@ class SequentialLinearCrossEntropy(LinearCrossEntropy):
 class TorchLinearCrossEntropy(LinearCrossEntropy):
     """Use torch's own ``linear_cross_entropy``, where the installed torch has it.
 
-    A cross-check by other people's code, not the fastest way: torch makes the logits again in the backward pass, since
-    every example has a weight, and says nothing of ranks, so that they are made once more for the metrics. It has no
-    label smoothing in chunks, no z-loss and no teacher.
+    A cross-check by independent code, not the fastest backend: torch recomputes the logits in the backward pass, since
+    every example has a weight, and returns no ranks, so that the metrics need the logits once more. It has no label
+    smoothing in chunks, no z-loss and no teacher.
 
     Args:
         rows_per_chunk: How many examples' logits are held at once; if ``None``, 256, or more where the vocabulary is so
@@ -214,7 +213,7 @@ class TorchLinearCrossEntropy(LinearCrossEntropy):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
-        """Return the weighted loss and what metrics need; see the interface.
+        """Return the weighted loss and the values that metrics need; see the interface.
 
         Raises:
             ValueError: If an option is given that torch's function lacks.
@@ -263,7 +262,7 @@ def _plainly(
     matrix: OutputMatrix,
     targets: Int[Tensor, " N"],
     example_weights: Float[Tensor, " N"],
-    law_matrix: OutputMatrix,
+    teacher_matrix: OutputMatrix,
     teacher: Teacher | None,
     label_smoothing: float,
     z_loss: float,
@@ -279,11 +278,11 @@ def _plainly(
     if teacher is not None:
         temperature = teacher.temperature
         with torch.no_grad():
-            law_logits = _wide(F.linear(teacher.states.to(low), *_cast(teacher.matrix or law_matrix, low)))
-            law = (law_logits / temperature).softmax(dim=-1)
-        imitation = F.cross_entropy(logits / temperature, law, reduction="none")
+            teacher_logits = _wide(F.linear(teacher.states.to(low), *_cast(teacher.matrix or teacher_matrix, low)))
+            probs = (teacher_logits / temperature).softmax(dim=-1)
+        imitation = F.cross_entropy(logits / temperature, probs, reduction="none")
         if teacher.total_variation:
-            variation = 0.5 * ((logits / temperature).softmax(dim=-1) - law).abs().sum(dim=-1)
+            variation = 0.5 * ((logits / temperature).softmax(dim=-1) - probs).abs().sum(dim=-1)
             imitation = torch.lerp(imitation, variation, teacher.total_variation)
         imitation = temperature**2 * imitation
         example_loss = torch.lerp(example_loss, imitation, teacher.share.to(nll.dtype))

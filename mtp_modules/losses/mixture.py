@@ -1,9 +1,9 @@
-"""The loss of a joint law: cross-entropy of every component, then the mixture of them.
+"""The loss of a joint distribution: cross-entropy of every component, then the mixture of them.
 
-The negative log-likelihood of a mixture depends on its output matrix through each component's log-likelihood of the
-observed tokens alone, and its slopes in those say how much each component answers for what was observed. So the
-mixture is scored first, chunk by chunk and without gradients, and any backend of plain linear + cross-entropy then
-delivers the gradients, with minus the slopes as weights of its examples. Nothing holds all logits.
+The negative log-likelihood of a mixture depends on the output matrix only through each component's log-likelihood of
+the observed tokens, and its derivatives with respect to those measure each component's responsibility. So the mixture
+is scored first, chunk by chunk and without gradients, and any backend of plain linear + cross-entropy then computes the
+gradients, with minus the derivatives as example weights. All logits are never held at once.
 """
 
 from collections.abc import Sequence
@@ -31,11 +31,11 @@ def mixture_terms(
 
     Args:
         unembedding: Turns states into logits.
-        states: What the heads made.
-        targets: Tokens of horizon 1, negative where there is none, and of the others, all there: they are conditions
-            of those behind them.
-        weights: Factor of each of them in the loss, 0 where it does not count.
-        backend: Delivers the gradients.
+        states: States of the heads.
+        targets: Tokens of horizon 1, negative where there is none, and of the others, none missing: later tokens are
+            conditioned on them.
+        weights: Factor of each target in the loss, 0 where it does not count.
+        backend: Computes the gradients.
         detach_far: Train the output matrix by horizon 1 alone.
 
     Returns:
@@ -57,7 +57,7 @@ def mixture_terms(
 
 
 def imbalance(log_weights: Float[Tensor, "*N R"], counts: Bool[Tensor, "*N"]) -> Float[Tensor, ""]:
-    """Return the squared coefficient of variation of the components' mean weights: 0 if all are used alike.
+    """Return the squared coefficient of variation of the components' mean weights: 0 if all are equal.
 
     Shazeer et al. 2017 (arXiv 1701.06538), equation 6.
 
@@ -94,20 +94,20 @@ class _Mixture(LinearCrossEntropy):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
-        """Return the weighted loss, and what metrics need of each example that is a mixture."""
+        """Return the weighted loss, and the values that metrics need of each example."""
         near, shape = sizes[0], (len(self.weights), *self.log_weights.shape)
         components, tokens = states[near:].view(*shape, -1), targets[near:].view(shape)[..., 0]
-        log_laws, rank, predicted = _scored(components, matrices[1:], tokens, self.log_weights)
-        nll = _conditional_nll(self.log_weights, log_laws)
+        log_probs, rank, predicted = _scored(components, matrices[1:], tokens, self.log_weights)
+        nll = _conditional_nll(self.log_weights, log_probs)
         if torch.is_grad_enabled():
-            slopes = _slopes(self.log_weights.detach(), log_laws, self.weights)
+            slopes = _slopes(self.log_weights.detach(), log_probs, self.weights)
             example_weights = torch.cat((example_weights[:near], -slopes.flatten().to(example_weights.dtype)))
             terms = self.backend(states, matrices, sizes, targets, example_weights)
         else:
             terms = self.backend(states[:near], matrices[:1], sizes[:1], targets[:near], example_weights[:near])
         first = (terms.nll[:near] * example_weights[:near]).sum()
         return CrossEntropyTerms(
-            # The gradient is the backend's and that of the mixture's weights, the value is the mixture's own.
+            # The gradient comes from the backend and the mixture's weights, the value from the mixture itself.
             loss=terms.loss - terms.loss.detach() + first + (nll * self.weights).sum(),
             nll=torch.cat((terms.nll[:near], nll.detach().flatten().to(terms.nll.dtype))),
             rank=torch.cat((terms.rank[:near], rank.flatten())),
@@ -115,17 +115,17 @@ class _Mixture(LinearCrossEntropy):
         )
 
 
-def _conditional_nll(log_weights: Float[Tensor, "M R"], log_laws: Float[Tensor, "K M R"]) -> Float[Tensor, "K M"]:
-    """Return what each token costs given those before it: the differences of the joint law's logarithms."""
-    joint = (log_weights + log_laws.cumsum(dim=0)).logsumexp(dim=-1)
+def _conditional_nll(log_weights: Float[Tensor, "M R"], log_probs: Float[Tensor, "K M R"]) -> Float[Tensor, "K M"]:
+    """Return the negative log-likelihood of each token given those before it, from differences of the joint ones."""
+    joint = (log_weights + log_probs.cumsum(dim=0)).logsumexp(dim=-1)
     return torch.cat((torch.zeros_like(joint[:1]), joint[:-1])) - joint
 
 
 def _slopes(
-    log_weights: Float[Tensor, "M R"], log_laws: Float[Tensor, "K M R"], weights: Float[Tensor, "K M"]
+    log_weights: Float[Tensor, "M R"], log_probs: Float[Tensor, "K M R"], weights: Float[Tensor, "K M"]
 ) -> Float[Tensor, "K M R"]:
-    """Return the slopes of the weighted loss in each component's log-likelihood of each token."""
-    given = log_laws.clone().requires_grad_()
+    """Return the derivatives of the weighted loss with respect to each component's log-likelihood of each token."""
+    given = log_probs.clone().requires_grad_()
     return torch.autograd.grad((_conditional_nll(log_weights, given) * weights).sum(), given)[0]
 
 
@@ -136,7 +136,7 @@ def _scored(
     tokens: Int[Tensor, "K M"],
     log_weights: Float[Tensor, "M R"],
 ) -> tuple[Float[Tensor, "K M R"], Int[Tensor, "K M"], Int[Tensor, "K M"]]:
-    """Return each component's log-likelihood of each token, the token's rank in the mixture, and the likeliest one."""
+    """Return each component's log-likelihood of each token, the token's rank in the mixture, and the argmax."""
     num_components = log_weights.shape[1]
     step = max(1, default_rows(len(matrices[0].weight)) // num_components)
     found = []
@@ -145,12 +145,12 @@ def _scored(
         weights, columns = log_weights[rows], []
         for states, matrix, observed in zip(components, matrices, tokens, strict=True):
             logits = F.linear(states[rows], *matrix)
-            laws = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
-            mixed = (weights[:, :, None] + laws).logsumexp(dim=1)
-            own = laws.gather(2, observed[rows, None, None].expand(-1, num_components, -1))[..., 0]
+            component_log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+            mixed = (weights[:, :, None] + component_log_probs).logsumexp(dim=1)
+            own = component_log_probs.gather(2, observed[rows, None, None].expand(-1, num_components, -1))[..., 0]
             rank = (mixed > mixed.gather(1, observed[rows, None])).sum(dim=1)
             columns.append((own, rank, mixed.argmax(dim=1)))
             weights = (weights + own).log_softmax(dim=-1)
         found.append([torch.stack(column) for column in zip(*columns, strict=True)])
-    log_laws, rank, predicted = (torch.cat(column, dim=1) for column in zip(*found, strict=True))
-    return log_laws, rank, predicted
+    log_probs, rank, predicted = (torch.cat(column, dim=1) for column in zip(*found, strict=True))
+    return log_probs, rank, predicted

@@ -23,7 +23,7 @@ from mtp_modules.losses.weights import UniformWeights
 
 @runtime_checkable
 class MultiTokenModel(Protocol):
-    """What the loss needs of a model; :class:`mtp_modules.MTPModel` is one."""
+    """Protocol of the models that the loss accepts; :class:`mtp_modules.MTPModel` is one."""
 
     heads: Heads
     unembedding: Unembedding
@@ -37,11 +37,11 @@ class MultiTokenModel(Protocol):
         detach: Collection[str],
         known: TrunkOutput | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return one state a horizon."""
+        """Return one state per horizon."""
 
 
 DETACHABLE = ("trunk", "embedding", "unembedding")
-"""What horizons beyond the first may leave untrained."""
+"""Parts that can be detached from the loss of horizons beyond the first."""
 
 
 class MultiTokenLoss(Component, nn.Module):
@@ -50,38 +50,39 @@ class MultiTokenLoss(Component, nn.Module):
     .. math:: L = \sum_h w_h \frac{1}{|M_h|} \sum_{t \in M_h} -\log P_h(x_{t+h} \mid x_{\le t})
 
     with :math:`M_h` the positions whose target counts. With equal weights this is equation 2 of Gloeckle et al. 2024
-    (arXiv 2404.19737), as a mean instead of a sum. :math:`|M_h|` is that of the batch, or of everything that one
-    optimizer step sees, where ``counts`` says so. In training, a horizon 1 of which nothing is trained is left out: its
-    figures are 0 then. Targets that a horizon with few draft tokens cannot score cost nothing, and count as wrong.
+    (arXiv 2404.19737), as a mean instead of a sum. :math:`|M_h|` is that of the batch, or that of the whole optimizer
+    step if ``counts`` is given. In training, a fully frozen horizon 1 is skipped: its metrics are 0 then. Targets
+    outside a horizon's draft vocabulary add nothing to the loss, and count as wrong.
 
     Args:
         weights: Weight of each horizon; all 1 if ``None``.
         backend: How linear + cross-entropy is computed; fused if ``None``.
         share_of_positions: Train horizons beyond the first on this random share of the positions, an unbiased estimate
             of the same loss; all positions in evaluation.
-        distillation: How much of the loss of horizons beyond the first is imitation of the law of horizon 1 for the
-            same token, instead of cross-entropy against the token itself. What drafts need is agreement with horizon 1.
-        total_variation: How much of that imitation, or of the imitation of another model, is total variation, the
-            chance that a drawn draft is rejected; the rest is cross-entropy against the law, whose gradient is that of
-            the Kullback-Leibler divergence.
-        detach: What gets no gradient from horizons beyond the first: any of ``"trunk"`` (its hidden state),
+        distillation: Share of distillation in the loss of horizons beyond the first: they imitate the distribution of
+            horizon 1 for the same token, because a draft is accepted if it agrees with horizon 1. The rest is
+            cross-entropy against the token itself.
+        total_variation: Share of the distillation loss, from horizon 1 or a teacher, that is total variation distance:
+            the probability that a sampled draft is rejected. The rest is cross-entropy against the distribution, whose
+            gradient is that of the Kullback-Leibler divergence.
+        detach: Parts that get no gradient from horizons beyond the first: any of ``"trunk"`` (its hidden state),
             ``"embedding"`` (of the tokens between, for heads that read them) and ``"unembedding"`` (the output matrix).
-        label_smoothing: Share of the loss that is spread evenly over the vocabulary; of what a teacher leaves.
+        label_smoothing: Share of the cross-entropy against the token that is spread evenly over the vocabulary.
         z_loss: Coefficient of the squared logarithm of the softmax's normaliser, which keeps logits from drifting
             (Chowdhery et al. 2022, arXiv 2204.02311, section 5). The formula with both is that of
             :class:`~mtp_modules.losses.NaiveLinearCrossEntropy`; logged losses are plain.
-        balance: Of heads with a joint law (:class:`~mtp_modules.JointHeads`): coefficient of the imbalance of their
-            components' mean weights in a batch, which keeps all of them in use.
+        balance: For heads with a joint distribution (:class:`~mtp_modules.JointHeads`): coefficient of the imbalance of
+            their components' mean weights in a batch, which keeps all components in use.
 
     With such heads a further horizon's term is the negative log-likelihood given the tokens before it, so that at equal
-    weights the terms sum to that of the joint law. Then ``distillation``, ``label_smoothing`` and ``z_loss`` must be 0.
+    weights the terms sum to the joint one. Then ``distillation``, ``label_smoothing`` and ``z_loss`` must be 0.
 
     Shape:
         tokens ``(B, T + max(horizons))``.
 
     Raises:
         ValueError: If a share lies outside its range, ``z_loss`` is negative, or ``detach`` names something else; when
-            called, if there is ``total_variation`` but nobody to imitate.
+            called, if there is ``total_variation`` but no teacher.
 
     Example:
         >>> from mtp_modules import LinearHeads, MTPModel, TransformerTrunk
@@ -141,18 +142,18 @@ class MultiTokenLoss(Component, nn.Module):
             model: Trunk, heads and unembedding.
             tokens: Token ids, ``L = T + max(horizons)``.
             document_ids: Which document every token belongs to.
-            loss_mask: False at tokens that must not be learned.
-            inputs: What the model reads, where that is not ``tokens``: noise, or blanks. Targets are ``tokens``.
-            counts: How many valid targets each horizon has in everything that one optimizer step sees: all ranks, all
-                accumulated batches. The losses of those add up to the loss of the step. Only this batch if ``None``.
-            weights: One weight a horizon; those of the start of a run if ``None``.
-            teacher: What another model says of the next token; imitated by every horizon for the token that it
-                predicts, where the other model has read up to there.
-            known: What the model's frozen trunk has said of the tokens before, so that it need not run.
+            loss_mask: False at tokens that are no targets.
+            inputs: Tokens that the model reads instead of ``tokens``, such as noise or blanks. Targets are ``tokens``.
+            counts: Valid targets per horizon in the whole optimizer step: all ranks, all accumulated batches. Their
+                losses add up to the loss of the step. Only this batch if ``None``.
+            weights: One weight per horizon; those of the start of a run if ``None``.
+            teacher: Another model's next-token distributions; every horizon imitates that for the token that it
+                predicts, up to the positions that the other model has read.
+            known: Cached output of the model's frozen trunk for the tokens; the trunk does not run then.
 
         Raises:
-            ValueError: If there is a teacher, and ``distillation`` makes horizon 1 another; if the heads have a joint
-                law, and something does not go with it.
+            ValueError: If there is a teacher, and ``distillation`` is above 0; if the heads have a joint distribution,
+                and an option does not support it.
         """
         horizons, unembedding = model.heads.horizons, model.unembedding
         positions = self._positions(tokens, num_positions(tokens, horizons))
@@ -170,8 +171,8 @@ class MultiTokenLoss(Component, nn.Module):
             terms = self._mixture(unembedding, states, examples, scale, counts)
         else:
             self._check_balance(model.heads)
-            law = self._teacher(states[0], teacher, examples.positions, horizons)
-            terms = self._cross_entropy(unembedding, states, examples, scale, law)
+            taught = self._teacher(states[0], teacher, examples.positions, horizons)
+            terms = self._cross_entropy(unembedding, states, examples, scale, taught)
         scored = examples.far_valid & unembedding.draftable(examples.far_targets.clamp(min=0))
         return loss_terms(terms, examples, horizons, scored=scored, dtype=scale.dtype)
 
@@ -181,7 +182,7 @@ class MultiTokenLoss(Component, nn.Module):
         states: Sequence[Tensor],
         examples: Examples,
         scale: Float[Tensor, " H"],
-        law: Teacher | None,
+        teacher: Teacher | None,
     ) -> CrossEntropyTerms:
         """Score the states of all horizons at once."""
         scored = (states[0][:, : examples.near_valid.shape[1]], *states[1:])
@@ -190,7 +191,7 @@ class MultiTokenLoss(Component, nn.Module):
             head_by_head(examples.near_targets, examples.far_targets),
             head_by_head(*examples.weighed(scale)),
             self.backend,
-            law,
+            teacher,
             sizes=[state.shape[0] * state.shape[1] for state in scored],
             detach_far="unembedding" in self.detach,
             label_smoothing=self.label_smoothing,
@@ -205,7 +206,7 @@ class MultiTokenLoss(Component, nn.Module):
         scale: Float[Tensor, " H"],
         counts: Int[Tensor, " H"],
     ) -> CrossEntropyTerms:
-        """Score horizon 1, and the joint law of the others; add the imbalance of its components."""
+        """Score horizon 1, and the joint distribution of the others; add the imbalance of its components."""
         conditions = at_positions(examples.targets, examples.positions)[:, :, 1:]
         terms = mixture_terms(
             unembedding,
@@ -215,30 +216,28 @@ class MultiTokenLoss(Component, nn.Module):
             self.backend,
             detach_far="unembedding" in self.detach,
         )
-        # Of all that the optimizer step sees, this batch has so much.
+        # Share of this batch in the targets of the optimizer step.
         part = (examples.far_valid.sum(dim=(0, 1)) / counts[1:].clamp(min=1)).mean() * examples.thinning
-        unevenly = imbalance(states.log_weights, examples.far_valid.any(dim=2))
-        return terms._replace(loss=terms.loss + self.balance * part.to(scale.dtype) * unevenly)
+        uneven = imbalance(states.log_weights, examples.far_valid.any(dim=2))
+        return terms._replace(loss=terms.loss + self.balance * part.to(scale.dtype) * uneven)
 
     def _check_balance(self, heads: Heads) -> None:
-        """Refuse to balance components that are not there."""
+        """Reject ``balance`` for heads without components."""
         if self.balance:
             refuse(self, f"balance is {self.balance}, but {type(heads).__name__} have no components; set it to 0.")
 
     def _check_mixture(self, heads: Heads, inputs: Tensor | None, teacher: NextTokenTeacher | None) -> None:
-        """Refuse what has no meaning for the likelihood of a joint law."""
+        """Reject options that are undefined for the likelihood of a joint distribution."""
         given = {name: getattr(self, name) for name in ("distillation", "total_variation", "label_smoothing", "z_loss")}
         for name, value in given.items():
             if value:
-                refuse(self, f"{name} is {value}, which the joint law of {type(heads).__name__} has not; set it to 0.")
+                refuse(self, f"{name} is {value}, but {type(heads).__name__} do not support it; set it to 0.")
         for name, part in (("inputs", inputs), ("a teacher", teacher)):
             if part is not None:
-                refuse(
-                    self, f"{name} is given, which the joint law of {type(heads).__name__} cannot use; leave it out."
-                )
+                refuse(self, f"{name} is given, but {type(heads).__name__} do not support it; leave it out.")
 
     def _scores_first(self, unembedding: Unembedding, first: Float[Tensor, "B T D"]) -> bool:
-        """Say whether horizon 1 is scored; not in training where nothing of it is trained."""
+        """Return whether horizon 1 is scored; not in training if it is fully frozen."""
         trained = first.requires_grad or any(part is not None and part.requires_grad for part in unembedding.matrix(0))
         return trained or not self.training or not torch.is_grad_enabled()
 
@@ -254,7 +253,7 @@ class MultiTokenLoss(Component, nn.Module):
         positions: Int[Tensor, "B P"],
         horizons: tuple[int, ...],
     ) -> Teacher | None:
-        """The next-token state for the token that each horizon predicts, where the trunk has read that far.
+        """Return the next-token state for the token that each horizon predicts, up to the positions that were read.
 
         Horizon 1 teaches the others, or another model teaches all.
         """
@@ -263,7 +262,7 @@ class MultiTokenLoss(Component, nn.Module):
         if other is None and self.distillation == 0.0 and self.total_variation > 0.0:
             refuse(
                 self,
-                f"total_variation is {self.total_variation}, but there is nobody to imitate; set distillation above 0, "
+                f"total_variation is {self.total_variation}, but there is no teacher; set distillation above 0, "
                 "give a teacher, or leave it out.",
             )
         if other is None and (self.distillation == 0.0 or len(horizons) == 1):

@@ -1,4 +1,4 @@
-"""Which examples a backend scores together."""
+"""Grouping and chunking of the examples of a backend."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,12 +10,12 @@ from mtp_modules.core.shapes import Tensor
 
 
 class Group(NamedTuple):
-    """Neighbouring examples that share an output matrix, and all or none of which have a teacher.
+    """Consecutive examples that share an output matrix, and all or none of which have a teacher.
 
     Attributes:
         start: The first example.
-        stop: One behind the last.
-        matrix: Turns their states into logits.
+        stop: One past the last.
+        matrix: Output matrix of their states.
     """
 
     start: int
@@ -35,12 +35,12 @@ def groups_of(
     """Return the examples of each output matrix, leaving out heads without examples.
 
     Args:
-        owner: Who refuses.
+        owner: Named in the error message.
         states: ``(N, D)``, head by head.
-        matrices: One a head.
+        matrices: One per head.
         sizes: How many examples each head has.
         teacher: A group ends where its examples begin.
-        merge: Make one group of neighbouring heads with the very same matrix.
+        merge: Merge consecutive heads with the same matrix into one group.
 
     Raises:
         ValueError: If the sizes do not fit the matrices or the states.
@@ -70,7 +70,7 @@ def _same(one: OutputMatrix, other: OutputMatrix) -> bool:
 
 
 def first_taught(states: Tensor, teacher: Teacher | None) -> int:
-    """Return the example from which on there is a teacher.
+    """Return the index of the first example with a teacher.
 
     Args:
         states: ``(N, D)``.
@@ -86,7 +86,7 @@ def rows_taught(teacher: Teacher | None, states: Tensor, start: int, stop: int) 
         teacher: Of the last examples.
         states: ``(N, D)``.
         start: The first example.
-        stop: One behind the last.
+        stop: One past the last.
     """
     first = first_taught(states, teacher)
     if teacher is None or start < first:
@@ -96,7 +96,7 @@ def rows_taught(teacher: Teacher | None, states: Tensor, start: int, stop: int) 
 
 
 def check_teacher(teacher: Teacher | None, matrix: OutputMatrix) -> None:
-    """Refuse a teacher whose logits cannot be made beside the student's.
+    """Reject a teacher whose logits are not available where the student's are sharded.
 
     Args:
         teacher: If there is one.
@@ -127,17 +127,17 @@ def spans(group: Group, rows: int | None) -> list[tuple[int, int]]:
 
     Args:
         group: Its examples.
-        rows: How many make a chunk; all if ``None``.
+        rows: Examples per chunk; all if ``None``.
 
     Returns:
-        The first example of each, and one behind its last.
+        The first example of each, and one past its last.
     """
     step = rows or group.stop - group.start
     return [(low, min(low + step, group.stop)) for low in range(group.start, group.stop, step)]
 
 
 def default_rows(vocab_size: int) -> int:
-    """Return how many rows of logits make a chunk: 256, or as many as come to 4 million numbers.
+    """Return the number of rows of logits per chunk: 256, or as many as fit into 4 million numbers.
 
     Args:
         vocab_size: Number ``V`` of logits in a row.

@@ -8,16 +8,16 @@ from mtp_modules.core.objective import HorizonWeights
 
 
 class LinearWeightSchedule(HorizonWeights):
-    """Move from some weights to others, in a straight line over a part of the run.
+    """Interpolate linearly between two sets of weights over a part of the run.
 
     Args:
         start: Weights before ``begin``.
         end: Weights after ``finish``.
-        begin: Share of the run where the move starts.
+        begin: Share of the run where the interpolation starts.
         finish: Share of the run where it ends.
 
     Raises:
-        ValueError: If a share lies outside [0, 1], or the move would end before it starts.
+        ValueError: If a share lies outside [0, 1], or ``finish`` is not above ``begin``.
 
     Example:
         >>> from mtp_modules import AuxiliaryWeights
@@ -36,7 +36,7 @@ class LinearWeightSchedule(HorizonWeights):
         self.start, self.end, self.begin, self.finish = start, end, begin, finish
 
     def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
-        """Return one weight a horizon."""
+        """Return one weight per horizon."""
         share = min(1.0, max(0.0, (progress - self.begin) / (self.finish - self.begin)))
         start, end = self.start(num_horizons, progress), self.end(num_horizons, progress)
         return [(1 - share) * before + share * after for before, after in zip(start, end, strict=True)]
@@ -52,7 +52,7 @@ class StepwiseWeightSchedule(HorizonWeights):
         boundaries: Shares of the run where the next stage begins, one fewer than stages, ascending.
 
     Raises:
-        ValueError: If the numbers of stages and boundaries do not fit, or boundaries do not rise within (0, 1).
+        ValueError: If the numbers of stages and boundaries do not fit, or boundaries do not increase within (0, 1).
 
     Example:
         >>> from mtp_modules import AuxiliaryWeights
@@ -76,21 +76,21 @@ class StepwiseWeightSchedule(HorizonWeights):
         self.stages, self.boundaries = list(stages), list(boundaries)
 
     def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
-        """Return one weight a horizon."""
+        """Return one weight per horizon."""
         stage = sum(progress >= boundary for boundary in self.boundaries)
         return self.stages[stage](num_horizons, progress)
 
 
 class HeadCurriculum(HorizonWeights):
-    """Give one more head a weight in every phase, nearest first (forward), or one fewer, farthest first (reverse).
+    """Add one head per phase, nearest first (forward), or remove one per phase, farthest first (reverse).
 
-    Phases are equally long, one a horizon. Aynetdinov and Akbik 2025 (arXiv 2505.22757) find that the forward
+    Phases are equally long, one per horizon. Aynetdinov and Akbik 2025 (arXiv 2505.22757) find that the forward
     curriculum keeps the heads good at drafting, and that the reverse one helps the next token.
 
     Args:
-        weights: Weights of the heads that are in.
+        weights: Weights of the active heads.
         direction: ``"forward"`` or ``"reverse"``.
-        finish: Share of the run after which the last phase goes on to the end.
+        finish: Share of the run that the phases divide; the last one lasts to the end.
 
     Raises:
         ValueError: If the direction is unknown or the share lies outside (0, 1].
@@ -111,7 +111,7 @@ class HeadCurriculum(HorizonWeights):
         self.weights, self.direction, self.finish = weights, direction, finish
 
     def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
-        """Return one weight a horizon."""
+        """Return one weight per horizon."""
         phase = min(num_horizons - 1, int(num_horizons * progress / self.finish))
         heads = phase + 1 if self.direction == "forward" else num_horizons - phase
         weights = self.weights(num_horizons, progress)

@@ -1,4 +1,4 @@
-"""The loss of some examples out of their logits, which its gradient overwrites."""
+"""The loss of some examples from their logits, which are overwritten by their gradient."""
 
 from typing import NamedTuple
 
@@ -11,18 +11,18 @@ from mtp_modules.losses.vocabulary_parallel import VocabularyShard, score_shard
 
 
 class Place(NamedTuple):
-    """Where an output matrix stands among the distinct tensors."""
+    """Indices of an output matrix and its bias in the list of distinct tensors."""
 
     weight: int
     bias: int | None
 
 
 class Rules(NamedTuple):
-    """What a call is told besides tensors; hashable, for the compiler."""
+    """Options of a call besides tensors; hashable, for the compiler."""
 
     chunks: tuple[tuple[int, int, Place], ...]
     rows: int
-    law: Place | None
+    teacher: Place | None
     first_taught: int
     wanted: tuple[bool, ...]
     label_smoothing: float
@@ -46,7 +46,7 @@ def score(
         targets: Token to predict; negative where there is none.
         weights: Factor of each example in the loss.
         taught: The teacher's logits, which are overwritten too, and its share.
-        rules: Which options there are, and whether anybody wants a gradient.
+        rules: Options, and which tensors need a gradient.
     """
     epsilon, zeta = rules.label_smoothing, rules.z_loss
     if rules.shard is not None:
@@ -60,13 +60,13 @@ def score(
     even = logits.mean(dim=1, keepdim=True) if epsilon else None
     tau = rules.temperature
     nu = rules.total_variation
-    law = share = imitated = soft = soft_total = variation = None
+    probs = share = imitated = soft = soft_total = variation = None
     if taught is not None:
-        law, share = taught[0], taught[1][:, None]
-        law.sub_(law.amax(dim=1, keepdim=True)).div_(tau).exp_()
-        law.div_(law.sum(dim=1, keepdim=True))
-        imitated = (law * logits).sum(dim=1, keepdim=True)
-        if tau != 1.0:  # otherwise both laws of the student are one
+        probs, share = taught[0], taught[1][:, None]
+        probs.sub_(probs.amax(dim=1, keepdim=True)).div_(tau).exp_()
+        probs.div_(probs.sum(dim=1, keepdim=True))
+        imitated = (probs * logits).sum(dim=1, keepdim=True)
+        if tau != 1.0:  # otherwise the student's softened distribution is the plain one
             soft = logits.sub(top).div_(tau).exp_()
             soft_total = soft.sum(dim=1, keepdim=True)
     total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
@@ -77,9 +77,9 @@ def score(
         imitation = normaliser - imitated
         if soft_total is not None:
             imitation = tau * (tau * soft_total.log() + top - imitated)
-        if nu and law is not None:
-            own_law = logits / total if soft is None or soft_total is None else soft / soft_total
-            variation = _Variation(own_law, law)
+        if nu and probs is not None:
+            own_probs = logits / total if soft is None or soft_total is None else soft / soft_total
+            variation = _Variation(own_probs, probs)
             imitation = torch.lerp(imitation, tau**2 * variation.value, nu)
         example_loss = torch.lerp(example_loss, imitation, share)
     if zeta:
@@ -88,12 +88,12 @@ def score(
     if any(rules.wanted):
         weights = torch.where(counts, weights, 0.0)[:, None]
         observed = weights if share is None else weights * (1 - share)
-        plain = observed  # and where one softmax serves both laws of the student, the teacher's part too
+        plain = observed  # without temperature, the teacher's part has the same softmax and is added
         if share is not None and soft is None:
             plain = observed + weights * share * (1 - nu)
         logits.mul_((plain + 2 * zeta * weights * normaliser) / total if zeta else plain / total)
-        if law is not None and share is not None:
-            logits.addcmul_(law, weights * share, value=-tau * (1 - nu))
+        if probs is not None and share is not None:
+            logits.addcmul_(probs, weights * share, value=-tau * (1 - nu))
             if soft is not None and soft_total is not None:
                 logits.addcmul_(soft, weights * share / soft_total, value=tau * (1 - nu))
             if variation is not None:
@@ -105,19 +105,19 @@ def score(
 
 
 class _Variation:
-    """Total variation of two laws, and its gradient in the logits of the first.
+    """Total variation distance of two distributions, and its gradient with respect to the logits of the first.
 
     Args:
-        law: ``(N, V)``, overwritten.
+        probs: ``(N, V)``, overwritten.
         other: ``(N, V)``.
     """
 
-    def __init__(self, law: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> None:
-        excess = law - other
+    def __init__(self, probs: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> None:
+        excess = probs - other
         self.value = 0.5 * excess.abs().sum(dim=1, keepdim=True)
-        self._law, self._sign = law, excess.sign_()
+        self._probs, self._sign = probs, excess.sign_()
 
     def gradient(self) -> Float[Tensor, "N V"]:
-        """Return half the sign of what the law has over the other, less its mean under the law, times the law."""
-        mean = (self._law * self._sign).sum(dim=1, keepdim=True)
-        return self._sign.sub_(mean).mul_(self._law).mul_(0.5)
+        """Return ``probs * (sign - mean) / 2``, with the sign of ``probs - other`` and its mean under ``probs``."""
+        mean = (self._probs * self._sign).sum(dim=1, keepdim=True)
+        return self._sign.sub_(mean).mul_(self._probs).mul_(0.5)

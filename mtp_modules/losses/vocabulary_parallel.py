@@ -1,7 +1,7 @@
-"""Cross-entropy where every process holds the output rows of its own part of the vocabulary, and nobody all logits.
+"""Cross-entropy with output matrices that are sharded over the vocabulary; no process holds all logits.
 
-Two small exchanges a chunk bring what a softmax needs of the others: first each process's largest logit and the
-target's own, then sums over its part of the vocabulary (Shoeybi et al. 2019, arXiv 1909.08053, section 3).
+Two small exchanges per chunk share what the softmax needs: first each process's largest logit and the target's own,
+then sums over its part of the vocabulary (Shoeybi et al. 2019, arXiv 1909.08053, section 3).
 """
 
 from collections.abc import Sequence
@@ -54,10 +54,10 @@ def vocabulary_shard(tensors: Sequence[Tensor]) -> VocabularyShard | None:
 
 
 def held_part(tensor: Tensor) -> Tensor:
-    """Return what this process holds of an output matrix or bias, as a plain tensor that passes gradients on.
+    """Return this process's shard of an output matrix or bias, as a differentiable plain tensor.
 
     Args:
-        tensor: A plain tensor, which is returned as it is, or a ``DTensor``.
+        tensor: A plain tensor, which is returned unchanged, or a ``DTensor``.
     """
     distributed: Any = tensor
     part: Tensor = distributed.to_local() if is_distributed(tensor) else tensor
@@ -65,11 +65,11 @@ def held_part(tensor: Tensor) -> Tensor:
 
 
 def refuse_sharded(owner: object, matrices: Sequence[OutputMatrix]) -> None:
-    """Refuse output matrices that are sharded over the vocabulary.
+    """Raise an error for output matrices that are sharded over the vocabulary.
 
     Args:
         owner: The backend that needs them whole.
-        matrices: One a head.
+        matrices: One per head.
 
     Raises:
         ValueError: If one is a ``DTensor``.
@@ -93,9 +93,9 @@ def score_shard(
     z_loss: float,
     gradient: bool,
 ) -> CrossEntropyTerms:
-    """Score a chunk from this process's logits of it, and overwrite them by their gradient if that is wanted.
+    """Score a chunk from this process's shard of its logits, and overwrite them by their gradient if requested.
 
-    Every process of the group calls this with the same examples, and all return the same figures.
+    Every process of the group calls this with the same examples, and all return the same result.
 
     Args:
         logits: Of this process's ``v`` tokens; overwritten, as are the teacher's.
@@ -104,8 +104,8 @@ def score_shard(
         taught: The teacher's logits of the same tokens, and its share.
         shard: Which tokens these are.
         label_smoothing: See :class:`~mtp_modules.core.interfaces.LinearCrossEntropy`.
-        z_loss: See there too.
-        gradient: Whether the gradient of the loss is wanted.
+        z_loss: See there.
+        gradient: Whether to compute the gradient of the loss.
     """
     counts, column, held = _places(targets, logits.shape[1], shard)
     teacher, share = (None, None) if taught is None else taught
@@ -152,9 +152,9 @@ def score_shard(
 def _places(
     targets: Int[Tensor, " N"], held_tokens: int, shard: VocabularyShard
 ) -> tuple[Bool[Tensor, " N"], Int[Tensor, "N 1"], Bool[Tensor, " N"]]:
-    """Return which examples count, each target's column here, and whether it is here at all.
+    """Return which examples count, each target's column in this shard, and whether the target is in this shard.
 
-    Where there is no target, token 0 stands for it, as in the other backends.
+    Where there is no target, token 0 replaces it, as in the other backends.
     """
     place = targets.clamp(min=0) - shard.start
     return targets >= 0, place.clamp(0, held_tokens - 1)[:, None], (place >= 0) & (place < held_tokens)
@@ -165,12 +165,12 @@ def _exchange_tops(
 ) -> tuple[Float[Tensor, "N 1"], Float[Tensor, "N 1"], Int[Tensor, " N"], Float[Tensor, "N 1"]]:
     """Return the largest logit, the target's, the first token with the largest, and the teacher's largest logit."""
     top, place = logits.max(dim=1)
-    told = [top, (place + shard.start).to(logits.dtype), own]
+    sent = [top, (place + shard.start).to(logits.dtype), own]
     if teacher is not None:
-        told.append(teacher.amax(dim=1))
-    mine = torch.stack(told)
-    everyone = mine.new_empty(shard.group.size(), *mine.shape)
-    dist.all_gather(list(everyone), mine, group=shard.group)
-    highest, holder = everyone[:, 0].max(dim=0)  # the first of equals, whose tokens come first
-    predicted = everyone[:, 1].gather(0, holder[None])[0].long()
-    return highest[:, None], everyone[:, 2].sum(dim=0)[:, None], predicted, everyone[:, -1].amax(dim=0)[:, None]
+        sent.append(teacher.amax(dim=1))
+    mine = torch.stack(sent)
+    gathered = mine.new_empty(shard.group.size(), *mine.shape)
+    dist.all_gather(list(gathered), mine, group=shard.group)
+    highest, holder = gathered[:, 0].max(dim=0)  # the first of equals, whose tokens come first
+    predicted = gathered[:, 1].gather(0, holder[None])[0].long()
+    return highest[:, None], gathered[:, 2].sum(dim=0)[:, None], predicted, gathered[:, -1].amax(dim=0)[:, None]

@@ -1,4 +1,4 @@
-"""How much each horizon counts."""
+"""Weights of the horizons in the loss."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def _preserving_total(weights: list[float], preserve_total: bool) -> list[float]
 
 
 class UniformWeights(HorizonWeights):
-    """Every horizon counts the same, as in Gloeckle et al. 2024 (arXiv 2404.19737), equation 2.
+    """Weight all horizons equally, as in Gloeckle et al. 2024 (arXiv 2404.19737), equation 2.
 
     Args:
         preserve_total: Scale the weights so that they sum to 1, which keeps the loss comparable over ``H``.
@@ -33,12 +33,12 @@ class UniformWeights(HorizonWeights):
         self.preserve_total = preserve_total
 
     def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
-        """Return one weight a horizon."""
+        """Return one weight per horizon."""
         return _preserving_total([1.0] * num_horizons, self.preserve_total)
 
 
 class GeometricWeights(HorizonWeights):
-    """Horizon ``h`` counts ``gamma ** (h - 1)``.
+    """Weight horizon ``h`` by ``gamma ** (h - 1)``.
 
     Args:
         gamma: Factor from one horizon to the next, at least 0.
@@ -57,14 +57,14 @@ class GeometricWeights(HorizonWeights):
         self.gamma, self.preserve_total = gamma, preserve_total
 
     def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
-        """Return one weight a horizon."""
+        """Return one weight per horizon."""
         return _preserving_total([self.gamma**index for index in range(num_horizons)], self.preserve_total)
 
 
 class AuxiliaryWeights(HorizonWeights):
-    """The next token counts 1, and every horizon beyond it the same smaller weight.
+    """Weight the next token by 1, and every horizon beyond it by the same smaller weight.
 
-    Small models pay for equal weights with their next-token loss; a light auxiliary weight costs nothing.
+    Equal weights raise the next-token loss of small models; a small auxiliary weight does not.
 
     Args:
         weight: Weight of each horizon beyond the first, at least 0.
@@ -82,12 +82,12 @@ class AuxiliaryWeights(HorizonWeights):
         self.weight = weight
 
     def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
-        """Return one weight a horizon."""
+        """Return one weight per horizon."""
         return [1.0] + [self.weight] * (num_horizons - 1)
 
 
 class ExplicitWeights(HorizonWeights):
-    """One number a horizon, as given.
+    """Use the given weight of each horizon.
 
     Args:
         values: Weights, nearest horizon first, each at least 0 and not all 0.
@@ -108,7 +108,7 @@ class ExplicitWeights(HorizonWeights):
         self.values = list(values)
 
     def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
-        """Return one weight a horizon."""
+        """Return one weight per horizon."""
         if len(self.values) != num_horizons:
-            refuse(self, f"values holds {len(self.values)} weights for {num_horizons} horizons; give one a horizon.")
+            refuse(self, f"values holds {len(self.values)} weights for {num_horizons} horizons; give one per horizon.")
         return self.values

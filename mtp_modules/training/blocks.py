@@ -1,4 +1,4 @@
-"""What is done to a model's blocks before training, on one device or many: recomputing activations, and compiling."""
+"""Activation checkpointing and compilation of a model's blocks before training, on one device or many."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ MODES = ("full", "selective")
 
 
 def prepare_blocks(model: MTPModel, *, activation_checkpointing: str | None = None, compiled: bool = False) -> None:
-    """Do to the blocks of trunk and heads what is asked for.
+    """Set up activation checkpointing and compilation for the blocks of trunk and heads.
 
     Args:
         model: Changed in place.
@@ -24,7 +24,7 @@ def prepare_blocks(model: MTPModel, *, activation_checkpointing: str | None = No
         compiled: Whether to compile them; see :func:`compile_blocks`.
 
     Raises:
-        ValueError: If the mode is unknown, or something is asked for and the model has no blocks.
+        ValueError: If the mode is unknown, or an option is given and the model has no blocks.
     """
     blocks = (*model.trunk.blocks, *model.heads.blocks)
     for option, asked in (("activation_checkpointing", activation_checkpointing), ("compile_blocks", compiled)):
@@ -52,11 +52,11 @@ def _expensive_operations() -> list[Any]:
 
 
 def checkpoint_blocks(blocks: Sequence[nn.Module], mode: str) -> None:
-    """Forget the activations inside each block after its forward pass, and compute them again in the backward pass.
+    """Drop the activations inside each block after its forward pass, and recompute them in the backward pass.
 
-    ``"full"`` keeps only what a block is given, which costs one more forward pass of the blocks (Chen et al. 2016,
+    ``"full"`` keeps only the input of a block, which costs one more forward pass of the blocks (Chen et al. 2016,
     arXiv 1604.06174). ``"selective"`` also keeps the results of matrix products and of attention, so that only norms,
-    activations and rotations are computed again. Names of parameters stay as they are.
+    activations and rotations are recomputed. Parameter names do not change.
 
     Args:
         blocks: Changed in place.
@@ -81,9 +81,9 @@ def _recomputed(forward: Callable[..., Any], contexts: dict[str, Any], *args: An
 
 
 def compile_blocks(blocks: Sequence[nn.Module], *, backend: str = "inductor") -> None:
-    """Compile each block as one graph, for training and evaluation; decoding does not go through it.
+    """Compile each block as one graph, for training and evaluation; decoding does not use it.
 
-    Blocks are alike, so the first is compiled and the others reuse its code.
+    Blocks have the same code, so the first is compiled and the others reuse it.
 
     Args:
         blocks: Changed in place.

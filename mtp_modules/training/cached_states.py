@@ -1,4 +1,4 @@
-"""A frozen trunk reads the training rows once, and its states are kept on disk."""
+"""Compute the hidden states of a frozen trunk once for the training rows, and cache them on disk."""
 
 import hashlib
 import json
@@ -21,12 +21,12 @@ _SAVED_EVERY = 8
 
 
 def read_cached_rows(trainer: Trainer, trunk: Trunk) -> None:
-    """Let a frozen trunk read the rows of a run whose data keeps hidden states, and hand these to the rows.
+    """Fill the hidden-state cache of a run's training rows, and attach it to the rows.
 
-    Process 0 writes what is missing on disk, and the others wait for it. The trunk reads in the trainer's precision.
+    Process 0 writes the missing states, and the others wait for it. The trunk runs in the trainer's precision.
 
     Args:
-        trainer: Of the run. Nothing is done if its data keeps none.
+        trainer: Of the run. Without cached states in its data, nothing is done.
         trunk: On its device, with the weights that it will have in the run.
 
     Raises:
@@ -38,14 +38,14 @@ def read_cached_rows(trainer: Trainer, trunk: Trunk) -> None:
         return
     if not trainer.is_global_zero:
         trainer.strategy.barrier("cached states")
-    with trainer.precision_plugin.forward_context():  # as it would read in a training step
+    with trainer.precision_plugin.forward_context():  # as in a training step
         read_once(rows, trunk, writes=trainer.is_global_zero)
     if trainer.is_global_zero:
         trainer.strategy.barrier("cached states")
 
 
 def read_once(rows: CachedRows, trunk: Trunk, *, writes: bool = True) -> None:
-    """Hand rows the hidden states that are kept of them; write what is missing on disk before.
+    """Write the missing hidden states of the rows to disk, and attach all of them to the rows.
 
     Args:
         rows: Changed in place.
@@ -53,21 +53,21 @@ def read_once(rows: CachedRows, trunk: Trunk, *, writes: bool = True) -> None:
         writes: Whether this process writes; others wait before they call.
 
     Raises:
-        ValueError: If the trunk is trained, the folder holds states of something else, or a state cannot be held in
-            the precision.
+        ValueError: If the trunk is trained, the folder holds other states, or a state is not finite in the
+            precision of the cache.
     """
     kept, layers = rows.kept, list(trunk.feature_layers)
     if any(parameter.requires_grad for parameter in trunk.parameters()):
         refuse(kept, "the trunk is trained, so its hidden states change; freeze it (model.freeze: [trunk]).")
     shape = [rows.num_rows, 1 + len(layers), rows.window, trunk.d_model]
-    told = {"of": _fingerprint(rows, trunk), "read_in": _precision(trunk), "dtype": kept.dtype, "shape": shape}
-    told["feature_layers"] = layers
+    key = {"of": _fingerprint(rows, trunk), "read_in": _precision(trunk), "dtype": kept.dtype, "shape": shape}
+    key["feature_layers"] = layers
     index = kept.folder / "index.json"
-    known: dict[str, Any] = {**told, "written": 0}
+    known: dict[str, Any] = {**key, "written": 0}
     kept.folder.mkdir(parents=True, exist_ok=True)
     if index.is_file():
         known = json.loads(index.read_text(encoding="utf-8"))
-    if {name: known.get(name) for name in told} != told:
+    if {name: known.get(name) for name in key} != key:
         refuse(
             kept,
             f"{kept.folder} holds the states of another trunk, other layers, text, cut or precision; name another "
@@ -82,7 +82,7 @@ def read_once(rows: CachedRows, trunk: Trunk, *, writes: bool = True) -> None:
 
 @torch.no_grad()
 def _write(rows: CachedRows, trunk: Trunk, states: Tensor, known: dict[str, Any], index: Path) -> None:
-    """Fill in what is missing, and note how far that has come."""
+    """Write the missing states, and save the progress."""
     was_training, device = trunk.training, next(trunk.parameters()).device
     trunk.eval()
     kept, ids = rows.kept, rows.fixed_ids()
@@ -90,11 +90,11 @@ def _write(rows: CachedRows, trunk: Trunk, states: Tensor, known: dict[str, Any]
         batch = rows.source.batch(ids[start : start + kept.rows_per_pass])
         given = {name: tensor[:, : rows.window].to(device) for name, tensor in batch.items()}
         output = trunk(given["tokens"], document_ids=given.get("document_ids"))
-        said = torch.stack((output.hidden, *output.features), dim=1).to(states.dtype)
-        if not said.isfinite().all():
+        computed = torch.stack((output.hidden, *output.features), dim=1).to(states.dtype)
+        if not computed.isfinite().all():
             refuse(kept, f"a hidden state is too large for {kept.dtype}, or no number; try float32.")
-        end = start + len(said)
-        states[start:end] = said.cpu()
+        end = start + len(computed)
+        states[start:end] = computed.cpu()
         if turn % _SAVED_EVERY == 0 or end == len(ids):
             index.write_text(json.dumps({**known, "written": end}), encoding="utf-8")
             print(f"CachedStates: {end} of {len(ids)} windows in {kept.folder}", file=sys.stderr, flush=True)
@@ -102,7 +102,7 @@ def _write(rows: CachedRows, trunk: Trunk, states: Tensor, known: dict[str, Any]
 
 
 def _precision(trunk: nn.Module) -> str:
-    """Return the name of the precision that matrix products of the trunk are made in."""
+    """Return the name of the precision of the trunk's matrix products."""
     weight = next(trunk.parameters())
     device = weight.device.type
     found = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

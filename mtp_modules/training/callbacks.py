@@ -1,4 +1,4 @@
-"""What a run shows while it runs and when it ends, and how it stops."""
+"""Progress bar, result table, graceful stop and prediction file of a run."""
 
 import re
 import signal
@@ -47,7 +47,7 @@ class HeadsProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Return what stands behind the bar."""
+        """Return the metrics to show in the bar."""
         known = trainer.callback_metrics
         shown: dict[str, int | str | float | dict[str, float]] = {}
         if "train/loss" in known:
@@ -62,10 +62,10 @@ class HeadsProgressBar(TQDMProgressBar):
 
 
 def by_head(metrics: dict[str, Tensor], name: str) -> list[float]:
-    """Return one figure of every head, nearest horizon first.
+    """Return one metric for all heads, nearest horizon first.
 
     Args:
-        metrics: Logged figures under their keys.
+        metrics: Logged metrics under their keys.
         name: Key without its last part, such as ``"val/loss"``.
     """
     pattern = re.compile(re.escape(name) + r"/head_(\d+)$")
@@ -74,14 +74,14 @@ def by_head(metrics: dict[str, Tensor], name: str) -> list[float]:
 
 
 class HeadsTable(Callback):
-    """Print a table when testing or validation on demand ends: loss and accuracies a head, and the accepted length."""
+    """Print a table after ``test`` and ``validate``: loss and accuracies per head, and the mean accepted length."""
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the figures of the test."""
+        """Print the test metrics."""
         self._print(trainer, "test")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the figures of ``validate``; within ``fit``, the progress bar shows them."""
+        """Print the metrics of ``validate``; within ``fit``, the progress bar shows them."""
         if trainer.state.fn == "validate":
             self._print(trainer, "val")
 
@@ -94,18 +94,18 @@ class HeadsTable(Callback):
 
 
 def heads_table(metrics: dict[str, Tensor], stage: str, ceiling: Sequence[float] | None = None) -> Table:
-    """Lay out the figures of every head.
+    """Return a table with the metrics of every head.
 
     Args:
-        metrics: Logged figures under their keys.
+        metrics: Logged metrics under their keys.
         stage: ``"val"`` or ``"test"``.
-        ceiling: The best top-1 accuracy that is possible on this data, a horizon, where that is known.
+        ceiling: The best possible top-1 accuracy on this data per horizon, if known.
     """
     length = float(metrics.get(f"{stage}/accepted_length", torch.tensor(float("nan"))))
     losses = by_head(metrics, f"{stage}/loss")
     table = Table(
         title=f"{stage}: every head",
-        caption=f"mean accepted length {length:.2f} of {len(losses)}: tokens that one verification brings on this text",
+        caption=f"mean accepted length {length:.2f} of {len(losses)}: tokens per verification step on this text",
     )
     columns = ["horizon", "loss (nats)", "top-1 accuracy", "top-5 accuracy"]
     for column in columns if ceiling is None else [*columns, "best possible top-1"]:
@@ -120,7 +120,7 @@ def heads_table(metrics: dict[str, Tensor], stage: str, ceiling: Sequence[float]
 class GracefulStop(Callback):
     """Turn Ctrl-C and SIGTERM into a stop after the current step, with a checkpoint. A second signal stops at once.
 
-    The handler only raises a flag; ranks agree on it between two optimizer steps, so that none waits for another.
+    The handler only sets a flag; ranks agree on it between two optimizer steps, so that none waits for another.
     ``received`` is the signal that stopped the run, on all ranks, for an exit status of 128 plus its number.
 
     Args:
@@ -145,11 +145,11 @@ class GracefulStop(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop at an optimizer boundary if any rank was told to."""
+        """Stop at an optimizer boundary if any rank received a signal."""
         if trainer.fit_loop._should_accumulate():
             return
         if trainer.world_size > 1:
-            # All get the signal of any, so that all end alike: with the checkpoint, and with the same exit status.
+            # All ranks share the signal of any, so that all save the checkpoint and exit with the same status.
             number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
             self.received = int(trainer.strategy.reduce(number, reduce_op="max")) or None
         if self.received is not None and not trainer.should_stop:
@@ -161,11 +161,11 @@ class GracefulStop(Callback):
             rank_zero_info(f"\nStopped after step {trainer.global_step}; the checkpoint is {self.saved}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         self._restore()
 
     def _restore(self) -> None:
@@ -175,7 +175,7 @@ class GracefulStop(Callback):
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Write what ``predict`` returns to ``predictions.safetensors``: tokens and the likeliest token of every horizon.
+    """Write what ``predict`` returns to ``predictions.safetensors``: tokens and the most likely token of every horizon.
 
     Args:
         filename: Name of the file in the root folder of the run.
@@ -188,7 +188,7 @@ class PredictionWriter(BasePredictionWriter):
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any
     ) -> None:
-        """Write all batches as one tensor a name; every rank its own file."""
+        """Write all batches as one tensor per name; every rank writes its own file."""
         suffix = "" if trainer.world_size == 1 else f".rank{trainer.global_rank}"
         path = Path(trainer.log_dir or trainer.default_root_dir) / f"{self.filename}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)

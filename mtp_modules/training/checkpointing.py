@@ -1,4 +1,4 @@
-"""What Lightning's checkpoints of a module hold, and whether they fit it."""
+"""Content of Lightning's checkpoints of a module, and checks that they fit it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +17,11 @@ from mtp_modules.model import MTPModel, check_format
 
 
 class HeldCheckpoint(CheckpointIO):
-    """Gives a trainer a checkpoint that was read before, so that its file is read once. All else is the trainer's own.
+    """Pass a checkpoint in memory to a trainer, so that its file is read once; delegate the rest to its own class.
 
     Args:
         path: Where it was read from.
-        checkpoint: What was read; let go of when it is given.
+        checkpoint: Its content; released once the trainer has loaded it.
     """
 
     def __init__(self, path: Path, checkpoint: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ class HeldCheckpoint(CheckpointIO):
         self._own: CheckpointIO | None = None
 
     def put_into(self, trainer: Trainer) -> None:
-        """Stand before what the trainer reads and writes checkpoints with.
+        """Wrap the trainer's own ``CheckpointIO``.
 
         Args:
             trainer: Before it runs.
@@ -39,12 +39,12 @@ class HeldCheckpoint(CheckpointIO):
 
     @property
     def own(self) -> CheckpointIO:
-        """What the trainer itself reads and writes with."""
+        """The trainer's own ``CheckpointIO``."""
         assert self._own is not None
         return self._own
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Return what was read, the first time that it is asked for."""
+        """Return the checkpoint in memory on the first call for its path; read the file otherwise."""
         if self._checkpoint and Path(path) == self.path:
             found, self._checkpoint = self._checkpoint, {}
             return found
@@ -52,24 +52,24 @@ class HeldCheckpoint(CheckpointIO):
         return self.own.load_checkpoint(path, weights_only=weights_only, **placed)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write as the trainer does."""
+        """Delegate to the trainer's own."""
         self.own.save_checkpoint(checkpoint, path, storage_options)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove as the trainer does."""
+        """Delegate to the trainer's own."""
         self.own.remove_checkpoint(path)
 
     def teardown(self) -> None:
-        """End what the trainer's own has under way."""
+        """Delegate to the trainer's own."""
         self.own.teardown()
 
 
 def check_checkpoint(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another layout, or with the weights of another model.
+    """Raise an error for a checkpoint of another layout, or with the weights of another model.
 
     Args:
-        module: That shall take the weights; its attribute ``model`` is an :class:`~mtp_modules.MTPModel`.
-        checkpoint: As Lightning has read it.
+        module: Module that will load the weights; its attribute ``model`` is an :class:`~mtp_modules.MTPModel`.
+        checkpoint: As Lightning loads it.
 
     Raises:
         ValueError: If the layout is another, or a name is missing, unknown, or has another shape.
@@ -82,12 +82,12 @@ def check_checkpoint(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
 
 
 def check_description(module: nn.Module, description: Description, origin: object) -> None:
-    """Refuse the weights of another model by its description alone, where the weights themselves are not at hand.
+    """Raise an error for weights of another model, by its description alone, where the weights are not available.
 
     Args:
-        module: That shall take the weights; its attribute ``model`` is an :class:`~mtp_modules.MTPModel`.
-        description: Of the model that they were saved from.
-        origin: Where they come from, for the sentence.
+        module: Module that will load the weights; its attribute ``model`` is an :class:`~mtp_modules.MTPModel`.
+        description: Of the saved model.
+        origin: Where they come from, for the error message.
 
     Raises:
         ValueError: If a name is missing, unknown, or has another shape.
@@ -98,7 +98,7 @@ def check_description(module: nn.Module, description: Description, origin: objec
 
 
 def _origins(description: Any) -> tuple[str, ...]:
-    """Return the top-level packages of all classes in a description; only for one whose weights are in use already."""
+    """Return the top-level packages of all classes in a description; only for weights that are already loaded."""
     if isinstance(description, Mapping):
         own = {str(description["class_path"]).partition(".")[0]} if "class_path" in description else set()
         return tuple(own.union(*map(_origins, description.values())))
@@ -106,15 +106,15 @@ def _origins(description: Any) -> tuple[str, ...]:
 
 
 def in_model_order(state: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
-    """Number the parameters in an optimizer's state as the module lists them, not as its groups do.
+    """Number the parameters in an optimizer's state in the order of the module, not of its groups.
 
-    ``Optimizer.load_state_dict`` goes by the order in the groups and takes either. Where Lightning loads the state into
-    a sharded model, it takes the numbers for places in the module, and would mix up the parameters otherwise.
+    ``Optimizer.load_state_dict`` maps by the order in the groups and accepts either. Where Lightning loads the state
+    into a sharded model, it treats the numbers as places in the module, and would mix up the parameters otherwise.
 
     Args:
         state: ``optimizer.state_dict()``.
-        optimizer: Whose state it is.
-        module: Whose parameters it trains.
+        optimizer: The optimizer of that state.
+        module: The module that it trains.
     """
     place = {parameter: index for index, parameter in enumerate(module.parameters())}
     number = {
@@ -132,7 +132,7 @@ def in_model_order(state: dict[str, Any], optimizer: Optimizer, module: nn.Modul
 
 
 def generator_of(device: torch.device) -> torch.Generator:
-    """Return the generator that a device draws from unless it is told another.
+    """Return the default random generator of a device.
 
     Args:
         device: Of the model.
@@ -143,10 +143,10 @@ def generator_of(device: torch.device) -> torch.Generator:
 
 
 def tokenizer_of(trainer: Any) -> Tokenizer | None:
-    """Return the tokenizer of the data that a trainer works on.
+    """Return the tokenizer of a trainer's data module, or ``None``.
 
     Args:
-        trainer: ``None`` if there is none.
+        trainer: The trainer; ``None`` if there is none.
     """
     tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
     return tokenizer if isinstance(tokenizer, Tokenizer) else None

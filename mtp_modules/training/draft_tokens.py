@@ -1,4 +1,4 @@
-"""Which tokens the horizons beyond the first may draft: a step before training, never a part of it."""
+"""Choice of the draft vocabulary of the horizons beyond the first: a step before training, never a part of it."""
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.data.frequent import frequent_tokens
@@ -7,17 +7,17 @@ from mtp_modules.model import MTPModel
 
 
 def choose_draft_tokens(model: MTPModel, data: object) -> None:
-    """Trim a model's drafts to the tokens that its training data has most often, unless they are chosen already.
+    """Trim a model's drafts to the most frequent tokens of its training data, unless they are chosen already.
 
-    A step before training: ``fit`` of the command line does it by itself, and a script of your own calls it before
-    ``Trainer.fit``. A model whose weights were loaded has the tokens that it was trained with, and keeps them.
+    The command ``fit`` does this before training; a script of your own calls it before ``Trainer.fit``. A model whose
+    weights were loaded keeps the tokens that it was trained with.
 
     Args:
-        model: Changed in place, if it has few draft tokens that were not chosen.
+        model: Changed in place, if it has a draft vocabulary that was not chosen yet.
         data: The data module.
 
     Raises:
-        ValueError: If the data cannot be counted, or the model has no memory yet to keep the tokens in.
+        ValueError: If the tokens of the data cannot be counted, or the model is on the meta device.
 
     Example:
         >>> from mtp_modules import LinearHeads, RecurrentTrunk
@@ -50,13 +50,13 @@ def choose_draft_tokens(model: MTPModel, data: object) -> None:
 
 
 def check_draft_tokens_chosen(model: MTPModel) -> None:
-    """Refuse to train drafts out of tokens that were not chosen.
+    """Raise an error if the model has a draft vocabulary that was never chosen.
 
     Args:
         model: About to be trained.
 
     Raises:
-        ValueError: If it has few draft tokens, and they are those that it was made with.
+        ValueError: If it has a draft vocabulary, and its tokens are still the initial ones.
     """
     tokens = model.unembedding.draft_tokens
     if tokens is not None and not model.unembedding.drafts_chosen:

@@ -10,16 +10,16 @@ from mtp_modules.model import MTPModel
 def training_flops(model: MTPModel, *, batch_size: int, length: int, share_of_positions: float = 1.0) -> int:
     """Return the floating-point operations of one training step: forward, and twice as many backward.
 
-    What the model has to multiply, whichever way it is computed: trunk, heads and output matrix, a multiplication and
-    an addition as two. Left out is everything that is not a matrix product, looking up embeddings, and work that an
-    implementation does twice: activation checkpointing, recomputed logits, a teacher's logits. A tied matrix counts
+    The count covers the matrix products of trunk, heads and output matrix, independent of the implementation; a
+    multiplication and an addition count as two. It leaves out everything that is not a matrix product, embedding
+    look-ups, and repeated work: activation checkpointing, recomputed logits, a teacher's logits. A tied matrix counts
     once, as the output. A model with frozen parts takes fewer.
 
     Args:
         model: Trunk, heads and unembedding.
         batch_size: Number ``B`` of rows.
         length: Number ``T`` of positions that the trunk reads of each.
-        share_of_positions: Where horizons beyond the first are trained; as the loss has it.
+        share_of_positions: Share of the positions at which horizons beyond the first are trained; that of the loss.
 
     Raises:
         ValueError: If a size is below 1 or the share lies outside (0, 1].
@@ -42,12 +42,12 @@ def training_flops(model: MTPModel, *, batch_size: int, length: int, share_of_po
 
 
 def flops_per_token(model: MTPModel, *, length: int, share_of_positions: float = 1.0) -> float:
-    """Return :func:`training_flops` a position that the trunk reads, in sequences of ``length``.
+    """Return :func:`training_flops` per position that the trunk reads, in sequences of ``length``.
 
     Args:
         model: Trunk, heads and unembedding.
         length: Number ``T`` of positions of a sequence, on which the cost of attention depends.
-        share_of_positions: Where horizons beyond the first are trained.
+        share_of_positions: Share of the positions at which horizons beyond the first are trained.
 
     Raises:
         ValueError: If the length is below 1 or the share lies outside (0, 1].
@@ -56,7 +56,7 @@ def flops_per_token(model: MTPModel, *, length: int, share_of_positions: float =
 
 
 def step_flops(module: Any, *, batch_size: int, length: int) -> int:
-    """Return :func:`training_flops` of a step of a module, and those of its teacher's forward pass.
+    """Return :func:`training_flops` of a step of a module, plus those of its teacher's forward pass.
 
     Args:
         module: An :class:`~mtp_modules.training.MTPModule`.

@@ -1,4 +1,4 @@
-"""Which parts of a model stay as they are."""
+"""Freezing parts of a model."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ FREEZABLE = ("trunk", "heads", "unembedding")
 
 
 def freeze_parts(owner: object, model: MTPModel, parts: Sequence[str]) -> tuple[str, ...]:
-    """Take the gradients from parts of a model, and return their names.
+    """Disable the gradients of parts of a model, and return their names.
 
     Args:
-        owner: Who refuses.
+        owner: Named in the error message.
         model: Changed in place.
         parts: Any of ``FREEZABLE``.
 

@@ -1,4 +1,4 @@
-"""Learning rates of their own for parts of a model."""
+"""Separate learning rates for parts of a model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,10 +16,10 @@ SCALE = "lr_scale"
 
 
 def check_scales(owner: object, model: MTPModel, scales: Mapping[str, float]) -> None:
-    """Refuse factors that have nothing to act on.
+    """Reject learning-rate factors of parts that are unknown or not trained.
 
     Args:
-        owner: Who refuses.
+        owner: Named in the error message.
         model: With its frozen parts frozen.
         scales: A factor for each part.
 
@@ -45,8 +45,8 @@ def scaled_optimizer(
     """Make an optimizer of all that is trained, with each learning rate times the factor of its part.
 
     Args:
-        make: Makes it from parameter groups.
-        model: Whose parameters they are.
+        make: Builds the optimizer from parameter groups.
+        model: The model to train.
         scales: A factor for each part; 1 where there is none.
     """
     groups, parts = muon_parameter_groups(model), _parts_of(model)
@@ -59,7 +59,7 @@ def scaled_optimizer(
 
 
 def _by_scale(group: dict[str, Any], parts: Mapping[int, str], scales: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Cut a parameter group where parts of the model have other factors."""
+    """Split a parameter group by the factor of each parameter's part."""
     by_scale: dict[float, list[nn.Parameter]] = {}
     for parameter in group["params"]:
         by_scale.setdefault(scales.get(parts[id(parameter)], 1.0), []).append(parameter)

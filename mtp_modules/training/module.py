@@ -43,42 +43,42 @@ class MTPModule(LightningModule):
     """Train a multi-token model: what ``python -m mtp_modules fit`` runs.
 
     Batches are dictionaries with ``tokens (B, T + max(horizons))`` and optionally ``document_ids``, ``loss_mask`` and
-    ``inputs`` (read in the place of ``tokens``) of the same shape, and ``hidden`` ``(B, T, D)``, what a frozen trunk
-    says of the tokens, with ``features`` ``(B, F, T, D)``, what its inner layers say.
-    Logged, each as ``train/``, ``val/`` and ``test/``, are per head ``loss/head_h`` (unweighted, nats),
+    ``inputs`` (read instead of ``tokens``) of the same shape, and ``hidden`` ``(B, T, D)``, the cached hidden states of
+    a frozen trunk, with ``features`` ``(B, F, T, D)``, those of its inner layers.
+    The module logs under ``train/``, ``val/`` and ``test/``, per head, ``loss/head_h`` (unweighted, nats),
     ``perplexity/head_h``, ``accuracy/head_h`` and ``top5_accuracy/head_h``, and ``accepted_length``; in training also
-    ``loss``, gradient norms before clipping, and what :class:`~mtp_modules.training.monitoring.TokenThroughput` says.
+    ``loss``, gradient norms before clipping, and :class:`~mtp_modules.training.monitoring.TokenThroughput`'s keys.
     The page "What is logged" has every key. Checkpoints describe model and tokenizer: decoding needs nothing else.
 
-    Each horizon's loss is divided by the number of its valid targets in everything that one optimizer step sees: all
-    ranks, and all batches that the trainer accumulates. So a step is the same however it is split.
+    Each horizon's loss is divided by the number of its valid targets in the whole optimizer step: all ranks, and all
+    accumulated batches. So a step does not depend on how it is split.
 
     Args:
         trunk: Turns tokens into hidden states.
-        heads: Turn a hidden state into one state a horizon.
+        heads: Turn a hidden state into one state per horizon.
         loss: What to minimise.
-        teacher: A trained model to imitate in training; none if ``None``.
-        optimizer: Made from parameter groups, of which the one with ``use_muon`` true holds the matrices.
+        teacher: A trained model to distil from; none if ``None``.
+        optimizer: Called with parameter groups, of which the one with ``use_muon`` true holds the matrices.
         lr_schedule: Factor on every learning rate; constant if ``None``.
         tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
         own_unembeddings: Give every horizon beyond the first an output matrix of its own.
         output_bias: Add a bias to the logits.
-        num_draft_tokens: Let further horizons score so many tokens only: those that
-            :func:`~mtp_modules.training.choose_draft_tokens` finds most often in the training data before the fit.
-        freeze: Parts that stay as they are: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
+        num_draft_tokens: Size of the draft vocabulary of further horizons: the most frequent tokens of the training
+            data, which :func:`~mtp_modules.training.choose_draft_tokens` finds before the fit.
+        freeze: Parts that are not trained: any of ``"trunk"``, ``"heads"``, ``"unembedding"``. A frozen trunk runs
             without gradients and in evaluation mode, and freezes the output matrix that is tied to it. All else is put
             into training mode when the module is made, a pretrained trunk too.
         lr_scales: Factors on the learning rate of parts: any of ``trunk``, ``heads``, ``unembedding``; 1 where not
-            named. A pretrained trunk that is tuned together with new heads wants a small one.
-        activation_checkpointing: ``"full"`` or ``"selective"`` to forget the activations inside the blocks of trunk and
-            heads and compute them again; see :func:`~mtp_modules.training.checkpoint_blocks`.
+            named. Use a small factor for a pretrained trunk that is fine-tuned together with new heads.
+        activation_checkpointing: ``"full"`` or ``"selective"`` to recompute the activations inside the blocks of trunk
+            and heads in the backward pass; see :func:`~mtp_modules.training.checkpoint_blocks`.
         compile_blocks: Compile each block with ``torch.compile``.
         sharding: How weights are sharded where the strategy is ``ModelParallelStrategy``.
 
     Raises:
         ValueError: If ``freeze`` names something else, a tied output matrix without its trunk, or everything;
             ``lr_scales`` something that is not trained, or a factor that is not above 0; when a run begins, if the
-            trainer is set up in a way that would go wrong (:func:`~mtp_modules.training.check_trainer`).
+            trainer has an unsupported combination of options (:func:`~mtp_modules.training.check_trainer`).
     """
 
     def __init__(
@@ -107,14 +107,14 @@ class MTPModule(LightningModule):
             own_unembeddings=own_unembeddings,
             output_bias=output_bias,
             num_draft_tokens=num_draft_tokens,
-        ).train()  # pretrained trunks come in evaluation mode, and Lightning would leave them there
+        ).train()  # pretrained trunks start in evaluation mode, and Lightning would leave them there
         self.frozen = freeze_parts(self, self.model, freeze)
         self.lr_scales = dict(lr_scales or {})
         check_scales(self, self.model, self.lr_scales)
         self.loss, self.teacher = loss, teacher
         if teacher is not None:
             teacher.check(self.model, loss)
-        self.loss.weights(len(self.model.horizons))  # weights that do not fit the heads are refused before any work
+        self.loss.weights(len(self.model.horizons))  # rejects weights that do not fit the heads early
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.sharding, self._configured = sharding, False
@@ -133,7 +133,7 @@ class MTPModule(LightningModule):
 
     @property
     def trunk(self) -> Trunk:
-        """What turns tokens into hidden states."""
+        """The trunk of the model."""
         return self.model.trunk
 
     @property
@@ -147,7 +147,7 @@ class MTPModule(LightningModule):
         return self.model.trunk.vocab_size
 
     def setup(self, stage: str) -> None:
-        """Refuse a trainer that would go wrong, and tell the data for which horizons its batches count ahead."""
+        """Check the trainer, and set the horizons for which the data counts targets ahead."""
         check_trainer(self.trainer)
         check_compilation(self.trainer, self.activation_checkpointing, compiled=self.compile_blocks)
         if self.sharding is not None and self.device_mesh is None:
@@ -157,7 +157,7 @@ class MTPModule(LightningModule):
             data.count_ahead(self.horizons)
 
     def configure_model(self) -> None:
-        """Recompute, compile and shard blocks as asked. Lightning calls this before every run; it is done once."""
+        """Set up recomputation, compilation and sharding of blocks, once; Lightning calls this before every run."""
         if self._configured:
             return
         self._configured = True
@@ -174,16 +174,16 @@ class MTPModule(LightningModule):
         """Score a batch.
 
         Args:
-            batch: ``tokens``, and optionally the others of the class's description.
-            counts: Valid targets a horizon in all that the optimizer step sees; only this batch if ``None``.
-            weights: One weight a horizon; those of the start of a run if ``None``.
+            batch: ``tokens``, and optionally the other keys that the class docstring lists.
+            counts: Valid targets per horizon in the whole optimizer step; only this batch if ``None``.
+            weights: One weight per horizon; those of the start of a run if ``None``.
         """
-        tokens, document_ids, law, known = batch["tokens"], batch.get("document_ids"), None, None
+        tokens, document_ids, taught, known = batch["tokens"], batch.get("document_ids"), None, None
         if (hidden := batch.get("hidden")) is not None:
             features = batch.get("features")
             known = TrunkOutput(hidden, () if features is None else features.unbind(1))
         if self.teacher is not None and self.training:
-            law = self.teacher(tokens, length=num_positions(tokens, self.horizons), document_ids=document_ids)
+            taught = self.teacher(tokens, length=num_positions(tokens, self.horizons), document_ids=document_ids)
         terms: LossTerms = self.loss(
             self.model,
             tokens,
@@ -192,7 +192,7 @@ class MTPModule(LightningModule):
             inputs=batch.get("inputs"),
             counts=counts,
             weights=weights,
-            teacher=law,
+            teacher=taught,
             known=known,
         )
         return terms
@@ -207,22 +207,22 @@ class MTPModule(LightningModule):
         return self.loss.weights(len(self.horizons), progress)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch, and log now and then."""
+        """Return the loss of a batch, and log at the trainer's logging steps."""
         if self._step_counts is None:
             self._step_counts = StepCounts(self.trainer, self.horizons)
             if self.device_mesh is not None:
                 check_same_tokens(batch["tokens"], mesh=self.device_mesh["tensor_parallel"])
         counts = self._step_counts(batch, batch_idx)
         terms = self(batch, counts=counts, weights=self.horizon_weights())
-        # Ranks and accumulated batches are averaged, but their losses, divided by the counts of all, must be added.
+        # The trainer averages over ranks and accumulated batches, but losses divided by the total counts must be added.
         loss: Tensor = terms.loss * self._step_counts.parts
         if self._logs_this_step():
             self._log_training(terms, loss.detach())
         return loss
 
     def _logs_this_step(self) -> bool:
-        """Whether loggers write after this step; the first step is for the progress bar."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it out of mypy's sight
+        """Whether loggers write after this step, or it is the first one, which the progress bar shows."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it dynamically
         step = self.trainer.global_step
         return step == 0 or (every > 0 and (step + 1) % every == 0)
 
@@ -237,12 +237,12 @@ class MTPModule(LightningModule):
             self.log_dict({f"train/grad_norm/{part}": norm for part, norm in norms.items()})
 
     def configure_callbacks(self) -> list[Callback]:
-        """Measure the throughput of every run, unless its configuration brings a meter of its own."""
-        brought = any(isinstance(callback, TokenThroughput) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if brought else [TokenThroughput()]
+        """Add :class:`TokenThroughput`, unless the trainer has one already."""
+        present = any(isinstance(callback, TokenThroughput) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if present else [TokenThroughput()]
 
     def on_fit_start(self) -> None:
-        """Forget another run, refuse a schedule over one without an end, and let a frozen trunk read what is kept."""
+        """Reset the state of an earlier run, reject schedules without an end of the run, and fill cached states."""
         self._step_counts = self._run_length = None
         self._gradients_checked = False
         self.horizon_weights()
@@ -251,7 +251,7 @@ class MTPModule(LightningModule):
             self.teacher.prepare(self.device, tokenizer_of(self._trainer), self.device_mesh)
 
     def on_train_start(self) -> None:
-        """Quieten a frozen trunk, and in a resumed run restore the random numbers. Weights are loaded by now."""
+        """Set a frozen trunk to evaluation mode, and restore the random state of a resumed run after its weights."""
         check_draft_tokens_chosen(self.model)
         if "trunk" in self.frozen:
             self.model.trunk.eval()
@@ -262,39 +262,39 @@ class MTPModule(LightningModule):
             share_random_state(generator_of(self.device), mesh=self.device_mesh["tensor_parallel"])
 
     def on_after_backward(self) -> None:
-        """Refuse parameters without gradients where DDP would wait for them."""
+        """Reject parameters without gradients where DDP would wait for them."""
         if not self._gradients_checked:
             self._gradients_checked = True
             check_gradients(self.trainer, self)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Count a held-out batch."""
+        """Update the metrics with a validation batch."""
         self.val_metrics.update(self(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Log what was counted."""
+        """Log the validation metrics."""
         self._log_metrics("val", self.val_metrics)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Count a test batch."""
+        """Update the metrics with a test batch."""
         self.test_metrics.update(self(batch))
 
     def on_test_epoch_end(self) -> None:
-        """Log what was counted."""
+        """Log the test metrics."""
         self._log_metrics("test", self.test_metrics)
 
     def _log_metrics(self, stage: str, metrics: PerHeadMetrics) -> None:
         logged = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
-        self.log_dict(logged, rank_zero_only=True, sync_dist=True)  # they are synced; said twice, so that nobody warns
+        self.log_dict(logged, rank_zero_only=True, sync_dist=True)  # already synced; both flags avoid a warning
         metrics.reset()
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return the likeliest token of every horizon at every position, ``(B, T, H)``, beside the batch's own."""
+        """Return the most likely token of every horizon at every position, ``(B, T, H)``, beside the batch's own."""
         read = batch.get("inputs", batch["tokens"])
         states = self.model(read, document_ids=batch.get("document_ids"))
         unembed, shape = self.model.unembedding.logits, states[0].shape[:2]
-        likeliest = [marginal_logits(states, index, unembed).argmax(dim=-1) for index in range(len(self.horizons))]
-        return {"tokens": batch["tokens"], "predicted": torch.stack(likeliest, dim=-1).view(*shape, -1)}
+        most_likely = [marginal_logits(states, index, unembed).argmax(dim=-1) for index in range(len(self.horizons))]
+        return {"tokens": batch["tokens"], "predicted": torch.stack(most_likely, dim=-1).view(*shape, -1)}
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and, if there is a schedule, its scheduler over the steps of this run."""
@@ -307,22 +307,22 @@ class MTPModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip gradients; where some are sharded and others are not, as Lightning would not."""
+        """Clip gradients, also a mixture of sharded and whole ones, which Lightning does not support."""
         if self.device_mesh is None or self.device_mesh["tensor_parallel"].size() == 1:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val is not None:
             clip_gradients(self.parameters(), gradient_clip_val, by_value=gradient_clip_algorithm == "value")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model or layout."""
+        """Reject weights of another model or layout."""
         check_checkpoint(self, checkpoint)
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the checkpoint describe itself."""
-        told = None if (tokenizer := tokenizer_of(self._trainer)) is None else describe(tokenizer)
-        checkpoint[CHECKPOINT_KEY] = {"format": FORMAT, "model": describe(self.model), "tokenizer": told}
+        """Write the description of model and tokenizer into the checkpoint."""
+        saved = None if (tokenizer := tokenizer_of(self._trainer)) is None else describe(tokenizer)
+        checkpoint[CHECKPOINT_KEY] = {"format": FORMAT, "model": describe(self.model), "tokenizer": saved}
         if self.device_mesh is None and "optimizer_states" in checkpoint:
             pairs = zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True)
             checkpoint["optimizer_states"] = [in_model_order(state, optimizer, self) for state, optimizer in pairs]

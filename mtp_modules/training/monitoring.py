@@ -1,4 +1,4 @@
-"""What is watched beside the loss: gradient norms, whether horizons agree on the trunk, and throughput."""
+"""Monitoring beside the loss: gradient norms, gradient conflict between horizons, and throughput."""
 
 import time
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def gradient_norms(model: MTPModel, *, loss_scale: float = 1.0) -> dict[str, Flo
 
     Args:
         model: After its backward pass.
-        loss_scale: What the gradients are still multiplied by.
+        loss_scale: Factor that is still on the gradients.
     """
     counted: set[int] = set()
     norms = {}
@@ -41,7 +41,7 @@ def gradient_norms(model: MTPModel, *, loss_scale: float = 1.0) -> dict[str, Flo
 
 
 def _total_norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Return the norm of all, those of each device mesh apart: torch does not mix them in one operation."""
+    """Return the norm of all gradients, grouped by device mesh, since torch does not mix meshes in one operation."""
     by_mesh: dict[Any, list[Tensor]] = {}
     for gradient in gradients:
         by_mesh.setdefault(getattr(gradient, "device_mesh", None), []).append(gradient)
@@ -51,9 +51,9 @@ def _total_norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 def pending_loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
-    """Return what gradients are still multiplied by just before the optimizer's step: 1 but for one kind of optimizer.
+    """Return the loss scale that is still on the gradients just before the optimizer's step: 1 in most cases.
 
-    Lightning unscales gradients before ``on_before_optimizer_step``, unless the optimizer does that in its own step
+    Lightning unscales gradients before ``on_before_optimizer_step``, unless the optimizer does so in its own step
     (``fused=True``).
 
     Args:
@@ -89,7 +89,7 @@ def gradient_conflict(near: Sequence[Tensor], far: Sequence[Tensor]) -> tuple[Fl
 
 
 class GradientConflict(Callback):
-    """Log whether the horizons beyond the first pull the trunk where the next token pulls it.
+    """Log whether the trunk's gradient from the horizons beyond the first agrees with that from the next token.
 
     ``train/grad_cosine`` is the cosine between the gradient of horizon 1's loss, over all parameters of the trunk (a
     tied output matrix is one of them), and that of the other horizons' weighted loss. Above 0 the other horizons help
@@ -98,16 +98,16 @@ class GradientConflict(Callback):
 
     Both gradients are taken on the batch that the step trains on (the first one, if it accumulates), at the same
     sampled positions, and added up over the ranks before they are compared. That costs two more forward and backward
-    passes, and memory for two gradients of the trunk. Training is not changed by a bit: no ``.grad`` is touched, and
-    random numbers go on as if nothing had happened. A probe whose gradients overflow in float16 logs nothing.
+    passes, and memory for two gradients of the trunk. Training stays bit-identical: no ``.grad`` is touched, and the
+    random state is restored. A probe whose gradients overflow in float16 logs nothing.
 
     Args:
-        every_n_steps: Optimizer steps between two probes. Loggers see a probe if it falls on a step that they write, so
-            take a multiple of the trainer's ``log_every_n_steps``.
+        every_n_steps: Optimizer steps between two probes. Loggers write a probe only at their own steps, so use a
+            multiple of the trainer's ``log_every_n_steps``.
 
     Raises:
         ValueError: If ``every_n_steps`` is below 1, there is one horizon only, nothing in the trunk trains, or the
-            strategy keeps the trunk in parts.
+            strategy shards the trunk.
     """
 
     def __init__(self, *, every_n_steps: int = 100) -> None:
@@ -116,7 +116,7 @@ class GradientConflict(Callback):
         self._probed = -1
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Refuse what cannot be probed before any work is done."""
+        """Raise an error before training if the gradients cannot be probed."""
         if stage != "fit":
             return
         model: MTPModel = pl_module.model
@@ -132,11 +132,11 @@ class GradientConflict(Callback):
             refuse(self, "needs a trunk that trains, but all of its parameters are frozen; leave the callback out.")
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Forget the probe of an earlier run."""
+        """Reset the state of an earlier run."""
         self._probed = -1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Probe now and then, before the step is taken."""
+        """Probe every ``every_n_steps`` steps, before the step is taken."""
         step = trainer.global_step
         if (step + 1) % self.every_n_steps or step == self._probed:
             return
@@ -151,7 +151,7 @@ class GradientConflict(Callback):
     def _gradients(
         self, trainer: Trainer, module: Any, batch: dict[str, Tensor], weights: list[float]
     ) -> tuple[Tensor, ...]:
-        """Return what the batches of all ranks, as one, would give the trunk's parameters with these weights."""
+        """Return the gradient of the trunk's parameters, over the batches of all ranks, with these weights."""
         strategy, device = trainer.strategy, module.device
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         trained = [parameter for parameter in module.model.trunk.parameters() if parameter.requires_grad]
@@ -159,14 +159,14 @@ class GradientConflict(Callback):
         if trainer.world_size > 1:
             given = (batch["tokens"], module.horizons, batch.get("document_ids"), batch.get("loss_mask"))
             counts = strategy.reduce(count_targets(*given), reduce_op="sum")
-        on_host = device.type == "cpu"
+        on_cpu = device.type == "cpu"
         with (
-            torch.random.fork_rng([] if on_host else [device], device_type="cuda" if on_host else device.type),
+            torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type),
             trainer.precision_plugin.train_step_context(),
         ):
             loss = module(batch, counts=counts, weights=weights).loss
         if scaler is not None:
-            loss = loss * scaler.get_scale()  # as in training, lest float16 underflow
+            loss = loss * scaler.get_scale()  # as in training, so that float16 does not underflow
         gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
         if trainer.world_size == 1:
             return gradients
@@ -174,7 +174,7 @@ class GradientConflict(Callback):
 
 
 class TokenThroughput(Callback):
-    """Log how fast training goes, through Lightning's :class:`~lightning.fabric.utilities.throughput.Throughput`.
+    """Log the training throughput, through Lightning's :class:`~lightning.fabric.utilities.throughput.Throughput`.
 
     ``train/tokens_per_second`` (positions that the trunk reads) and ``train/samples_per_second`` are those of all ranks
     together; ``train/tflops_per_second`` and ``train/mfu`` those of one device, counted by
@@ -182,14 +182,14 @@ class TokenThroughput(Callback):
     the checkpoint saved after it, are left out; every other wait counts. :class:`~mtp_modules.training.MTPModule` adds
     this callback to every run; give one of your own to set the peak.
 
-    Lightning's ``ThroughputMonitor`` waits for the device at every batch, says nothing in the first 100, and takes its
-    peak from a table that cannot be corrected. The table does not know a card that calls itself "NVIDIA H200", and
-    holds the peak of sparse products for the H100 NVL; where FSDP2 does the mixed precision, it is asked for float32.
-    Give ``available_flops`` there.
+    Lightning's ``ThroughputMonitor`` synchronises the device at every batch, logs nothing in the first 100, and takes
+    its peak from a table that cannot be overridden. The table has no entry for a device named "NVIDIA H200", and has
+    the peak of sparse products for the H100 NVL; under FSDP2's mixed precision, it is looked up for float32. Give
+    ``available_flops`` there.
 
     Args:
-        available_flops: Peak of one device in floating-point operations a second, of dense products in the precision of
-            the run; what Lightning knows of the device if ``None``. Without a peak ``train/mfu`` is not logged.
+        available_flops: Peak of one device in floating-point operations per second, of dense products in the precision
+            of the run; Lightning's value for the device if ``None``. Without a peak ``train/mfu`` is not logged.
 
     Raises:
         ValueError: If ``available_flops`` is not above 0.
@@ -211,14 +211,14 @@ class TokenThroughput(Callback):
         self._batches = self._samples = self._tokens = 0
         self._flops = 0.0
         self._logged_step = trainer.global_step
-        # Two entries, so that a rate is that since the entry before; the world is in the counts, since ranks that share
-        # a batch (tensor parallel) must not count it twice.
+        # A window of two entries gives the rate since the previous entry. The counts include the world size, because
+        # ranks that share a batch (tensor parallelism) must not count it twice.
         self._throughput = Throughput(available_flops=peak, window_size=2)
         self._throughput.update(time=0.0, batches=0, samples=0, lengths=0, flops=0)
         self._paused, self._started = None, _now(device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Go on after a validation."""
+        """Resume the clock after a validation."""
         if self._paused is not None:
             self._started += time.perf_counter() - self._paused
             self._paused = None
@@ -227,7 +227,7 @@ class TokenThroughput(Callback):
         """Count a batch, and log at the steps that loggers write."""
         assert self._throughput is not None
         self._count(pl_module, batch)
-        every, step = trainer.log_every_n_steps, trainer.global_step  # type: ignore[attr-defined]  # set out of sight
+        every, step = trainer.log_every_n_steps, trainer.global_step  # type: ignore[attr-defined]  # set dynamically
         if not every or step % every or step == self._logged_step:
             return
         self._logged_step = step
@@ -236,7 +236,7 @@ class TokenThroughput(Callback):
             batches=self._batches,
             samples=self._samples,
             lengths=self._tokens,
-            flops=self._flops,  # type: ignore[arg-type]  # a part of an operation where ranks share them
+            flops=self._flops,  # type: ignore[arg-type]  # fractional where ranks share operations
         )
         self._flops = 0.0
         rates = self._throughput.compute()
@@ -263,18 +263,18 @@ class TokenThroughput(Callback):
             self._paused = _now(trainer.strategy.root_device)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Put the clock away."""
+        """Stop the clock."""
         self._throughput = self._paused = None
 
 
 def _now(device: torch.device) -> float:
-    """Return the time when the device has done what it was told."""
+    """Return the time after the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def _compute_dtype(precision: str) -> torch.dtype:
-    """Return in which precision a trainer multiplies, from its flag such as ``"bf16-mixed"``."""
+    """Return the compute precision of a trainer, from its flag such as ``"bf16-mixed"``."""
     known = {"16": torch.float16, "bf16": torch.bfloat16, "64": torch.float64}
     return known.get(precision.partition("-")[0], torch.float32)

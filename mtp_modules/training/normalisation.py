@@ -1,4 +1,4 @@
-"""How many targets one optimizer step sees, over ranks and accumulated batches."""
+"""The number of targets in one optimizer step, over ranks and accumulated batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def data_parallel(trainer: Trainer) -> tuple[int, ProcessGroup | None]:
 
 
 class StepCounts:
-    """The number of valid targets a horizon in all batches of an optimizer step, known from its first batch on.
+    """The number of valid targets per horizon in all batches of an optimizer step, known from its first batch on.
 
     Args:
         trainer: Of the run.
@@ -41,18 +41,18 @@ class StepCounts:
 
     @property
     def parts(self) -> int:
-        """How many losses the trainer and its strategy will average where we add: ranks times accumulated batches."""
+        """Number of losses that the trainer averages but that must be added: ranks times accumulated batches."""
         return self.replicas * self.trainer.accumulate_grad_batches
 
     def __call__(self, batch: dict[str, Any], batch_idx: int) -> Int[Tensor, " H"] | None:
-        """Return the counts, or ``None`` where the batch is all that the step sees.
+        """Return the counts, or ``None`` where the step consists of this batch alone.
 
         Args:
             batch: With ``counts_ahead`` if several batches are accumulated.
-            batch_idx: Place of the batch in its epoch, which decides where steps end.
+            batch_idx: Index of the batch in its epoch, which decides where steps end.
 
         Raises:
-            ValueError: If batches are accumulated and the first one does not know the others.
+            ValueError: If batches are accumulated and the first one does not carry the counts of the others.
         """
         if self.parts == 1:
             return None

@@ -94,8 +94,8 @@ def _polynomials_of_gram(gram: Float[Tensor, "N A A"], steps: int) -> Float[Tens
 class MuonWithAdamW(torch.optim.Optimizer):
     """Update matrices of hidden layers with Muon, and everything else with AdamW.
 
-    A group says with ``use_muon`` which of the two it gets; :func:`muon_parameter_groups` makes such groups. Where a
-    group does not say (a plain iterable of parameters, named or not), two-dimensional parameters get Muon, the others
+    The flag ``use_muon`` of a group selects one of the two; :func:`muon_parameter_groups` makes such groups. In a
+    group without it (a plain iterable of parameters, named or not), two-dimensional parameters get Muon, the others
     AdamW. **Embeddings and output matrices are two-dimensional too**, so pass groups where the model has them.
 
     A Muon update of an ``(A, B)`` matrix is scaled by ``0.2 sqrt(max(A, B))``, which gives its entries a root mean
@@ -111,7 +111,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         adamw_lr: Learning rate of groups with AdamW.
         momentum: Of Muon.
         nesterov: Orthogonalise the momentum as it will be, not as it is.
-        weight_decay: Decoupled, of groups with Muon. Groups with AdamW are not decayed unless they say so themselves.
+        weight_decay: Decoupled, of groups with Muon. Groups with AdamW have none unless they set it themselves.
         betas: Of AdamW.
         eps: Of AdamW.
         newton_schulz_steps: Iterations of :func:`orthogonalize`.
@@ -161,7 +161,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, or two where it does not say ``use_muon`` and holds both matrices and others.
+        """Add a group, or two where it has no ``use_muon`` and holds both matrices and others.
 
         Args:
             param_group: ``params`` and any of the constructor's options.
@@ -191,7 +191,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         """Update every parameter that has a gradient.
 
         Args:
-            closure: Computes the loss anew.
+            closure: Recomputes the loss.
         """
         loss = None
         if closure is not None:

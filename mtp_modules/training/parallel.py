@@ -1,8 +1,8 @@
 """Shard a model over processes with FSDP2. Plain functions, usable without Lightning.
 
-Every block of trunk and heads is a unit of its own: its parameters are gathered right before its forward pass and freed
-right after. What is left of the heads is a unit, and so are embedding and unembedding, together if they are tied. The
-rest belongs to the root, the module whose forward runs both the model and the loss, because the loss uses the
+Every block of trunk and heads is a separate FSDP unit: its parameters are gathered right before its forward pass and
+freed right after. The rest of the heads is a unit, and so are embedding and unembedding, together if they are tied. All
+else belongs to the root, the module whose forward runs both the model and the loss, because the loss uses the
 unembedding after the model's own forward has returned.
 """
 
@@ -34,12 +34,12 @@ class Sharding(Component):
 
     Args:
         param_dtype: ``"bfloat16"``, or another precision to gather weights and compute in; that of the model if
-            ``None``. float16 would need a gradient scaler, and is refused.
+            ``None``. float16 would need a gradient scaler, and is rejected.
         reduce_dtype: Precision in which gradients are added up over processes, where ``param_dtype`` is set.
         reshard_after_forward: Free a unit's weights after its forward pass and gather them again for its backward pass.
             False keeps them in between: faster, and more memory.
-        init_on_meta: Let the command line build the model without memory and draw its values after sharding, so that no
-            process ever holds all of it. Not for parts that load trained weights when they are built.
+        init_on_meta: Let the command line build the model on the meta device and initialise it after sharding, so that
+            no process ever holds all of it. Not for parts that load trained weights when they are built.
 
     Raises:
         ValueError: If a precision is unknown.
@@ -77,8 +77,8 @@ class Sharding(Component):
 def shard_model(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding: Sharding | None = None) -> None:
     """Shard a model in place over the processes of a mesh.
 
-    A model that was built on the meta device gets its memory and its first values here, one block at a time, so that no
-    process ever holds all of it. Values are those of the mesh's first process.
+    A model that was built on the meta device is allocated and initialised here, one block at a time, so that no process
+    ever holds all of it. Values are those of the mesh's first process.
 
     Args:
         root: Holds the model; its forward runs the model and the loss, as that of
@@ -102,7 +102,7 @@ def shard_model(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding:
         fully_shard(block, mp_policy=sharding.policy(cast_inputs=True), **inner)
     make_ready(root, device, mesh, blocks)
     fully_shard(model.heads, mp_policy=sharding.policy(cast_inputs=True), **inner)
-    # The unembedding is given weights of examples, 1/count, which bfloat16 would round.
+    # The unembedding takes example weights, 1/count, which bfloat16 would round.
     ends = sharding.policy(cast_inputs=False)
     if model.unembedding.tied:
         fully_shard([model.trunk.embedding, model.unembedding], mp_policy=ends, **inner)
@@ -114,15 +114,15 @@ def shard_model(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding:
 
 
 def materialize(module: nn.Module, device: torch.device, *, without: Iterable[nn.Module] = ()) -> None:
-    """Give a module that was built on the meta device memory and first values.
+    """Allocate and initialise a module that was built on the meta device.
 
-    Values come from ``reset_parameters``, children first: a parent may draw its children's parameters anew, never the
-    other way round. Shared parameters stay shared. A module that is not on the meta device is left as it is.
+    Values come from ``reset_parameters``, children first: a parent may initialise its children's parameters again,
+    never the other way round. Shared parameters stay shared. A module that is not on the meta device is unchanged.
 
     Args:
         module: Changed in place.
-        device: Where it will live.
-        without: Modules inside it that are taken care of elsewhere.
+        device: Target device.
+        without: Modules inside it that are materialised elsewhere.
 
     Raises:
         ValueError: If a part of it is on the meta device and another is not, or a value is left unset.
@@ -165,13 +165,13 @@ def _tensors(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Ten
 
 
 def make_ready(module: nn.Module, device: torch.device, mesh: DeviceMesh, without: Iterable[nn.Module]) -> None:
-    """Materialise and move a module, and give every process the values of the first.
+    """Materialise and move a module, and broadcast the values of the first process.
 
     Args:
         module: Changed in place.
-        device: Where it will live.
+        device: Target device.
         mesh: One dimension, the processes.
-        without: Modules inside it that are taken care of elsewhere.
+        without: Modules inside it that are materialised elsewhere.
     """
     materialize(module, device, without=without)
     skipped = {id(inner) for outer in without for inner in outer.modules()}

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that need not be told how long the run is."""
+"""Learning-rate schedules that take the length of the run from the trainer."""
 
 import math
 from abc import ABC, abstractmethod
@@ -69,12 +69,12 @@ class WarmupDecay(LearningRateSchedule):
 
 
 def scheduled(optimizer: Optimizer, schedule: LearningRateSchedule, trainer: Trainer) -> dict[str, Any]:
-    """Return an optimizer and its scheduler over the steps of a run, as Lightning takes them.
+    """Return an optimizer and its scheduler over the steps of a run, in Lightning's format.
 
     Args:
         optimizer: Just made.
         schedule: Factor on every learning rate.
-        trainer: Says how long the run is.
+        trainer: Of the run, whose length it provides.
     """
     total = run_length(trainer)
     scheduler = LambdaLR(optimizer, lambda step: schedule(step, total))

@@ -1,4 +1,4 @@
-"""What a trainer must not be asked for: combinations that fail late, or go wrong without a word."""
+"""Checks for unsupported trainer options: combinations that fail late, or go wrong silently."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ FSDP1 = (
 
 
 def check_strategy_name(strategy: Any) -> None:
-    """Refuse a strategy by what a configuration calls it, before Lightning builds it.
+    """Reject unsupported strategies by their name in a configuration, before Lightning builds them.
 
     Args:
         strategy: A registered name, or the path of a class.
@@ -28,7 +28,7 @@ def check_strategy_name(strategy: Any) -> None:
 
 
 def loads_by_itself(strategy: Any) -> bool:
-    """Tell whether a strategy reads checkpoints itself, memory-mapped or shard by shard.
+    """Return whether a strategy reads checkpoints itself, memory-mapped or shard by shard.
 
     Args:
         strategy: A registered name, or the path of a class.
@@ -37,16 +37,16 @@ def loads_by_itself(strategy: Any) -> bool:
 
 
 def fill_data_parallel_size(trainer: Trainer) -> None:
-    """Let ``data_parallel_size: auto`` mean all processes that tensor parallelism leaves, on all nodes.
+    """Set ``data_parallel_size: auto`` to the number of processes on all nodes over ``tensor_parallel_size``.
 
-    Lightning takes it for the number of nodes, which fails wherever a node has more than one process and
+    Lightning sets it to the number of nodes, which fails wherever a node has more than one process and
     ``tensor_parallel_size`` is a number.
 
     Args:
         trainer: Changed in place, before it runs.
 
     Raises:
-        ValueError: If the processes cannot be divided like that.
+        ValueError: If the number of processes is not divisible.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy):
@@ -62,13 +62,13 @@ def fill_data_parallel_size(trainer: Trainer) -> None:
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuse what would fail late or go wrong silently.
+    """Reject trainer options that would fail late or go wrong silently.
 
     Args:
-        trainer: As it was set up.
+        trainer: Before it runs.
 
     Raises:
-        ValueError: If it combines what does not go together.
+        ValueError: If its options are not supported together.
     """
     strategy = trainer.strategy
     if isinstance(strategy, FSDPStrategy):
@@ -103,10 +103,10 @@ def _check_model_parallel(trainer: Trainer, strategy: ModelParallelStrategy) -> 
 
 
 def check_compilation(trainer: Trainer, activation_checkpointing: str | None, *, compiled: bool) -> None:
-    """Refuse what torch's compiler cannot do with matrices that processes share.
+    """Reject options that torch's compiler does not support under tensor parallelism.
 
     Args:
-        trainer: Set up, so that a strategy knows its processes.
+        trainer: Set up, so that its strategy has a device mesh.
         activation_checkpointing: How blocks are recomputed.
         compiled: Whether they are compiled.
 
@@ -123,14 +123,14 @@ def check_compilation(trainer: Trainer, activation_checkpointing: str | None, *,
 
 
 def check_gradients(trainer: Trainer, module: nn.Module) -> None:
-    """Refuse parameters that DDP waits for in vain, which it says itself only a step later and at length.
+    """Reject parameters without a gradient, which DDP waits for and reports only one step later.
 
     Args:
         trainer: Of the run.
         module: What is trained, after its first backward pass.
 
     Raises:
-        ValueError: If the strategy is DDP, is not told to look for unused parameters, and there are some.
+        ValueError: If the strategy is DDP without ``find_unused_parameters``, and there are such parameters.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy) or strategy._ddp_kwargs.get("find_unused_parameters"):

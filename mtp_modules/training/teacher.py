@@ -1,4 +1,4 @@
-"""A trained model that another one imitates."""
+"""A trained model as a teacher for distillation."""
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -15,19 +15,19 @@ from mtp_modules.model import MTPModel
 
 
 class TeacherModel(Component):
-    r"""A trained model whose next-token law a student imitates beside the tokens themselves.
+    r"""A trained model whose next-token distribution a student imitates beside the tokens themselves.
 
-    Hinton et al. 2015 (arXiv 1503.02531): with the student's law :math:`p`, the teacher's :math:`q` and a temperature
-    :math:`\tau` that softens both, a token :math:`y` costs
+    Hinton et al. 2015 (arXiv 1503.02531): with the student's distribution :math:`p`, the teacher's :math:`q` and a
+    temperature :math:`\tau` that softens both, the loss of a token :math:`y` is
 
     .. math:: (1 - s) \, (-\log p_y) - s \, \tau^2 \sum_v q^\tau_v \log p^\tau_v
 
-    All horizons of the student are taught, each for the token that it predicts, as far as the teacher has read. The
-    teacher reads the true tokens, is never trained, and is no part of the student's checkpoints.
+    Every horizon of the student is distilled for the token that it predicts, up to the positions that the teacher has
+    read. The teacher reads the true tokens, is never trained, and is not saved in the student's checkpoints.
 
     Args:
         ckpt_path: Its checkpoint, the folder of its run, or what ``save_pretrained`` wrote.
-        share: How much of the loss is imitation, :math:`s`.
+        share: Share of distillation in the loss, :math:`s`.
         temperature: :math:`\tau`.
 
     Raises:
@@ -37,17 +37,17 @@ class TeacherModel(Component):
     def __init__(self, *, ckpt_path: str, share: float = 0.5, temperature: float = 1.0) -> None:
         fraction(self, "share", share)
         if not temperature > 0:
-            refuse(self, f"temperature must be above 0, got {temperature}; 1 leaves both laws as they are.")
+            refuse(self, f"temperature must be above 0, got {temperature}; 1 leaves both distributions unchanged.")
         self.share, self.temperature = share, temperature
         self.model, self.tokenizer = load_model(ckpt_path)
         self.model.requires_grad_(False)
 
     def check(self, student: MTPModel, loss: MultiTokenLoss) -> None:
-        """Refuse a student that cannot learn from it.
+        """Raise an error if the student cannot learn from this teacher.
 
         Args:
             student: Trunk, heads and unembedding.
-            loss: What it minimises.
+            loss: The student's loss.
 
         Raises:
             ValueError: If the vocabularies differ, or the loss has horizon 1 as a teacher already.
@@ -56,8 +56,8 @@ class TeacherModel(Component):
         if has != needs:
             refuse(
                 self,
-                f"the teacher's vocab_size is {has}, the model's is {needs}; a law over other tokens cannot be "
-                "imitated, so train a teacher with the model's vocabulary.",
+                f"the teacher's vocab_size is {has}, the model's is {needs}; a distribution over other tokens "
+                "cannot be imitated, so train a teacher with the model's vocabulary.",
             )
         if loss.distillation > 0.0:
             refuse(
@@ -67,15 +67,15 @@ class TeacherModel(Component):
             )
 
     def prepare(self, device: torch.device, tokenizer: Tokenizer | None, mesh: DeviceMesh | None) -> None:
-        """Move to where training is, and refuse a run that it cannot teach.
+        """Move the teacher to the student's device, and raise an error if the run cannot use it.
 
         Args:
             device: Of the student.
             tokenizer: Of the data, if it has one.
-            mesh: Of the processes, if the strategy shards the student.
+            mesh: Device mesh, if the strategy shards the student.
 
         Raises:
-            ValueError: If the teacher was trained with another tokenizer, or the student is shared out by tensor
+            ValueError: If the teacher was trained with another tokenizer, or the student is sharded by tensor
                 parallelism.
         """
         size = 1 if mesh is None else mesh["tensor_parallel"].size()
@@ -83,7 +83,7 @@ class TeacherModel(Component):
             refuse(
                 self,
                 f"tensor_parallel_size is {size}, but the teacher's output matrix is whole and cannot be compared with "
-                "a shared one; set tensor_parallel_size to 1, or leave teacher out.",
+                "a sharded one; set tensor_parallel_size to 1, or leave teacher out.",
             )
         if tokenizer is not None and self.tokenizer is not None and describe(tokenizer) != describe(self.tokenizer):
             refuse(self, "the teacher was trained with another tokenizer than the data has; train one on this data.")
@@ -93,7 +93,7 @@ class TeacherModel(Component):
     def __call__(
         self, tokens: Int[Tensor, "B L"], *, length: int, document_ids: Int[Tensor, "B L"] | None = None
     ) -> NextTokenTeacher:
-        """Read a batch.
+        """Run the teacher on a batch.
 
         Args:
             tokens: Token ids.
@@ -111,8 +111,8 @@ class TeacherModel(Component):
         Args:
             batch_size: Number ``B`` of rows.
             length: Number ``T`` of positions that the student reads of each.
-            num_horizons: Of the student, for the logits are made once for each.
-            share_of_positions: Where the student's horizons beyond the first are trained.
+            num_horizons: Of the student; the logits are computed once for each.
+            share_of_positions: Share of the positions at which the student's horizons beyond the first are trained.
         """
         model = self.model
         scored = length + (num_horizons - 1) * num_sampled(length, share_of_positions)

@@ -1,9 +1,9 @@
-"""Share the matrices of a model out over processes that work on the same batch (tensor parallelism).
+"""Shard the matrices of a model over processes that work on the same batch (tensor parallelism).
 
 Shoeybi et al. 2019 (arXiv 1909.08053). Every process holds whole groups of attention heads, a part of the feed-forward
-layers' inner width and a part of the vocabulary, computes its share of each layer's output, and the shares are added.
-What is shared out is a ``DTensor``, so checkpoints come out whole; activations are plain tensors, the same on all
-processes.
+layers' inner width and a part of the vocabulary, and computes a partial output of each layer; an all-reduce adds them.
+Sharded matrices are ``DTensor`` objects, so checkpoints hold whole matrices; activations are plain tensors, the same on
+all processes.
 """
 
 from collections import defaultdict
@@ -37,13 +37,13 @@ _LAYER_PLAN = {
 
 
 def parallelize(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding: Sharding | None = None) -> None:
-    """Share a model out and shard it in place, whichever of both a mesh asks for.
+    """Apply tensor parallelism and FSDP2 to a model in place, by the dimensions of a mesh.
 
     Args:
         root: Holds the model; see :func:`~mtp_modules.training.shard_model`.
         model: Changed in place.
         mesh: Dimensions ``data_parallel`` and ``tensor_parallel``, as Lightning's ``ModelParallelStrategy`` makes it.
-        sharding: How FSDP2 shards it over the first. If ``None`` and only the second is above 1, it does not.
+        sharding: How FSDP2 shards it over the first. If ``None`` and only the second is above 1, FSDP2 is not used.
 
     Raises:
         ValueError: See :func:`tensor_parallelize` and :func:`~mtp_modules.training.shard_model`.
@@ -56,30 +56,30 @@ def parallelize(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding:
 
 
 def tensor_parallelize(model: MTPModel, *, mesh: DeviceMesh) -> None:
-    """Share the matrices of a model out in place over the processes of a mesh, which must read the same batches.
+    """Shard the matrices of a model in place over the processes of a mesh, which must read the same batches.
 
-    Transformer layers of trunk and heads, the embedding and the output matrices are shared out; everything else (norms,
-    recurrent nets, heads without layers, tables of previous tokens) stays whole on every process. The loss must be
-    computed by :class:`~mtp_modules.losses.FusedLinearCrossEntropy`, which never gathers logits. Random numbers that
-    training draws must be the same on all processes; see :func:`share_random_state`.
+    Transformer layers of trunk and heads, the embedding and the output matrices are sharded; everything else (norms,
+    recurrent nets, heads without layers, tables of previous tokens) is replicated. The loss must be computed by
+    :class:`~mtp_modules.losses.FusedLinearCrossEntropy`, which never gathers logits. The random numbers of training
+    must be the same on all processes; see :func:`share_random_state`.
 
-    A model that was built on the meta device gets its memory and its first values here, one layer at a time. Values are
-    those of the mesh's first process.
+    A model that was built on the meta device is allocated and initialised here, one layer at a time. Values are those
+    of the mesh's first process.
 
     Args:
         model: Changed in place, before it is sharded by FSDP2, if it is.
         mesh: One dimension, the processes that hold the model together.
 
     Raises:
-        ValueError: If the mesh has more than one dimension, sizes of the model do not divide among its processes, or
-            the heads have a joint law.
+        ValueError: If the mesh has more than one dimension, sizes of the model are not divisible by its processes, or
+            the heads have a joint distribution.
     """
     if mesh.ndim != 1:
         refuse("tensor_parallelize", f"mesh must have one dimension, got {mesh.ndim}; pass the tensor-parallel one.")
     if isinstance(model.heads, JointHeads):
         refuse(
             model.heads,
-            "the mixture of a joint law is scored on whole logits, which no process of a tensor-parallel group has; "
+            "the mixture of a joint distribution needs whole logits, which no process of a tensor-parallel group has; "
             "set tensor_parallel_size to 1.",
         )
     _check_sizes(model, mesh.size())
@@ -94,7 +94,7 @@ def tensor_parallelize(model: MTPModel, *, mesh: DeviceMesh) -> None:
     if isinstance(embedding, nn.Embedding):
         embedding.weight = _by_rows(embedding.weight, mesh)
         embedding.forward = partial(_embed, embedding)  # type: ignore[method-assign]
-    _share_out_unembedding(model.unembedding, embedding, mesh)
+    _shard_unembedding(model.unembedding, embedding, mesh)
 
 
 def _layers(module: nn.Module) -> list[TransformerLayer]:
@@ -102,7 +102,7 @@ def _layers(module: nn.Module) -> list[TransformerLayer]:
 
 
 def _check_sizes(model: MTPModel, size: int) -> None:
-    """Refuse sizes that do not divide."""
+    """Reject sizes that are not divisible by the number of processes."""
     for part in (model.trunk, model.heads):
         for layer in _layers(part):
             divides(part, "tensor_parallel_size", size, "num_kv_heads", layer.attention.num_kv_heads)
@@ -130,9 +130,9 @@ def _by_rows(parameter: Tensor, mesh: DeviceMesh) -> nn.Parameter:
 
 
 def _embed(embedding: nn.Embedding, tokens: Tensor) -> Tensor:
-    """Look up the tokens that this process holds, and add what the others have found.
+    """Look up the tokens in this process's shard, and all-reduce the result.
 
-    Torch's ``RowwiseParallel`` does the same, but gives every process the gradient of the whole vocabulary.
+    Torch's ``RowwiseParallel`` does the same, but computes the gradient of the whole vocabulary on every process.
     """
     weight = embedding.weight
     assert isinstance(weight, DTensor)
@@ -145,7 +145,7 @@ def _embed(embedding: nn.Embedding, tokens: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """Add what the processes have; each of them has the same gradient of the sum."""
+    """All-reduce by addition; the gradient is the same on every process."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -160,13 +160,13 @@ class _Sum(torch.autograd.Function):
         return outer[0], None
 
 
-def _share_out_unembedding(unembedding: Unembedding, embedding: nn.Module, mesh: DeviceMesh) -> None:
-    """Give each process its rows of every output matrix and bias; a tied matrix is shared out already."""
+def _shard_unembedding(unembedding: Unembedding, embedding: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard every output matrix and bias by rows; a tied matrix is sharded already."""
     if unembedding.draft_tokens is not None:
         refuse(
             "tensor_parallelize",
             f"horizons beyond the first score {len(unembedding.draft_tokens)} tokens of their own, which are not "
-            "shared out; leave num_draft_tokens out, or train without tensor parallelism.",
+            "sharded; leave num_draft_tokens out, or train without tensor parallelism.",
         )
     if unembedding.tied:
         assert isinstance(embedding, nn.Embedding)
@@ -181,14 +181,14 @@ def _share_out_unembedding(unembedding: Unembedding, embedding: nn.Module, mesh:
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float, *, by_value: bool = False) -> None:
-    """Clip gradients of which some are whole on every process and others are sharded, over one mesh or several.
+    """Clip gradients of which some are replicated and others are sharded, over one mesh or several.
 
-    ``torch.nn.utils.clip_grad_norm_`` takes no such mixture.
+    ``torch.nn.utils.clip_grad_norm_`` does not support such a mixture.
 
     Args:
         parameters: Those without a gradient are left out.
         limit: Largest norm of all gradients together, or largest absolute value.
-        by_value: Clip every number by itself instead.
+        by_value: Clip by value instead of by norm.
 
     Raises:
         ValueError: If ``limit`` is negative.
@@ -230,21 +230,21 @@ def total_norm(gradients: Iterable[Tensor]) -> Tensor:
 
 
 def check_same_tokens(tokens: Int[Tensor, "B L"], *, mesh: DeviceMesh) -> None:
-    """Refuse a batch that is not the same on all processes that hold the model together: it would train on nonsense.
+    """Raise an error if the processes of a tensor-parallel group have different batches: gradients would be wrong.
 
     Args:
         tokens: Of this process.
-        mesh: One dimension, the processes that hold the model together.
+        mesh: One dimension, the tensor-parallel group.
 
     Raises:
         ValueError: If processes have different tokens.
     """
-    # As a hash, which overflows on purpose: shapes may differ, and then the tokens could not be compared.
+    # A hash, which overflows on purpose: tokens of different shapes could not be gathered and compared.
     places = torch.arange(1, tokens.numel() + 1, device=tokens.device)
-    told = torch.stack((places.numel() * torch.ones_like(tokens[0, 0]), ((tokens.flatten() + 7) * places**3).sum()))
-    everyone = [torch.empty_like(told) for _ in range(mesh.size())]
-    dist.all_gather(everyone, told, group=mesh.get_group())
-    if any(not other.equal(told) for other in everyone):
+    mine = torch.stack((places.numel() * torch.ones_like(tokens[0, 0]), ((tokens.flatten() + 7) * places**3).sum()))
+    gathered = [torch.empty_like(mine) for _ in range(mesh.size())]
+    dist.all_gather(gathered, mine, group=mesh.get_group())
+    if any(not other.equal(mine) for other in gathered):
         refuse(
             "train_dataloader",
             f"gives the {mesh.size()} processes of a tensor-parallel group different batches; let it divide its rows "
@@ -253,11 +253,11 @@ def check_same_tokens(tokens: Int[Tensor, "B L"], *, mesh: DeviceMesh) -> None:
 
 
 def share_random_state(generator: torch.Generator, *, mesh: DeviceMesh) -> None:
-    """Give every process the random state of the mesh's first, so that all draw the same positions.
+    """Broadcast the random state of the mesh's first process, so that all sample the same positions.
 
     Args:
         generator: Changed in place.
-        mesh: One dimension, the processes that hold the model together.
+        mesh: One dimension, the tensor-parallel group.
     """
     state = generator.get_state().to(mesh.device_type)
     dist.broadcast(state, group=mesh.get_group(), group_src=0)

@@ -203,7 +203,7 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
                 "set it to false."
             ),
             "a joint law": (
-                "JointHeads: the mixture of a joint law is scored on whole logits, which no process of a "
+                "JointHeads: the mixture of a joint distribution needs whole logits, which no process of a "
                 "tensor-parallel group has; set tensor_parallel_size to 1."
             ),
             "inner width": (
@@ -225,7 +225,7 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
             ),
             "teacher": (
                 "TeacherModel: tensor_parallel_size is 2, but the teacher's output matrix is whole and cannot be "
-                "compared with a shared one; set tensor_parallel_size to 1, or leave teacher out."
+                "compared with a sharded one; set tensor_parallel_size to 1, or leave teacher out."
             ),
             "limit": "clip_gradients: limit must be at least 0, got -1.0.",
         }

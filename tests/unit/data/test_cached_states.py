@@ -178,7 +178,9 @@ def test_what_is_refused(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=elsewhere):
         read(cache, rows, inner.trunk)
     tokens, hidden = torch.zeros(2, 19, dtype=torch.long), torch.zeros(2, 16, 16)
-    with pytest.raises(ValueError, match=r"^MTPModel: known holds 0 inner layers, but EarlyExitHeads read 2; read the"):
+    with pytest.raises(
+        ValueError, match=r"^MTPModel: known holds 0 inner layers, but EarlyExitHeads read 2; recompute"
+    ):
         inner.model(tokens, known=TrunkOutput(hidden))
     with pytest.raises(ValueError, match=r"^MTPModel: known has shape \(2, 16, 8\), these tokens need \(2, 16, 16\);"):
         module().model(tokens, known=TrunkOutput(torch.zeros(2, 16, 8)))

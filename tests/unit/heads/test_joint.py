@@ -278,14 +278,14 @@ def test_another_state_is_refused() -> None:
 @pytest.mark.parametrize("option", ["distillation", "label_smoothing", "z_loss"])
 def test_losses_that_a_joint_law_has_not_are_refused(option: str) -> None:
     model = make_model("gru", "joint", 2)
-    sentence = rf"^MultiTokenLoss: {option} is 0\.5, which the joint law of JointHeads has not; set it to 0\.$"
+    sentence = rf"^MultiTokenLoss: {option} is 0\.5, but JointHeads do not support it; set it to 0\.$"
     with pytest.raises(ValueError, match=sentence):
         MultiTokenLoss(**{option: 0.5})(model, random_tokens(1, 6))
 
 
 def test_other_inputs_and_teachers_are_refused() -> None:
     model, tokens = make_model("gru", "joint", 2), random_tokens(1, 6)
-    sentence = r"^MultiTokenLoss: {} is given, which the joint law of JointHeads cannot use; leave it out\.$"
+    sentence = r"^MultiTokenLoss: {} is given, but JointHeads do not support it; leave it out\.$"
     with pytest.raises(ValueError, match=sentence.format("inputs")):
         MultiTokenLoss()(model, tokens, inputs=tokens)
     teacher = NextTokenTeacher(torch.zeros(1, 4, WIDTH), OutputMatrix(torch.zeros(VOCAB, WIDTH)), 0.5)

@@ -87,7 +87,7 @@ def test_schedules_nest_and_describe_themselves() -> None:
         ),
         (
             lambda: LinearWeightSchedule(start=ExplicitWeights(values=[1.0]), end=stages(0)[0])(2),
-            r"ExplicitWeights: values holds 1 weights for 2 horizons; give one a horizon\.",
+            r"ExplicitWeights: values holds 1 weights for 2 horizons; give one per horizon\.",
         ),
     ],
 )

@@ -40,7 +40,7 @@ def test_three_horizons(weights: HorizonWeights, expected: list[float]) -> None:
         (lambda: ExplicitWeights(values=[]), r"ExplicitWeights: values must hold a weight above 0, got \[\]\."),
         (
             lambda: ExplicitWeights(values=[1.0, 0.5])(3),
-            r"ExplicitWeights: values holds 2 weights for 3 horizons; give one a horizon\.",
+            r"ExplicitWeights: values holds 2 weights for 3 horizons; give one per horizon\.",
         ),
         (
             lambda: MultiTokenLoss(share_of_positions=0.0),

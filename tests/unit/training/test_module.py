@@ -157,7 +157,7 @@ def test_predictions_are_the_likeliest_tokens(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_the_heads_are_refused_at_once() -> None:
     with pytest.raises(
-        ValueError, match=r"^ExplicitWeights: values holds 2 weights for 3 horizons; give one a horizon\.$"
+        ValueError, match=r"^ExplicitWeights: values holds 2 weights for 3 horizons; give one per horizon\.$"
     ):
         MTPModule(
             trunk=RecurrentTrunk(vocab_size=9, d_model=8),

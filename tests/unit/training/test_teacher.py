@@ -129,7 +129,7 @@ def test_evaluation_does_not_ask_the_teacher(taught: TeacherModel) -> None:
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     other = MTPModel(trunk=RecurrentTrunk(vocab_size=23, d_model=8), heads=LinearHeads(d_model=8, num_horizons=1))
     sentence = (
-        r"^TeacherModel: the teacher's vocab_size is 23, the model's is 24; a law over other tokens cannot be "
+        r"^TeacherModel: the teacher's vocab_size is 23, the model's is 24; a distribution over other tokens cannot be "
         r"imitated, so train a teacher with the model's vocabulary\.$"
     )
     with pytest.raises(ValueError, match=sentence):
@@ -148,9 +148,7 @@ def test_two_teachers_are_refused(taught: TeacherModel) -> None:
 
 
 def test_total_variation_without_anybody_to_imitate_is_refused() -> None:
-    sentence = (
-        r"^MultiTokenLoss: total_variation is 1\.0, but there is nobody to imitate; set distillation above 0, give"
-    )
+    sentence = r"^MultiTokenLoss: total_variation is 1\.0, but there is no teacher; set distillation above 0, give"
     with pytest.raises(ValueError, match=sentence):
         MultiTokenLoss(total_variation=1.0)(module().model, torch.zeros(1, 5, dtype=torch.long))
 
@@ -179,7 +177,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
         ({"share": 1.5}, r"^TeacherModel: share must lie in \[0, 1\], got 1\.5\.$"),
         (
             {"temperature": 0.0},
-            r"^TeacherModel: temperature must be above 0, got 0\.0; 1 leaves both laws as they are\.$",
+            r"^TeacherModel: temperature must be above 0, got 0\.0; 1 leaves both distributions unchanged\.$",
         ),
         ({"temperature": float("nan")}, r"^TeacherModel: temperature must be above 0, got nan; "),
         ({}, r"^ckpt_path: nowhere does not exist; give a checkpoint file, or the folder of a run\.$"),
