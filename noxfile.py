@@ -16,10 +16,10 @@ CONSTRAINTS = ".constraints.txt"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PYTEST = ("pytest", "-n", "2", "--dist", "worksteal")  # a module's fixtures are then made by one worker
 TOUCH_EVERY_DEPENDENCY = [
-    "tests/architecture/test_dependencies.py",
     *(f"tests/configs/test_{name}.py" for name in ("huggingface", "logging_page")),
     "tests/properties/test_targets.py",
-    *(f"tests/unit/{folder}" for folder in ("configuration", "core", "interop", "metrics", "reports", "trunks")),
+    *(f"tests/unit/{folder}" for folder in ("configuration", "interop", "metrics", "trunks")),
+    *(f"tests/unit/reports/test_{name}.py" for name in ("diagnosis", "generation_page", "study_reports")),
     "tests/unit/test_saved_models.py",
 ]
 
