@@ -173,8 +173,8 @@ TWO_TRUNKS = ("transformer_previous", "gru")
 """Enough for heads whose states hold what those of others hold."""
 
 COVER = {
-    "transformer": ("residual", "sequential"),
-    "transformer_grouped": ("parallel", "recurrent", "linear_leap", "parallel_leap"),
+    "transformer": ("linear", "parallel", "residual", "sequential"),
+    "transformer_grouped": ("recurrent", "linear_leap", "parallel_leap"),
     "transformer_previous": (
         *("sequential_shared", "causal", "conditioned", "fused"),
         *("block_diffusion", "block_diffusion_few"),

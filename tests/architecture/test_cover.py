@@ -14,6 +14,7 @@ from tests.helpers import (
     TRUNKS_WITH_LEAPS,
     covering,
 )
+from tests.mutation import MUTANTS
 
 
 def in_every_run(pairs: list[pytest.ParameterSet]) -> set[tuple[object, ...]]:
@@ -26,6 +27,13 @@ def test_every_trunk_and_every_kind_of_heads_is_tried() -> None:
     assert {trunk for trunk, _ in tried} == set(TRUNKS)
     assert {name for _, name in tried} == {*EVERY_HEADS, *LEAPS}
     assert {trunk for trunk, _ in in_every_run(TRUNKS_WITH_HEADS)} == set(TRUNKS)
+
+
+def test_every_run_has_the_tests_that_kill_mutants() -> None:
+    named = (node.partition("[")[2].rstrip("]").split("-") for mutant in MUTANTS for node in mutant.killers)
+    pairs = {(parts[-2], parts[-1]) for parts in named if len(parts) > 1 and parts[-2] in TRUNKS}
+    assert len(pairs) > 3
+    assert {(trunk, heads) for trunk, heads in pairs if heads not in COVER[trunk]} == set()
 
 
 def test_the_nightly_session_tries_the_others() -> None:
