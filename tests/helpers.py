@@ -159,10 +159,13 @@ def of_usual_sizes(
     }
 
 
-HEADS |= of_usual_sizes(
+OTHERS = of_usual_sizes(
     [getattr(mtp_modules.heads, name) for name in mtp_modules.heads.__all__],
     [*HEADS.values(), *JOINT.values(), *FEATURE_READERS.values()],
 )
+"""Exported heads that nothing above names; they need no more than width and horizons."""
+
+HEADS |= OTHERS
 
 WITH_TWO_TRUNKS = ("causal", "anticausal", "conditioned", "early_exit", "block_diffusion")
 """Heads that are tried with one trunk of each family; what differs between trunks, the others show."""
@@ -180,7 +183,7 @@ COVER = {
         *("block_diffusion", "block_diffusion_few"),
     ),
     "rnn": ("parallel",),
-    "gru": ("linear", "recurrent", "anticausal", "early_exit", "joint", "residual_leap"),
+    "gru": ("linear", "recurrent", "anticausal", "early_exit", "joint", "residual_leap", *OTHERS),
     "lstm": ("sequential",),
 }
 """Every trunk and every kind of heads at least once.
