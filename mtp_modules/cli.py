@@ -72,16 +72,16 @@ class MTPCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Fill in every size that another component already says."""
+        """Fill in every size that another component defines."""
         link_sizes(parser)
 
     def _parse_ckpt_path(self) -> None:
-        """Find and read the checkpoint, and refuse what is none before anything is built."""
+        """Find and read the checkpoint, and reject an invalid one before anything is built."""
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
         if not path or path in ("best", "last", "hpc") or str(path).startswith("registry"):
             return
-        # Training goes on from where it ended, everything else looks at the best.
+        # Training continues from the last checkpoint, everything else uses the best.
         preferred = ("last.ckpt", "best.ckpt") if self.config.subcommand == "fit" else ("best.ckpt", "last.ckpt")
         found = find_checkpoint(path, preferred=preferred)
         if found.is_dir() and not is_sharded(found):
@@ -94,14 +94,14 @@ class MTPCLI(LightningCLI):
         config.ckpt_path = str(found)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a strategy that Lightning would fail to build, and build a model on the meta device if it says so."""
+        """Reject strategies that Lightning fails to build, and build the model on the meta device if configured."""
         config = self.config[self.subcommand]
         check_strategy_name(_strategy_name(config))
         if config.get("model.sharding.init_args.init_on_meta"):
             self.parser.add_instantiator(_on_meta, class_type=nn.Module, subclasses=True)
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a configuration that says two things at once, or does not go together."""
+        """Reject a configuration with contradicting or incompatible options."""
         fill_data_parallel_size(self.trainer)
         check_trainer(self.trainer)
         if self.held is not None:
@@ -111,7 +111,7 @@ class MTPCLI(LightningCLI):
         check_sizes(self.config[self.subcommand], self.config_init[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the callbacks that every run has."""
+        """Add the callbacks of every run."""
         trainer_config = self._get(self.config_init, "trainer")
         own = [self.graceful_stop, HeadsTable()]
         if trainer_config.get("enable_progress_bar") is not False:
@@ -122,7 +122,7 @@ class MTPCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Choose the tokens that are drafted, unless they are in the checkpoint that the run goes on from."""
+        """Choose the draft vocabulary, unless the run resumes from a checkpoint, which has it."""
         if self.saved_model is None:
             choose_draft_tokens(self.model.model, self.datamodule)
 
@@ -130,7 +130,7 @@ class MTPCLI(LightningCLI):
         """End with the test table of the best checkpoint, or with the right exit status if the run was stopped."""
         if self.graceful_stop.received is not None:
             sys.exit(128 + self.graceful_stop.received)
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # lightning sets it where mypy cannot see
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # lightning sets it dynamically
             return
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
@@ -145,7 +145,7 @@ def _strategy_name(config: Namespace) -> Any:
 
 
 def _on_meta(cls: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
-    """Make a module without memory for its parameters."""
+    """Build a module on the meta device."""
     with torch.device("meta"):
         return cls(*args, **kwargs)
 
@@ -184,7 +184,7 @@ def _run(command: str, arguments: list[str]) -> None:
 
 
 def _spelled_out(function: Callable[..., None], arguments: list[str]) -> list[str]:
-    """Write out what may be left out: the name of the first argument, and ``true`` after a switch."""
+    """Add the name of the first argument, and ``true`` after a switch, where they are left out."""
     parameters = inspect.signature(function).parameters
     if arguments and not arguments[0].startswith("-"):
         arguments = [f"--{next(iter(parameters))}", *arguments]

@@ -1,4 +1,4 @@
-"""From a configuration to a module and its data: which sizes are filled in, and what is refused."""
+"""From a configuration to a module and its data: filling in sizes, and rejecting contradictions."""
 
 import importlib
 import inspect
@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
 
-# Imported so that their classes are known by short name in YAML.
+# Imported so that their classes can be used by short name in YAML.
 import mtp_modules.data
 import mtp_modules.heads
 import mtp_modules.losses
@@ -17,7 +17,7 @@ from mtp_modules.configuration.parser import LightningSentenceParser, SentencePa
 from mtp_modules.core.checks import refuse
 from mtp_modules.training import MTPModule
 
-for _name in mtp_modules.data.__all__:  # those that need Lightning are imported when they are asked for
+for _name in mtp_modules.data.__all__:  # those that need Lightning are imported lazily
     getattr(mtp_modules.data, _name)
 
 LINKS = (
@@ -26,11 +26,11 @@ LINKS = (
     ("model.vocab_size", "data.init_args.vocab_size"),
     ("model.lookahead", "data.init_args.lookahead"),
 )
-"""A size is written once: where it is known, and where it is needed too."""
+"""Pairs of source and target: a size is written at its source, and filled in at its target."""
 
 
 def link_sizes(parser: ArgumentParser) -> None:
-    """Let a parser fill in every size that another component already says.
+    """Let a parser fill in every size that another component defines.
 
     Args:
         parser: With ``model`` and ``data``.
@@ -40,11 +40,11 @@ def link_sizes(parser: ArgumentParser) -> None:
 
 
 def check_sizes(config: Namespace, instantiated: Namespace) -> None:
-    """Refuse a configuration that says two things at once, or does not go together.
+    """Reject a configuration with contradicting or incompatible sizes.
 
     Args:
-        config: As it was parsed.
-        instantiated: The same with objects in the place of classes and arguments.
+        config: The parsed configuration.
+        instantiated: The same with instances instead of classes and arguments.
 
     Raises:
         ValueError: If a size that is filled in was given with another value, or the data has token ids that the trunk
@@ -56,14 +56,14 @@ def check_sizes(config: Namespace, instantiated: Namespace) -> None:
 
 
 def assemble(model: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[MTPModule, LightningDataModule]:
-    """Make what ``fit`` would make of the sections ``model`` and ``data`` of its YAML.
+    """Build the module and the data that ``fit`` would build from the sections ``model`` and ``data`` of its YAML.
 
     Args:
         model: Arguments of :class:`~mtp_modules.training.MTPModule`; components by class path and arguments.
         data: Class path and arguments of the data module.
 
     Raises:
-        ValueError: If a class or an argument is unknown, of the wrong type or refused, or sizes do not go together.
+        ValueError: If a class or an argument is unknown, of the wrong type or rejected, or sizes are incompatible.
     """
     parser = LightningSentenceParser()
     parser.add_lightning_class_args(MTPModule, "model")
@@ -79,7 +79,7 @@ def assemble(model: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[MTPModu
 
 
 def assemble_data(data: Mapping[str, Any], *, lookahead: int, vocab_size: int) -> LightningDataModule:
-    """Make the data module that ``fit`` would make of the section ``data`` of its YAML, for a model that is there.
+    """Build the data module that ``fit`` would build from the section ``data`` of its YAML, for a given model.
 
     Args:
         data: Class path and arguments of the data module.
@@ -87,18 +87,20 @@ def assemble_data(data: Mapping[str, Any], *, lookahead: int, vocab_size: int) -
         vocab_size: How many token ids its trunk embeds.
 
     Raises:
-        ValueError: If the class or an argument is unknown, of the wrong type or refused, or sizes do not go together.
+        ValueError: If the class or an argument is unknown, of the wrong type or rejected, or sizes are incompatible.
     """
     sizes = {"vocab_size": vocab_size, "lookahead": lookahead}
     parser = SentenceParser()
     for name in sizes:
         parser.add_argument(f"--model.{name}", type=int)
-    parser.add_argument("--data", type=LightningDataModule, required=True)  # not optional: errors are about the class
+    parser.add_argument(
+        "--data", type=LightningDataModule, required=True
+    )  # not optional, so that errors name the class
     links = [(source, target) for source, target in LINKS if target.startswith("data.")]
     for source, target in links:
         parser.link_arguments(source, target, apply_on="parse")
     config = parser.parse_object({"model": sizes, "data": dict(data)})
-    given = dict(data.get("init_args") or {})  # what the links have not filled in
+    given = dict(data.get("init_args") or {})  # without the values that the links fill in
     for source, target in links:
         _agree(config, target, given.get(target.rpartition(".")[2]), source, config[source])
     made: LightningDataModule = parser.instantiate(config)["data"]
@@ -107,7 +109,7 @@ def assemble_data(data: Mapping[str, Any], *, lookahead: int, vocab_size: int) -
 
 
 def _agree(config: Namespace, target: str, given: Any, source: str, filled: Any) -> None:
-    """Refuse a size that is filled in if it was given with another value."""
+    """Reject a filled-in size that was given with another value."""
     if given not in (None, filled, _default(config, target)) and filled is not None:
         refuse(target, f"is {given} here, but {source} is {filled}; leave it out, it is filled in.")
 
@@ -122,7 +124,7 @@ def _check_embedded(data: LightningDataModule, vocab_size: int) -> None:
 
 
 def _default(config: Namespace, target: str) -> Any:
-    """Return what a class takes for an argument if it is not told: that is nobody's contradiction."""
+    """Return the default of a class's argument, which contradicts no other value."""
     owner, _, argument = target.partition(".init_args.")
     module, _, name = config[owner].class_path.rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters

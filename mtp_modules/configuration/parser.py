@@ -1,4 +1,4 @@
-"""A command-line parser whose errors are one sentence and name what would have been right."""
+"""A command-line parser whose errors are one sentence with the valid choices."""
 
 import importlib
 import inspect
@@ -50,10 +50,10 @@ _SECTIONS: dict[str, Callable[..., Any]] = {"model": MTPModule.__init__, "traine
 
 
 def sentence(message: str, known: Sequence[str]) -> str:
-    """Say in one sentence what a parser's message says in many lines.
+    """Shorten a parser's message to one sentence.
 
     Args:
-        message: Of jsonargparse.
+        message: Message of jsonargparse.
         known: Arguments of the parser itself.
     """
     keys = _KEY.findall(message)
@@ -69,8 +69,8 @@ def sentence(message: str, known: Sequence[str]) -> str:
     if found := _UNKNOWN_CLASS.search(message):
         role = key.rpartition(".")[2]
         known = f" Known: {', '.join(_known(_ROLES[role]))}." if role in _ROLES else ""
-        way_out = "Name a class of your own by its import path, package.module.Class."
-        return f"{key}: unknown class {found[1]!r}.{known} {way_out}"
+        remedy = "Name a class of your own by its import path, package.module.Class."
+        return f"{key}: unknown class {found[1]!r}.{known} {remedy}"
     if expected := _WRONG_TYPE.findall(message):
         given = _GIVEN.search(message)
         value = given[1] if given else expected[0][1]
@@ -80,7 +80,7 @@ def sentence(message: str, known: Sequence[str]) -> str:
 
 
 def _known(base: type) -> list[str]:
-    """Return the short names of the final classes that can stand for a base, ours and torch's."""
+    """Return the short names of the concrete subclasses of a base, ours and torch's."""
     found, waiting = set(), [base]
     while waiting:
         cls = waiting.pop()
@@ -108,10 +108,10 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
 
 
 class SentenceParser(ArgumentParser):
-    """jsonargparse's parser, refusing in one sentence."""
+    """jsonargparse's parser with errors of one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Refuse; parsers of nested classes leave it to the outermost."""
+        """Raise an error; parsers of nested classes leave it to the outermost one."""
         if not self.exit_on_error:
             super().error(message, ex)
         known = [action.dest for action in self._actions if action.dest not in ("help", "print_shtab")]
@@ -119,10 +119,10 @@ class SentenceParser(ArgumentParser):
 
 
 class LightningSentenceParser(LightningArgumentParser):
-    """Lightning's parser, refusing in one sentence."""
+    """Lightning's parser with errors of one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Refuse; parsers of nested classes leave it to the outermost."""
+        """Raise an error; parsers of nested classes leave it to the outermost one."""
         if not self.exit_on_error:
             super().error(message, ex)
         raise InputError(sentence(message, ("seed_everything", "trainer", "model", "data", "ckpt_path"))) from ex

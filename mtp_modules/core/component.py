@@ -1,8 +1,8 @@
-"""Components that remember how they were built, so that a checkpoint can describe itself.
+"""Components that record their constructor arguments, so that a checkpoint can describe its model.
 
-Every component's constructor takes plain values and other components only. What it was given is recorded as plain
-values, ``describe`` reads the record, and ``build`` makes the same object again. A description is data: it can be
-written as JSON and loaded without unpickling anything.
+Every component's constructor takes only plain values and other components. The arguments are recorded as plain values,
+``describe`` returns the record, and ``build`` constructs the same object again. A description is data: it can be
+written as JSON and loaded without unpickling.
 """
 
 import functools
@@ -22,8 +22,8 @@ _KEY = "_description"
 class Component:
     """Base of everything that is configured by name and arguments.
 
-    Its description is in a slot, so ``vars`` holds what the component's own constructor has set and nothing else.
-    Copies and pickles carry the description along.
+    Its description is in a slot, so ``vars`` holds only the attributes that the component's own constructor has set.
+    Copies and pickles include the description.
     """
 
     __slots__ = ("_description",)
@@ -31,19 +31,19 @@ class Component:
     _description: Description
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes, and the description beside them."""
-        return {**vars(self), **({} if (told := _told(self)) is None else {_KEY: told})}
+        """Return the attributes and the description."""
+        return {**vars(self), **({} if (recorded := _recorded(self)) is None else {_KEY: recorded})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take both back.
+        """Restore both.
 
         Args:
-            state: What ``__getstate__`` returned.
+            state: Result of ``__getstate__``.
         """
         attributes = dict(state)
-        if (told := attributes.pop(_KEY, None)) is not None:
-            _tell(self, told)
-        base = getattr(super(), "__setstate__", vars(self).update)  # a module of torch has one of its own
+        if (recorded := attributes.pop(_KEY, None)) is not None:
+            _record(self, recorded)
+        base = getattr(super(), "__setstate__", vars(self).update)  # torch modules define their own
         base(attributes)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -58,28 +58,28 @@ def _recording(init: Any) -> Any:
 
     @functools.wraps(init)
     def wrapper(self: Component, *args: Any, **kwargs: Any) -> None:
-        if _told(self) is None:
+        if _recorded(self) is None:
             try:
                 bound = parameters.bind(self, *args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{type(self).__name__}: {error}") from None
-            bound.apply_defaults()  # a checkpoint outlives a change of defaults
+            bound.apply_defaults()  # so that later changes of defaults do not affect a checkpoint
             given = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}
             class_path = f"{type(self).__module__}.{type(self).__qualname__}"
-            _tell(self, {"class_path": class_path, "init_args": given})
+            _record(self, {"class_path": class_path, "init_args": given})
         init(self, *args, **kwargs)
 
     return wrapper
 
 
-def _told(component: Component) -> Description | None:
-    """Return what was recorded, if anything was."""
+def _recorded(component: Component) -> Description | None:
+    """Return the recorded description, if there is one."""
     found: Description | None = getattr(component, _KEY, None)
     return found
 
 
-def _tell(component: Component, description: Description) -> None:
-    object.__setattr__(component, _KEY, description)  # frozen components too
+def _record(component: Component, description: Description) -> None:
+    object.__setattr__(component, _KEY, description)  # also works for frozen components
 
 
 def _plain(value: Any) -> Any:
@@ -95,16 +95,15 @@ def _plain(value: Any) -> Any:
 
 
 def redescribe(component: Component, **arguments: Any) -> None:
-    """Let a component be described by other arguments than it was given, with which it can be built elsewhere.
+    """Replace recorded arguments of a component by others, with which it can be built on another machine.
 
     Args:
-        component: Its constructor calls this, once it knows better.
-        arguments: Constructor arguments; the others stay as they were given.
+        component: Usually called by its own constructor.
+        arguments: Constructor arguments; the others do not change.
     """
-    told = describe(component)
+    recorded = describe(component)
     plain = {name: _plain(value) for name, value in arguments.items()}
-    told = {"class_path": told["class_path"], "init_args": {**told["init_args"], **plain}}
-    _tell(component, told)
+    _record(component, {"class_path": recorded["class_path"], "init_args": {**recorded["init_args"], **plain}})
 
 
 def describe(component: Component) -> Description:
@@ -116,7 +115,7 @@ def describe(component: Component) -> Description:
     Raises:
         ValueError: If the object has no constructor of its own to describe.
     """
-    description = _told(component)
+    description = _recorded(component)
     if description is None:
         class_path = f"{type(component).__module__}.{type(component).__qualname__}"
         description = {"class_path": class_path, "init_args": {}}
@@ -124,16 +123,16 @@ def describe(component: Component) -> Description:
 
 
 def build(description: Description, *, trusted: Sequence[str] = ("mtp_modules",)) -> Any:
-    """Make the component that a description speaks of.
+    """Construct a component from its description.
 
-    A description may come from a stranger, so only classes of ``trusted`` packages are imported.
+    A description may come from an untrusted source, so only classes of ``trusted`` packages are imported.
 
     Args:
-        description: What ``describe`` returned.
+        description: Result of ``describe``.
         trusted: Top-level packages whose classes may be built.
 
     Raises:
-        ValueError: If a class lies outside the trusted packages, is not there, or refuses its arguments.
+        ValueError: If a class lies outside the trusted packages, does not exist, or rejects its arguments.
     """
     class_path = str(description.get("class_path", ""))
     module_name, _, class_name = class_path.rpartition(".")

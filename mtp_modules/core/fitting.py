@@ -1,4 +1,4 @@
-"""Whether a trunk, heads and an output matrix go together."""
+"""Checks that a trunk, heads and an output matrix fit together."""
 
 import torch
 from torch import nn
@@ -9,15 +9,15 @@ from mtp_modules.core.objective import OutputMatrix
 
 
 def check_draft_tokens(count: int, trunk: Trunk, heads: Heads) -> None:
-    """Refuse to trim drafts to nothing, or drafts that are not there, or that have a joint law.
+    """Raise an error for an empty draft vocabulary, heads without drafts, and heads with a joint distribution.
 
     Args:
-        count: How many tokens drafts may be.
-        trunk: Has the vocabulary.
-        heads: That draft.
+        count: Size of the draft vocabulary.
+        trunk: Has the whole vocabulary.
+        heads: The heads.
 
     Raises:
-        ValueError: If it cannot be done.
+        ValueError: If the drafts cannot be trimmed.
     """
     if not 1 <= count <= trunk.vocab_size:
         refuse("MTPModel", f"num_draft_tokens must lie in 1..{trunk.vocab_size}, the vocabulary, got {count}.")
@@ -29,19 +29,19 @@ def check_draft_tokens(count: int, trunk: Trunk, heads: Heads) -> None:
     if heads.states_scored > len(heads.horizons) - 1:
         refuse(
             "MTPModel",
-            f"num_draft_tokens is {count}, but the joint law of {type(heads).__name__} is over the whole vocabulary; "
-            "leave it out.",
+            f"num_draft_tokens is {count}, but the joint distribution of {type(heads).__name__} is over the whole "
+            "vocabulary; leave it out.",
         )
 
 
 def check_trained_output(trunk: Trunk, trained: OutputMatrix, *, tied: bool, bias: bool) -> None:
-    """Refuse to lose a part of the output layer that a trunk was trained with.
+    """Raise an error if a part of a trunk's trained output layer would be lost.
 
     Args:
         trunk: The trunk.
-        trained: What it was trained with.
-        tied: Whether the embedding shall be the output matrix.
-        bias: Whether logits shall have a bias.
+        trained: Its trained output layer.
+        tied: Whether the embedding will be the output matrix.
+        bias: Whether logits will have a bias.
 
     Raises:
         ValueError: If a part would be lost.
@@ -58,7 +58,7 @@ def check_trained_output(trunk: Trunk, trained: OutputMatrix, *, tied: bool, bia
 
 
 def check_widths(trunk: Trunk, heads: Heads) -> None:
-    """Compare what the heads were built for with what the trunk gives.
+    """Compare the sizes that the heads were built for with those of the trunk.
 
     Args:
         trunk: The trunk.
@@ -91,7 +91,7 @@ def check_widths(trunk: Trunk, heads: Heads) -> None:
 
 
 def check_dtypes(trunk: Trunk, heads: Heads) -> None:
-    """Refuse heads that cannot read the trunk's states, because their weights have another precision.
+    """Reject heads that cannot read the trunk's states, because their weights have another precision.
 
     Args:
         trunk: The trunk.
@@ -110,7 +110,7 @@ def check_dtypes(trunk: Trunk, heads: Heads) -> None:
 
 
 def dtype_of(trunk: Trunk) -> torch.dtype | None:
-    """Return the precision of a trunk's states: that of its embedding, for layers may be quantised.
+    """Return the precision of a trunk's states: that of its embedding, because layers may be quantised.
 
     Args:
         trunk: The trunk.

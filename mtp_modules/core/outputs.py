@@ -1,4 +1,4 @@
-"""What a loss hands to metrics and logs."""
+"""The result of a loss, for metrics and logs."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What the loss returns. Only ``loss`` carries gradients.
+    """The result of the loss. Only ``loss`` carries gradients.
 
     Attributes:
         loss: Weighted sum of the horizons' mean losses.
-        nll: ``(H,)``, unweighted mean negative log-likelihood a horizon in nats; 0 where nothing counts.
-        count: ``(H,)``, number of targets that ``nll`` is the mean of: the valid ones, without those that a horizon
-            with few draft tokens cannot score.
+        nll: ``(H,)``, unweighted mean negative log-likelihood per horizon in nats; 0 where nothing counts.
+        count: ``(H,)``, number of targets that ``nll`` is the mean of: the valid ones, without those outside a
+            horizon's draft vocabulary.
         rank: ``(B, P, H)``, number of logits above the target's.
         valid: ``(B, P, H)``, which targets count.
-        agrees: ``(B, P, G)``, whether the horizon's likeliest token is the one that horizon 1 finds likeliest once it
-            has read the text up to there; what verification will ask of a draft. ``G`` is ``H``; where horizons leap,
-            it is the farthest one, and those between are spoken of by positions before.
+        agrees: ``(B, P, G)``, whether the horizon's argmax equals that of horizon 1 once it has read the text up to
+            there, which is greedy acceptance of a draft. ``G`` is ``H``; where horizons leap, it is the farthest one,
+            and earlier positions predict the tokens between.
         comparable: ``(B, P)``, positions where ``agrees`` is known for all of them.
     """
 

@@ -27,9 +27,9 @@ class Tokenizer(Component, ABC):
     def decode(self, tokens: list[int]) -> str:
         """Return the text of token ids.
 
-        Bytes that are no text become the replacement character. An id of ``vocab_size`` or above decodes to nothing, as
-        if it were left out: a model whose embedding has more rows than the tokenizer has tokens can emit it. The text
-        of more tokens begins with that of fewer, except for a character of which bytes are still missing.
+        Invalid bytes become the replacement character. An id of ``vocab_size`` or above decodes to nothing: a model
+        whose embedding has more rows than the tokenizer has tokens can emit it. The text of a prefix of the tokens is a
+        prefix of the text, except for a character of which bytes are still missing.
 
         Raises:
             ValueError: If an id is negative.
@@ -37,10 +37,10 @@ class Tokenizer(Component, ABC):
 
 
 def known_tokens(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
-    """Return the ids that a tokenizer has tokens for: those that decode to something.
+    """Return the ids for which a tokenizer has tokens.
 
     Args:
-        tokenizer: Whose :meth:`Tokenizer.decode` is given the ids.
+        tokenizer: The tokenizer.
         tokens: The ids.
 
     Raises:

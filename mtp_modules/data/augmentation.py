@@ -1,4 +1,4 @@
-"""Augmentation: training rows that are a little different in every epoch, so that few data last longer."""
+"""Augmentation: random changes to training rows in every epoch, against overfitting on little data."""
 
 from abc import ABC, abstractmethod
 
@@ -12,25 +12,25 @@ from mtp_modules.data.rows import IntArray
 
 
 class Augmentation(Component, ABC):
-    """Changes rows of training batches; evaluation never sees it.
+    """Changes rows of training batches; evaluation does not use it.
 
-    What happens to a row is a pure function of (seed, epoch, place in the epoch), so a resumed run, another batch size
-    or another number of processes change nothing about it.
+    The change of a row is a pure function of (seed, epoch, place in the epoch), so it does not depend on a resume, on
+    the batch size or on the number of processes.
 
     Attributes:
-        moves_tokens: Whether tokens leave their places, which no row with a question and an answer survives.
+        moves_tokens: Whether tokens change places, which breaks rows with a question and an answer.
     """
 
     moves_tokens: bool = False
 
     @abstractmethod
     def row(self, row: dict[str, Tensor], generator: np.random.Generator) -> dict[str, Tensor]:
-        """Return a changed row. The given one must stay as it is.
+        """Return a changed row. The given one must not be modified.
 
         Args:
-            row: ``tokens (L,)`` and whatever else the batch has, of the same shape; ``inputs`` is what the model reads,
-                where that is not ``tokens``.
-            generator: The only source of chance.
+            row: ``tokens (L,)`` and the other tensors of the batch, of the same shape; ``inputs`` holds the tokens that
+                the model reads, where those are not ``tokens``.
+            generator: The only source of randomness.
         """
 
     def __call__(self, batch: dict[str, Tensor], *, seed: int, epoch: int, places: IntArray) -> dict[str, Tensor]:
@@ -51,11 +51,11 @@ class Augmentation(Component, ABC):
 
 
 class TokenDropout(Augmentation):
-    """Let the model read random tokens in the place of some; what it must predict stays.
+    """Replace some input tokens by random ones; the targets do not change.
 
-    Each token is replaced with probability ``share`` by the token at a random place of the same row, which is a draw
-    from the row's unigram law: the unigram noise of Xie et al. 2017 (arXiv 1703.02573), on the inputs alone. Chen et
-    al. 2026 (arXiv 2606.16246) find random replacement the best of several augmentations where few data are read often.
+    Each token is replaced with probability ``share`` by the token at a random place of the same row, a sample from the
+    row's unigram distribution: the unigram noise of Xie et al. 2017 (arXiv 1703.02573), on the inputs alone. Chen et
+    al. 2026 (arXiv 2606.16246) find random replacement the best of several augmentations for many epochs on few data.
 
     Args:
         share: Probability that a token is replaced.
@@ -86,10 +86,10 @@ class TokenDropout(Augmentation):
 
 
 class SpanShuffle(Augmentation):
-    """Cut every document of a row into spans and put them together in another order, in a share of the rows.
+    """Split every document of a row into spans and shuffle them, in a share of the rows.
 
-    The first token of a span that stands behind another one than before is no target: nothing foretells it. Lewis et
-    al. 2019 (arXiv 1910.13461), section 2.2, shuffle sentences; spans need no full stops.
+    The first token of a span that follows a different span than before is masked, because it cannot be predicted. Lewis
+    et al. 2019 (arXiv 1910.13461), section 2.2, shuffle sentences; spans need no full stops.
 
     Args:
         mean_length: Mean number of tokens of a span; lengths are geometrically distributed.
@@ -117,7 +117,7 @@ class SpanShuffle(Augmentation):
         self.mean_length, self.share = mean_length, share
 
     def row(self, row: dict[str, Tensor], generator: np.random.Generator) -> dict[str, Tensor]:
-        """Move everything that the row has alike, and mask what nothing foretells."""
+        """Shuffle all tensors of the row alike, and mask the targets that cannot be predicted."""
         length = len(row["tokens"])
         learned = row.get("loss_mask", torch.ones(length, dtype=torch.bool))
         if generator.random() >= self.share:

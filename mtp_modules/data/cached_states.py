@@ -1,4 +1,4 @@
-"""The hidden states of a frozen trunk, kept on disk beside the rows that they belong to."""
+"""Cache of a frozen trunk's hidden states on disk."""
 
 import hashlib
 from pathlib import Path
@@ -15,19 +15,19 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class CachedStates(Component):
-    """Where the training windows' hidden states are kept, so that heads are trained without running the trunk again.
+    """Cache the training windows' hidden states on disk, so that heads are trained without running the trunk again.
 
-    For a frozen trunk only. When a fit begins, :class:`~mtp_modules.training.MTPModule` lets its trunk read what is
-    missing on disk, window by window, and goes on where it was stopped; later runs, of any heads, read a memory-mapped
-    file. Batches carry the states as ``hidden``, and those of the trunk's ``feature_layers``, if it names any, as
-    ``features``. The trunk reads in the trainer's precision: ``bf16-mixed`` is faster where the processor multiplies
-    bfloat16. A folder belongs to one trunk, its feature layers, one text, one cut of it, and one such precision.
+    For a frozen trunk only. When a fit begins, :class:`~mtp_modules.training.MTPModule` runs its trunk on the windows
+    that the cache lacks, and an interrupted run continues where it stopped; later runs, with any heads, memory-map the
+    file. Batches carry the states as ``hidden``, and those of the trunk's ``feature_layers``, if it has any, as
+    ``features``. The trunk runs in the trainer's precision: ``bf16-mixed`` is faster on processors with bfloat16
+    products. A folder belongs to one trunk, its feature layers, one text, one set of windows, and one such precision.
 
     Args:
-        folder: Made if it is not there.
+        folder: Created if it does not exist.
         dtype: Precision on disk: ``float16``, ``bfloat16`` or ``float32``.
-        max_windows: Train on at most so many windows, evenly spread over the text; all if ``None``.
-        rows_per_pass: Windows that the trunk reads at once.
+        max_windows: Train on at most this number of windows, evenly spread over the text; all if ``None``.
+        rows_per_pass: Windows per forward pass of the trunk.
 
     Raises:
         ValueError: If the precision is unknown or a number below 1.
@@ -45,12 +45,12 @@ class CachedStates(Component):
 
 
 class CachedRows(TokenRows):
-    """Rows with the hidden states of a frozen trunk beside them, once it has read them.
+    """Rows with the cached hidden states of a frozen trunk.
 
     Args:
-        rows: Where tokens come from.
+        rows: Source of the tokens.
         window: Positions ``T`` of a row that the trunk reads.
-        kept: Where the states are kept, and of how many rows.
+        kept: Location and size of the cache.
     """
 
     def __init__(self, rows: TokenRows, *, window: int, kept: CachedStates) -> None:
@@ -60,7 +60,7 @@ class CachedRows(TokenRows):
         self._states: Tensor | None = None
 
     def hold(self, states: Tensor) -> None:
-        """Take the states that batches carry from now on.
+        """Attach the states, which batches carry from now on.
 
         Args:
             states: ``(rows, 1 + F, T, D)``, in the order of ``fixed_ids``: the last state, then those of the feature
@@ -80,7 +80,7 @@ class CachedRows(TokenRows):
     def batch(self, ids: IntArray) -> dict[str, Tensor]:
         """Return tokens, ``hidden`` ``(B, T, D)``, and ``features`` ``(B, F, T, D)``, in the precision on disk.
 
-        Tokens alone, as long as no trunk has read the rows.
+        Tokens only, until :meth:`hold` was called.
         """
         batch = self.source.batch(ids)
         if self._states is None:
@@ -90,5 +90,5 @@ class CachedRows(TokenRows):
         return {**batch, "features": states[:, 1:]} if states.shape[1] > 1 else batch
 
     def digest(self) -> str:
-        """Return a hash of the rows and of which they are."""
+        """Return a hash of the rows and their ids."""
         return hashlib.blake2b(f"{self.source.digest()}{self._ids.tolist()}".encode(), digest_size=16).hexdigest()

@@ -19,12 +19,12 @@ from mtp_modules.data.rows import IntArray
 from mtp_modules.data.token_files import SUFFIX, read_documents
 
 SPLITS = ("train", "val", "test")
-"""The sides that a corpus is divided into."""
+"""The splits of a corpus."""
 
 STDLIB = "stdlib"
-"""The source that every machine has: the standard library of the running interpreter."""
+"""A source that exists on every machine: the standard library of the running interpreter."""
 
-# Some installations come without these folders; leaving them out gives every machine the same text.
+# Some installations lack these folders; leaving them out gives the same text on every machine.
 _NOT_IN_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
 
 
@@ -35,7 +35,7 @@ class SourceFile:
     Attributes:
         path: Where it is on this machine.
         name: Its path relative to the source it was found in, with forward slashes: the same on every machine.
-        required: Whether it was named by itself, so that leaving it out would be a surprise.
+        required: Whether it was named explicitly, so that it must not be left out silently.
         document: Which document of a file of tokens it is; ``None`` for text.
     """
 
@@ -47,12 +47,12 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class TokenStream:
-    """Documents one after another.
+    """Concatenated documents.
 
     Attributes:
         tokens: All token ids, ``uint16`` or ``uint32``.
         document_starts: Where each document starts; ascending from 0.
-        names: What each document is called.
+        names: Name of each document.
     """
 
     tokens: npt.NDArray[np.unsignedinteger[Any]]
@@ -67,12 +67,12 @@ class TokenStream:
 
 
 def find_files(sources: Sequence[str], suffixes: Sequence[str] = (".py",)) -> list[SourceFile]:
-    """Return the files that the sources speak of, each once, in an order that is the same on every machine.
+    """Return the files of the sources, each once, in an order that is the same on every machine.
 
     Args:
         sources: Files, folders, glob patterns, or the word ``stdlib``. A file of tokens (``.bin``) that is named by
             itself counts as one file for each of its documents.
-        suffixes: Which files of a folder to take. Files and patterns are taken as they are.
+        suffixes: Which files of a folder to take. Explicit files and patterns are not filtered.
 
     Raises:
         ValueError: If a source does not exist, or holds no file.
@@ -127,14 +127,14 @@ def _hidden(name: str) -> bool:
 
 
 def split_of(name: str, *, val_share: float, test_share: float) -> str:
-    """Return the side that a file is on: a pure function of its name and the shares.
+    """Return the split of a file: a pure function of its name and the shares.
 
-    Adding or removing other files never moves it.
+    Adding or removing other files never changes it.
 
     Args:
         name: Path relative to the source.
-        val_share: Share of the files that validate.
-        test_share: Share of the files that test.
+        val_share: Share of the files for validation.
+        test_share: Share of the files for testing.
     """
     digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
@@ -144,7 +144,7 @@ def split_of(name: str, *, val_share: float, test_share: float) -> str:
 
 
 def check_shares(val_share: float, test_share: float) -> None:
-    """Refuse shares that leave nothing to train on.
+    """Reject shares that leave nothing to train on.
 
     Raises:
         ValueError: If a share lies outside [0, 1], or their sum is not below 1.
@@ -159,43 +159,43 @@ def check_shares(val_share: float, test_share: float) -> None:
 
 
 def split_files(files: Sequence[SourceFile], *, val_share: float, test_share: float) -> dict[str, list[SourceFile]]:
-    """Put every file on one side.
+    """Assign every file to one split.
 
-    A side whose share is 0 is left out; any other side must get a file.
+    A split whose share is 0 is left out; any other split must get a file.
 
     Args:
         files: The corpus.
-        val_share: Share of the files that validate.
-        test_share: Share of the files that test.
+        val_share: Share of the files for validation.
+        test_share: Share of the files for testing.
 
     Raises:
-        ValueError: If the shares leave nothing to train on, or a side got no file.
+        ValueError: If the shares leave nothing to train on, or a split got no file.
     """
     check_shares(val_share, test_share)
     shares = {"train": 1.0, "val": val_share, "test": test_share}
-    sides: dict[str, list[SourceFile]] = {split: [] for split in SPLITS if shares[split] > 0}
+    splits: dict[str, list[SourceFile]] = {split: [] for split in SPLITS if shares[split] > 0}
     for file in files:
-        sides[split_of(file.name, val_share=val_share, test_share=test_share)].append(file)
-    for split, side in sides.items():
-        if not side:
-            way_out = (
+        splits[split_of(file.name, val_share=val_share, test_share=test_share)].append(file)
+    for split, members in splits.items():
+        if not members:
+            remedy = (
                 "lower the other shares" if split == "train" else f"raise {split}_share, or set it to 0 to go without"
             )
-            refuse("TextDataModule", f"the {split} split got none of the {len(files)} files; add files, {way_out}.")
-    return sides
+            refuse("TextDataModule", f"the {split} split got none of the {len(files)} files; add files, {remedy}.")
+    return splits
 
 
 def encode_files(files: Sequence[SourceFile], tokenizer: Tokenizer) -> TokenStream:
     """Read files into one stream, each followed by the tokenizer's end token.
 
-    Empty files are left out, and so are files of a folder or a pattern that are no UTF-8 text, with a warning.
+    Empty files are left out, and so are files of a folder or a pattern that are not UTF-8 text, with a warning.
 
     Args:
-        files: What to read.
+        files: Files to read.
         tokenizer: Turns the text into token ids.
 
     Raises:
-        ValueError: If a file that was named by itself is no text, or the tokenizer leaves its vocabulary.
+        ValueError: If an explicitly named file is not text, or the tokenizer returns ids outside its vocabulary.
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     end = [] if tokenizer.end_token is None else [tokenizer.end_token]
@@ -238,7 +238,7 @@ def encode_files(files: Sequence[SourceFile], tokenizer: Tokenizer) -> TokenStre
 
 
 def _documents(file: SourceFile, tokenizer: Tokenizer) -> list[npt.NDArray[np.unsignedinteger[Any]]]:
-    """Read a file of tokens, refusing those of another vocabulary."""
+    """Read a file of tokens, and reject those of another vocabulary."""
     documents, vocab_size = read_documents(file.path)
     if vocab_size != tokenizer.vocab_size:
         refuse(
@@ -263,11 +263,11 @@ def load_splits(
         sources: Files, folders, glob patterns, or the word ``stdlib``.
         tokenizer: Turns the text into token ids.
         suffixes: Which files of a folder to take.
-        val_share: Share of the files that validate.
-        test_share: Share of the files that test.
+        val_share: Share of the files for validation.
+        test_share: Share of the files for testing.
 
     Raises:
-        ValueError: If anything about the sources or the shares makes no corpus.
+        ValueError: If a source or a share is invalid.
     """
-    sides = split_files(find_files(sources, suffixes), val_share=val_share, test_share=test_share)
-    return {split: encode_files(files, tokenizer) for split, files in sides.items()}
+    splits = split_files(find_files(sources, suffixes), val_share=val_share, test_share=test_share)
+    return {split: encode_files(files, tokenizer) for split, files in splits.items()}

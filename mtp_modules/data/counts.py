@@ -1,4 +1,4 @@
-"""What accumulation must know before its first backward pass: how many targets count in the batches to come."""
+"""Target counts of the following batches, which gradient accumulation needs before its first backward pass."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,22 +11,22 @@ from mtp_modules.core.checks import at_least
 from mtp_modules.core.targets import count_targets
 
 COUNTS_AHEAD = "counts_ahead"
-"""Where a batch carries the counts of itself and of those that follow, ``(batches, H)``."""
+"""Key of a batch with the counts of itself and of those that follow, ``(batches, H)``."""
 
 
 class CountsAhead:
-    """Read some batches ahead, and tell each how many targets count in it and in those that follow it.
+    """Read some batches ahead, and add to each the number of valid targets in it and in those that follow it.
 
-    Accumulated batches rarely have equally many valid targets a head, because of documents, masks and small last
-    batches. Their losses add up to the loss of one large batch only if all of them are divided by the counts of all of
-    them, which the first one must know. The data modules of this package do this by themselves; wrap a loader of your
-    own.
+    Accumulated batches rarely have equally many valid targets per head, because of documents, masks and small last
+    batches. Their losses add up to the loss of one large batch only if all of them are divided by their total counts,
+    which the first one must carry. The data modules of this package do this automatically; wrap a loader of your own.
+
 
     Args:
         loader: Yields dictionaries with ``tokens``, and optionally ``document_ids`` and ``loss_mask``. Shard it over
             processes yourself: the trainer does not look into it.
         horizons: Offsets of the heads, ``model.horizons``.
-        batches: How many to count: as many as are accumulated.
+        batches: How many to count: the number of accumulated batches.
 
     Raises:
         ValueError: If ``batches`` is below 1.
@@ -45,7 +45,7 @@ class CountsAhead:
                 setattr(self, name, getattr(loader, name))
 
     def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]  # python says it in one sentence if there is no length
+        return len(self.loader)  # type: ignore[arg-type]  # a loader without a length raises Python's own TypeError
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         ahead: deque[tuple[dict[str, Any], Tensor]] = deque()

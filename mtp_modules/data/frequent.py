@@ -1,4 +1,4 @@
-"""Which tokens a corpus has most often."""
+"""The most frequent tokens of a corpus."""
 
 import numpy as np
 import torch

@@ -15,20 +15,20 @@ _MISSING = (
 class HuggingFaceTokenizer(Tokenizer):
     """The tokenizer that a Hugging Face model was trained with.
 
-    Texts get the special tokens that the model expects, such as one at the beginning; special tokens that are spelled
-    out in a text count as such. What :func:`~mtp_modules.core.describe` says of the tokenizer is its whole content, so
-    a saved model needs no other file.
+    ``encode`` adds the special tokens that the model expects, such as one at the beginning; special tokens that are
+    spelled out in a text are parsed as such. :func:`~mtp_modules.core.describe` returns the whole content of the
+    tokenizer, so a saved model needs no other file.
 
     Args:
         pretrained: A folder, or a name on the hub.
         gguf_file: Name of a GGUF file in that folder.
         revision: Of a model on the hub: a branch, a tag or a commit.
-        tokenizer_json: Content of a ``tokenizer.json``, in the place of all of these.
+        tokenizer_json: Content of a ``tokenizer.json``, instead of all of these.
         end_token: The id that ends a document; that of ``pretrained`` if ``None``.
 
     Raises:
-        ValueError: If a package is missing, the tokenizer is not there or is none of the fast ones, or it is given
-            twice or not at all.
+        ValueError: If a package is missing, the tokenizer does not exist or is not a fast one, or it is given twice or
+            not at all.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return list(self._fast.encode(text).ids)
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of token ids, special tokens spelled out; an id that no token has becomes nothing.
+        """Return the text of token ids, special tokens spelled out; unknown ids decode to nothing.
 
         Raises:
             ValueError: If an id is negative.

@@ -14,12 +14,12 @@ from mtp_modules.data.rows import EpochOrder, IntArray, TokenRows, evenly_spread
 
 
 class Progress(TypedDict):
-    """How far training has come, as plain values for a checkpoint.
+    """Position of training in the data, as plain values for a checkpoint.
 
     Attributes:
-        epoch: Epochs of the data that are behind.
-        position: Rows of the present epoch that are behind, over all processes.
-        order: Names the order (data and seed) that the two numbers count in.
+        epoch: Completed epochs of the data.
+        position: Rows read in the current epoch, over all processes.
+        order: Identifies the order (data and seed) to which the two numbers refer.
     """
 
     epoch: int
@@ -28,7 +28,7 @@ class Progress(TypedDict):
 
 
 class _Batch(NamedTuple):
-    """Rows to load, and where they stand in training."""
+    """Rows to load, with their epoch and their places in it."""
 
     ids: IntArray
     epoch: int
@@ -62,7 +62,7 @@ def _load(
             batch_size=None,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # leave the global one to the model, wherever iteration starts
+            generator=torch.Generator(),  # do not advance the global one, which the model uses
         )
     )
 
@@ -73,9 +73,9 @@ class EvalLoader:
     Processes must run equally many forward passes, so up to ``world_size - 1`` rows are left out.
 
     Args:
-        rows: What to evaluate on.
+        rows: Rows to evaluate on.
         batch_size: Rows of a batch.
-        limit: Keep at most so many rows over all processes, evenly spread.
+        limit: Keep at most this number of rows over all processes, evenly spread.
         rank: Which process this is.
         world_size: How many processes there are.
         num_workers: Worker processes that prepare batches.
@@ -106,19 +106,19 @@ class EvalLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        # Workers start with the first batch: whoever asks for an iterator may still be preparing the rows.
+        # Workers start with the first batch, because the caller may still prepare the rows after it has the iterator.
         yield from _load(self.rows, [_Batch(ids, 0, ids) for ids in self.batches], self.num_workers)
 
 
 class TrainLoader:
-    """Batches of one endless sequence: each iteration continues where training is, and lasts one epoch.
+    """Batches of one endless sequence: each iteration continues at the current position, and lasts one epoch.
 
-    The sequence is a pure function of the order's seed. A global step takes ``batch_size * world_size`` rows, of which
-    every process gets its own; rows that do not fill a last step are left out of the epoch, others in every epoch.
+    The sequence is a pure function of the order's seed. A global step takes ``batch_size * world_size`` rows, its own
+    part per process; rows that do not fill a last step are left out, different ones in every epoch.
 
-    Lightning starts an epoch in the middle after a resume, ends it early at ``limit_train_batches``, and throws fetched
-    batches away; none of this may replay or skip rows. So the place is never inferred from its epochs: it is the place
-    where the loader started plus the number of batches that were really processed.
+    Lightning starts an epoch in the middle after a resume, ends it early at ``limit_train_batches``, and drops fetched
+    batches; none of this may replay or skip rows. So the position is not inferred from Lightning's epochs: it is the
+    start of the loader plus the number of batches that were actually processed.
 
     Args:
         order: The order of the rows.
@@ -126,8 +126,8 @@ class TrainLoader:
         rank: Which process this is.
         world_size: How many processes there are.
         num_workers: Worker processes that prepare batches.
-        processed: Says how many batches have been trained on since any fixed time. ``None``: a batch is counted
-            when it is handed out.
+        processed: Returns how many batches have been trained on since any fixed time. ``None``: a batch counts
+            when it is yielded.
         augmentation: Changes the rows; none if ``None``.
 
     Raises:
@@ -158,8 +158,8 @@ class TrainLoader:
                 f"the training data give {order.rows.num_rows} rows, fewer than one batch of {batch_size} on each of "
                 f"{world_size} processes; lower batch_size or the window, or give more data.",
             )
-        self._handed_out = 0
-        self._processed = processed or (lambda: self._handed_out)
+        self._yielded = 0
+        self._processed = processed or (lambda: self._yielded)
         self._start = (0, 0)
         self._processed_at_start: int | None = None
 
@@ -172,21 +172,21 @@ class TrainLoader:
         batches = self._next_batches(len(self))
         rows, seed = self.order.rows, self.order.seed
         for batch in _load(rows, batches, self.num_workers, augmentation=self.augmentation, seed=seed):
-            self._handed_out += 1
+            self._yielded += 1
             yield batch
 
     def state_dict(self) -> Progress:
-        """Return how far training has come."""
+        """Return the current position."""
         epoch, position = self._place()
         return {"epoch": epoch, "position": position, "order": self._order_name()}
 
     def load_state_dict(self, state: Progress) -> None:
-        """Continue from there.
+        """Continue from a saved position.
 
-        If the data or the seed are others now, the place means nothing: the next whole epoch begins.
+        If the data or the seed have changed, the position is invalid, and the next whole epoch begins.
 
         Args:
-            state: What ``state_dict`` returned.
+            state: Result of ``state_dict``.
         """
         same = state["order"] == self._order_name()
         self._start = (state["epoch"], state["position"]) if same else (state["epoch"] + 1, 0)

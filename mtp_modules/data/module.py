@@ -1,4 +1,4 @@
-"""What every data module of this package does alike: loaders for one process, and exact resume."""
+"""The common base of data modules: loaders for one process, and exact resume."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from mtp_modules.data.rows import EpochOrder, TokenRows
 
 
 class TokenDataModule(LightningDataModule, ABC):
-    """Feeds batches ``{"tokens": (B, T + lookahead)}``, with ``document_ids`` where documents meet in a row.
+    """Provides batches ``{"tokens": (B, T + lookahead)}``, with ``document_ids`` where a row holds several documents.
 
-    It knows nothing of the model but the numbers that it is given. Every process takes its own part of each step,
-    whatever the trainer's ``use_distributed_sampler`` says. A checkpoint holds the place in the data, so that a resumed
-    run reads the very batches that an uninterrupted one would have read.
+    It depends on the model only through its constructor arguments. Every process reads its own part of each step,
+    regardless of the trainer's ``use_distributed_sampler``. A checkpoint holds the position in the data, so that a
+    resumed run reads exactly the batches of an uninterrupted one.
 
     Args:
         batch_size: Rows of a batch of one process.
@@ -28,7 +28,7 @@ class TokenDataModule(LightningDataModule, ABC):
         augmentation: Changes training rows; none if ``None``.
 
     Raises:
-        ValueError: If a size makes no sense.
+        ValueError: If a size is invalid.
     """
 
     def __init__(
@@ -61,20 +61,20 @@ class TokenDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def rows(self, split: str) -> TokenRows | None:
-        """Return the rows of a side, or ``None`` if it is empty on purpose.
+        """Return the rows of a split, or ``None`` if it is left out.
 
         Args:
             split: ``train``, ``val`` or ``test``.
         """
 
     def training_rows(self) -> TokenRows:
-        """Return the rows of the training side."""
+        """Return the rows of the training split."""
         rows = self.rows("train")
         assert rows is not None
         return rows
 
     def count_ahead(self, horizons: Sequence[int]) -> None:
-        """Let training batches know the counts of those that follow, where the trainer accumulates gradients.
+        """Add the target counts of the following batches to training batches, where the trainer accumulates gradients.
 
         :class:`~mtp_modules.training.MTPModule` calls this when a fit begins; see :class:`CountsAhead`.
 
@@ -84,7 +84,7 @@ class TokenDataModule(LightningDataModule, ABC):
         self._counted_horizons = tuple(horizons)
 
     def train_dataloader(self) -> TrainLoader | EvalLoader | CountsAhead:
-        """Return the training batches of this process, from where training is."""
+        """Return the training batches of this process, from the current position of training."""
         loader = self._training_loader()
         accumulated = getattr(self.trainer, "accumulate_grad_batches", 1)
         if self._counted_horizons is None or accumulated == 1:
@@ -113,12 +113,12 @@ class TokenDataModule(LightningDataModule, ABC):
         return loader
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
-        """Return the validation batches of this process; no loader if the side is empty."""
+        """Return the validation batches of this process; no loader if the split is empty."""
         rows = self.rows("val")
         return [] if rows is None else self._eval_loader(rows, self._max_eval_rows)
 
     def test_dataloader(self) -> EvalLoader | list[EvalLoader]:
-        """Return the test batches of this process; no loader if the side is empty."""
+        """Return the test batches of this process; no loader if the split is empty."""
         rows = self.rows("test")
         return [] if rows is None else self._eval_loader(rows, self._max_eval_rows)
 
@@ -127,16 +127,16 @@ class TokenDataModule(LightningDataModule, ABC):
         return self.test_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far training has come, for a checkpoint."""
+        """Return the position of training in the data, for a checkpoint."""
         if self._train_loader is None:
             return {} if self._resume_from is None else dict(self._resume_from)
         return dict(self._train_loader.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue training from there.
+        """Continue training from a saved position.
 
         Args:
-            state_dict: What ``state_dict`` returned.
+            state_dict: Result of ``state_dict``.
         """
         self._resume_from = Progress(
             epoch=int(state_dict["epoch"]), position=int(state_dict["position"]), order=str(state_dict["order"])
@@ -155,7 +155,7 @@ class TokenDataModule(LightningDataModule, ABC):
         )
 
     def _rank_and_world_size(self) -> tuple[int, int]:
-        # The strategy's own numbers: processes that share a model by tensor parallelism must read the same rows.
+        # From the strategy, because the processes of a tensor-parallel group must read the same rows.
         numbers = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return (0, 1) if numbers is None else (int(numbers["rank"]), int(numbers["num_replicas"]))
 

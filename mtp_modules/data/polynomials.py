@@ -38,7 +38,7 @@ def add(f: Polynomial, g: Polynomial, modulus: int) -> Polynomial:
 
 
 def multiply(f: Polynomial, g: Polynomial, modulus: int) -> Polynomial:
-    """Return ``f g`` without the powers that have no place.
+    """Return ``f g`` without the powers beyond the truncation.
 
     Args:
         f: Coefficients.
@@ -49,7 +49,7 @@ def multiply(f: Polynomial, g: Polynomial, modulus: int) -> Polynomial:
 
 
 def compose(f: Polynomial, g: Polynomial, modulus: int) -> Polynomial:
-    """Return ``f(g)`` by Horner's rule, without the powers that have no place.
+    """Return ``f(g)`` by Horner's rule, without the powers beyond the truncation.
 
     ``f`` stands for the polynomial with exactly these coefficients. (In the ring alone ``f(g)`` is not defined where
     ``g`` has a constant coefficient.)
@@ -67,21 +67,21 @@ def compose(f: Polynomial, g: Polynomial, modulus: int) -> Polynomial:
 
 
 class PolynomialTask(Task):
-    """Work out an expression in the ring of polynomials over a finite field modulo a power of X.
+    """Evaluate an expression in the ring of polynomials over a finite field modulo a power of X.
 
-    ``= * - f g`` asks for the product of ``-f`` and ``g``: operators come before what they apply to, so there are no
-    brackets. Every polynomial is written as its coefficients, the constant one first, and so is the answer. Operators
-    and coefficients are drawn uniformly; of the operations that are left below a binary operator, each share goes left
-    with the same probability. Gloeckle et al. 2024 (arXiv 2404.19737), section 4.2; the notation is our own.
+    ``= * - f g`` asks for the product of ``-f`` and ``g``: prefix notation, so there are no brackets. Every polynomial
+    is written as its coefficients, the constant one first, and so is the answer. Operators and coefficients are sampled
+    uniformly; the number of operations to the left of a binary operator is uniform over the possible ones. Gloeckle et
+    al. 2024 (arXiv 2404.19737), section 4.2; the notation is our own.
 
-    The paper trains on 1 to 5 operations, each number as often, and asks for more of them in the end.
+    The paper trains on 1 to 5 operations, with uniform probability, and tests on more of them.
 
     Args:
         min_operations: Fewest operations of an expression.
         max_operations: Most operations of an expression.
         modulus: A prime, of the coefficients.
         num_coefficients: Power of X that is 0.
-        num_pauses: Blanks between question and answer, time to think. Goyal et al. 2023 (arXiv 2310.02226).
+        num_pauses: Pause tokens between question and answer. Goyal et al. 2023 (arXiv 2310.02226).
 
     Raises:
         ValueError: If a number is too small, or ``modulus`` is no prime.
@@ -118,8 +118,8 @@ class PolynomialTask(Task):
         """Tokens of the longest expression without a negation, and of its answer."""
         return self.max_operations + (self.max_operations + 2) * self.num_coefficients + 1 + self.num_pauses
 
-    def draw(self, generator: np.random.Generator, split: str) -> Example:
-        """Draw an expression and work it out."""
+    def sample(self, generator: np.random.Generator, split: str) -> Example:
+        """Sample an expression and evaluate it."""
         operations = int(generator.integers(self.min_operations, self.max_operations + 1))
         question, value = self._expression(generator, operations)
         prompt = [*question, self.equals, *[self.blank] * self.num_pauses]
@@ -139,7 +139,7 @@ class PolynomialTask(Task):
         return [self.modulus + operator, *tokens, *right], apply(value, other, self.modulus)
 
     def evaluate(self, tokens: Sequence[int]) -> Polynomial:
-        """Return what an expression comes to; what follows it is not read.
+        """Return the value of an expression; tokens after it are ignored.
 
         Args:
             tokens: Of a whole expression, or of a row.

@@ -1,4 +1,4 @@
-"""Prompts out of a token stream, or out of held-out batches."""
+"""Prompts from a token stream, or from held-out batches."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -14,13 +14,13 @@ from mtp_modules.data.rows import IntArray
 def pick_prompts(
     stream: TokenStream, *, count: int, length: int, seed: int, line_end: int | None = None, special: Sequence[int] = ()
 ) -> list[list[int]]:
-    """Draw prompts that start at the beginning of a line, each in another document as long as there are enough.
+    """Sample prompts that start at the beginning of a line, each from a different document while there are enough.
 
-    When every document has given one, they give a second, and so on; no place is drawn twice. Documents without a
-    suitable line give prompts that start anywhere.
+    After one prompt from every document comes a second one, and so on; no place is sampled twice. Prompts from
+    documents without a suitable line start anywhere.
 
     Args:
-        stream: Where to draw from.
+        stream: Where to sample from.
         count: How many prompts.
         length: Tokens of each.
         seed: Another seed gives other prompts.
@@ -28,7 +28,7 @@ def pick_prompts(
         special: Tokens that no prompt may contain, such as the end token.
 
     Raises:
-        ValueError: If a number is below 1, or there are not so many prompts.
+        ValueError: If a number is below 1, or there are fewer prompts.
     """
     at_least("prompts", "count", count, 1)
     at_least("prompts", "length", length, 1)
@@ -51,10 +51,10 @@ def pick_prompts(
 
 
 def row_beginnings(batches: Iterable[Mapping[str, Tensor]], *, length: int) -> Iterator[list[int]]:
-    """Yield the first tokens of every row that has so many of one document there.
+    """Yield the first ``length`` tokens of every row in which they belong to one document.
 
     Args:
-        batches: With ``tokens (B, T)``, and optionally ``document_ids (B, T)``; read as far as rows are asked for.
+        batches: With ``tokens (B, T)``, and optionally ``document_ids (B, T)``; read lazily.
         length: Tokens of each.
     """
     for batch in batches:

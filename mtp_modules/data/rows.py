@@ -1,4 +1,4 @@
-"""What a data set must say of itself so that the loaders can order it, and the order."""
+"""The interface of data sets that the loaders order, and the order."""
 
 from abc import ABC, abstractmethod
 from typing import TypeAlias
@@ -11,7 +11,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 class TokenRows(ABC):
-    """A source of training rows, each known by an id from which its tokens follow.
+    """A source of training rows, each with an id that determines its tokens.
 
     Attributes:
         num_rows: Rows of an epoch, the same for every epoch.
@@ -21,10 +21,10 @@ class TokenRows(ABC):
 
     @abstractmethod
     def epoch_ids(self, generator: np.random.Generator) -> IntArray:
-        """Draw the ids of one epoch, ``(num_rows,)``, in training order.
+        """Return the shuffled ids of one epoch, ``(num_rows,)``, in training order.
 
         Args:
-            generator: The only source of chance.
+            generator: The only source of randomness.
         """
 
     @abstractmethod
@@ -48,7 +48,7 @@ class EpochOrder:
     """The order of training: row ids as a pure function of (seed, epoch, position in the epoch).
 
     Args:
-        rows: What is ordered.
+        rows: Rows to order.
         seed: Another seed is another order.
     """
 

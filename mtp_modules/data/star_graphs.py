@@ -1,4 +1,4 @@
-"""Finding the way in a star graph, which next-token training fails at: Bachmann & Nagarajan 2024 (arXiv 2403.06963)."""
+"""Path finding in a star graph, where next-token training fails: Bachmann & Nagarajan 2024 (arXiv 2403.06963)."""
 
 from itertools import pairwise
 
@@ -14,16 +14,16 @@ class StarGraphTask(Task):
 
     The graph G(d, l) has ``d`` arms that leave a start node, each with ``l`` nodes, the start included. A row lists the
     edges in random order, then start and goal, then the path: ``u v | u v | ... / start goal = start ... goal``. Names
-    of nodes are drawn anew for every row. Bachmann & Nagarajan 2024 (arXiv 2403.06963), section 4.
+    of nodes are sampled for every row. Bachmann & Nagarajan 2024 (arXiv 2403.06963), section 4.
 
-    Only the node after the start is hard: it needs the whole way, while each later node follows from the one before
-    and an edge. A model that learns with the right tokens before it learns those and guesses the hard one, so it is
-    right once in ``d``. Backwards, from the goal, every step follows from one edge of the prompt.
+    Only the node after the start is hard: it needs the whole path, while each later node follows from the one before
+    and an edge. With teacher forcing, a model learns the easy nodes and guesses the hard one, so it is right once in
+    ``d``. In reverse, from the goal, every step follows from one edge of the prompt.
 
     Args:
         num_arms: Paths ``d`` that leave the start.
         path_length: Nodes ``l`` of a path, start and goal included.
-        num_nodes: Names to draw nodes from.
+        num_nodes: Names to sample nodes from.
         reverse: Ask for the path from the goal to the start.
 
     Raises:
@@ -31,7 +31,7 @@ class StarGraphTask(Task):
 
     Example:
         >>> task = StarGraphTask(num_arms=2, path_length=3, num_nodes=9)
-        >>> example = task.draw(np.random.default_rng(0), "train")
+        >>> example = task.sample(np.random.default_rng(0), "train")
         >>> task.tokenizer.decode(example.tokens)
         '4 5 | 4 6 | 5 2 | 6 3 / 4 3 = 4 6 3'
     """
@@ -55,8 +55,8 @@ class StarGraphTask(Task):
         """Tokens of a row; all are equally long."""
         return 3 * self.num_arms * (self.path_length - 1) + 3 + self.path_length
 
-    def draw(self, generator: np.random.Generator, split: str) -> Example:
-        """Draw a graph and a goal."""
+    def sample(self, generator: np.random.Generator, split: str) -> Example:
+        """Sample a graph and a goal."""
         steps = self.path_length - 1
         start, *others = generator.permutation(self.num_nodes)[: 1 + self.num_arms * steps].tolist()
         arms = [[start, *others[arm * steps : (arm + 1) * steps]] for arm in range(self.num_arms)]

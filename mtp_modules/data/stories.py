@@ -8,30 +8,30 @@ from mtp_modules.data.tasks import Example, Task
 from mtp_modules.data.tokenizers import WordTokenizer
 
 SHORTEST = 100
-"""Tokens that leave room for about a quarter of all stories; 128 do for nearly all."""
+"""Tokens that suffice for about a quarter of all stories; 128 suffice for nearly all."""
 
 
 class StoryTask(Task):
-    """Tell a story, and remember the names in it.
+    """Generate a story in which names must be remembered.
 
-    Everybody has a first and a last name, two tokens, which belong together for one story only. Answers are the last
-    names, wherever somebody comes up who has come up before: first name again, last name again, which is induction in
-    the sense of Olsson et al. 2022 (arXiv 2209.11895). Gloeckle et al. 2024 (arXiv 2404.19737), section 4.1, measure it
-    on stories of another corpus; ours come from :mod:`~mtp_modules.data.story_grammar`.
+    Each person has a first and a last name, two tokens, which are paired for one story only. Answers are the last names
+    at every mention of a person after the first: the model must copy the last name that followed the first name before,
+    which is induction in the sense of Olsson et al. 2022 (arXiv 2209.11895). Gloeckle et al. 2024 (arXiv 2404.19737),
+    section 4.1, measure it on another corpus; ours comes from :mod:`~mtp_modules.data.story_grammar`.
 
-    The paper's models learn from stories with ordinary names, and meet random pairs only in the test. Lower
-    ``random_names`` towards that: in the other training stories, every first name has one last name for good.
+    The paper's models train on stories with ordinary names, and see random pairs only in the test. A lower
+    ``random_names`` is closer to that: in the other training stories, every first name has a fixed last name.
 
     Args:
         random_names: Share of training stories whose names are paired at random; in held-out stories all are.
-        max_length: Longest story in tokens; longer ones are not told.
+        max_length: Longest story in tokens; longer ones are rejected.
 
     Raises:
         ValueError: If ``random_names`` lies outside [0, 1], or ``max_length`` leaves too few stories.
 
     Example:
         >>> task = StoryTask()
-        >>> example = task.draw(np.random.default_rng(0), "train")
+        >>> example = task.sample(np.random.default_rng(0), "train")
         >>> task.tokenizer.decode(example.tokens[:21])
         'last winter Ella Hill met Tara Nest at the farm. Ella Hill had a little silver truck. it rained'
         >>> [task.tokenizer.decode([token]) for token, asked in zip(*example) if asked][:4]
@@ -53,8 +53,8 @@ class StoryTask(Task):
         """``max_length``."""
         return self.max_length
 
-    def draw(self, generator: np.random.Generator, split: str) -> Example:
-        """Tell a story."""
+    def sample(self, generator: np.random.Generator, split: str) -> Example:
+        """Sample a story of at most ``max_length`` tokens."""
         while True:
             example = self._story(generator, split)
             if len(example.tokens) <= self.max_length:

@@ -1,7 +1,7 @@
-"""The grammar that children's stories are made from: what happens, what follows from it, and how it is told.
+"""The grammar of the children's stories: events, their consequences, and sentence templates.
 
-In what is told, ``{hero}``, ``{friend}`` and ``{other}`` are people, and whatever else stands in braces is filled in by
-the story so far: a lost ball stays the same ball, and what helps follows from what went wrong.
+In the templates, ``{hero}``, ``{friend}`` and ``{other}`` are people, and other fields in braces are filled in by the
+story so far: a lost ball stays the same ball, and the remedy follows from the trouble.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 PEOPLE = ("hero", "friend", "other")
-"""Who may come up in a story."""
+"""The people of a story."""
 
 # fmt: off
 FIRST_NAMES = (
@@ -197,18 +197,18 @@ _WORDS = re.compile(r"\w+|[^\w\s]")
 def vocabulary() -> list[str]:
     """Return every word that a story can hold, names first, each once."""
     sentences = (OPENINGS, TOYS, PLAYS, SKIES, MEETINGS, ACCIDENTS, FEELINGS, RESCUES, STRANGERS, ENDS_WELL, FAREWELLS)
-    told = [text for group in (*sentences, FOODS, COLORS, SIZES, TIMES) for text in group]
+    texts = [text for group in (*sentences, FOODS, COLORS, SIZES, TIMES) for text in group]
     for things in (*TROUBLES, *WEATHERS, *ANIMALS):
-        told += [text for thing in things for text in ([thing] if isinstance(thing, str) else thing)]
-    words = {word for text in told for word in _WORDS.findall(_FIELD.sub(" ", text))}
+        texts += [text for thing in things for text in ([thing] if isinstance(thing, str) else thing)]
+    words = {word for text in texts for word in _WORDS.findall(_FIELD.sub(" ", text))}
     return [*FIRST_NAMES, *LAST_NAMES, *sorted(words)]
 
 
 def tell(generator: np.random.Generator) -> list[str]:
-    """Draw a story: its words, with ``hero``, ``friend`` and ``other`` in braces for the people.
+    """Sample a story: its words, with ``hero``, ``friend`` and ``other`` in braces for the people.
 
     Args:
-        generator: The only source of chance.
+        generator: The only source of randomness.
     """
 
     def pick(choices: tuple[str, ...]) -> str:
@@ -218,22 +218,22 @@ def tell(generator: np.random.Generator) -> list[str]:
     weather = WEATHERS[int(generator.integers(len(WEATHERS)))]
     animal = ANIMALS[int(generator.integers(len(ANIMALS)))]
     stranger = generator.random() < 0.4
-    said = {person: f"{{{person}}}" for person in PEOPLE}
-    said |= {"time": pick(TIMES), "place": pick(trouble.places), "toy": pick(trouble.toys), "food": pick(FOODS)}
-    said |= {"color": pick(COLORS), "size": pick(SIZES), "color2": pick(COLORS), "size2": pick(SIZES)}
-    said |= {"sky": weather.sky, "clothes": weather.clothes, "tool": trouble.tool}
-    said |= {"animal": animal.name, "voice": animal.voice, "meal": animal.food, "home": animal.home}
-    said |= {"happens": trouble.happens.format(toy=said["toy"]), "helps": trouble.helps.format(toy=said["toy"])}
-    said["helper"] = said["other" if stranger else "friend"]
+    fields = {person: f"{{{person}}}" for person in PEOPLE}
+    fields |= {"time": pick(TIMES), "place": pick(trouble.places), "toy": pick(trouble.toys), "food": pick(FOODS)}
+    fields |= {"color": pick(COLORS), "size": pick(SIZES), "color2": pick(COLORS), "size2": pick(SIZES)}
+    fields |= {"sky": weather.sky, "clothes": weather.clothes, "tool": trouble.tool}
+    fields |= {"animal": animal.name, "voice": animal.voice, "meal": animal.food, "home": animal.home}
+    fields |= {"happens": trouble.happens.format(toy=fields["toy"]), "helps": trouble.helps.format(toy=fields["toy"])}
+    fields["helper"] = fields["other" if stranger else "friend"]
 
-    beginning = [pick(OPENINGS).format(**said)]
+    beginning = [pick(OPENINGS).format(**fields)]
     asides = [
-        pick(SKIES).format(**said, effect=weather.effect),
-        pick(MEETINGS).format(**said),
-        pick(PLAYS).format(**said),
+        pick(SKIES).format(**fields, effect=weather.effect),
+        pick(MEETINGS).format(**fields),
+        pick(PLAYS).format(**fields),
     ]
     kept = [asides[index] for index in generator.permutation(len(asides))[: int(generator.integers(1, 4))]]
-    toy, accident = pick(TOYS).format(**said), pick(ACCIDENTS).format(**said)
-    rescue = [pick(FEELINGS).format(**said), pick(STRANGERS if stranger else RESCUES).format(**said)]
-    end = [pick(ENDS_WELL).format(**said, effect=trouble.effect), pick(FAREWELLS).format(**said)]
+    toy, accident = pick(TOYS).format(**fields), pick(ACCIDENTS).format(**fields)
+    rescue = [pick(FEELINGS).format(**fields), pick(STRANGERS if stranger else RESCUES).format(**fields)]
+    end = [pick(ENDS_WELL).format(**fields, effect=trouble.effect), pick(FAREWELLS).format(**fields)]
     return re.findall(r"\{\w+\}|\w+|[^\w\s]", " ".join([*beginning, toy, *kept, accident, *rescue, *end]))

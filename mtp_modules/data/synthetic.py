@@ -1,4 +1,4 @@
-"""Arithmetic progressions: a task that is learned in seconds and whose best possible result is known exactly."""
+"""Arithmetic progressions: a task that is learned in seconds, with an exactly known best possible result."""
 
 import hashlib
 import math
@@ -38,7 +38,7 @@ def num_starts(*, vocab_size: int, row_length: int, step: int) -> int:
 
 
 class ProgressionCeiling(NamedTuple):
-    """The best that any predictor can reach, one number a horizon, averaged over all positions of a row.
+    """The best possible result of any predictor, one number per horizon, averaged over all positions of a row.
 
     Attributes:
         accuracy: Highest expected share of targets that are predicted right.
@@ -52,15 +52,15 @@ class ProgressionCeiling(NamedTuple):
 def progression_ceiling(
     *, vocab_size: int, length: int, steps: Sequence[int], horizons: Sequence[int], lookahead: int
 ) -> ProgressionCeiling:
-    r"""Return the ceiling of the task that :class:`ProgressionDataModule` draws from.
+    r"""Return the ceiling of the task of :class:`ProgressionDataModule`.
 
-    From the second position on the step is known, and so is every target. At the first position a predictor knows the
-    start :math:`s` only, and the step with probability
+    From the second position on the step is known, and so is every target. At the first position a predictor knows only
+    the start :math:`s`, and the step has probability
 
     .. math:: p(d \mid s) \propto \#\{\text{times } d \text{ is listed}\} \cdot [s < n_d] / n_d,
 
-    where :math:`n_d` starts fit step :math:`d`: a start that fits no other step gives the step away. Different steps
-    lead to different targets, at every horizon, so the ceiling is the same for all of them.
+    where :math:`n_d` starts fit step :math:`d`: a start that fits no other step determines the step. Different steps
+    lead to different targets, at every horizon, so the ceiling is the same for all horizons.
 
     Args:
         vocab_size: Number ``V`` of token ids.
@@ -85,30 +85,30 @@ def progression_ceiling(
 
 
 def _ceiling(starts: Sequence[IntArray], *, steps: Sequence[int], length: int, num_horizons: int) -> ProgressionCeiling:
-    """Return the ceiling where each listed step draws from starts of its own."""
+    """Return the ceiling where each listed step has its own starts."""
     joint: dict[tuple[int, int], float] = {}
     for step, own in zip(steps, starts, strict=True):
         for start in own.tolist():
             joint[start, step] = joint.get((start, step), 0.0) + 1 / len(steps) / len(own)
-    laws: dict[int, list[float]] = {}
-    for (start, _), law in joint.items():
-        laws.setdefault(start, []).append(law)
-    accuracy = sum(max(those) for those in laws.values())
-    nll = sum(-law * math.log(law / sum(those)) for those in laws.values() for law in those)
+    by_start: dict[int, list[float]] = {}
+    for (start, _), prob in joint.items():
+        by_start.setdefault(start, []).append(prob)
+    accuracy = sum(max(probs) for probs in by_start.values())
+    nll = sum(-prob * math.log(prob / sum(probs)) for probs in by_start.values() for prob in probs)
     return ProgressionCeiling(
         accuracy=[(length - 1 + accuracy) / length] * num_horizons, nll=[nll / length] * num_horizons
     )
 
 
 class ProgressionRows(TokenRows):
-    """Rows ``start, start + step, start + 2 step, ...``, drawn once.
+    """Rows ``start, start + step, start + 2 step, ...``, sampled once.
 
     Args:
         num_rows: How many.
         row_length: Tokens of each.
         steps: Equally likely steps.
         starts: Equally likely starts of each step.
-        seed: Another seed draws other rows.
+        seed: Another seed samples other rows.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class ProgressionRows(TokenRows):
     ) -> None:
         generator = np.random.default_rng(list(seed))
         chosen = generator.integers(len(steps), size=num_rows)
-        drawn = generator.integers(np.array([len(own) for own in starts])[chosen])
-        first = np.array([starts[step][place] for step, place in zip(chosen, drawn, strict=True)], dtype=np.int64)
+        places = generator.integers(np.array([len(own) for own in starts])[chosen])
+        first = np.array([starts[step][place] for step, place in zip(chosen, places, strict=True)], dtype=np.int64)
         self.num_rows = num_rows
         self.tokens: IntArray = first[:, None] + np.array(steps, dtype=np.int64)[chosen, None] * np.arange(row_length)
 
@@ -132,7 +132,7 @@ class ProgressionRows(TokenRows):
         return generator.permutation(self.num_rows)
 
     def fixed_ids(self) -> IntArray:
-        """Return all rows in the order they were drawn in."""
+        """Return all rows in the order they were sampled in."""
         return np.arange(self.num_rows)
 
     def batch(self, ids: IntArray) -> dict[str, Tensor]:
@@ -149,11 +149,11 @@ class ProgressionRows(TokenRows):
 
 
 class ProgressionDataModule(TokenDataModule):
-    """Arithmetic progressions: the step is drawn from ``steps``, then the start from those that fit the vocabulary.
+    """Arithmetic progressions: the step is sampled from ``steps``, then the start from those that fit the vocabulary.
 
-    There are few different progressions, and all sides are drawn from all of them: this tests that training works, not
-    that it generalises. ``held_out_share`` keeps some for validation and testing. :func:`progression_ceiling` says what
-    the best possible model reaches.
+    There are few different progressions, and all splits are sampled from all of them: this tests that training works,
+    not that it generalises. ``held_out_share`` reserves some for validation and testing. :func:`progression_ceiling`
+    returns the result of the best possible model.
 
     Args:
         batch_size: Rows of a batch of one process.
@@ -165,11 +165,11 @@ class ProgressionDataModule(TokenDataModule):
         num_val: Rows to validate on.
         num_test: Rows to test on.
         augmentation: Changes training rows; none if ``None``.
-        held_out_share: Share of the starts of every step that training never sees, and that validation and testing
-            draw from alone; 0 draws all sides from all starts.
-        max_lookahead: Leave room for so many tokens ahead, so that runs with fewer horizons draw from the very same
-            progressions; as many as ``lookahead`` if ``None``.
-        seed: Another seed draws other rows in another order, and holds out others.
+        held_out_share: Share of the starts of every step that only validation and testing use; with 0, all splits use
+            all starts.
+        max_lookahead: Reserve this number of tokens ahead, so that runs with fewer horizons use the same progressions;
+            ``lookahead`` if ``None``.
+        seed: Another seed samples other rows in another order, and holds out other starts.
         num_workers: Worker processes that prepare batches.
 
     Shape:
@@ -211,7 +211,7 @@ class ProgressionDataModule(TokenDataModule):
         at_least(self, "max_lookahead", room, lookahead)
         limits = [num_starts(vocab_size=vocab_size, row_length=length + room, step=step) for step in self.steps]
         self._starts = [
-            _sides(limit, step, held_out_share, seed) for limit, step in zip(limits, self.steps, strict=True)
+            _split_starts(limit, step, held_out_share, seed) for limit, step in zip(limits, self.steps, strict=True)
         ]
         self._vocab_size = vocab_size
         self.length = length
@@ -227,17 +227,17 @@ class ProgressionDataModule(TokenDataModule):
         return self._vocab_size
 
     def ceiling(self, horizons: Sequence[int]) -> ProgressionCeiling:
-        """Return the best that any predictor can reach on the rows of validation and testing.
+        """Return the best possible result of any predictor on the rows of validation and testing.
 
         Args:
             horizons: Offsets of the heads.
         """
         _check_horizons(horizons, self.lookahead)
-        held_out = [sides[1] for sides in self._starts]
+        held_out = [starts[1] for starts in self._starts]
         return _ceiling(held_out, steps=self.steps, length=self.length, num_horizons=len(horizons))
 
     def rows(self, split: str) -> ProgressionRows:
-        """Return the rows of a side.
+        """Return the rows of a split.
 
         Args:
             split: ``train``, ``val`` or ``test``.
@@ -249,7 +249,7 @@ class ProgressionDataModule(TokenDataModule):
                 num_rows={"train": self.num_train, "val": self.num_val, "test": self.num_test}[split],
                 row_length=self.length + self.lookahead,
                 steps=self.steps,
-                starts=[sides[split != "train"] for sides in self._starts],
+                starts=[starts[split != "train"] for starts in self._starts],
                 seed=(self.seed, SPLITS.index(split)),
             )
         return self._rows[split]
@@ -260,8 +260,8 @@ def _check_steps(steps: Sequence[int]) -> None:
         refuse("ProgressionDataModule", f"steps must be a list of numbers of at least 1, got {list(steps)}.")
 
 
-def _sides(num: int, step: int, held_out_share: float, seed: int) -> tuple[IntArray, IntArray]:
-    """Return which starts training draws from, and which validation and testing do."""
+def _split_starts(num: int, step: int, held_out_share: float, seed: int) -> tuple[IntArray, IntArray]:
+    """Return the starts for training, and those for validation and testing."""
     if held_out_share == 0.0:
         return np.arange(num), np.arange(num)
     held_out = max(1, round(num * held_out_share))

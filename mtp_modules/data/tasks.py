@@ -1,4 +1,4 @@
-"""Tasks with answers: rows that are drawn by a rule, and that say which of their tokens follow from the others."""
+"""Synthetic tasks with answers: rows that are sampled by a rule, with a mask of the tokens that are answers."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from mtp_modules.data.module import TokenDataModule
 from mtp_modules.data.rows import IntArray, TokenRows
 
 HELD_OUT = 1 / 8
-"""Share of all prompts that validate, and of those that test."""
+"""Share of all prompts for validation, and for testing."""
 
 
 class Example(NamedTuple):
@@ -26,7 +26,7 @@ class Example(NamedTuple):
 
     Attributes:
         tokens: Token ids.
-        answer: Which of them follow from those before them, and are asked for.
+        answer: Which of them are the answer; they follow from the tokens before them.
     """
 
     tokens: list[int]
@@ -34,12 +34,12 @@ class Example(NamedTuple):
 
 
 class Task(Component, ABC):
-    """Draws examples. The prompt of an example is what is no answer in it.
+    """Samples examples. The prompt of an example consists of the tokens that are not answers.
 
     Attributes:
         tokenizer: Turns examples into text and back.
-        blank: A token that stands for nothing: padding, pauses, and answers that the model must not read.
-        answers_only: Whether answers alone are learned. False where the rest of a row is worth learning, as in text.
+        blank: A placeholder token: padding, pauses, and answers that the model must not read.
+        answers_only: Whether only answers are targets. False where the rest of a row is learned too, as in text.
     """
 
     tokenizer: Tokenizer
@@ -47,11 +47,11 @@ class Task(Component, ABC):
     answers_only: bool = True
 
     @abstractmethod
-    def draw(self, generator: np.random.Generator, split: str) -> Example:
-        """Draw an example.
+    def sample(self, generator: np.random.Generator, split: str) -> Example:
+        """Sample an example.
 
         Args:
-            generator: The only source of chance.
+            generator: The only source of randomness.
             split: ``train``, ``val`` or ``test``.
         """
 
@@ -61,8 +61,8 @@ class Task(Component, ABC):
         """Most tokens of an example."""
 
 
-def side_of(example: Example) -> str:
-    """Return the side that an example belongs to: a pure function of its prompt, so that no two sides share one.
+def split_of_example(example: Example) -> str:
+    """Return the split of an example: a pure function of its prompt, so that no two splits share one.
 
     Args:
         example: Of any task.
@@ -74,17 +74,17 @@ def side_of(example: Example) -> str:
 
 
 class TaskRows(TokenRows):
-    """Rows of a task, drawn when they are asked for: row ``i`` is a pure function of the seed and ``i``.
+    """Rows of a task, sampled lazily: row ``i`` is a pure function of the seed and ``i``.
 
-    Held-out rows are kept, because they are read again and again, and most draws fall on the training side.
+    Held-out rows are cached, because they are read repeatedly, and most samples belong to the training split.
 
     Args:
-        task: Draws examples.
+        task: Samples examples.
         split: ``train``, ``val`` or ``test``.
         num_rows: How many.
         lookahead: The largest horizon; every answer lies within reach of horizon 1.
-        seed: Another seed draws other rows.
-        teacherless: Let the model read blanks in the place of answers.
+        seed: Another seed samples other rows.
+        teacherless: Let the model read blanks instead of answers.
     """
 
     def __init__(
@@ -104,14 +104,14 @@ class TaskRows(TokenRows):
             return self._kept[index]
         generator = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
         for _ in range(10_000):
-            example = self.task.draw(generator, self.split)
-            if side_of(example) == self.split:
+            example = self.task.sample(generator, self.split)
+            if split_of_example(example) == self.split:
                 if self.split != "train":
                     self._kept[index] = example
                 return example
         refuse(
             self.task,
-            f"10000 draws gave no prompt of the {self.split} side; there are too few different prompts, "
+            f"10000 samples gave no prompt of the {self.split} split; there are too few different prompts, "
             "so make the task larger.",
         )
 
@@ -120,7 +120,7 @@ class TaskRows(TokenRows):
         return generator.permutation(self.num_rows)
 
     def fixed_ids(self) -> IntArray:
-        """Return all rows in the order they are numbered in."""
+        """Return all rows in order."""
         return np.arange(self.num_rows)
 
     def batch(self, ids: IntArray) -> dict[str, Tensor]:
@@ -140,47 +140,47 @@ class TaskRows(TokenRows):
             length = len(example.tokens)
             tokens[row, :length], answer[row, :length], filled[row, :length] = *example, True
         learned = answer.copy() if self.task.answers_only else filled
-        asked = answer[:, 1 : self.row_length - self.lookahead + 1]  # as the targets of horizon 1 stand
+        asked = answer[:, 1 : self.row_length - self.lookahead + 1]  # aligned with the targets of horizon 1
         batch = {"tokens": tokens, "answer_mask": asked, "loss_mask": learned}
         if self.teacherless:
             batch["inputs"] = np.where(answer, self.task.blank, tokens)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def digest(self) -> str:
-        """Return a hash of the task and of everything else that the rows follow from."""
+        """Return a hash of everything that determines the rows."""
         rule = [describe(self.task), self.split, self.num_rows, self.row_length, self.seed, self.teacherless]
         return hashlib.blake2b(json.dumps(rule).encode(), digest_size=16).hexdigest()
 
 
 class TaskDataModule(TokenDataModule):
-    """Rows of a task, split by their prompts: no prompt of one side is ever drawn for another.
+    """Rows of a task, split by their prompts: no prompt of one split is ever sampled for another.
 
-    Rows are made when they are read, from nothing but the seed and their number, so ``num_train`` may be as large as
-    the run is long. They are padded to equal length, and padding never counts.
+    Rows are generated when they are read, from the seed and their number alone, so ``num_train`` may cover the whole
+    run without repetition. They are padded to equal length, and padding never counts.
 
-    Batches carry ``answer_mask``, true at every position whose next token is part of an answer. Greedy decoding writes
-    the right answer if and only if horizon 1's likeliest token is right at all of them, given the right tokens before.
+    Batches carry ``answer_mask``, true at every position whose next token is part of an answer. Greedy decoding returns
+    the right answer if and only if horizon 1's argmax is right at all of them, given the right tokens before.
 
     Args:
-        task: Draws the rows.
+        task: Samples the rows.
         batch_size: Rows of a batch of one process.
         lookahead: The largest horizon.
         num_train: Rows to train on.
         num_val: Rows to validate on.
         num_test: Rows to test on.
-        teacherless: Let the model read blanks in the place of answers, in training and evaluation, so that horizon 1
-            has to find the whole answer at once. Bachmann & Nagarajan 2024 (arXiv 2403.06963), section 5.
+        teacherless: Let the model read blanks instead of answers, in training and evaluation, so that horizon 1 must
+            predict the whole answer at once. Bachmann & Nagarajan 2024 (arXiv 2403.06963), section 5.
         augmentation: Changes training rows; none if ``None``.
-        seed: Another seed draws other rows in another order.
-        num_workers: Worker processes that draw rows; one or more pay off where a step takes only milliseconds.
+        seed: Another seed samples other rows in another order.
+        num_workers: Worker processes that sample rows; one or more pay off where a step takes only milliseconds.
 
     Shape:
         ``tokens``, ``loss_mask`` and, if teacherless, ``inputs``: ``(B, longest + lookahead - 1)``;
         ``answer_mask (B, longest - 1)``, as long as what the trunk reads.
 
     Raises:
-        ValueError: If a size is below 1, ``teacherless`` is asked of rows that are learned whole, or the augmentation
-            would tear answers from their prompts.
+        ValueError: If a size is below 1, ``teacherless`` is set for a task that is learned whole, or the augmentation
+            would separate answers from their prompts.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class TaskDataModule(TokenDataModule):
         return self.tokenizer.vocab_size
 
     def rows(self, split: str) -> TaskRows:
-        """Return the rows of a side.
+        """Return the rows of a split.
 
         Args:
             split: ``train``, ``val`` or ``test``.

@@ -15,9 +15,10 @@ from mtp_modules.data.windows import WindowDataset, check_window
 class TextDataModule(TokenDataModule):
     """Train on the text of files, split by file into train, validation and test.
 
-    A file's side depends on nothing but its path inside its source, so it is the same on every machine and stays when
-    files come or go. Each side is one stream: every file, followed by the tokenizer's end token. Training reads windows
-    that tile the stream from another random phase in every epoch, shuffled; evaluation tiles it from the beginning.
+    A file's split depends only on its path inside its source, so it is the same on every machine and does not change
+    when other files are added or removed. Each split is one stream: every file, followed by the tokenizer's end token.
+    Training reads shuffled windows, which tile the stream from a new random offset in every epoch; evaluation tiles it
+    from the beginning.
 
     Args:
         sources: Files, folders, glob patterns, or the word ``stdlib``: the standard library of the running Python.
@@ -26,23 +27,21 @@ class TextDataModule(TokenDataModule):
         batch_size: Rows of a batch of one process.
         tokenizer: Turns text into token ids; bytes if ``None``.
         suffixes: Which files of a folder to take; ``[".py"]`` if ``None``.
-        val_share: Share of the files that validate; 0 goes without.
-        test_share: Share of the files that test; 0 goes without.
+        val_share: Share of the files for validation; 0 leaves the split out.
+        test_share: Share of the files for testing; 0 leaves the split out.
         seed: Another seed is another training order; the split does not depend on it.
         num_workers: Worker processes that prepare batches; cutting windows is cheap, 0 is usually right.
         max_eval_windows: Validate and test on at most so many windows, evenly spread.
-        random_offsets: Cut the text elsewhere in every epoch; if false, every epoch reads the same windows.
+        random_offsets: Tile from a new offset in every epoch; if false, every epoch reads the same windows.
         augmentation: Changes training rows; none if ``None``.
-        cached_states: Keep a frozen trunk's hidden states of the training windows on disk, for
-            :class:`~mtp_modules.training.MTPModule`; not with ``random_offsets`` or an augmentation, which would change
-            the text.
+        cached_states: Cache a frozen trunk's hidden states of the training windows on disk, for
+            :class:`~mtp_modules.training.MTPModule`; not with ``random_offsets`` or an augmentation, which change rows.
 
     Shape:
-        ``tokens (B, window + lookahead)``; ``document_ids`` alike, only in batches where a row crosses into another
-        document.
+        ``tokens (B, window + lookahead)``; ``document_ids`` alike, only in batches where a row holds several documents.
 
     Raises:
-        ValueError: If a size or a share makes no sense; in ``setup``, if the sources do not give three usable sides.
+        ValueError: If a size or a share is invalid; in ``setup``, if the sources do not give three usable splits.
     """
 
     def __init__(
@@ -75,8 +74,8 @@ class TextDataModule(TokenDataModule):
         if max_eval_windows is not None:
             at_least(self, "max_eval_windows", max_eval_windows, 1)
         if cached_states is not None and (random_offsets or augmentation is not None):
-            way_out = "set random_offsets to false" if random_offsets else "leave augmentation out"
-            refuse(self, f"cached_states hold what the trunk says of one cut of the text; {way_out}.")
+            remedy = "set random_offsets to false" if random_offsets else "leave augmentation out"
+            refuse(self, f"cached_states belong to one fixed set of windows; {remedy}.")
         self.sources = sources
         self.cached_states = cached_states
         self.window = window
@@ -99,7 +98,7 @@ class TextDataModule(TokenDataModule):
         """Read and encode the files, once.
 
         Args:
-            stage: Whatever the trainer is about to do; all sides are read together.
+            stage: Ignored; all splits are read together.
         """
         if self._datasets is not None:
             return
@@ -118,7 +117,7 @@ class TextDataModule(TokenDataModule):
         }
 
     def training_rows(self) -> TokenRows:
-        """Return the training windows; where hidden states are kept, those windows, which can be given them."""
+        """Return the training windows, wrapped in :class:`CachedRows` if hidden states are cached."""
         if self.cached_states is None:
             return super().training_rows()
         if self._cached_rows is None:
@@ -126,7 +125,7 @@ class TextDataModule(TokenDataModule):
         return self._cached_rows
 
     def rows(self, split: str) -> WindowDataset | None:
-        """Return the windows of a side, or ``None`` if its share is 0.
+        """Return the windows of a split, or ``None`` if its share is 0.
 
         Args:
             split: ``train``, ``val`` or ``test``.
@@ -138,7 +137,7 @@ class TextDataModule(TokenDataModule):
         return self._datasets.get(split)
 
     def prompts(self, split: str, count: int, length: int, seed: int) -> list[list[int]]:
-        """Draw prompts for generation: starts of lines, each in another file as long as there are enough.
+        """Sample prompts for generation: starts of lines, each from a different file as long as there are enough.
 
         Args:
             split: ``val`` or ``test`` for text that the model has not seen.
@@ -147,11 +146,11 @@ class TextDataModule(TokenDataModule):
             seed: Another seed gives other prompts.
 
         Raises:
-            ValueError: If the split is empty, or has not so many prompts.
+            ValueError: If the split is empty, or has fewer prompts.
         """
         rows = self.rows(split)
         if rows is None:
-            refuse(self, f"the {split} split is empty because {split}_share is 0; raise it to draw prompts from it.")
+            refuse(self, f"the {split} split is empty because {split}_share is 0; raise it to sample prompts from it.")
         line_end = self.tokenizer.encode("\n")
         end_token = self.tokenizer.end_token
         return pick_prompts(

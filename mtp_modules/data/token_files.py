@@ -1,4 +1,4 @@
-"""Documents as token ids in a file, which no tokenizer has to read again."""
+"""Files of tokenized documents."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ SUFFIX = ".bin"
 
 
 def write_documents(path: Path, documents: Sequence[Sequence[int]], *, vocab_size: int) -> None:
-    """Write ``NAME.bin``, all ids one after another, and ``NAME.json``, which says where documents start.
+    """Write ``NAME.bin`` with all ids, and ``NAME.json`` with the starts of the documents.
 
     Args:
         path: Ends in ``.bin``.
@@ -22,7 +22,7 @@ def write_documents(path: Path, documents: Sequence[Sequence[int]], *, vocab_siz
         vocab_size: Number ``V`` of token ids; decides between 16 and 32 bits.
 
     Raises:
-        ValueError: If the name ends otherwise, or there is no document.
+        ValueError: If the name does not end in ``.bin``, or there is no document.
     """
     if path.suffix != SUFFIX:
         refuse("write_documents", f"a file of tokens must end in {SUFFIX}, got {path.name!r}.")

@@ -37,7 +37,7 @@ class ByteTokenizer(Tokenizer):
         return list(text.encode("utf-8"))
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of bytes; what is no UTF-8 becomes the replacement character, an id above 255 nothing.
+        """Return the text of bytes; invalid UTF-8 becomes the replacement character, an id above 255 nothing.
 
         Raises:
             ValueError: If an id is negative.
@@ -50,7 +50,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class WordTokenizer(Tokenizer):
-    """Read text word by word, out of a list of known words. For text of a small, closed language.
+    """Split text into words of a fixed list. For text of a small, closed language.
 
     A word is a run of letters, digits and underscores, or a single other character. Between words there may be any
     white space; :meth:`decode` writes one space, none before ``.``, ``,``, ``!`` and ``?``.
@@ -59,7 +59,7 @@ class WordTokenizer(Tokenizer):
         words: All words, in the order of their ids.
 
     Raises:
-        ValueError: If there is no word, one comes twice, or one is not a single word.
+        ValueError: If there is no word, one is duplicate, or one is not a single word.
 
     Example:
         >>> tokenizer = WordTokenizer(words=["the", "dog", "barked", "."])
@@ -102,7 +102,7 @@ class WordTokenizer(Tokenizer):
         return [self._ids[word] for word in found]
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of ids; one that is no word's becomes nothing.
+        """Return the text of ids; unknown ids decode to nothing.
 
         Raises:
             ValueError: If an id is negative.

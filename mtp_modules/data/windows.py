@@ -1,4 +1,4 @@
-"""Windows of a token stream: a map-style data set, and the batches that the loaders ask for."""
+"""Windows of a token stream: a map-style data set, and batches for the loaders."""
 
 import hashlib
 
@@ -13,20 +13,20 @@ from mtp_modules.data.rows import IntArray, TokenRows
 
 
 class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):
-    """Cut a token stream into rows of ``window + lookahead`` tokens, one every ``window`` tokens.
+    """Split a token stream into rows of ``window + lookahead`` tokens, one every ``window`` tokens.
 
-    Neighbours share ``lookahead`` tokens: they are targets of the first row's last positions, and read by the second. A
-    row's id is where it starts in the stream. As a data set, item ``i`` is the ``i``-th row from the beginning.
+    Neighbouring rows share ``lookahead`` tokens: targets of the first row's last positions, and inputs of the second. A
+    row's id is its start in the stream. As a data set, item ``i`` is the ``i``-th row from the beginning.
 
     Args:
-        stream: Documents one after another.
+        stream: Concatenated documents.
         window: Positions ``T`` that the trunk reads.
         lookahead: The largest horizon.
-        name: What to call the stream in errors.
-        random_offsets: Tile the stream from another phase in every epoch.
+        name: Name of the stream in error messages.
+        random_offsets: Tile the stream from a new random offset in every epoch.
 
     Raises:
-        ValueError: If the stream is shorter than one row, or a size makes no sense.
+        ValueError: If the stream is shorter than one row, or a size is invalid.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):
         return {"tokens": tokens[0], "document_ids": document_ids[0]}
 
     def epoch_ids(self, generator: np.random.Generator) -> IntArray:
-        """Tile the stream from a random phase on, and shuffle: over the epochs, every cut is equally likely."""
+        """Tile the stream from a random offset, and shuffle; every offset is equally likely."""
         phase = int(generator.integers(self._last_phase + 1))
         return phase + self.window * generator.permutation(self.num_rows)
 
@@ -66,9 +66,9 @@ class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):
         return np.arange(0, len(self.stream.tokens) - (self.window + self.lookahead) + 1, self.window, dtype=np.int64)
 
     def batch(self, ids: IntArray) -> dict[str, Tensor]:
-        """Return ``tokens``, and ``document_ids`` only if a row crosses into another document.
+        """Return ``tokens``, and ``document_ids`` only if a row holds several documents.
 
-        Most rows lie in one document, and attention is faster without a mask.
+        Most rows hold one document, and attention is faster without a mask.
 
         Args:
             ids: Where the rows start, ``(B,)``.
@@ -92,7 +92,7 @@ class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):
 
 
 def check_window(owner: object, window: int, lookahead: int) -> None:
-    """Refuse sizes that leave nothing to learn.
+    """Reject sizes that leave nothing to learn.
 
     Raises:
         ValueError: If a size is below 1, or the largest horizon is not below the window.

@@ -1,4 +1,4 @@
-"""Metrics: what each head gets right and where, how long accepted drafts are, and which answers are right."""
+"""Metrics: accuracy of each head, overall and by position, mean accepted length, and exact match of answers."""
 
 from mtp_modules.metrics.answers import AnswerAccuracy
 from mtp_modules.metrics.per_head import PerHeadMetrics

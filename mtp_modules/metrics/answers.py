@@ -1,4 +1,4 @@
-"""How many answers a model gets right as a whole."""
+"""Exact-match accuracy of answers."""
 
 import torch
 from torchmetrics import Metric
@@ -9,7 +9,7 @@ from mtp_modules.core.shapes import Bool, Int, Tensor
 
 
 def answer_counts(terms: LossTerms, answer_mask: Bool[Tensor, "B T"]) -> Int[Tensor, " 4"]:
-    """Count rows whose answer is right as a whole, rows with an answer, answer tokens that are right, answer tokens.
+    """Count rows with a completely right answer, rows with an answer, right answer tokens, and answer tokens.
 
     Args:
         terms: Of one batch, with every position (``P = T``).
@@ -21,8 +21,8 @@ def answer_counts(terms: LossTerms, answer_mask: Bool[Tensor, "B T"]) -> Int[Ten
     if answer_mask.shape != terms.rank.shape[:2]:
         refuse(
             "answer_mask",
-            f"must have one entry a position, {tuple(terms.rank.shape[:2])}, got {tuple(answer_mask.shape)}; entry t "
-            "says whether the token at t + 1 is part of the answer.",
+            f"must have one entry per position, {tuple(terms.rank.shape[:2])}, got {tuple(answer_mask.shape)}; entry t "
+            "marks whether the token at t + 1 is part of the answer.",
         )
     counted = answer_mask & terms.valid[:, :, 0]
     right = (terms.rank[:, :, 0] == 0) & counted
@@ -34,12 +34,12 @@ def answer_counts(terms: LossTerms, answer_mask: Bool[Tensor, "B T"]) -> Int[Ten
 class AnswerAccuracy(Metric):
     """Greedy exact match, from one forward pass.
 
-    A row is right if horizon 1's likeliest token is the true one at every token of its answer. Given a right prefix,
-    greedy decoding takes the same likeliest tokens, so it writes the whole answer exactly where the row is right.
+    A row is right if horizon 1's argmax is the true token at every token of its answer. Given a right prefix, greedy
+    decoding takes the same argmax, so it returns the whole answer exactly where the row is right.
 
-    ``compute`` gives ``answer/exact``, the share of rows with an answer that are right as a whole, and
-    ``answer/tokens``, the share of answer tokens that are right given the true ones before. Without any answer it gives
-    nothing.
+    ``compute`` returns ``answer/exact``, the share of rows with an answer that are completely right, and
+    ``answer/tokens``, the share of answer tokens that are right given the true ones before. Without any answer it
+    returns an empty dictionary.
     """
 
     full_state_update = False
@@ -51,10 +51,10 @@ class AnswerAccuracy(Metric):
         self.add_state("counts", torch.zeros(4, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, terms: LossTerms, answer_mask: Bool[Tensor, "B T"]) -> None:
-        """Count a batch.
+        """Add the counts of a batch.
 
         Args:
-            terms: What the loss returned in evaluation.
+            terms: Result of the loss in evaluation.
             answer_mask: Which targets of horizon 1 are part of an answer; see :func:`answer_counts`.
         """
         self.counts = self.counts + answer_counts(terms, answer_mask)

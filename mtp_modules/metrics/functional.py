@@ -1,4 +1,4 @@
-"""What per-head metrics count. Pure functions of :class:`~mtp_modules.core.outputs.LossTerms`."""
+"""The counts behind per-head metrics. Pure functions of :class:`~mtp_modules.core.outputs.LossTerms`."""
 
 import torch
 
@@ -7,31 +7,31 @@ from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 
 def hits(rank: Int[Tensor, "B P H"], valid: Bool[Tensor, "B P H"], top_k: int) -> Int[Tensor, " H"]:
-    """Count the valid targets that are among the ``top_k`` likeliest tokens, a horizon.
+    """Count the valid targets among the ``top_k`` most likely tokens, per horizon.
 
     Args:
         rank: Number of logits above the target's.
         valid: Which targets count.
-        top_k: How many guesses.
+        top_k: Number of tokens.
     """
     return ((rank < top_k) & valid).sum(dim=(0, 1))
 
 
 def accepted_lengths(agrees: Bool[Tensor, "B P G"]) -> Int[Tensor, "B P"]:
-    """Return how many tokens a forward pass at each position would bring: horizon 1, and the drafts that it confirms.
+    """Return the accepted length at each position: horizon 1's token, which is always emitted, and the accepted drafts.
 
     Args:
-        agrees: Whether each horizon's likeliest token is horizon 1's; true for horizon 1 itself.
+        agrees: Whether each horizon's argmax is horizon 1's; true for horizon 1 itself.
     """
     return agrees.cumprod(dim=2).sum(dim=2)
 
 
 def counts(terms: LossTerms, top_k: tuple[int, ...]) -> dict[str, Tensor]:
-    """Return the sums that metrics are made of.
+    """Return the sums from which metrics are computed.
 
     Args:
         terms: Of one batch.
-        top_k: Numbers of guesses.
+        top_k: Values of ``k`` for top-k accuracy.
     """
     accepted = torch.where(terms.comparable, accepted_lengths(terms.agrees), 0)
     return {
@@ -45,21 +45,21 @@ def counts(terms: LossTerms, top_k: tuple[int, ...]) -> dict[str, Tensor]:
 
 
 def perplexities(nll: Float[Tensor, " H"], count: Int[Tensor, " H"]) -> Float[Tensor, " H"]:
-    """Return the number of equally likely tokens that is as hard to guess from: the exponential of the mean loss.
+    """Return the perplexity, the exponential of the mean loss.
 
     Args:
-        nll: Mean loss a horizon in nats.
-        count: How many targets it is a mean of; where there are none, the result is 0.
+        nll: Mean loss per horizon in nats.
+        count: Number of targets of that mean; the result is 0 where there are none.
     """
     return torch.where(count > 0, nll.exp(), 0.0).float()
 
 
 def figures(sums: dict[str, Tensor], top_k: tuple[int, ...]) -> dict[str, Tensor]:
-    """Turn sums into the figures that are logged.
+    """Compute the logged metrics from sums.
 
     Args:
-        sums: What :func:`counts` returned, added up over batches and ranks.
-        top_k: Numbers of guesses.
+        sums: Results of :func:`counts`, added up over batches and ranks.
+        top_k: Values of ``k`` for top-k accuracy.
     """
     found = {}
     nll = sums["nll_sum"] / sums["nll_count"].clamp(min=1)

@@ -1,4 +1,4 @@
-"""One torchmetrics metric for everything that is said of heads."""
+"""One torchmetrics metric for all per-head values."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ from mtp_modules.metrics.functional import counts, figures
 
 
 class PerHeadMetrics(Metric):
-    """Loss, perplexity, accuracy and accepted length, a horizon each, from what the loss returns. No logits are kept.
+    """Loss, perplexity and accuracy per horizon, and mean accepted length, from the result of the loss, without logits.
 
-    ``compute`` gives ``loss/head_h`` in nats, ``perplexity/head_h``, ``accuracy/head_h``, ``top5_accuracy/head_h`` (for
-    ``top_k=(1, 5)``) and ``accepted_length``: how many tokens a verification brings on the given text, from 1 to ``H``.
+    ``compute`` returns ``loss/head_h`` in nats, ``perplexity/head_h``, ``accuracy/head_h``, ``top5_accuracy/head_h``
+    (for ``top_k=(1, 5)``) and ``accepted_length``: mean accepted length on the given text, from 1 to ``H``.
 
     Args:
         num_horizons: Number ``H``.
-        top_k: Numbers of guesses.
+        top_k: Values of ``k`` for top-k accuracy.
 
     Raises:
         ValueError: If a number is below 1.
@@ -48,14 +48,14 @@ class PerHeadMetrics(Metric):
         self.add_state("accepted_count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, terms: LossTerms) -> None:
-        """Count a batch.
+        """Add the counts of a batch.
 
         Args:
-            terms: What the loss returned.
+            terms: Result of the loss.
         """
         for name, value in counts(terms, self.top_k).items():
             setattr(self, name, getattr(self, name) + value)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return every figure under its log key."""
+        """Return every metric under its log key."""
         return figures({name: getattr(self, name) for name in self._defaults}, self.top_k)

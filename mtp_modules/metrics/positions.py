@@ -1,4 +1,4 @@
-"""Where in a row each head is right."""
+"""Accuracy of each head by position."""
 
 import torch
 from torchmetrics import Metric
@@ -11,7 +11,7 @@ from mtp_modules.core.shapes import Tensor
 class PositionAccuracy(Metric):
     """Top-1 accuracy of every horizon at every position.
 
-    ``compute`` gives one list of ``H`` shares a position, NaN where nothing was counted. They are lists because
+    ``compute`` returns one list of ``H`` accuracies per position, NaN where nothing was counted. They are lists because
     torchmetrics would turn a table with a single entry into a number.
 
     Args:
@@ -36,10 +36,10 @@ class PositionAccuracy(Metric):
         self.add_state("count", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, terms: LossTerms) -> None:
-        """Count a batch.
+        """Add the counts of a batch.
 
         Args:
-            terms: What the loss returned in evaluation.
+            terms: Result of the loss in evaluation.
 
         Raises:
             ValueError: If the batch has another number of positions or horizons.
@@ -50,6 +50,6 @@ class PositionAccuracy(Metric):
         self.count = self.count + terms.valid.sum(dim=0)
 
     def compute(self) -> list[list[float]]:
-        """Return the table, ``T`` lists of ``H`` shares."""
+        """Return the table, ``T`` lists of ``H`` accuracies."""
         shares: list[list[float]] = (self.hits.double() / self.count).tolist()
         return shares

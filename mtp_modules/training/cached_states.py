@@ -70,7 +70,7 @@ def read_once(rows: CachedRows, trunk: Trunk, *, writes: bool = True) -> None:
     if {name: known.get(name) for name in key} != key:
         refuse(
             kept,
-            f"{kept.folder} holds the states of another trunk, other layers, text, cut or precision; name another "
+            f"{kept.folder} holds the states of another trunk, other layers, text, windows or precision; name another "
             "folder, or delete it.",
         )
     path, dtype = str(kept.folder / "states.bin"), DTYPES[kept.dtype]

@@ -19,45 +19,45 @@ from mtp_modules.trunks.recomputed import ReplayState, read_unpacked, recompute
 class HuggingFaceTrunk(Trunk):
     """A causal language model of ``transformers`` without its output matrix; from a configuration, or trained.
 
-    A trained one comes from a folder, from the Hugging Face hub, or from a GGUF file. Only safetensors and GGUF are
-    read, and no code that lies beside the weights is run. What :func:`~mtp_modules.core.describe` says of the trunk is
-    the configuration alone, so a saved model is rebuilt without the place that the weights once came from.
+    A pretrained one comes from a folder, from the Hugging Face hub, or from a GGUF file. Only safetensors and GGUF are
+    read, and no code beside the weights is executed. :func:`~mtp_modules.core.describe` returns only the configuration
+    of the trunk, so a saved model is rebuilt without access to the original weights.
 
-    The hidden state is what the model's output matrix reads: that of the last layer behind the final norm, times the
+    The hidden state is the input of the model's output matrix: that of the last layer after the final norm, times the
     factor on the logits where the model has one (Cohere, Granite). The output matrix itself, and its bias, become those
     of the unembedding: :class:`~mtp_modules.MTPModel` takes them (:meth:`take_trained_output`), and never loses them.
 
-    **Decoding.** Architectures whose layers all keep keys and values, over all positions or a window, hold them in
-    preallocated slots; rejected ones are masked, rows may differ in length, and drafts may be trees. All others (Mamba,
-    hybrids, attention outside of the common interface of ``transformers``) are exact but slow: they read the whole text
-    again in every round. ``keeps_keys`` says which it is.
+    **Decoding.** Architectures whose layers all have a KV cache, over all positions or a window, use preallocated cache
+    slots; rejected tokens are masked, rows may differ in length, and drafts may be trees. All others (Mamba, hybrids,
+    attention outside of the common interface of ``transformers``) are exact but slow: they recompute the whole text in
+    every round. ``keeps_keys`` is true for the former.
 
     **Modes.** A pretrained trunk starts in evaluation mode, as a model of ``transformers`` does; one from ``config``
     starts in training mode, as any new module does. When a fit begins, Lightning leaves every module in its mode. So
-    :class:`~mtp_modules.training.MTPModule` puts a trunk that it trains into training mode, and one that is frozen back
-    into evaluation mode. A training loop of your own calls ``model.train()``.
+    :class:`~mtp_modules.training.MTPModule` sets a trunk that it trains to training mode, and a frozen one back to
+    evaluation mode. A training loop of your own calls ``model.train()``.
 
-    **Packed documents** do not see one another. Where keys are kept, positions start anew and the mask ends at the
-    document's start; elsewhere, each document is read in a row of its own.
+    **Packed documents** do not attend to each other. With a KV cache, positions restart and the mask ends at the
+    document's start; otherwise, each document is read in a separate row.
 
     Args:
-        pretrained: A folder, or a name on the hub; ``None`` to draw new weights by ``config``.
-        config: ``model_type`` and sizes, by the names of ``transformers``; with ``pretrained``, what to change of its
-            own configuration.
+        pretrained: A folder, or a name on the hub; ``None`` to initialise new weights by ``config``.
+        config: ``model_type`` and sizes, by the names of ``transformers``; with ``pretrained``, changes to its own
+            configuration.
         gguf_file: Name of a GGUF file in that folder.
         revision: Of a model on the hub: a branch, a tag or a commit.
         dtype: Precision of the weights, such as ``"bfloat16"``; torch's default if ``None``. Heads must have the same:
             ``heads.to(torch.bfloat16)``.
         feature_layers: Layers, counted from 0, whose outputs are returned too, for heads that read them. Not the last:
-            its output, behind the final norm, is the hidden state.
-        max_positions: Longest sequence, if it shall be shorter than the model's own limit.
+            its output, after the final norm, is the hidden state.
+        max_positions: Longest sequence, if it is to be shorter than the model's own limit.
 
     Shape:
         tokens ``(B, T)`` -> hidden ``(B, T, D)``, and a feature ``(B, T, D)`` for each of ``feature_layers``.
 
     Raises:
-        ValueError: If ``transformers`` is missing; the model is not there, is no causal language model, lacks weights,
-            or computes its logits in a way that an output matrix cannot; or an argument lies outside its range.
+        ValueError: If ``transformers`` is missing; the model does not exist, is not a causal language model, lacks
+            weights, or has logits that are not a product with an output matrix; or an argument is out of range.
 
     Example:
         >>> import torch
@@ -106,19 +106,19 @@ class HuggingFaceTrunk(Trunk):
         redescribe(self, pretrained=None, gguf_file=None, revision=None, dtype=None, config=plain_config(loaded.config))
 
     @property
-    def embedding(self) -> nn.Embedding:  # type: ignore[override]  # the model owns it; it is no second child
-        """The model's own; where the model scales its embedding in there, heads see it scaled."""
+    def embedding(self) -> nn.Embedding:  # type: ignore[override]  # owned by the model, not a second child
+        """The model's own embedding; where the module scales its output, heads read it scaled."""
         found: nn.Embedding = self.model.get_input_embeddings()  # type: ignore[operator]
         return found
 
     @property
     def keeps_keys(self) -> bool:
-        """Whether decoding keeps keys and values, instead of reading the text again in every round."""
+        """Whether decoding uses a KV cache, instead of recomputing the text in every round."""
         return self.num_caches is not None
 
     @property
     def supports_trees(self) -> bool:  # type: ignore[override]  # it depends on the architecture
-        """Whether a chunk may be a tree of drafts: where keys are kept."""
+        """Whether a chunk may be a tree of drafts: with a KV cache."""
         return self.keeps_keys
 
     @property
@@ -129,9 +129,9 @@ class HuggingFaceTrunk(Trunk):
         return next((tuple(each) for each in lists if len(each) == count), ())
 
     def take_trained_output(self, *, tied: bool, bias: bool) -> OutputMatrix | None:
-        """Hand over the output matrix of a pretrained model; see :class:`~mtp_modules.core.interfaces.Trunk`.
+        """Return the output matrix of a pretrained model; see :class:`~mtp_modules.core.interfaces.Trunk`.
 
-        One that is the embedding can be had by any number of models, any other by one.
+        A tied one can be taken by any number of models, any other by one.
         """
         if self._output_taken:
             refuse(self, "its output matrix is in another model already; make a trunk for each model.")
@@ -145,23 +145,23 @@ class HuggingFaceTrunk(Trunk):
         return OutputMatrix(found.weight.to(like), None if found.bias is None else found.bias.to(like))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Let a copy have no output matrix to give where the trunk itself has given it away."""
+        """Return a state in which the output matrix is not taken; a copy has none if this trunk's was taken."""
         return {**super().__getstate__(), "_output_taken": False}
 
     def reset_parameters(self) -> None:
-        """Draw the weights as ``transformers`` does for this model."""
+        """Initialise the weights as ``transformers`` does for this model."""
         self.model.apply(self.model._init_weights)  # type: ignore[arg-type]
 
     def foreign_state(self) -> dict[str, Tensor]:
-        """Return the weights as ``transformers`` names them in the whole model, without the output matrix."""
+        """Return the weights under the names of ``transformers`` in the whole model, without the output matrix."""
         return {f"{self.model.base_model_prefix}.{name}": tensor for name, tensor in self.model.state_dict().items()}
 
     def foreign_config(self) -> dict[str, Any]:
-        """Return what ``config.json`` says."""
+        """Return the content of ``config.json``."""
         return plain_config(self.config)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "HuggingFaceTrunk":
-        """Convert the weights, but leave the precision of buffers, among them the frequencies of rotary positions."""
+        """Convert the weights, but not the precision of buffers, such as rotary frequencies."""
         before = {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():
@@ -189,7 +189,7 @@ class HuggingFaceTrunk(Trunk):
             return read_unpacked(self._read, tokens, document_ids)
         from mtp_modules.trunks.huggingface_cache import PackedRows, reading
 
-        with reading(PackedRows(document_ids)):  # not all models of transformers tell documents by their positions
+        with reading(PackedRows(document_ids)):  # not all models of transformers separate documents by positions
             return self._read(tokens, position_ids=positions_in_documents(document_ids))
 
     def _extend(self, tokens: Int[Tensor, "B T"], document_ids: Tensor | None, state: DecodingState) -> TrunkOutput:
@@ -226,7 +226,7 @@ class HuggingFaceTrunk(Trunk):
         )
 
     def flops(self, length: int) -> int:
-        """Return the operations of the layers: matrices, those experts that a token goes to, and attention."""
+        """Return the operations of the layers: matrices, the active experts of a token, and attention."""
         total = sum(_multiplied(block, self.config) for block in self.blocks) * 2 * length
         if heads := getattr(self.config, "num_attention_heads", None):
             width = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
@@ -242,7 +242,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def _multiplied(block: nn.Module, config: Any) -> int:
-    """Return how many weights of a layer a token is multiplied with."""
+    """Return the number of active weights of a layer per token."""
     experts = next((count for name in _EXPERTS if (count := getattr(config, name, None))), None)
     total = 0
     for name, weight in block.named_parameters():
@@ -254,11 +254,11 @@ def _multiplied(block: nn.Module, config: Any) -> int:
 
 
 def _positions(config: Any) -> int | None:
-    """Return the longest sequence whose positions mean the same, however long it is."""
+    """Return the longest sequence whose position encoding does not depend on its length."""
     found: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *(part for part in rope.values() if isinstance(part, Mapping))):
-        if kind.get("rope_type") in ("dynamic", "longrope"):  # beyond this length they turn keys otherwise
+        if kind.get("rope_type") in ("dynamic", "longrope"):  # beyond this length the rotation changes
             original = kind.get("original_max_position_embeddings") or getattr(
                 config, "original_max_position_embeddings", None
             )

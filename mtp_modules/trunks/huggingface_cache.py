@@ -1,4 +1,4 @@
-"""A cache of ``transformers`` over preallocated slots, whose rejected tokens are masked. Imports ``transformers``."""
+"""A KV cache for ``transformers`` over preallocated slots, which masks rejected tokens. Imports ``transformers``."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,10 +23,10 @@ _READING: ContextVar["HuggingFaceState | PackedRows | None"] = ContextVar("readi
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not followed by mypy
-    """Keys and values of one layer, a slot for each position. Windows are the mask's business, so nothing is dropped.
+    """KV cache of one layer, one slot per position. Sliding windows are left to the mask, so nothing is dropped.
 
     Args:
-        state: Says where a chunk is written.
+        state: Defines the slots of a chunk.
     """
 
     is_sliding = False
@@ -36,7 +36,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not f
         self.state = state
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make room, once the shapes are known."""
+        """Allocate the slots, once the shapes are known."""
         self.keys, self.values = (
             part.new_zeros(*part.shape[:2], self.state.capacity, part.shape[3]) for part in (key_states, value_states)
         )
@@ -45,13 +45,13 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not f
     def update(
         self, key_states: Float[Tensor, "B h T d"], value_states: Float[Tensor, "B h T e"], *args: Any, **kwargs: Any
     ) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S e"]]:
-        """Write the chunk's keys and values, and return all that its queries may need."""
+        """Write the chunk's keys and values, and return all slots that its queries may attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         return self.state.write(self.keys, key_states), self.state.write(self.values, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many slots a chunk looks at, and the first of them."""
+        """Return the number of slots that a chunk attends to, and the first of them."""
         return self.state.end, 0
 
     def get_seq_length(self) -> int:
@@ -59,19 +59,19 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not f
         return max(self.state.lengths)
 
     def get_max_length(self) -> int:
-        """Return how many slots there are."""
+        """Return the number of slots."""
         return self.state.capacity
 
 
 class HuggingFaceState(KeyValueState):
-    """A state whose keys and values the layers of a ``transformers`` cache hold, each in shapes of its own.
+    """A state whose KV cache is held by the layers of a ``transformers`` cache, each with its own shapes.
 
     Args:
         batch_size: Number ``B`` of rows.
-        capacity: Most tokens a row can hold, the chunk included.
-        num_caches: How many layers keep keys and values.
+        capacity: Maximum number of tokens of a row, the chunk included.
+        num_caches: Number of layers with a KV cache.
         like: A tensor on the device of the trunk.
-        max_positions: Most tokens that a row can keep.
+        max_positions: Maximum number of committed tokens of a row.
     """
 
     def __init__(
@@ -85,15 +85,15 @@ class HuggingFaceState(KeyValueState):
 
     @property
     def end(self) -> int:
-        """How many slots the announced chunk looks at, its own included."""
+        """Number of slots that the announced chunk attends to, its own included."""
         return max(self.lengths) + self.chunk
 
     def write(self, slots: Float[Tensor, "_ h _ d"], new: Float[Tensor, "B h T d"]) -> Float[Tensor, "B h S d"]:
-        """Write the chunk that was announced, and return the slots up to its end; no gradients.
+        """Write the announced chunk, and return the slots up to its end; without gradients.
 
         Args:
             slots: Of a layer.
-            new: What the layer makes of the chunk.
+            new: Keys or values of the chunk.
         """
         slots = slots[: len(self.lengths)]
         if self._ragged:
@@ -105,10 +105,10 @@ class HuggingFaceState(KeyValueState):
     def allowed(
         self, may_see: Callable[..., Bool[Tensor, "B 1 T S"]], batch_size: int
     ) -> Bool[Tensor, "B 1 T S"] | None:
-        """Return which slots each token of the chunk may look at; ``None`` if rows are alike and the model can tell.
+        """Return which slots each token of the chunk may attend to; ``None`` if the model's own mask is right.
 
         Args:
-            may_see: The layer's own rule: row, head, position of the query and of the key, to whether it is seen.
+            may_see: The layer's own rule: from row, head, position of the query and of the key to a mask.
             batch_size: Number ``B`` of rows.
         """
         if self.mask is None:
@@ -131,7 +131,7 @@ class HuggingFaceState(KeyValueState):
         super().commit(keep, path)
 
     def select(self, rows: list[int]) -> None:
-        """Go on with some of the rows only."""
+        """Keep only some of the rows."""
         super().select(rows)
         places, sources = moved(rows)
         for layer in self.slot_layers:
@@ -145,7 +145,7 @@ class HuggingFaceState(KeyValueState):
 
 
 class PackedRows:
-    """Rows of several documents, which do not see one another.
+    """Rows of several documents, which do not attend to each other.
 
     Args:
         document_ids: Which document every token belongs to.
@@ -155,7 +155,7 @@ class PackedRows:
         self.mask = same_document_keys(document_ids)[:, None]
 
     def allowed(self, may_see: Callable[..., Bool[Tensor, "B 1 T T"]], batch_size: int) -> Bool[Tensor, "B 1 T T"]:
-        """Return which places each token may look at; see :meth:`HuggingFaceState.allowed`.
+        """Return which places each token may attend to; see :meth:`HuggingFaceState.allowed`.
 
         Args:
             may_see: The layer's own rule.
@@ -168,10 +168,10 @@ class PackedRows:
 
 @contextmanager
 def reading(what: HuggingFaceState | PackedRows) -> Iterator[None]:
-    """Let the masks of a forward pass inside be those of a state, or of packed rows.
+    """Use the masks of a state, or of packed rows, in forward passes inside this context.
 
     Args:
-        what: Says what may be looked at.
+        what: Defines the mask.
     """
     token = _READING.set(what)
     try:
@@ -183,12 +183,12 @@ def reading(what: HuggingFaceState | PackedRows) -> Iterator[None]:
 def mask_by_positions(
     *, batch_size: int, mask_function: Callable[..., Tensor], **given: Any
 ) -> Bool[Tensor, "B 1 T S"] | None:
-    """Return the mask of a kind of layers: by what is being read, or torch's own.
+    """Return the mask of a kind of layers: that of the current state or packed rows, or torch's own.
 
     Args:
         batch_size: Number ``B`` of rows.
         mask_function: The rule of these layers.
-        given: What else ``transformers`` says.
+        given: Other arguments of ``transformers``.
     """
     read = _READING.get()
     found = None if read is None else read.allowed(mask_function, batch_size)
@@ -203,7 +203,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, mask_by_positions)
 
 
 def caches_of(config: Any) -> int | None:
-    """Return how many layers keep keys and values; ``None`` if some keep what cannot be taken back.
+    """Return the number of layers with a KV cache; ``None`` if some have a state that cannot be rolled back.
 
     Args:
         config: Of a model of ``transformers``.

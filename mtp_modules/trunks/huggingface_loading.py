@@ -1,4 +1,4 @@
-"""Make models of ``transformers``, from a configuration or from weights, and see that their logits can be had."""
+"""Build models of ``transformers``, from a configuration or from weights, and check how they compute their logits."""
 
 import json
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _OF_A_PLACE = (
     *("id2label", "label2id", "problem_type", "output_attentions", "output_hidden_states", "return_dict"),
     *("chunk_size_feed_forward", "is_encoder_decoder"),
 )
-"""What a configuration says of the place it came from, or of other tasks."""
+"""Keys of a configuration that refer to its origin, or to other tasks."""
 _SOFT_CAPS = ("final_logit_softcapping", "logit_softcap", "logits_soft_cap", "output_logits_soft_cap")
 
 
@@ -36,9 +36,9 @@ class Loaded(NamedTuple):
     Attributes:
         model: Without its output matrix, in evaluation mode.
         config: Its configuration.
-        output: The output matrix and its bias; perhaps the embedding's.
+        output: The output matrix and its bias; tied to the embedding or not.
         output_scale: Factor on the hidden state before the output matrix.
-        num_caches: How many layers keep keys and values; ``None`` if it cannot decode with them.
+        num_caches: Number of layers with a KV cache; ``None`` if the model cannot decode with it.
     """
 
     model: nn.Module
@@ -57,10 +57,10 @@ def load(
     revision: str | None,
     dtype: str | None,
 ) -> Loaded:
-    """Make a model; see :class:`~mtp_modules.trunks.HuggingFaceTrunk` for the arguments.
+    """Build a model; see :class:`~mtp_modules.trunks.HuggingFaceTrunk` for the arguments.
 
     Args:
-        owner: Who refuses.
+        owner: Named in the error message.
         pretrained: A folder, or a name on the hub.
         config: Sizes, or changes.
         gguf_file: In the folder.
@@ -68,7 +68,7 @@ def load(
         dtype: Precision of the weights.
 
     Raises:
-        ValueError: If something is missing or does not fit.
+        ValueError: If a package, a file or a weight is missing, or the model is not supported.
     """
     if (pretrained is None) and not (config and "model_type" in config):
         refuse(owner, "needs pretrained, or a config with a model_type such as llama; give one of them.")
@@ -94,7 +94,7 @@ def load(
     num_caches = _num_caches(kind, made)
     how: dict[str, Any] = {"dtype": _DTYPES[dtype] if dtype else torch.get_default_dtype()}
     if how["dtype"] == torch.float64:
-        how["experts_implementation"] = "eager"  # torch's grouped products know no float64
+        how["experts_implementation"] = "eager"  # torch's grouped products do not support float64
     if num_caches is not None:
         from mtp_modules.trunks.huggingface_cache import ATTENTION
 
@@ -118,7 +118,7 @@ def _transformers(owner: object) -> ModuleType:
 def _config(
     owner: object, transformers: Any, pretrained: str | None, config: dict[str, Any], origin: dict[str, Any]
 ) -> Any:
-    """Return the configuration, and refuse names that it does not know."""
+    """Return the configuration, and reject unknown names."""
     if pretrained is None:
         model_type = config.pop("model_type")
         if model_type not in transformers.CONFIG_MAPPING:
@@ -139,19 +139,19 @@ def _config(
 
 
 def _with_weights(owner: object, transformers: Any, pretrained: str, config: Any, how: dict[str, Any]) -> nn.Module:
-    """Load weights, all of them or none."""
+    """Load weights, and reject incomplete ones."""
     if torch.get_default_device().type == "meta":
         refuse(owner, "pretrained weights cannot be loaded on the meta device; set init_on_meta to false.")
     if "gguf_file" not in how:
         how = {**how, "use_safetensors": True}
     try:
-        model, told = transformers.AutoModelForCausalLM.from_pretrained(
+        model, loading_info = transformers.AutoModelForCausalLM.from_pretrained(
             pretrained, config=config, trust_remote_code=False, output_loading_info=True, **how
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         refuse(owner, f"the weights of {pretrained!r} cannot be read ({_first_line(error)}).")
     for what in ("missing_keys", "mismatched_keys"):
-        if names := sorted(map(str, told[what])):
+        if names := sorted(map(str, loading_info[what])):
             refuse(
                 owner,
                 f"the weights of {pretrained!r} do not fit its configuration: {what.partition('_')[0]} "
@@ -161,7 +161,7 @@ def _with_weights(owner: object, transformers: Any, pretrained: str, config: Any
 
 
 def _in_parts(owner: object, whole: Any, num_caches: int | None) -> Loaded:
-    """Part the output matrix from the rest, and see that together they make the model's logits."""
+    """Separate the output matrix from the rest, and check that together they compute the model's logits."""
     model, head = whole.base_model, whole.get_output_embeddings()
     if model is whole or not isinstance(head, nn.Linear) or not isinstance(whole.get_input_embeddings(), nn.Embedding):
         refuse(owner, f"{type(whole).__name__} has no embedding, layers and output matrix apart; take another model.")
@@ -172,7 +172,7 @@ def _in_parts(owner: object, whole: Any, num_caches: int | None) -> Loaded:
 
 @torch.no_grad()
 def _output_scale(owner: object, whole: Any, model: nn.Module, output: OutputMatrix) -> float:
-    """Return the factor on logits: one that the configuration names, and by which they come out right."""
+    """Return the factor on logits: one from the configuration that reproduces the model's logits."""
     config = whole.config
     named = {1.0}
     for name in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
@@ -201,7 +201,7 @@ def _output_scale(owner: object, whole: Any, model: nn.Module, output: OutputMat
 
 
 def _num_caches(kind: Any, config: Any) -> int | None:
-    """Return how many layers keep keys and values, if all do, by the common interface, and positions can be said."""
+    """Return the number of layers with a KV cache, if all have one and support the common attention interface."""
     from mtp_modules.trunks.huggingface_cache import caches_of
 
     common = kind._supports_attention_backend and kind._supports_sdpa
@@ -210,7 +210,7 @@ def _num_caches(kind: Any, config: Any) -> int | None:
 
 
 def plain_config(config: Any) -> dict[str, Any]:
-    """Return a configuration as plain values, without what it says of the place it came from.
+    """Return a configuration as plain values, without keys that refer to its origin.
 
     Args:
         config: Of a model of ``transformers``.

@@ -258,7 +258,7 @@ NUMBERS = {
     "negative": ("ExplicitWeights", {"values": [1.0, -0.5, 1.0]}, "values[1] must be at least 0, got -0.5."),
     "NaN": ("ExplicitWeights", {"values": [1.0, 1.0, float("nan")]}, "values[2] must be at least 0, got nan."),
     "infinite": ("ExplicitWeights", {"values": [1.0, 1.0, float("inf")]}, "values[2] must be finite, got inf."),
-    "too few": ("ExplicitWeights", {"values": [1.0]}, "values holds 1 weights for 3 horizons; give one a horizon."),
+    "too few": ("ExplicitWeights", {"values": [1.0]}, "values holds 1 weights for 3 horizons; give one per horizon."),
 }
 
 

@@ -156,7 +156,7 @@ def test_the_trunk_reads_in_the_precision_of_the_run(corpus: Path, tmp_path: Pat
         wanted = trained.trunk(given["tokens"], document_ids=given.get("document_ids")).hidden
     assert torch.equal(found["hidden"], wanted.float())
     assert not torch.equal(found["hidden"], trained.trunk(given["tokens"]).hidden)
-    elsewhere = r"^CachedStates: .* of another trunk, other layers, text, cut or precision; name another"
+    elsewhere = r"^CachedStates: .* of another trunk, other layers, text, windows or precision; name another"
     with pytest.raises(ValueError, match=elsewhere):
         read(cache, rows, trained.trunk)
 
@@ -167,10 +167,10 @@ def test_what_is_refused(corpus: Path, tmp_path: Path) -> None:
         read(cache, rows, module(freeze=()).trunk)
     read(cache, rows, module().trunk)
     other = RecurrentTrunk(vocab_size=256, d_model=16).requires_grad_(False)
-    elsewhere = r"^CachedStates: .* holds the states of another trunk, other layers, text, cut or precision"
+    elsewhere = r"^CachedStates: .* holds the states of another trunk, other layers, text, windows or precision"
     with pytest.raises(ValueError, match=elsewhere):
         read(cache, rows, other)
-    with pytest.raises(ValueError, match=r"^TextDataModule: cached_states hold what the trunk says of one cut of the"):
+    with pytest.raises(ValueError, match=r"^TextDataModule: cached_states belong to one fixed set of windows; "):
         data(corpus, cache, random_offsets=True)
     with pytest.raises(ValueError, match=r"^CachedStates: dtype must be one of float32, float16, bfloat16, got"):
         CachedStates(folder=str(tmp_path), dtype="int8")

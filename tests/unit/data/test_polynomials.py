@@ -43,7 +43,7 @@ def test_an_answer_follows_from_its_expression(operations: int, seed: int, modul
         num_coefficients=size,
         num_pauses=seed % 3,
     )
-    example = task.draw(np.random.default_rng(seed), "train")
+    example = task.sample(np.random.default_rng(seed), "train")
     answer = tuple(token for token, asked in zip(*example, strict=True) if asked)
     text = task.tokenizer.decode(example.tokens)
     assert answer == worked_out(text, size, modulus) == task.evaluate(example.tokens)
@@ -55,7 +55,7 @@ def test_an_answer_follows_from_its_expression(operations: int, seed: int, modul
 def test_operations_are_drawn_evenly() -> None:
     task = PolynomialTask()
     generator = np.random.default_rng(0)
-    texts = [task.tokenizer.decode(task.draw(generator, "train").tokens).split() for _ in range(2000)]
+    texts = [task.tokenizer.decode(task.sample(generator, "train").tokens).split() for _ in range(2000)]
     counts = np.array([[text.count(operator) for operator in OPERATORS] for text in texts])
     assert np.bincount(counts.sum(axis=1), minlength=6)[1:] / 2000 - 0.2 == pytest.approx(0, abs=0.04)
     assert counts.sum(axis=0) / counts.sum() == pytest.approx([0.25] * 4, abs=0.04)

@@ -29,7 +29,7 @@ def parsed(text: str) -> tuple[list[tuple[str, str]], str, str, list[str]]:
 def test_the_path_is_the_way(num_arms: int, path_length: int, room: int, seed: int, reverse: bool) -> None:
     num_nodes = 1 + num_arms * (path_length - 1) + room
     task = StarGraphTask(num_arms=num_arms, path_length=path_length, num_nodes=num_nodes, reverse=reverse)
-    example = task.draw(np.random.default_rng(seed), "train")
+    example = task.sample(np.random.default_rng(seed), "train")
     edges, start, goal, path = parsed(task.tokenizer.decode(example.tokens))
     assert len(example.tokens) == task.longest
     asked = [token for token, is_asked in zip(*example, strict=True) if is_asked]
@@ -53,7 +53,7 @@ def test_the_place_in_the_list_says_nothing() -> None:
     generator = np.random.default_rng(0)
     places: Counter[int] = Counter()
     for _ in range(1500):
-        edges, start, _, path = parsed(task.tokenizer.decode(task.draw(generator, "train").tokens))
+        edges, start, _, path = parsed(task.tokenizer.decode(task.sample(generator, "train").tokens))
         firsts = [child for parent, child in edges if parent == start]
         places[firsts.index(path[1])] += 1
     assert [places[place] / 1500 for place in range(5)] == pytest.approx([0.2] * 5, abs=0.04)

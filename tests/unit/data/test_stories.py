@@ -23,7 +23,7 @@ def is_last(token: int) -> bool:
 
 @given(st.integers(0, 10**6))
 def test_an_answer_is_the_last_name_that_the_first_name_had_before(seed: int) -> None:
-    tokens, answer = StoryTask().draw(np.random.default_rng(seed), "train")
+    tokens, answer = StoryTask().sample(np.random.default_rng(seed), "train")
     last: dict[int, int] = {}
     for place, token in enumerate(tokens):
         if is_first(token):
@@ -41,7 +41,7 @@ def test_pairs_tell_nothing_about_one_another() -> None:
     task, generator = StoryTask(), np.random.default_rng(0)
     pairs: Counter[tuple[int, int]] = Counter()
     for _ in range(1000):
-        tokens = task.draw(generator, "train").tokens
+        tokens = task.sample(generator, "train").tokens
         pairs.update({(token, tokens[place + 1]) for place, token in enumerate(tokens) if is_first(token)})
     total = sum(pairs.values())
     assert len(pairs) > 0.6 * NAMES * len(LAST_NAMES)
@@ -56,7 +56,7 @@ def test_fixed_names_are_fixed_in_training_only() -> None:
     lasts: dict[str, dict[int, set[int]]] = {split: defaultdict(set) for split in ("train", "val")}
     for split, found in lasts.items():
         for _ in range(200):
-            tokens = task.draw(generator, split).tokens
+            tokens = task.sample(generator, split).tokens
             for place, token in enumerate(tokens):
                 if is_first(token):
                     found[token].add(tokens[place + 1])

@@ -23,7 +23,7 @@ from mtp_modules.data import (
     TokenDropout,
     WordTokenizer,
 )
-from mtp_modules.data.tasks import HELD_OUT, side_of
+from mtp_modules.data.tasks import HELD_OUT, split_of_example
 from tests.helpers import assert_same
 from tests.unit.training.running import module, trainer
 
@@ -63,25 +63,27 @@ def test_no_prompt_is_on_two_sides(name: str) -> None:
     assert not train & val | train & test | val & test
 
 
-def test_sides_have_their_shares_where_prompts_are_few() -> None:
+def test_splits_have_their_shares_where_prompts_are_few() -> None:
     """All 49 * 49 questions of the smallest sum, told apart by nothing but their prompts."""
     task = PolynomialTask(max_operations=1, modulus=7, num_coefficients=2)
-    sides = []
+    splits = []
     for number in range(7**4):
         digits = [number // 7**place % 7 for place in range(4)]
         tokens = [task.tokenizer.encode("+")[0], *digits, task.equals]
-        sides.append(side_of(Example(tokens, [False] * len(tokens))))
-    for side in ("val", "test"):
-        assert sides.count(side) / len(sides) == pytest.approx(HELD_OUT, abs=0.02)
+        splits.append(split_of_example(Example(tokens, [False] * len(tokens))))
+    for split in ("val", "test"):
+        assert splits.count(split) / len(splits) == pytest.approx(HELD_OUT, abs=0.02)
 
 
 def test_too_few_prompts_are_refused() -> None:
     task = PolynomialTask(max_operations=1, modulus=2, num_coefficients=1)
-    sides = {side_of(task.draw(np.random.default_rng(seed), "train")) for seed in range(200)}
-    missing = {"train", "val", "test"} - sides
-    assert missing, "this task is meant to be too small for three sides"
+    splits = {split_of_example(task.sample(np.random.default_rng(seed), "train")) for seed in range(200)}
+    missing = {"train", "val", "test"} - splits
+    assert missing, "this task is meant to be too small for three splits"
     rows = TaskDataModule(task=task, batch_size=1, lookahead=1).rows(missing.pop())
-    with pytest.raises(ValueError, match=r"^PolynomialTask: 10000 draws gave no prompt of the \w+ side; there are too"):
+    with pytest.raises(
+        ValueError, match=r"^PolynomialTask: 10000 samples gave no prompt of the \w+ split; there are too"
+    ):
         rows.example(0)
 
 
@@ -138,7 +140,7 @@ def test_loaders_serve_every_side(name: str) -> None:
 def test_tasks_and_tokenizers_describe_themselves(name: str) -> None:
     task = TASKS[name]()
     twin: Task = build(describe(task))
-    assert twin.draw(np.random.default_rng(3), "train") == task.draw(np.random.default_rng(3), "train")
+    assert twin.sample(np.random.default_rng(3), "train") == task.sample(np.random.default_rng(3), "train")
     tokenizer: WordTokenizer = build(describe(task.tokenizer))
     assert tokenizer.words == task.tokenizer.words
 

@@ -69,5 +69,5 @@ def test_no_answer_gives_nothing() -> None:
 
 def test_a_mask_of_the_tokens_instead_of_the_positions_is_refused() -> None:
     wrong = torch.ones(2, 5).bool()
-    with pytest.raises(ValueError, match=r"answer_mask: must have one entry a position, \(2, 3\), got \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"answer_mask: must have one entry per position, \(2, 3\), got \(2, 5\)"):
         AnswerAccuracy().update(terms(torch.zeros(2, 3, 2).long(), torch.ones(2, 3, 2).bool()), wrong)
