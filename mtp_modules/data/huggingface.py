@@ -44,7 +44,7 @@ class HuggingFaceTokenizer(Tokenizer):
             refuse(self, "needs either pretrained, the place of a tokenizer, or tokenizer_json, its content.")
         for name, value in (("gguf_file", gguf_file), ("revision", revision)):
             if value is not None and pretrained is None:
-                refuse(self, f"{name} is {value!r}, but pretrained is not given; say in which folder or model.")
+                refuse(self, f"{name} is {value!r}, but pretrained is not given; name the folder or model.")
         try:
             from tokenizers import Tokenizer as Fast
         except ImportError:

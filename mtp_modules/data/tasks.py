@@ -212,7 +212,7 @@ class TaskDataModule(TokenDataModule):
         if augmentation is not None and augmentation.moves_tokens:
             refuse(
                 self,
-                f"{type(augmentation).__name__} moves tokens, which would tear answers from their prompts; "
+                f"{type(augmentation).__name__} moves tokens, which would separate answers from their prompts; "
                 "take TokenDropout, or leave augmentation out.",
             )
         self.task, self.lookahead, self.teacherless = task, lookahead, teacherless

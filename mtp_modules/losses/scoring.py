@@ -6,7 +6,7 @@ import torch
 
 from mtp_modules.core.objective import CrossEntropyTerms
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.losses.likeliest import likeliest
+from mtp_modules.losses.argmax import max_and_argmax
 from mtp_modules.losses.vocabulary_parallel import VocabularyShard, score_shard
 
 
@@ -55,7 +55,7 @@ def score(
             logits, targets, weights, taught, rules.shard, label_smoothing=epsilon, z_loss=zeta, gradient=wanted
         )
     counts, targets = targets >= 0, targets.clamp(min=0)[:, None]
-    own, (top, predicted) = logits.gather(1, targets), likeliest(logits)
+    own, (top, predicted) = logits.gather(1, targets), max_and_argmax(logits)
     rank = (logits > own).sum(dim=1, dtype=torch.int32).long()
     even = logits.mean(dim=1, keepdim=True) if epsilon else None
     tau = rules.temperature

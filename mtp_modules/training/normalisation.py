@@ -71,7 +71,7 @@ class StepCounts:
         if self.trainer.accumulate_grad_batches > 1:
             refuse(
                 "accumulate_grad_batches",
-                f"is {self.trainer.accumulate_grad_batches}, but the batches do not say how many targets count in "
+                f"is {self.trainer.accumulate_grad_batches}, but the batches do not carry the target counts of "
                 "those that follow; use a data module of mtp_modules, or wrap the training loader in "
                 "mtp_modules.data.CountsAhead(loader, horizons=model.horizons, batches=accumulate_grad_batches).",
             )

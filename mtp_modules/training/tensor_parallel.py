@@ -107,7 +107,7 @@ def _check_sizes(model: MTPModel, size: int) -> None:
         for layer in _layers(part):
             divides(part, "tensor_parallel_size", size, "num_kv_heads", layer.attention.num_kv_heads)
             if layer.attention.query_norm is not None:
-                refuse(part, "qk_norm does not go with tensor parallelism, which parts its gradient; set it to false.")
+                refuse(part, "qk_norm does not go with tensor parallelism, which splits its gradient; set it to false.")
             if layer.ffn.num_blocks % size:
                 refuse(
                     part,

@@ -74,7 +74,7 @@ def load(
         refuse(owner, "needs pretrained, or a config with a model_type such as llama; give one of them.")
     for name, value in (("gguf_file", gguf_file), ("revision", revision)):
         if value is not None and pretrained is None:
-            refuse(owner, f"{name} is {value!r}, but pretrained is not given; say in which folder or model.")
+            refuse(owner, f"{name} is {value!r}, but pretrained is not given; name the folder or model.")
     if dtype is not None and dtype not in _DTYPES:
         refuse(owner, f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
     transformers = _transformers(owner)

@@ -199,7 +199,7 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
             "key-value heads": "TransformerTrunk: num_kv_heads (1) must be a multiple of tensor_parallel_size (2).",
             "heads": "ParallelHeads: num_kv_heads (1) must be a multiple of tensor_parallel_size (2).",
             "normalised queries": (
-                "TransformerTrunk: qk_norm does not go with tensor parallelism, which parts its gradient; "
+                "TransformerTrunk: qk_norm does not go with tensor parallelism, which splits its gradient; "
                 "set it to false."
             ),
             "a joint law": (

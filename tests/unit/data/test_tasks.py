@@ -174,7 +174,10 @@ def test_the_digest_knows_what_the_rows_follow_from(name: str) -> None:
         ({"num_val": 0}, r"^TaskDataModule: num_val must be at least 1, got 0\.$"),
         ({"lookahead": 0}, r"^TaskDataModule: lookahead must be at least 1, got 0\.$"),
         ({"batch_size": 0}, r"^TaskDataModule: batch_size must be at least 1, got 0\.$"),
-        ({"augmentation": SpanShuffle()}, r"SpanShuffle moves tokens, which would tear answers from their prompts; "),
+        (
+            {"augmentation": SpanShuffle()},
+            r"SpanShuffle moves tokens, which would separate answers from their prompts; ",
+        ),
     ],
 )
 def test_senseless_arguments_are_refused(kwargs: dict[str, object], message: str) -> None:

@@ -120,7 +120,7 @@ def test_a_loader_that_knows_nothing_of_what_follows_is_refused(tmp_path: Path) 
     rows = data()
     loader = DataLoader([dict(batch) for batch in rows.train_dataloader()], batch_size=None)
     sentence = (
-        r"^accumulate_grad_batches: is 3, but the batches do not say how many targets count in those that follow; "
+        r"^accumulate_grad_batches: is 3, but the batches do not carry the target counts of those that follow; "
         r"use a data module of mtp_modules, or wrap the training loader in mtp_modules\.data\.CountsAhead\(loader, "
         r"horizons=model\.horizons, batches=accumulate_grad_batches\)\.$"
     )

@@ -7,7 +7,7 @@ from mtp_modules.core.shapes import Float, Int, Tensor
 _BLOCK = 128
 
 
-def likeliest(logits: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N 1"], Int[Tensor, " N"]]:
+def max_and_argmax(logits: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N 1"], Int[Tensor, " N"]]:
     """Return the largest logit and its argmax, the first one among equals.
 
     On a CPU, the maximum of a block is many times faster than its argmax, so take the argmax of the best block only.
