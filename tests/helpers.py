@@ -176,7 +176,7 @@ TWO_TRUNKS = ("transformer_previous", "gru")
 """Enough for heads whose states hold what those of others hold."""
 
 COVER = {
-    "transformer": ("linear", "parallel", "residual", "sequential"),
+    "transformer": ("linear", "parallel", "residual", "sequential", *OTHERS),
     "transformer_grouped": ("recurrent", "linear_leap", "parallel_leap"),
     "transformer_previous": (
         *("sequential_shared", "causal", "conditioned", "fused"),
