@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import NoReturn
+from operator import index
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -44,6 +45,20 @@ def at_least(owner: object, argument: str, value: float, limit: float) -> None:
     """
     if math.isnan(value) or value < limit:
         refuse(owner, f"{argument} must be at least {limit}, got {value}.")
+
+
+def whole(owner: object, argument: str, value: Any, limit: int) -> int:
+    """Return a whole number as an ``int``; raise an error for anything else, and below ``limit``.
+
+    Raises:
+        ValueError: If ``value`` is no whole number, or below ``limit``.
+    """
+    try:
+        number = index(value)
+    except TypeError:
+        refuse(owner, f"{argument} must be a whole number, got {value!r}.")
+    at_least(owner, argument, number, limit)
+    return number
 
 
 def fraction(owner: object, argument: str, value: float, *, zero: bool = True) -> None:

@@ -23,6 +23,8 @@ from mtp_modules.decoders.results import (
     RoundArrays,
     RoundDistributions,
     RoundResult,
+    depth_of,
+    emitted_of,
     pack_result,
     unpack_result,
 )
@@ -97,7 +99,7 @@ class _Run:
             self.seeds = torch.tensor(request.seeds, device=self.device)
             self.history = History(self.prompts, trunk.vocab_size, self.device) if params.penalises else None
             reads_text = drafter is not None and drafter.reads_text
-            self.text = Text(self.live, capacity + 1, self.device) if reads_text else None
+            self.text = Text(self.live, 2 * longest, self.device) if reads_text else None
         self.distributions: RoundDistributions | None = None
 
     @torch.inference_mode()
@@ -127,7 +129,7 @@ class _Run:
     def round(
         self, last: Int[Array, " B"], limits: Int[Array, " B"], wanted: int, chooser: DepthChooser
     ) -> tuple[RoundResult, int]:
-        """Run a round and commit what was accepted; return its result, and how many drafts were verified."""
+        """Run a round and commit what was accepted; return its result, and how many drafts were made in a row."""
         num_drafts = self.executor.num_drafts(int(limits.max()), wanted, len(self.states.lengths))
         drafter = self.how.drafter
         outputs = self.executor.round(
@@ -143,7 +145,7 @@ class _Run:
             ),
             self.states,
         )
-        return self._commit(outputs), outputs.packed.shape[1] - 4
+        return self._commit(outputs), depth_of(outputs.packed)
 
     def _commit(self, outputs: RoundOutputs) -> RoundResult:
         """4. Commit: keep the last token and the accepted drafts in the states, and forget the others."""
@@ -161,7 +163,7 @@ class _Run:
         """Append new tokens to what penalties and lookup read."""
         for part in (self.history, self.text):
             if part is not None:
-                part.append(packed[:, :-3], packed[:, -3] + 1)
+                part.append(*emitted_of(packed))
 
     def _on_device(self, numbers: Int[Array, " N"]) -> Int[Tensor, " B"]:
         """Return numbers as a tensor, one a row of the states; rows that fill the batch get the first."""

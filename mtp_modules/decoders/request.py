@@ -115,18 +115,26 @@ def token_lists(prompts: Any) -> list[list[int]]:
         if "input_ids" not in prompts:
             refuse("generate", f"prompts is a mapping without input_ids, got the keys {sorted(map(str, prompts))}.")
         texts, mask = prompts["input_ids"], prompts.get("attention_mask")
-        if len(texts) and np.ndim(texts[0]) == 0:  # of a single text
+        _check_some(texts)
+        if np.ndim(texts[0]) == 0:  # of a single text
             texts, mask = [texts], None if mask is None else [mask]
         if mask is not None:
-            return [
-                [token for token, real in zip(_tokens(row, text), kept, strict=True) if real]
-                for row, (text, kept) in enumerate(zip(texts, mask, strict=True))
-            ]
+            lists, masks = ([_tokens(row, text) for row, text in enumerate(part)] for part in (texts, mask))
+            if [len(text) for text in lists] != [len(kept) for kept in masks]:
+                refuse("generate", "attention_mask must be of the same shape as input_ids; tokenize both together.")
+            pairs = zip(lists, masks, strict=True)
+            return [[token for token, real in zip(*pair, strict=True) if real] for pair in pairs]
+    _check_some(texts)
+    return [_tokens(row, getattr(text, "ids", text)) for row, text in enumerate(texts)]
+
+
+def _check_some(texts: Any) -> None:
     if isinstance(texts, str) or not hasattr(texts, "__len__"):
         refuse("generate", f"prompts must be lists of token ids, got {type(texts).__name__}; encode texts first.")
+    if (texts.ndim == 0) if isinstance(texts, Tensor | Array) else False:
+        refuse("generate", f"prompts must be lists of token ids, got the number {texts}; give a list of prompts.")
     if len(texts) == 0:
         refuse("generate", "prompts is empty; give at least one.")
-    return [_tokens(row, getattr(text, "ids", text)) for row, text in enumerate(texts)]
 
 
 def _tokens(row: int, prompt: Any) -> list[int]:
@@ -140,6 +148,8 @@ def _tokens(row: int, prompt: Any) -> list[int]:
         refuse("generate", "prompts is a flat list of token ids; give a list of prompts, such as [[1, 2, 3]].")
     if tokens.ndim > 1:
         refuse("generate", f"prompt {row} must be a list of token ids, got {tokens.ndim} dimensions.")
+    if tokens.dtype == torch.uint64:
+        tokens = torch.from_numpy(np.minimum(tokens.cpu().numpy(), np.uint64(2**62)).astype(np.int64))
     if len(tokens) and (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool):
         refuse("generate", f"prompt {row} must hold token ids, which are whole numbers, got {tokens.dtype}.")
     return tokens.tolist()
@@ -165,7 +175,7 @@ def _whole(name: str, value: Any) -> int:
 def _signed(seed: int) -> int:
     """Return the 64 bits of a seed as the signed number that tensors hold."""
     if not -(2**63) <= seed < 2**64:
-        refuse("generate", f"seed must lie in 0..2**64-1, got {seed}; take it modulo 2**64.")
+        refuse("generate", f"the seed of every row must lie in -2**63..2**64-1, got {seed}; take it modulo 2**64.")
     return seed - 2**64 if seed >= 2**63 else seed
 
 

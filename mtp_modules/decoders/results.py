@@ -45,6 +45,16 @@ def pack_result(
     return torch.cat((tokens, accepted[:, None], drafted[:, None], finite.long()), dim=1)
 
 
+def emitted_of(packed: Int[Tensor, "B M"]) -> tuple[Int[Tensor, "B C"], Int[Tensor, " B"]]:
+    """Return the new tokens of a packed result, and how many of them each row emits."""
+    return packed[:, :-3], packed[:, -3] + 1
+
+
+def depth_of(packed: Int[Tensor, "B M"]) -> int:
+    """Return how many drafts one after the other a packed result is of."""
+    return packed.shape[1] - 4
+
+
 def unpack_result(packed: Int[Tensor, "B M"], rows: int) -> RoundResult:
     """Copy the result of a round to the CPU.
 

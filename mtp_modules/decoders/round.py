@@ -101,19 +101,21 @@ def draft_and_verify(
                 vocab_size=len(unembedding.weight),
             )
         )
-    assert draft.counts is not None
+    width = draft.tokens.shape[1] if draft.parents is None else draft.depth
+    limits = inputs.limits.clamp(max=width)
+    counts = limits if draft.counts is None else torch.minimum(draft.counts, limits)
     # 2. Read: one forward pass over the last token and all drafts.
     chunk = torch.cat((token[:, None], draft.tokens), dim=1)
     logits = read(chunk, draft)
-    # 3. Verify: which drafts are accepted, and the model's own token behind them.
+    # 3. Verify: which drafts are accepted, and the model's own token after them. (4. The loop commits them.)
     if draft.parents is not None:
-        return _verify_tree(chunk, draft, draft.parents, logits, sampler)
+        return _verify_tree(chunk, draft, draft.parents, counts, logits, sampler)
     if sampler is None:
-        tokens, accepted = greedy_round(draft.tokens, draft.counts, logits)
+        tokens, accepted = greedy_round(draft.tokens, counts, logits)
         scores, target_probs = logits, None
     else:
-        tokens, accepted, scores, target_probs = sampler.verify(draft, draft.counts, logits)
-    packed = pack_result(tokens, accepted, draft.counts, scores)
+        tokens, accepted, scores, target_probs = sampler.verify(draft, counts, logits)
+    packed = pack_result(tokens, accepted, counts, scores)
     if not inputs.return_distributions:
         return RoundOutputs(packed)
     draft_probs = one_hot(draft.tokens, logits.shape[2]).double() if draft.probs is None else draft.probs
@@ -125,6 +127,7 @@ def _verify_tree(
     chunk: Int[Tensor, "B C"],
     draft: Draft,
     parents: Int[Tensor, "B K"],
+    counts: Int[Tensor, " B"],
     logits: Float[Tensor, "B C V"],
     sampler: RoundSampler | None,
 ) -> RoundOutputs:
@@ -132,6 +135,5 @@ def _verify_tree(
     places = torch.cat((torch.full_like(parents[:, :1], -1), parents), dim=1)
     own, scores = (logits.argmax(dim=-1), logits) if sampler is None else sampler.own_choices(chunk, places, logits)
     tokens, path, accepted = walk(chunk, places, own, draft.depth)
-    assert draft.counts is not None
-    accepted = torch.minimum(accepted, draft.counts)
-    return RoundOutputs(pack_result(tokens, accepted, draft.counts, scores), path)
+    accepted = torch.minimum(accepted, counts)
+    return RoundOutputs(pack_result(tokens, accepted, counts, scores), path)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.decoders.drafting.drafter import Drafter, HeadsDrafter
 from mtp_modules.decoders.drafting.policies import DraftPolicy, FixedDepth
 from mtp_modules.decoders.drafting.trees import DraftTree, TreeDrafter
@@ -60,7 +60,7 @@ class SpeculativeDecoder(Decoder):
         return_distributions: bool = False,
     ) -> None:
         if num_drafts is not None:
-            at_least(self, "num_drafts", num_drafts, 1)
+            num_drafts = whole(self, "num_drafts", num_drafts, 1)
         self.num_drafts = num_drafts
         self.acceptance = ExactMatch() if acceptance is None else acceptance
         self.policy = FixedDepth() if policy is None else policy

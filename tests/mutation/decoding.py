@@ -206,7 +206,7 @@ MUTANTS = (
     Mutant(
         "tree-beyond-the-budget",
         "decoders/round.py",
-        "    accepted = torch.minimum(accepted, draft.counts)\n",
+        "    accepted = torch.minimum(accepted, counts)\n",
         "",
         "a tree reaches beyond the last position",
         OURS,

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.core.drafts import ancestors_of
-from mtp_modules.decoders import DraftTree, DynamicTree, SamplingParams, StaticTree
+from mtp_modules.decoders import (
+    ConfidentDepth,
+    CostAwareDepth,
+    DraftPolicy,
+    DraftTree,
+    DynamicTree,
+    SamplingParams,
+    StaticTree,
+)
 from mtp_modules.decoders.drafting.trees import Grower, Guess, Tree
 from mtp_modules.decoders.verification.trees import counts_along, walk
 from tests.helpers import EVERY_HEADS, extend, log_laws, make_model, random_tokens
@@ -40,7 +48,7 @@ def read_and_grow(model: MTPModel, shape: DraftTree, seed: int) -> tuple[list[li
         return Guess(logits, logits.log_softmax(dim=-1))
 
     embed, unembed = model.trunk.embedding, model.unembedding.logits
-    tree = shape.grow(Grower(model.heads, states[1], token, embed, unembed, guess))
+    tree = shape.grow(Grower(model.heads, states[1], token, embed, unembed, guess), shape.depth)
     return [[*text, int(last)] for text, last in zip(kept, token, strict=True)], tree
 
 
@@ -156,3 +164,21 @@ def test_a_tree_gives_the_sample_of_plain_decoding(
     prompts = [[1, 2, 3], [4]]
     generation = SpeculativeDecoder(tree=tree).generate(model, prompts, **options)
     assert generation.tokens == AutoregressiveDecoder().generate(model, prompts, **options).tokens
+
+
+@pytest.mark.parametrize(
+    "policy", [CostAwareDepth(explore_every=2), ConfidentDepth(threshold=0.3)], ids=["cost", "confident"]
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize(
+    "tree", [StaticTree(widths=[2, 1, 1]), DynamicTree(depth=3, width=2, nodes=1)], ids=["static", "few"]
+)
+def test_a_tree_grows_as_deep_as_the_policy_asks(tree: DraftTree, temperature: float, policy: DraftPolicy) -> None:
+    """Also one with fewer nodes than levels."""
+    model = make_model("transformer", "linear", 5)
+    options = {"max_new_tokens": 25, "sampling": SamplingParams(temperature=temperature), "seed": 3}
+    wanted = AutoregressiveDecoder().generate(model, [[1, 2], [3]], **options).tokens
+    decoder = SpeculativeDecoder(tree=tree, policy=policy)
+    assert decoder.generate(model, [[1, 2], [3]], **options).tokens == wanted
+    if isinstance(policy, CostAwareDepth):
+        assert len(set(policy._last[3].seconds[2])) == 4  # every choice was tried: 0, 1, 2 and 3 levels

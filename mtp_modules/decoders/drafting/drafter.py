@@ -148,7 +148,7 @@ class Drafter(Component, ABC):
 
     @abstractmethod
     def draft(self, context: DraftingContext) -> Draft:
-        """Return the drafts of a round, with ``counts``.
+        """Return the drafts of a round.
 
         What a row is given must not depend on its neighbours.
 

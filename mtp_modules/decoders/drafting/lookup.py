@@ -1,6 +1,6 @@
 """Drafts from the text itself: what followed the same tokens before."""
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.core.drafts import Draft
 from mtp_modules.core.interfaces import Heads
 from mtp_modules.decoders.drafting.drafter import Drafter, DraftingContext
@@ -25,8 +25,8 @@ class PromptLookup(Drafter):
     reads_text = True
 
     def __init__(self, *, num_drafts: int = 7, longest: int = 3, shortest: int = 1) -> None:
-        at_least(self, "num_drafts", num_drafts, 1)
-        at_least(self, "shortest", shortest, 1)
+        num_drafts, shortest = whole(self, "num_drafts", num_drafts, 1), whole(self, "shortest", shortest, 1)
+        longest = whole(self, "longest", longest, 1)
         if longest < shortest:
             refuse(self, f"longest must be at least shortest ({shortest}), got {longest}.")
         self.num_drafts, self.longest, self.shortest = num_drafts, longest, shortest

@@ -46,16 +46,22 @@ class Text:
 
     Args:
         batch_size: Number ``B`` of rows.
-        capacity: Most tokens of a row.
+        capacity: Tokens of a row that there is room for at first; more is made as rows get longer.
         device: Where they live.
     """
 
     def __init__(self, batch_size: int, capacity: int, device: torch.device) -> None:
         self.tokens = torch.full((batch_size, capacity + 1), -1, device=device)  # the last takes what does not count
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self._most = 0  # no row is longer; kept on the CPU
 
     def append(self, tokens: Int[Tensor, "B C"], counts: Int[Tensor, " B"]) -> None:
         """Write the first ``counts[b]`` of the tokens behind row ``b``."""
+        self._most += tokens.shape[1]
+        if self._most >= self.tokens.shape[1]:
+            self._most = int(self.lengths.max()) + tokens.shape[1]
+            room = max(0, 2 * self._most - self.tokens.shape[1])
+            self.tokens = F.pad(self.tokens, (0, room), value=-1)
         offsets = torch.arange(tokens.shape[1], device=tokens.device)
         places = torch.where(offsets < counts[:, None], self.lengths[:, None] + offsets, self.tokens.shape[1] - 1)
         self.tokens.scatter_(1, places, tokens)

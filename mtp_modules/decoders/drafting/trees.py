@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.core.component import Component
 from mtp_modules.core.drafts import Draft
 from mtp_modules.core.interfaces import DecodingState, Heads, Trunk
@@ -132,8 +132,8 @@ class DraftTree(Component, ABC):
     widest: int
 
     @abstractmethod
-    def grow(self, grower: Grower) -> Tree:
-        """Return the tree of a round."""
+    def grow(self, grower: Grower, depth: int) -> Tree:
+        """Return the tree of a round, of so many levels; at most ``depth`` of the shape."""
 
 
 class StaticTree(DraftTree):
@@ -153,18 +153,17 @@ class StaticTree(DraftTree):
     """
 
     def __init__(self, *, widths: Sequence[int]) -> None:
-        if not widths:
+        if len(widths) == 0:
             refuse(self, "widths is empty; give the number of children at each depth.")
-        for index, width in enumerate(widths):
-            at_least(self, f"widths[{index}]", width, 1)
-        self.widths, self.depth, self.widest, self.nodes, count = list(widths), len(widths), max(widths), 0, 1
+        widths = [whole(self, f"widths[{index}]", width, 1) for index, width in enumerate(widths)]
+        self.widths, self.depth, self.widest, self.nodes, count = widths, len(widths), max(widths), 0, 1
         for width in widths:
             count *= width
             self.nodes += count
 
-    def grow(self, grower: Grower) -> Tree:
+    def grow(self, grower: Grower, depth: int) -> Tree:
         """Return the tree of a round."""
-        for width in self.widths:
+        for width in self.widths[:depth]:
             grower.grow(width)
         return grower.tree()
 
@@ -184,13 +183,12 @@ class DynamicTree(DraftTree):
     """
 
     def __init__(self, *, depth: int, width: int = 4, nodes: int = 16) -> None:
-        for name, value in (("depth", depth), ("width", width), ("nodes", nodes)):
-            at_least(self, name, value, 1)
-        self.depth, self.width, self.widest, self.nodes = depth, width, width, nodes
+        self.depth, self.width = whole(self, "depth", depth, 1), whole(self, "width", width, 1)
+        self.widest, self.nodes = self.width, whole(self, "nodes", nodes, 1)
 
-    def grow(self, grower: Grower) -> Tree:
+    def grow(self, grower: Grower, depth: int) -> Tree:
         """Return the tree of a round."""
-        for _ in range(self.depth):
+        for _ in range(depth):
             grower.grow(self.width, keep=self.width)
         return grower.tree(max_nodes=self.nodes)
 
@@ -208,8 +206,8 @@ class TreeDrafter(Drafter):
         return self.tree.depth, heads.max_drafts
 
     def chunk_size(self, num_drafts: int) -> int:
-        """Return how many nodes the tree has."""
-        return self.tree.nodes
+        """Return how many nodes the tree has, or levels if these are more: the cache has room for a whole path."""
+        return max(self.tree.nodes, self.tree.depth)
 
     def check(self, trunk: Trunk, heads: Heads) -> None:
         """Refuse a tree that is deeper than the heads, wider than the vocabulary, or that the trunk cannot read."""
@@ -224,8 +222,8 @@ class TreeDrafter(Drafter):
             refuse(self.tree, f"{type(trunk).__name__} cannot read a tree of drafts; leave tree out.")
 
     def draft(self, context: DraftingContext) -> Draft:
-        """Grow the whole tree; of drafts deeper than a row can use, those that it can use count."""
-        sampler = context.sampler
+        """Grow as many levels as are asked for."""
+        sampler, depth = context.sampler, context.num_drafts
 
         def guess(logits: Tensor, depth: int) -> Guess:
             if sampler is None:
@@ -234,6 +232,6 @@ class TreeDrafter(Drafter):
             return Guess(log_probs + sampler.noise.gumbels()[:, depth : depth + 1], log_probs)
 
         grower = Grower(context.heads, context.heads_state, context.token, context.embed, context.unembed, guess)
-        grown = self.tree.grow(grower)
-        counts = context.limits.clamp(max=self.tree.depth)
-        return Draft(grown.tokens[:, 1:], counts=counts, parents=grown.parents[:, 1:], depth=self.tree.depth)
+        grown = self.tree.grow(grower, depth)
+        counts = context.limits.clamp(max=depth)
+        return Draft(grown.tokens[:, 1:], counts=counts, parents=grown.parents[:, 1:], depth=depth)

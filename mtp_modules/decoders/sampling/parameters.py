@@ -2,11 +2,10 @@
 
 import math
 import sys
-from collections.abc import Sequence
-from operator import index
-from typing import Any
+from collections.abc import Sequence, Sized
+from typing import SupportsFloat
 
-from mtp_modules.core.checks import at_least, fraction, refuse
+from mtp_modules.core.checks import at_least, fraction, refuse, whole
 from mtp_modules.core.component import Component
 
 
@@ -44,10 +43,18 @@ class SamplingParams(Component):
         frequency_penalty: float = 0.0,
         allowed_tokens: Sequence[int] | None = None,
     ) -> None:
+        for name, value in (
+            ("temperature", temperature),
+            ("top_p", top_p),
+            ("min_p", min_p),
+            ("repetition_penalty", repetition_penalty),
+            ("presence_penalty", presence_penalty),
+            ("frequency_penalty", frequency_penalty),
+        ):
+            if not isinstance(value, SupportsFloat):
+                refuse(self, f"{name} must be a number, got {value!r}.")
         at_least(self, "temperature", temperature, 0)
-        if top_k is not None:
-            top_k = self._whole("top_k", top_k)
-            at_least(self, "top_k", top_k, 1)
+        top_k = None if top_k is None else whole(self, "top_k", top_k, 1)
         fraction(self, "top_p", top_p, zero=False)
         fraction(self, "min_p", min_p)
         if not repetition_penalty > 0:
@@ -60,6 +67,8 @@ class SamplingParams(Component):
         ):
             if not math.isfinite(value):
                 refuse(self, f"{name} must be a finite number, got {value}.")
+        if allowed_tokens is not None and not isinstance(allowed_tokens, Sized):
+            refuse(self, f"allowed_tokens must be a list of token ids, got {allowed_tokens!r}.")
         if allowed_tokens is not None and len(allowed_tokens) == 0:
             refuse(self, "allowed_tokens is empty; allow at least one token, or give null to allow all.")
         self.temperature = temperature if temperature >= sys.float_info.min else 0.0
@@ -68,13 +77,7 @@ class SamplingParams(Component):
         self.presence_penalty, self.frequency_penalty = presence_penalty, frequency_penalty
         self.allowed_tokens = None
         if allowed_tokens is not None:
-            self.allowed_tokens = sorted({self._whole("allowed_tokens", token) for token in allowed_tokens})
-
-    def _whole(self, name: str, value: Any) -> int:
-        try:
-            return index(value)
-        except TypeError:
-            refuse(self, f"{name} must be made of whole numbers, got {value!r}.")
+            self.allowed_tokens = sorted({whole(self, "allowed_tokens", token, 0) for token in allowed_tokens})
 
     @property
     def greedy(self) -> bool:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.core.component import Component
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.decoders.sampling.noise import RowNoise, sample
@@ -180,8 +180,7 @@ class TopKAcceptance(_SampledDrafts):
     lossless = False
 
     def __init__(self, *, top_k: int) -> None:
-        at_least(self, "top_k", top_k, 1)
-        self.top_k = top_k
+        self.top_k = whole(self, "top_k", top_k, 1)
 
     def verify(self, candidates: Candidates, noise: RowNoise) -> Verdict:
         """Accept the first drafts that are good enough."""

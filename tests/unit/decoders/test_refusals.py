@@ -67,11 +67,31 @@ CONSTRUCTORS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "half a token": (
         lambda: SamplingParams(top_k=2.5),
-        "SamplingParams: top_k must be made of whole numbers, got 2.5.",
+        "SamplingParams: top_k must be a whole number, got 2.5.",
     ),
     "half a token allowed": (
         lambda: SamplingParams(allowed_tokens=[1, 2.5]),
-        "SamplingParams: allowed_tokens must be made of whole numbers, got 2.5.",
+        "SamplingParams: allowed_tokens must be a whole number, got 2.5.",
+    ),
+    "no number": (lambda: SamplingParams(temperature="x"), "SamplingParams: temperature must be a number, got 'x'."),
+    "no number for top_p": (lambda: SamplingParams(top_p=None), "SamplingParams: top_p must be a number, got None."),
+    "a token allowed": (
+        lambda: SamplingParams(allowed_tokens=5),
+        "SamplingParams: allowed_tokens must be a list of token ids, got 5.",
+    ),
+    "half a draft": (
+        lambda: SpeculativeDecoder(num_drafts=2.5),
+        "SpeculativeDecoder: num_drafts must be a whole number, got 2.5.",
+    ),
+    "half a draft looked up": (
+        lambda: PromptLookup(num_drafts=2.5),
+        "PromptLookup: num_drafts must be a whole number, got 2.5.",
+    ),
+    "half a child": (lambda: StaticTree(widths=[2.5]), "StaticTree: widths[0] must be a whole number, got 2.5."),
+    "half a level": (lambda: DynamicTree(depth=2.5), "DynamicTree: depth must be a whole number, got 2.5."),
+    "half a token good enough": (
+        lambda: TopKAcceptance(top_k=2.5),
+        "TopKAcceptance: top_k must be a whole number, got 2.5.",
     ),
     "nothing allowed": (
         lambda: SamplingParams(allowed_tokens=[]),

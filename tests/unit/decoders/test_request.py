@@ -85,6 +85,20 @@ def test_all_seeds_of_64_bits_are_different() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a number as a tensor": (
+        {"prompts": torch.tensor(5)},
+        "generate: prompts must be lists of token ids, got the numb",
+    ),
+    "no texts tokenized": ({"prompts": {"input_ids": [], "attention_mask": []}}, "generate: prompts is empty; give at"),
+    "no ids at all": ({"prompts": {"input_ids": None}}, "generate: prompts must be lists of token ids, got NoneType;"),
+    "a short mask": (
+        {"prompts": {"input_ids": [[1, 2]], "attention_mask": [[1]]}},
+        "generate: attention_mask must be of the same shape as input_ids; tokenize both together.",
+    ),
+    "an id beyond 63 bits": (
+        {"prompts": np.array([[2**63 + 1]], dtype=np.uint64)},
+        "generate: token 4611686018427387904 is outside the vocabulary 0..10;",
+    ),
     "a flat list": ({"prompts": [1, 2]}, "generate: prompts is a flat list of token ids; give a list of prompts"),
     "a flat tensor": ({"prompts": torch.tensor([1, 2])}, "generate: prompts is a flat list of token ids"),
     "an empty tensor": ({"prompts": torch.zeros(0, 3)}, "generate: prompts is empty; give at least one."),
@@ -108,7 +122,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "half a token": ({"max_new_tokens": 2.5}, "generate: max_new_tokens must be a whole number, got 2.5."),
     "a seed of text": ({"seed": "7"}, "generate: seed must be a whole number, got '7'."),
-    "a seed of 65 bits": ({"seed": 2**64}, "generate: seed must lie in 0..2**64-1, got 18446744073709551616;"),
+    "a seed of 65 bits": (
+        {"seed": 2**64},
+        "generate: the seed of every row must lie in -2**63..2**64-1, got 184467440737",
+    ),
     "another rule": ({"stop": 5}, "generate: stop must be made of StopRule, got 5."),
     "other parameters": ({"sampling": 0.7}, "generate: sampling must be made of SamplingParams, got 0.7."),
 }
