@@ -53,7 +53,7 @@ def test_its_errors(kind: type[Heads]) -> None:
         sizes = {"d_model": 4, "num_horizons": 2} | {name: 0}
         with pytest.raises(ValueError, match=rf"^StepHeads: {name} must be at least 1, got 0\.$"):
             kind(**sizes)
-    with pytest.raises(ValueError, match=r"^StepHeads: future is missing; pass the embeddings of the tokens between"):
+    with pytest.raises(ValueError, match=r"^StepHeads: future is missing; pass the embeddings of the next tokens"):
         kind(d_model=4, num_horizons=2)(torch.zeros(1, 3, 4))
 
 
