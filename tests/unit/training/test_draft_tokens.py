@@ -12,7 +12,7 @@ from mtp_modules import LinearHeads, MTPModel, MultiTokenLoss, RecurrentTrunk, l
 from mtp_modules.core.objective import NextTokenTeacher, OutputMatrix
 from mtp_modules.data import frequent_tokens
 from mtp_modules.training import MTPModule, choose_draft_tokens, draft_tokens, training_flops
-from mtp_modules.training.tensor_parallel import _share_out_unembedding
+from mtp_modules.training.tensor_parallel import _shard_unembedding
 from tests.helpers import assert_same, gradients, make_model, random_tokens
 from tests.unit.training.running import VOCAB, SaveAt, data, trainer
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_counted_is_refused() -> None:
 def test_what_few_tokens_do_not_go_with_is_refused() -> None:
     model = make_model(draft_tokens=[1, 2, 5])
     with pytest.raises(ValueError, match=r"^tensor_parallelize: horizons beyond the first score 3 tokens of their own"):
-        _share_out_unembedding(model.unembedding, model.trunk.embedding, DeviceMesh.__new__(DeviceMesh))
+        _shard_unembedding(model.unembedding, model.trunk.embedding, DeviceMesh.__new__(DeviceMesh))
     states = torch.zeros(2, 6, model.trunk.d_model, dtype=torch.float64)
     teacher = NextTokenTeacher(states, OutputMatrix(model.unembedding.weight.detach()), 0.5)
     with pytest.raises(ValueError, match=r"^Unembedding: another model's distribution covers all tokens, but horizons"):
