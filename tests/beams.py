@@ -1,4 +1,4 @@
-"""For tests of beam search: decoders, how results are compared, and a model whose law a test writes down."""
+"""For tests of beam search: decoders, how results are compared, and a model whose probabilities a test writes down."""
 
 import math
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def assert_same_beams(found: Sequence[Beam], expected: Sequence[Beam | Text]) ->
 
 
 def bigrams(logits: Tensor, num_horizons: int = 2) -> MTPModel:
-    """Build a real model whose next token depends on the last one alone, and whose heads know all about it.
+    """Build a real model whose next token depends on the last one alone, and whose heads predict the same.
 
     ``logits[a, b]`` is for token ``b`` after token ``a``.
     """

@@ -2,8 +2,13 @@
 
 from mtp_modules.core.detokenizing import StreamingDetokenizer
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
-from mtp_modules.decoders.beam.decoders import BeamDecoder, DraftedBeamDecoder, JointBeamDecoder
-from mtp_modules.decoders.beam.generation import BeamGeneration, BeamSearchDecoder
+from mtp_modules.decoders.beam.decoders import (
+    BeamDecoder,
+    BeamGeneration,
+    BeamSearchDecoder,
+    DraftedBeamDecoder,
+    JointBeamDecoder,
+)
 from mtp_modules.decoders.beam.hypotheses import Beam
 from mtp_modules.decoders.drafting.drafter import Drafter, HeadsDrafter
 from mtp_modules.decoders.drafting.lookup import LookupOrHeads, PromptLookup

@@ -20,7 +20,7 @@ from mtp_modules.decoders import (
 )
 from tests.beams import DECODERS, Letters, assert_same_beams, bigrams, noise
 from tests.helpers import TRUNKS, TRUNKS_WITH_HEADS, VOCAB, assert_same, extend, make_model, random_tokens
-from tests.reference.beam import beam_search, law
+from tests.reference.beam import beam_search, log_probs
 
 TOKENS = st.integers(0, VOCAB - 1)
 PROMPTS = st.lists(st.lists(TOKENS, min_size=1, max_size=6), min_size=1, max_size=3)
@@ -38,7 +38,7 @@ def draw_case(
     data: st.DataObject, trunk: str, heads: str, horizons: int, *, ties: bool = True
 ) -> tuple[MTPModel, list[list[int]], Any]:
     model = make_model(trunk, heads, horizons, seed=data.draw(st.integers(0, 9), label="seed")).eval()
-    # Softer laws than these models have make beams fork more often, and drafts hold more often.
+    # Flatter distributions than these models have make beams part more often, and drafts be accepted more often.
     with torch.no_grad():
         model.unembedding.weight.mul_(data.draw(st.sampled_from([0.1, 0.3, 1.0]), label="sharpness"))
         if ties and data.draw(st.booleans(), label="ties"):
@@ -101,7 +101,7 @@ def test_drafts_leave_beams_and_scores_as_they_are(trunk: str, heads: str, data:
 @settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
 def test_wide_drafts_save_forward_passes_on_any_model(trunk: str, data: st.DataObject) -> None:
-    """With as many paths as tokens, one beam's first step is always foreseen; so no two passes bring one step each."""
+    """With as many paths as tokens, one beam's first step is always drafted; so no two passes take one step each."""
     model = make_model(trunk, "recurrent", 3, seed=data.draw(st.integers(0, 9), label="seed")).eval()
     plain = BeamDecoder(num_beams=1).generate(model, [[1, 2]], max_new_tokens=9)
     drafted = DraftedBeamDecoder(num_beams=1, num_drafts=1, num_paths=VOCAB).generate(model, [[1, 2]], max_new_tokens=9)
@@ -164,7 +164,7 @@ def test_a_prompt_has_the_beams_that_it_has_alone(decoder: Decoder, data: st.Dat
 @settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_a_letter_ends_a_beam_as_its_token_does(decoder: Decoder, data: st.DataObject) -> None:
-    """Beams that grow out of one watch for texts each in its own; so do the blocks behind one beam."""
+    """Beams of one parent look for strings each in its own text; so do the blocks behind one beam."""
     model, prompts, options = draw_case(data, "gru", "recurrent", 4)
     tokens = sorted(options["stop"].tokens)
     letters = StopRule(strings=[Letters().decode([token]) for token in tokens], tokenizer=Letters())
@@ -185,20 +185,20 @@ def test_one_beam_is_greedy_decoding(trunk: str) -> None:
         assert (generation.tokens, generation.finish_reasons) == (greedy.tokens, greedy.finish_reasons)
 
 
-def test_as_many_beams_as_tokens_find_the_likeliest_pairs_of_all() -> None:
+def test_as_many_beams_as_tokens_find_the_most_likely_pairs_of_all() -> None:
     model = make_model("gru", "linear", 1).eval()
-    first = law(model, [1, 2])
-    pairs = {(a, b): float(first[a] + law(model, [1, 2, a])[b]) for a in range(VOCAB) for b in range(VOCAB)}
-    likeliest = sorted(pairs, key=lambda pair: -pairs[pair])[:VOCAB]
+    first = log_probs(model, [1, 2])
+    pairs = {(a, b): float(first[a] + log_probs(model, [1, 2, a])[b]) for a in range(VOCAB) for b in range(VOCAB)}
+    most_likely = sorted(pairs, key=lambda pair: -pairs[pair])[:VOCAB]
     beams = BeamDecoder(num_beams=VOCAB).generate(model, [[1, 2]], max_new_tokens=2).beams[0]
-    assert [tuple(beam.tokens) for beam in beams] == likeliest
-    assert_same(torch.tensor([beam.log_probability for beam in beams]), torch.tensor([pairs[p] for p in likeliest]))
+    assert [tuple(beam.tokens) for beam in beams] == most_likely
+    assert_same(torch.tensor([beam.log_probability for beam in beams]), torch.tensor([pairs[p] for p in most_likely]))
 
 
 @pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
 @pytest.mark.parametrize("rows", [[0, 0, 1, 1, 1], [2, 2], [1, 0, 2, 0]], ids=str)
-def test_forked_rows_equal_rows_that_read_the_same(trunk: str, heads: str, rows: list[int]) -> None:
-    """A row that is named twice becomes two, and what one of them reads later does not show in the other."""
+def test_a_row_selected_twice_equals_two_rows_that_read_the_same(trunk: str, heads: str, rows: list[int]) -> None:
+    """It becomes two rows, and what one of them reads later does not show in the other."""
     model = make_model(trunk, heads, 3).eval()
     prompt, keep = random_tokens(3, 4), [4, 1, 3]
     states = model.trunk.new_state(3, 12), model.heads.new_state(3, 12)
@@ -222,7 +222,7 @@ def test_forked_rows_equal_rows_that_read_the_same(trunk: str, heads: str, rows:
         token, states[1], num_drafts=2, embed=model.trunk.embedding, unembed=model.unembedding.logits
     )
     for index, text in enumerate(texts):
-        told = model(torch.tensor([[*text, 5, *draft.tokens[index].tolist()]]))
+        predicted = model(torch.tensor([[*text, 5, *draft.tokens[index].tolist()]]))
         for depth in (0, 1):
-            expected = model.unembedding.logits(told[depth + 1][0, len(text) - 1], depth + 1)
+            expected = model.unembedding.logits(predicted[depth + 1][0, len(text) - 1], depth + 1)
             assert_same(draft.logits[index, depth], expected)

@@ -1,4 +1,4 @@
-"""Beam searches that read every hypothesis again for every token, and look at all tokens."""
+"""Beam searches that recompute every hypothesis for every token, and look at all tokens."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -16,8 +16,10 @@ class Text(NamedTuple):
     reason: str | None = None
 
 
-def law(model: MTPModel, text: Sequence[int], horizon_index: int = 0, allowed: Collection[int] | None = None) -> Tensor:
-    """Return what a head says of the token after ``text``; heads beyond the first see the text but not the trunk's."""
+def log_probs(
+    model: MTPModel, text: Sequence[int], horizon_index: int = 0, allowed: Collection[int] | None = None
+) -> Tensor:
+    """Return a head's log-probabilities of the token after ``text``."""
     padded = torch.tensor([[*text, *[0] * (model.lookahead - horizon_index)]])
     state = model(padded)[horizon_index][0, len(text) - 1 - horizon_index]
     logits = model.unembedding.logits(state, horizon_index).detach()
@@ -54,7 +56,7 @@ def beam_search(
         return Text(tokens, text.log_probability + gained, "stop" if token in stop_tokens else reason)
 
     def extended(text: Text) -> list[Text]:
-        gains = law(model, [*prompt, *text.tokens], 0, allowed).tolist()
+        gains = log_probs(model, [*prompt, *text.tokens], 0, allowed).tolist()
         return [grown(text, token, gain) for token, gain in enumerate(gains) if gain > -math.inf]
 
     def in_blocks(beams: list[Text]) -> list[Text]:
@@ -65,7 +67,7 @@ def beam_search(
             longer = [
                 (total + gain, text, (*block, token))
                 for total, text, block in guesses
-                for token, gain in enumerate(law(model, [*prompt, *text.tokens, *block], draft, allowed).tolist())
+                for token, gain in enumerate(log_probs(model, [*prompt, *text.tokens, *block], draft, allowed).tolist())
                 if gain > -math.inf
             ]
             guesses = sorted(longer, key=lambda guess: -guess[0])[:num_blocks]
@@ -73,7 +75,7 @@ def beam_search(
         for _, text, block in guesses:
             for token in block:
                 if text.reason is None:
-                    gain = float(law(model, [*prompt, *text.tokens], 0, allowed)[token])
+                    gain = float(log_probs(model, [*prompt, *text.tokens], 0, allowed)[token])
                     text = grown(text, token, gain)
             found.setdefault(text.tokens, text)
         return [text for text in beams if text.reason is not None] + list(found.values())

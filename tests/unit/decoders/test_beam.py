@@ -1,4 +1,4 @@
-"""Beam decoders as their users meet them: ties, ends, streams, what is refused."""
+"""Beam decoders as their users meet them: ties, ends, streams, what is rejected."""
 
 import math
 import re
@@ -21,15 +21,21 @@ from mtp_modules.decoders import (
     SamplingParams,
     StopRule,
 )
-from mtp_modules.decoders.beam.paths import Drafts
-from mtp_modules.decoders.beam.tensors import BeamTensors
+from mtp_modules.decoders.beam.tensors import BeamTensors, largest
+from mtp_modules.decoders.beam.trees import Drafts
 from tests.beams import DECODERS, Letters, assert_same_beams, bigrams, noise
 from tests.drafting import clock
 from tests.helpers import VOCAB, assert_same, make_model
 from tests.reference.beam import beam_search
 
 
-def test_the_search_over_blocks_brings_a_block_and_a_token_each_forward_pass() -> None:
+def beams_of(decoder: Decoder, *arguments: Any, **options: Any) -> list[list[Beam]]:
+    generation = decoder.generate(*arguments, **options)
+    assert isinstance(generation, BeamGeneration)
+    return generation.beams
+
+
+def test_the_search_over_blocks_emits_a_block_and_a_token_each_forward_pass() -> None:
     model = make_model("gru", "parallel", 4).eval()
     generation = JointBeamDecoder(num_beams=2).generate(model, [[1, 2], [3]], max_new_tokens=13)
     assert generation.stats.forwards == 2 * (1 + 12 // 4)
@@ -37,7 +43,7 @@ def test_the_search_over_blocks_brings_a_block_and_a_token_each_forward_pass() -
 
 
 def test_the_search_over_blocks_loses_what_the_heads_do_not_propose() -> None:
-    """Heads that turn the clock too far are believed, and the model can only say how unlikely that is."""
+    """Heads that turn the clock too far propose no other block, and the model can only score it as unlikely."""
     model = clock(2, hands=[1, 5])
     exact = BeamDecoder(num_beams=1).generate(model, [[0]], max_new_tokens=3)
     lossy = JointBeamDecoder(num_beams=1, num_blocks=1).generate(model, [[0]], max_new_tokens=3)
@@ -53,6 +59,29 @@ def test_ties_go_by_the_smaller_token_then_by_the_older_beam(decoder: Decoder) -
     assert isinstance(generation, BeamGeneration)
     # Of [0], [1] and [2], the stop token ends the second; then it costs less than all that goes on.
     assert [beam.tokens for beam in generation.beams[0]] == [[1], [0, 0, 0], [2, 0, 0]]
+
+
+@pytest.mark.parametrize("size", [4, 40, 400])
+def test_of_equal_values_the_first_are_the_largest(size: int) -> None:
+    values = torch.zeros(2, size)
+    values[0, 3] = 1
+    found, places = largest(values, 3)
+    assert found.tolist() == [[1, 0, 0], [0, 0, 0]]
+    assert places.tolist() == [[3, 0, 1], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("seed", range(4))
+def test_drafts_that_tie_do_not_depend_on_neighbours(decoder: Decoder, seed: int) -> None:
+    """The heads find three tokens exactly as likely as one another."""
+    model = make_model("gru", "recurrent", 4, seed=seed).eval()
+    with torch.no_grad():
+        model.unembedding.weight[[3, 5]] = model.unembedding.weight[[7, 7]]
+        model.unembedding.weight.mul_(0.1)
+    prompts = [[1, 2], [3], [8, 8, 4], [6]]
+    together = beams_of(decoder, model, prompts, max_new_tokens=8)
+    for prompt, beams in zip(prompts, together, strict=True):
+        assert_same_beams(beams, beams_of(decoder, model, [prompt], max_new_tokens=8)[0])
 
 
 @pytest.mark.parametrize("decoder", DECODERS[:2])
@@ -73,9 +102,9 @@ def test_a_finished_beam_keeps_its_place_and_a_length_penalty_may_overtake_it(de
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_only_allowed_tokens_are_in_beams(decoder: Decoder) -> None:
     model = make_model("lstm", "recurrent", 3).eval()
-    laws = [SamplingParams(allowed_tokens=[2, 5, 7]), SamplingParams(), SamplingParams(allowed_tokens=[4])]
+    params = [SamplingParams(allowed_tokens=[2, 5, 7]), SamplingParams(), SamplingParams(allowed_tokens=[4])]
     prompts = [[1, 2], [3], [8, 8]]
-    generation = decoder.generate(model, prompts, max_new_tokens=5, sampling=laws)
+    generation = decoder.generate(model, prompts, max_new_tokens=5, sampling=params)
     assert isinstance(generation, BeamGeneration)
     assert {token for beam in generation.beams[0] for token in beam.tokens} <= {2, 5, 7}
     assert [beam.tokens for beam in generation.beams[2]] == [[4] * 5]  # no other text is possible
@@ -88,33 +117,27 @@ def test_only_allowed_tokens_are_in_beams(decoder: Decoder) -> None:
         assert_same_beams(generation.beams[0], expected)
 
 
-def beams_of(decoder: Decoder, *arguments: Any, **options: Any) -> list[list[Beam]]:
-    generation = decoder.generate(*arguments, **options)
-    assert isinstance(generation, BeamGeneration)
-    return generation.beams
-
-
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("others", [[], [[3]], [[3], [8, 8]]], ids=len)
-def test_drafts_that_are_not_allowed_leave_the_model_to_itself(decoder: Decoder, others: list[list[int]]) -> None:
+def test_drafts_that_are_not_allowed_leave_the_beams_of_plain_search(decoder: Decoder, others: list[list[int]]) -> None:
     """Also when the neighbours, whose drafts are allowed, have ended."""
     model = make_model("gru", "recurrent", 3, draft_tokens=[4, 6, 7]).eval()
-    law = SamplingParams(allowed_tokens=[2, 5, 10])
-    (alone,) = beams_of(BeamDecoder(num_beams=3), model, [[1, 2]], max_new_tokens=6, sampling=law)
+    params = SamplingParams(allowed_tokens=[2, 5, 10])
+    (alone,) = beams_of(BeamDecoder(num_beams=3), model, [[1, 2]], max_new_tokens=6, sampling=params)
     found = beams_of(
         decoder,
         model,
         [[1, 2], *others],
         max_new_tokens=[6, 3, 4][: 1 + len(others)],
-        sampling=[law, *[SamplingParams()] * len(others)],
+        sampling=[params, *[SamplingParams()] * len(others)],
     )
     assert_same_beams(found[0], alone)
 
 
 @pytest.mark.parametrize("decoder", [DraftedBeamDecoder(num_beams=1), JointBeamDecoder(num_beams=1, num_blocks=VOCAB)])
-@pytest.mark.parametrize("says", [-math.inf, math.nan])
-def test_heads_that_say_nothing_leave_the_model_to_itself(
-    decoder: Decoder, says: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("logit", [-math.inf, math.nan])
+def test_heads_without_a_possible_token_leave_the_beams_of_plain_search(
+    decoder: Decoder, logit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head for horizon 3 finds all tokens impossible, so there is no whole block.
 
@@ -123,11 +146,11 @@ def test_heads_that_say_nothing_leave_the_model_to_itself(
     model = bigrams(noise(1.0), 3)
     logits = model.unembedding.logits
 
-    def silenced(states: torch.Tensor, horizon_index: int = 0) -> torch.Tensor:
+    def without_horizon_3(states: torch.Tensor, horizon_index: int = 0) -> torch.Tensor:
         known = logits(states, horizon_index)
-        return torch.full_like(known, says) if horizon_index == 2 else known
+        return torch.full_like(known, logit) if horizon_index == 2 else known
 
-    monkeypatch.setattr(model.unembedding, "logits", silenced)
+    monkeypatch.setattr(model.unembedding, "logits", without_horizon_3)
     expected = beams_of(BeamDecoder(num_beams=1), model, [[1, 2], [3]], max_new_tokens=[6, 14])
     found = beams_of(decoder, model, [[1, 2], [3]], max_new_tokens=[6, 14])
     for own, others in zip(found, expected, strict=True):
@@ -147,24 +170,24 @@ def test_no_path_is_drafted_twice(decoder: Decoder, monkeypatch: pytest.MonkeyPa
     model = make_model("gru", "recurrent", 4).eval()
     decoder.generate(model, [[1, 2], [3]], max_new_tokens=9, sampling=SamplingParams(allowed_tokens=[1, 2]))
     assert drafted
-    for tokens, sources, possible in drafted:
+    for tokens, parents, possible in drafted:
         for place in np.ndindex(tokens.shape[:2]):
-            found = list(zip(tokens[place][possible[place]], sources[place][possible[place]], strict=True))
+            found = list(zip(tokens[place][possible[place]], parents[place][possible[place]], strict=True))
             assert len(set(found)) == len(found) > 0
 
 
 @pytest.mark.parametrize("penalty", [300.0, 1e6])
-def test_a_penalty_beyond_all_numbers_makes_all_scores_alike(penalty: float) -> None:
+def test_a_penalty_that_overflows_makes_all_scores_alike(penalty: float) -> None:
     beams = beams_of(BeamDecoder(num_beams=2, length_penalty=penalty), bigrams(noise(1.0)), [[1]], max_new_tokens=14)
     assert [len(beam.tokens) for beam in beams[0]] == [14, 14]
     assert all(beam.score == pytest.approx(0, abs=1e-300) for beam in beams[0])
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_nor_does_it_let_tokens_in_that_are_not_allowed(decoder: Decoder) -> None:
-    law = SamplingParams(allowed_tokens=[2, 7])
+def test_nor_does_it_let_in_tokens_that_are_not_allowed(decoder: Decoder) -> None:
+    params = SamplingParams(allowed_tokens=[2, 7])
     own = type(decoder)(num_beams=2, length_penalty=300.0)
-    beams = beams_of(own, bigrams(noise(1.0)), [[1], [3, 4]], max_new_tokens=[14, 20], sampling=law)
+    beams = beams_of(own, bigrams(noise(1.0)), [[1], [3, 4]], max_new_tokens=[14, 20], sampling=params)
     assert [[len(beam.tokens) for beam in found] for found in beams] == [[14, 14], [20, 20]]
     assert {token for found in beams for beam in found for token in beam.tokens} <= {2, 7}
 
@@ -185,7 +208,7 @@ def test_every_beam_watches_for_strings_in_its_own_text(decoder: Decoder) -> Non
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_stream_gives_what_all_beams_agree_on_and_at_last_the_best(decoder: Decoder) -> None:
+def test_a_stream_emits_what_all_beams_agree_on_and_at_last_the_best(decoder: Decoder) -> None:
     model, prompts = make_model("gru", "recurrent", 4).eval(), [[1], [2, 3], [4, 5, 6]]
     options: dict[str, Any] = {"max_new_tokens": [9, 5, 7], "stop": StopRule(tokens=[1])}
     tokens: list[list[int]] = [[], [], []]
@@ -207,12 +230,12 @@ def test_a_stream_gives_what_all_beams_agree_on_and_at_last_the_best(decoder: De
     assert generation.stats.seconds > 0
 
 
-def test_a_stream_tells_tokens_as_soon_as_they_are_sure() -> None:
+def test_a_stream_emits_tokens_as_soon_as_all_beams_agree() -> None:
     logits = torch.full((VOCAB, VOCAB), -40.0, dtype=torch.float64)
     for token in range(VOCAB):
         logits[token, (token + 1) % VOCAB] = 0.0
     logits[6, 8] = logits[7, 9] = 0.0
-    # The second beam turns off one step before, until ways over 7 and 8 are open; over 7 it is half as likely to go on.
+    # The two beams part at the last token, until the second may go on over 7 or 8; over 7 it is half as likely to.
     rounds = list(BeamDecoder(num_beams=2).stream(bigrams(logits), [[3]], max_new_tokens=5))
     assert [done.tokens[0] for done in rounds] == [[], [4], [5], [6], [8, 9]]
 
@@ -265,7 +288,7 @@ BUILT_WRONG: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize(("make", "sentence"), BUILT_WRONG.values(), ids=BUILT_WRONG)
-def test_a_decoder_that_makes_no_sense_is_refused(make: Callable[[], object], sentence: str) -> None:
+def test_bad_arguments_are_rejected(make: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         make()
 
@@ -313,7 +336,7 @@ USED_WRONG: dict[str, tuple[Decoder, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("decoder", "arguments", "sentence"), USED_WRONG.values(), ids=USED_WRONG)
-def test_bad_input_is_refused_before_any_work(decoder: Decoder, arguments: dict[str, Any], sentence: str) -> None:
+def test_bad_input_is_rejected_before_any_work(decoder: Decoder, arguments: dict[str, Any], sentence: str) -> None:
     model = clock(3)
     model.trunk.register_forward_pre_hook(lambda *_: pytest.fail("the trunk was run"))
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
@@ -328,7 +351,7 @@ def test_one_horizon_cannot_draft_for_beams(decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_logits_that_are_not_numbers_are_refused(decoder: Decoder) -> None:
+def test_nan_logits_are_rejected(decoder: Decoder) -> None:
     model = make_model("gru", "linear", 3).eval()
     with torch.no_grad():
         model.unembedding.weight[4, 2] = math.nan
