@@ -88,9 +88,6 @@ class SpeculativeDecoder(Decoder):
     def most(self, model: DecodableModel) -> int:
         """Return the most drafts of a round, one after the other.
 
-        Args:
-            model: Trunk, heads and unembedding.
-
         Raises:
             ValueError: If the drafter cannot draft, or not so many tokens, for this model.
         """

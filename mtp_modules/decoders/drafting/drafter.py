@@ -166,11 +166,7 @@ class Drafter(Component, ABC):
         return None
 
     def chunk_size(self, num_drafts: int) -> int:
-        """Return the most drafts that a round verifies: the nodes of a tree, or the links of a chain.
-
-        Args:
-            num_drafts: Most drafts one after the other.
-        """
+        """Return the most drafts that a round verifies: the nodes of a tree, or the links of a chain."""
         return num_drafts
 
     def check(self, trunk: Trunk, heads: Heads) -> None:

@@ -29,11 +29,7 @@ class DepthChooser:
         self.most = most
 
     def depth(self, rows: int) -> int:
-        """Return how many tokens to draft in the next round.
-
-        Args:
-            rows: How many rows take part.
-        """
+        """Return how many tokens to draft in the next round."""
         return self.most
 
     def goes_on(self, confidence: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
@@ -62,18 +58,10 @@ class DraftPolicy(Component, ABC):
 
     @abstractmethod
     def start(self, most: int) -> DepthChooser:
-        """Begin a run.
-
-        Args:
-            most: Most drafts that the decoder allows.
-        """
+        """Begin a run."""
 
     def depths(self, most: int) -> list[int]:
-        """Return which numbers of drafts rounds will be given.
-
-        Args:
-            most: Most drafts that the decoder allows.
-        """
+        """Return which numbers of drafts rounds will be given."""
         return [most]
 
 

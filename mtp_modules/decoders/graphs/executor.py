@@ -37,12 +37,7 @@ class States:
             self.heads.expect_tree(parents, draft.depth)
 
     def commit(self, keep: list[int], path: Int[Tensor, "B P"] | None = None) -> None:
-        """Keep the first tokens of every row's chunk, or of the path in it, and forget the others.
-
-        Args:
-            keep: How many, a row.
-            path: Where the chunk was a tree: places in it of the tokens to keep.
-        """
+        """Keep the first tokens of every row's chunk, or of the path in it, and forget the others."""
         self.trunk.commit(keep, path)
         self.heads.commit(keep, path)
 
@@ -80,11 +75,7 @@ class Executor(ABC):
         """
 
     def batch_size(self, rows: int) -> int:
-        """Return how many rows a batch of so many is filled up to.
-
-        Args:
-            rows: How many are wanted.
-        """
+        """Return how many rows a batch of so many is filled up to."""
         return rows
 
     def num_drafts(self, useful: int, wanted: int, rows: int) -> int:
@@ -158,13 +149,7 @@ class Executor(ABC):
         """
 
     def noise(self, seeds: Int[Tensor, " B"], positions: Int[Tensor, " B"], most: int) -> RowNoise:
-        """Return the random numbers of a round.
-
-        Args:
-            seeds: Of each row.
-            positions: Of the next token of each row.
-            most: Most tokens that a row can emit in the round.
-        """
+        """Return the random numbers of a round."""
         return RowNoise(seeds, positions, self.trunk.vocab_size, most)
 
 
