@@ -383,11 +383,11 @@ PROMPTS: dict[str, tuple[str, list[str], str]] = {
     "argument": (
         *("bytes", ["--promt", "x"]),
         "unknown argument 'promt'. Known: ckpt_path, prompt, max_new_tokens, num_drafts, temperature, top_k, top_p, "
-        "seed, stop, compare, repeats, record, compile, device.",
+        "seed, stop, compare, repeats, compile, device.",
     ),
     "compare": (
         *("plain", ["--prompt", "1", "--compare", "true"]),
-        "compare: LinearHeads with one horizon drafts nothing; there is nothing to compare.",
+        "compare: LinearHeads with one horizon cannot draft; omit compare.",
     ),
 }
 
