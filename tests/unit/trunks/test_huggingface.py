@@ -383,7 +383,7 @@ def test_a_length_beyond_which_keys_would_turn_otherwise() -> None:
         ({"config": {"model_type": "clip"}}, r"transformers has no causal language model of type 'clip'; take one"),
         (
             {"config": LLAMA, "gguf_file": "a.gguf"},
-            r"gguf_file is 'a\.gguf', but pretrained is not given; say",
+            r"gguf_file is 'a\.gguf', but pretrained is not given; name the folder",
         ),
         ({"config": LLAMA, "dtype": "float8"}, r"dtype must be one of float64, float32, .*, got 'float8'\."),
         (
