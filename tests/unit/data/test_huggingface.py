@@ -47,7 +47,10 @@ def test_another_end_token(folder: Path) -> None:
     [
         ({}, "needs either pretrained, the place of a tokenizer, or tokenizer_json, its content."),
         ({"pretrained": "a", "tokenizer_json": "{}"}, "needs either pretrained"),
-        ({"tokenizer_json": "{}", "revision": "main"}, "revision is 'main', but pretrained is not given; name the folder or model"),
+        (
+            {"tokenizer_json": "{}", "revision": "main"},
+            "revision is 'main', but pretrained is not given; name the folder or model",
+        ),
         ({"tokenizer_json": "{}"}, r"tokenizer_json is no content of a tokenizer\.json \("),
         ({"pretrained": "./nowhere/at/all"}, r"pretrained './nowhere/at/all' cannot be read \("),
     ],

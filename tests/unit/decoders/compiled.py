@@ -102,8 +102,8 @@ def main(backend: str, *, quick: bool) -> None:
         pairs = [
             (*pair, CASES) for pair in (("transformer_previous", "recurrent"), ("transformer_grouped", "parallel"))
         ]
-        pairs += [(*pair, CASES[2:4] if backend == "eager" else CASES) for pair in OTHERS]
-        pairs += [(*pair, CASES) for pair in MORE if backend != "eager"]
+        pairs += [(*pair, CASES[2:4]) for pair in OTHERS]
+        pairs += [(*pair, CASES[2:3]) for pair in MORE if backend != "eager"]
     for trunk, heads, cases in pairs:
         model = make_model(trunk, heads, 3).eval()
         graphs: list[int] = []
@@ -394,9 +394,11 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     if sys.argv[1] == "frozen":
         frozen()
+    elif sys.argv[1] == "inductor":
+        main("inductor", quick=False)
     else:
         quick = sys.argv[1] == "quick"
-        main("eager" if quick else sys.argv[1], quick=quick)
+        main("eager", quick=quick)
         side_by_side()
         rows_that_end()
         static_memory(quick=quick)

@@ -17,7 +17,7 @@ SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in ("eager", "induct
 
 
 @pytest.mark.parametrize("backend", ["quick", *SLOW])
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_compiled_rounds_give_the_same_tokens_without_compiling_twice(backend: str) -> None:
     """In a process of its own, for the shapes that tests check are in the compiler's way."""
     command = [sys.executable, "-m", "tests.unit.decoders.compiled", backend]
