@@ -130,11 +130,20 @@ MUTANTS = (
     Mutant(
         "beam-short-blocks",
         "decoders/beam/trees.py",
-        " & (self.deepest == np.minimum(useful, depth))",
+        " & (self.deepest == size)",
         "",
         "shorter blocks stand for whole ones where the heads find none",
         OURS,
         ("unit/decoders/test_beam.py::test_heads_without_a_possible_token_leave_the_beams_of_plain_search",),
+    ),
+    Mutant(
+        "beam-no-blocks-at-all",
+        "decoders/beam/search.py",
+        "if self.plan.whole_blocks and trees.chunks.shape[1] > 1:",
+        "if self.plan.whole_blocks:",
+        "a search over blocks breaks off where no draft is possible",
+        OURS,
+        ("unit/decoders/test_beam.py::test_drafts_that_are_not_allowed_leave_the_beams_of_plain_search",),
     ),
     Mutant(
         "beam-paths-twice",

@@ -127,7 +127,8 @@ class Hypotheses(NamedTuple):
 
     def last(self) -> Int[Array, "B W"]:
         """Return the last token of each; of no use for an empty text."""
-        return np.take_along_axis(self.tokens, self.lengths[:, :, None] - 1, axis=2)[:, :, 0]
+        count, width = self.lengths.shape
+        return self.tokens[np.arange(count)[:, None], np.arange(width), self.lengths - 1]
 
     def agreed(self, since: int) -> Int[Array, " B"]:
         """Return how many first tokens all hypotheses of a prompt share; ``since`` of them are known to be the same."""
@@ -152,9 +153,9 @@ class Hypotheses(NamedTuple):
 
 
 def length_scales(lengths: Int[Array, " *N"], length_penalty: float) -> Float[Array, " *N"]:
-    """Return ``length ** length_penalty``, which log-probabilities are divided by; 1 for length 0."""
+    """Return ``length ** length_penalty``, which log-probabilities are divided by; the lengths are at least 1."""
     with np.errstate(over="ignore"):
-        scales = np.maximum(lengths, 1.0) ** length_penalty
+        scales = lengths ** float(length_penalty)
     return np.minimum(scales, sys.float_info.max)  # not infinity: the score of an impossible text must not become NaN
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from mtp_modules.core.shapes import Array, Bool, Int
 from mtp_modules.decoders.beam.hypotheses import ABSENT, NO_LIMIT, NO_TOKEN, Beam, BeamPlan, BeamRule, Hypotheses
 from mtp_modules.decoders.beam.tensors import BeamTensors, Continuations, check_numbers
-from mtp_modules.decoders.beam.trees import Drafts, DraftTrees
+from mtp_modules.decoders.beam.trees import DraftTrees
 from mtp_modules.decoders.request import DecodableModel, Request
 from mtp_modules.decoders.results import Round, RoundArrays
 from mtp_modules.decoders.sampling.batch import BatchSampling
@@ -33,9 +33,8 @@ class BeamSearch:
         # Of each prompt that goes on: its number, how many tokens the trunk can read behind it, and how many tokens
         # its unfinished hypotheses have.
         self.prompts: Int[Array, " B"] = np.array(prompts)
-        limit = model.trunk.max_positions
-        room = [NO_LIMIT if limit is None else limit - len(prompt) for prompt in request.prompts]
-        self.room: Int[Array, " B"] = np.array(room)
+        limit = NO_LIMIT if model.trunk.max_positions is None else model.trunk.max_positions
+        self.room: Int[Array, " B"] = limit - np.array([len(prompt) for prompt in request.prompts])
         self.lengths: Int[Array, " B"] = np.zeros_like(self.prompts)
         self.hypotheses = Hypotheses.empty(request.stops, request.prompts)
         self._ended: list[tuple[Int[Array, " B"], Hypotheses]] = []
@@ -51,7 +50,7 @@ class BeamSearch:
     def rounds(self) -> Iterator[Round]:
         """Yield a round a forward pass, with the tokens that all hypotheses of a prompt have come to agree on."""
         settled = drafted = np.zeros_like(self.prompts)
-        trees = DraftTrees(self.hypotheses, Drafts.none(len(settled)), settled)
+        trees = DraftTrees(self.hypotheses, None, settled)
         steps = self._advance(self.tensors.read_prompts(self.hypotheses, self.prompts), trees)
         while True:
             hypotheses = self.hypotheses
@@ -86,7 +85,7 @@ class BeamSearch:
         useful = self.rule.ends.most - self.lengths - 1
         depth = min(self.plan.num_drafts, int(useful.max()), int((self.room - self.lengths).min()))
         drafted = np.minimum(useful, depth)
-        drafts = self.tensors.draft(depth) if depth else Drafts.none(len(useful))
+        drafts = self.tensors.draft(depth) if depth else None
         trees = DraftTrees(self.hypotheses, drafts, drafted, whole_blocks=self.plan.whole_blocks)
         steps = self._advance(self.tensors.read(trees), trees)
         kept = np.where(self.hypotheses.going_on.any(axis=1), steps, 1)  # the same for all hypotheses of a prompt
@@ -99,16 +98,17 @@ class BeamSearch:
         A step needs the distribution after each hypothesis that is not finished, so each must be a node of a tree.
         """
         hypotheses = self.hypotheses.with_room(int(self.lengths.max()) + trees.chunks.shape[1])
-        hypotheses = hypotheses._replace(nodes=np.indices(hypotheses.lengths.shape)[1])
+        slots = np.arange(hypotheses.lengths.shape[1])
+        hypotheses = hypotheses._replace(nodes=np.broadcast_to(slots, hypotheses.lengths.shape))
         steps = np.zeros_like(self.lengths)
-        if self.plan.whole_blocks:
+        if self.plan.whole_blocks and trees.chunks.shape[1] > 1:
             hypotheses, steps = append_blocks(hypotheses, self.lengths, self.rule, continuations, trees)
         going_on, stepping = hypotheses.going_on, np.ones(len(steps), dtype=bool)
         while stepping.any():
             rows = trees.rows(steps, hypotheses.nodes)
             tokens, log_probabilities = continuations.after(rows, steps, going_on & stepping[:, None])
             best = self.rule.best(hypotheses._replace(rows=rows), tokens, log_probabilities, stepping)
-            best = best._replace(nodes=trees.children(steps, best.nodes, best.last()))
+            best = best._replace(nodes=trees.children(steps, best))
             hypotheses = best if stepping.all() else best.where(stepping, hypotheses)
             steps = steps + stepping
             going_on = hypotheses.going_on

@@ -35,10 +35,8 @@ class Continuations(NamedTuple):
     def after(
         self, rows: Int[Array, "B W"], places: Int[Array, " B"], wanted: Bool[Array, "B W"]
     ) -> tuple[Int[Array, "B W k"], Float[Array, "B W k"]]:
-        """Return the best next tokens of hypotheses that end at a place of a row, and the log-probabilities with them.
-
-        What is not wanted may have any row, and gets numbers of no use.
-        """
+        """Return the best next tokens of hypotheses that end at a place of a row, and their log-probabilities."""
+        # What is not wanted may have any row and place, and gets numbers of no use.
         rows, ends = np.maximum(rows, 0), np.minimum(places, self.tokens.shape[1] - 1)[:, None]
         log_probabilities = self.log_probabilities[rows, ends]
         check_numbers(log_probabilities[:, :, 0], wanted)
@@ -52,18 +50,17 @@ def check_numbers(log_probabilities: Float[Array, "B W"], wanted: Bool[Array, "B
 
 
 class BeamTensors:
-    """A model and the states of its trunk and heads, one row a hypothesis or drafted path; see :class:`BeamSearch`."""
+    """A model and the states of its trunk and heads; the arguments are those of a :class:`BeamSearch`."""
 
     def __init__(self, model: DecodableModel, request: Request, params: BatchSampling | None, plan: BeamPlan) -> None:
         self.model, self.texts, self.params, self.plan = model, request.prompts, params, plan
         self.executor = EagerExecutor(model)
         self.device = model.unembedding.weight.device
-        longest = max(len(prompt) for prompt in request.prompts)
+        rows, longest = len(request.prompts), max(len(prompt) for prompt in request.prompts)
         capacity = longest + max(request.budgets) + plan.num_drafts
         if model.trunk.max_positions is not None:
             capacity = min(capacity, model.trunk.max_positions)
         with torch.inference_mode():
-            rows = len(request.prompts)
             self.states = self.executor.new_states(rows, capacity, longest=longest, for_drafts=plan.num_drafts > 0)
 
     @torch.inference_mode()
@@ -82,9 +79,10 @@ class BeamTensors:
     @torch.inference_mode()
     def read(self, trees: DraftTrees) -> Continuations:
         """Read the chunks of the trees; from now on the states have a row a chunk."""
-        roots = self._hypotheses.at(trees.prompts, trees.slots[:, 0])
+        index = trees.prompts, trees.slots[:, 0]
+        roots = self._hypotheses.at(*index)
         _select(self.states.trunk, roots.rows)
-        _select(self.states.heads, trees.roots)
+        _select(self.states.heads, self._hypotheses.numbers[index])
         chunk = self._tensor(trees.chunks)
         drafts = chunk[:, 1:]
         logits = self.executor.read(chunk, Draft(drafts), self.states)
@@ -108,8 +106,7 @@ class BeamTensors:
         best = order.topk(count, dim=-1).indices
         # One copy to the CPU instead of three.
         numbers = torch.cat((best.double(), total.gather(2, best), reached[:, :, None]), dim=2).cpu().numpy()
-        tokens, log_probabilities, reached_here = np.split(numbers, [count, 2 * count], axis=2)
-        return Continuations(tokens.astype(np.int64), log_probabilities, reached_here[:, :, 0])
+        return Continuations(numbers[:, :, :count].astype(np.int64), numbers[:, :, count:-1], numbers[:, :, -1])
 
     @torch.inference_mode()
     def draft(self, depth: int) -> Drafts:
