@@ -62,7 +62,7 @@ MUTANTS = (
         "",
         "hypotheses of one parent look for stop strings in each other's text",
         OURS,
-        (STRINGS,),
+        ("properties/test_beam.py::test_a_string_of_two_letters_is_looked_for_in_each_beam_s_own_text",),
     ),
     Mutant(
         "beam-emitted-too-early",

@@ -1,5 +1,6 @@
 """Beam search equals the naive one; drafts change how many forward passes it takes, and nothing else."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -122,7 +123,7 @@ def test_a_model_that_drafts_well_needs_few_forward_passes(num_beams: int, num_d
 
 
 @pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
-@settings(max_examples=settings.default.max_examples // 8)
+@settings(max_examples=settings.default.max_examples)
 @given(data=st.data())
 def test_the_search_over_blocks_equals_the_naive_one(trunk: str, heads: str, data: st.DataObject) -> None:
     horizons = data.draw(st.integers(2, 4), label="H")
@@ -174,6 +175,28 @@ def test_a_letter_ends_a_beam_as_its_token_does(decoder: Decoder, data: st.DataO
     assert isinstance(by_letter, BeamGeneration)
     assert by_letter.beams == by_token.beams
     assert by_letter.stats.accepted == by_token.stats.accepted
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_string_of_two_letters_is_looked_for_in_each_beam_s_own_text(decoder: Decoder) -> None:
+    """The first letters of two beams, one after the other, are a string that neither of them has."""
+    stopped = 0
+    for seed in range(8):
+        model = make_model("gru", "recurrent", 4, seed=seed)
+        with torch.no_grad():
+            model.unembedding.weight.mul_(0.1)
+        free = decoder.generate(model, [[1, 2]], max_new_tokens=6)
+        assert isinstance(free, BeamGeneration)
+        for one, other in itertools.permutations([beam.tokens for beam in free.beams[0]], 2):
+            string = Letters().decode([one[0], other[0]])
+            rule = StopRule(strings=[string], tokenizer=Letters())
+            found = decoder.generate(model, [[1, 2]], max_new_tokens=6, stop=rule)
+            assert isinstance(found, BeamGeneration)
+            for beam in found.beams[0]:
+                text = Letters().decode(beam.tokens)
+                assert (string in text) == text.endswith(string) == (beam.finish_reason == "stop")
+                stopped += beam.finish_reason == "stop"
+    assert stopped
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
