@@ -74,7 +74,7 @@ def nightly(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Put known bugs back in, one at a time: the tests must notice each; arguments choose some: `-- tree stop`."""
+    """Put known bugs back in, one at a time: the tests must kill each; arguments choose some: `-- tree stop`."""
     install(session, "test")
     session.run("python", "-m", "tests.mutation.run", "-n", "2", *session.posargs, env=ONE_THREAD)
 

@@ -107,9 +107,9 @@ class _Run:
         """Read all prompts, and sample the first new token of each."""
         logits = self.executor.read_prompts(self.prompts, self.states)
         sampler = self._sampler(unread=0, most=1)
-        tokens, scores = logits.argmax(dim=-1), logits
-        probs = None
-        if sampler is not None:
+        if sampler is None:
+            tokens, scores, probs = logits.argmax(dim=-1), logits, None
+        else:
             scores = sampler.scores(logits, None)
             probs = sampler.params.probs(scores)
             tokens = sampler.noise.sample(probs)
@@ -157,7 +157,7 @@ class _Run:
             self.distributions = RoundDistributions(
                 *(part[: self.live] for part in (kept.drafts, kept.draft_probs, kept.target_probs))
             )
-        return RoundResult(*(part[: self.live] for part in result))
+        return result if len(result.counts) == self.live else RoundResult(*(part[: self.live] for part in result))
 
     def _append(self, packed: Int[Tensor, "B M"]) -> None:
         """Append new tokens to what penalties and lookup read."""

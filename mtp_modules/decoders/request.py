@@ -131,7 +131,7 @@ def token_lists(prompts: Any) -> list[list[int]]:
 def _check_some(texts: Any) -> None:
     if isinstance(texts, str) or not hasattr(texts, "__len__"):
         refuse("generate", f"prompts must be lists of token ids, got {type(texts).__name__}; encode texts first.")
-    if (texts.ndim == 0) if isinstance(texts, Tensor | Array) else False:
+    if isinstance(texts, Tensor | Array) and texts.ndim == 0:
         refuse("generate", f"prompts must be lists of token ids, got the number {texts}; give a list of prompts.")
     if len(texts) == 0:
         refuse("generate", "prompts is empty; give at least one.")

@@ -83,7 +83,7 @@ def draft_and_verify(
     """
     token, sampler = inputs.token, inputs.sampler
     # 1. Draft: tokens that may follow the one emitted last, which the trunk has not read yet.
-    draft = Draft(token[:, None][:, :0], counts=inputs.limits)
+    draft = Draft(token[:, None][:, :0])
     if inputs.drafter is not None and inputs.num_drafts:
         draft = inputs.drafter.draft(
             DraftingContext(
@@ -101,9 +101,10 @@ def draft_and_verify(
                 vocab_size=len(unembedding.weight),
             )
         )
-    width = draft.tokens.shape[1] if draft.parents is None else draft.depth
-    limits = inputs.limits.clamp(max=width)
-    counts = limits if draft.counts is None else torch.minimum(draft.counts, limits)
+    if draft.counts is None:
+        counts = inputs.limits.clamp(max=draft.tokens.shape[1] if draft.parents is None else draft.depth)
+    else:
+        counts = torch.minimum(draft.counts, inputs.limits)
     # 2. Read: one forward pass over the last token and all drafts.
     chunk = torch.cat((token[:, None], draft.tokens), dim=1)
     logits = read(chunk, draft)

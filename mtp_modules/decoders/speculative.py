@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mtp_modules.core.checks import refuse, whole
-from mtp_modules.decoders.drafting.drafter import Drafter, HeadsDrafter
+from mtp_modules.decoders.drafting.drafter import Drafter, HeadsDrafter, number_of_drafts
 from mtp_modules.decoders.drafting.policies import DraftPolicy, FixedDepth
 from mtp_modules.decoders.drafting.trees import DraftTree, TreeDrafter
 from mtp_modules.decoders.generation import Decoder
@@ -91,18 +91,7 @@ class SpeculativeDecoder(Decoder):
         Raises:
             ValueError: If the drafter cannot draft, or not so many tokens, for this model.
         """
-        usual, possible = self.drafter.limits(model.heads)
-        if usual < 1:
-            refuse(
-                self,
-                f"{type(model.heads).__name__} with {len(model.heads.horizons)} horizon can draft nothing; "
-                "use AutoregressiveDecoder, PromptLookup, or heads with more horizons.",
-            )
-        if self.num_drafts is not None and possible is not None and self.num_drafts > possible:
-            refuse(
-                self,
-                f"num_drafts={self.num_drafts} is more than the {possible} that {type(model.heads).__name__} can "
-                "draft; lower it.",
-            )
+        limits, instead = self.drafter.limits(model.heads), "AutoregressiveDecoder, PromptLookup"
+        most = number_of_drafts(self, self.num_drafts, limits, model.heads, instead=instead)
         self.drafter.check(model.trunk, model.heads)
-        return self.num_drafts or usual
+        return most

@@ -128,7 +128,7 @@ def test_the_package_is_usable_without_lightning() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_whoever_lacks_the_extra_is_told_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("transformers", "tokenizers"):
         monkeypatch.setitem(sys.modules, name, None)
     end = "install mtp_modules with the extra hf: pip install -e '.[hf]'."

@@ -1,7 +1,7 @@
 """How often rounding decides: greedy tokens of one-token passes beside those of longer chunks, in each precision.
 
 In exact arithmetic a chunk of positions says what single positions say. In floating point they add up in different
-orders, so where the two best tokens are nearly tied, the likeliest token can be another one.
+orders, so where the two best tokens are nearly tied, the argmax can be another one.
 
     python tests/benchmarks/near_ties.py --ckpt_path runs/quickstart
 """
@@ -50,7 +50,7 @@ def main() -> None:
     data = TextDataModule(sources=["stdlib"], window=256, lookahead=model.lookahead, batch_size=8, tokenizer=tokenizer)
     prompts: Sequence[Sequence[int]] = data.prompts("test", options.prompts, options.prompt_length, seed=0)
     table = Table(title=f"{len(prompts)} held-out prompts x {options.new_tokens} tokens")
-    for column in ("precision", "drafts", "largest difference of a logit", "other likeliest tokens", "other outputs"):
+    for column in ("precision", "drafts", "largest difference of a logit", "other argmax", "other outputs"):
         table.add_column(column, justify="right")
     for name, dtype in DTYPES.items():
         model = model.to(dtype)

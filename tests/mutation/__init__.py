@@ -1,4 +1,4 @@
-"""Bugs that others shipped, and some of our own, put back in one at a time: the tests must notice each of them."""
+"""Bugs that others shipped, and some of our own, put back in one at a time: the tests must kill each of them."""
 
 from tests.mutation import beams, decoding, sampling, states, text, training
 from tests.mutation.mutant import Mutant

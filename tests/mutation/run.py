@@ -1,4 +1,4 @@
-"""Put every mutant back in, one at a time, and see to it that the tests that must notice it do.
+"""Put every mutant back in, one at a time, and check that the tests that must kill it do.
 
     python -m tests.mutation.run -n 2
     python -m tests.mutation.run tree empty-residual --table docs/decoding_proof.md
@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         mutant: The bug.
-        killed_by: The test that noticed it; ``None`` if none did.
+        killed_by: The test that killed it; ``None`` if none did.
         seconds: How long it took.
         output: The last lines of the tests, for what went wrong.
     """
@@ -108,7 +108,7 @@ def check_the_copy(mutants: Sequence[Mutant]) -> str | None:
 
 
 def try_out(mutant: Mutant) -> Verdict:
-    """Run the tests that must notice a mutant.
+    """Run the tests that must kill a mutant.
 
     Raises:
         RuntimeError: If they could not be run.
@@ -121,18 +121,18 @@ def try_out(mutant: Mutant) -> Verdict:
     seconds = time.perf_counter() - started
     if code == _PASSED:
         return Verdict(mutant, None, seconds, output)
-    noticed = re.search(r"^FAILED tests/(\S+?)(\[| - |$)", output, flags=re.MULTILINE)
-    if code != _FAILED or noticed is None:
+    killer = re.search(r"^FAILED tests/(\S+?)(\[| - |$)", output, flags=re.MULTILINE)
+    if code != _FAILED or killer is None:
         raise RuntimeError(f"{mutant.name}: the tests ended with {code}.\n{output}")
-    return Verdict(mutant, noticed[1], seconds, output)
+    return Verdict(mutant, killer[1], seconds, output)
 
 
 def table(verdicts: Iterable[Verdict]) -> str:
     """Return the Markdown table of all verdicts."""
-    lines = ["| mutant | what goes wrong | seen in | file | noticed by |", "|---|---|---|---|---|"]
+    lines = ["| mutant | what goes wrong | seen in | file | killed by |", "|---|---|---|---|---|"]
     for mutant, killed_by, _, _ in verdicts:
-        noticed = "**nothing**" if killed_by is None else f"`{killed_by.rpartition('::')[2]}`"
-        lines.append(f"| {mutant.name} | {mutant.what} | {mutant.seen_in} | `{mutant.file}` | {noticed} |")
+        killer = "**nothing**" if killed_by is None else f"`{killed_by.rpartition('::')[2]}`"
+        lines.append(f"| {mutant.name} | {mutant.what} | {mutant.seen_in} | `{mutant.file}` | {killer} |")
     return "\n".join(lines)
 
 
@@ -161,11 +161,11 @@ def main() -> int:
     with ThreadPoolExecutor(options.n) as workers:
         for verdict in workers.map(try_out, chosen):
             verdicts.append(verdict)
-            noticed = verdict.killed_by or "SURVIVED"
-            print(f"{verdict.mutant.name}: {noticed} ({verdict.seconds:.0f} s)", file=sys.stderr, flush=True)
+            killer = verdict.killed_by or "SURVIVED"
+            print(f"{verdict.mutant.name}: {killer} ({verdict.seconds:.0f} s)", file=sys.stderr, flush=True)
     print(table(verdicts))
     survivors = [verdict for verdict in verdicts if verdict.killed_by is None]
-    print(f"\n{len(verdicts) - len(survivors)} of {len(verdicts)} mutants were noticed.")
+    print(f"\n{len(verdicts) - len(survivors)} of {len(verdicts)} mutants were killed.")
     if options.table is not None:
         write_table(options.table, table(verdicts))
     return len(survivors)

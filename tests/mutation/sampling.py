@@ -4,52 +4,52 @@ from tests.mutation.mutant import OURS, Mutant
 
 TWIN = "properties/test_acceptance.py::test_a_rule_says_what_its_naive_twin_says"
 ZERO = "properties/test_acceptance.py::test_a_token_of_probability_zero_is_not_accepted_even_by_the_smallest_number"
-EQUAL = "properties/test_acceptance.py::test_laws_that_are_equal_up_to_rounding_leave_no_empty_residual"
+EQUAL = "properties/test_acceptance.py::test_distributions_that_are_equal_up_to_rounding_leave_no_empty_residual"
 LOSSY = "properties/test_acceptance.py::test_typical_acceptance_says_what_its_naive_twin_says"
 TOP = "properties/test_acceptance.py::test_top_k_acceptance_says_what_its_naive_twin_says"
-SOURCE = "properties/test_draft_laws.py::test_the_source_is_what_each_draft_was_drawn_from"
-TARGET = "properties/test_draft_laws.py::test_the_target_is_the_model_s_law_with_its_settings_and_history"
-DRAWN = "properties/test_draft_laws.py::test_drafts_follow_the_law_that_they_are_said_to_be_drawn_from"
-CONFIDENCE = "properties/test_draft_laws.py::test_confidence_counts_the_draft_that_fell_below_it_and_none_after"
-LAW = "properties/test_sampling.py::test_a_law_is_what_its_settings_say"
-SEQUENCES = "properties/test_sampling.py::test_short_continuations_follow_the_law"
+SOURCE = "properties/test_draft_probs.py::test_the_source_is_what_each_draft_was_sampled_from"
+TARGET = "properties/test_draft_probs.py::test_the_target_is_the_model_s_distribution_with_its_settings_and_history"
+DRAWN = "properties/test_draft_probs.py::test_drafts_follow_the_distribution_that_they_are_said_to_be_sampled_from"
+CONFIDENCE = "properties/test_draft_probs.py::test_confidence_counts_the_draft_that_fell_below_it_and_none_after"
+LAW = "properties/test_sampling.py::test_a_distribution_is_what_its_settings_say"
+SEQUENCES = "properties/test_sampling.py::test_short_continuations_follow_the_distribution"
 NUMBERS = "properties/test_sampling.py::test_numbers_are_uniform_and_independent_of_their_neighbours"
 STOPS = "properties/test_stops.py"
 
 MUTANTS = (
     Mutant(
-        "draft-from-another-law",
+        "draft-from-another-distribution",
         "decoders/drafting/drafter.py",
         "acceptance.sample_draft(probs, self._depth, self.sampler.noise)",
         "acceptance.sample_draft((probs**2) / (probs**2).sum(1, keepdim=True), self._depth, self.sampler.noise)",
-        "drafts are drawn from a sharper law than the ratio divides by",
+        "drafts are sampled from a sharper distribution than the ratio divides by",
         "DeepSpec#31, jaymody/speculative-sampling#3",
         (SOURCE,),
     ),
     Mutant(
-        "argmax-draft-with-a-soft-law",
+        "argmax-draft-with-soft-probs",
         "decoders/verification/rules.py",
         "return sample(probs, noise.for_draft(depth))",
         "return probs.argmax(dim=-1)",
-        "drafts are the likeliest tokens, the ratio divides by the soft law",
+        "drafts are the argmax, the ratio divides by soft probabilities",
         "vllm#40149",
         (DRAWN,),
     ),
     Mutant(
-        "looked-up-draft-with-a-soft-law",
+        "looked-up-draft-with-soft-probs",
         "decoders/drafting/text.py",
         "torch.where(there[:, None, None], one_hot(tokens, probs.shape[2]).double(), padded)",
         "padded",
-        "a looked-up draft is judged by the heads' law",
+        "a looked-up draft is verified with the heads' probabilities",
         "vllm#40149",
         (SOURCE + "[both]",),
     ),
     Mutant(
-        "lookup-with-a-uniform-law",
+        "lookup-with-uniform-probs",
         "decoders/drafting/drafter.py",
         "one_hot(found.tokens, self.vocab_size).double()",
         "torch.full((*found.tokens.shape, self.vocab_size), 1 / self.vocab_size).double()",
-        "a looked-up draft is judged as if it had been drawn evenly",
+        "a looked-up draft is verified as if it had been sampled uniformly",
         "vllm#40149",
         (SOURCE + "[lookup]",),
     ),
@@ -85,7 +85,7 @@ MUTANTS = (
         "decoders/verification/functional.py",
         "holds = (uniform[:, 1:] * _of(draft_probs, drafts) < _of(target_probs, drafts)) & counts",
         "holds = (uniform[:, 1:] * _of(draft_probs, drafts) <= _of(target_probs, drafts)) & counts",
-        "a token of probability 0 is accepted when the number drawn is 0",
+        "a token of probability 0 is accepted when the random number is 0",
         "sglang#35771",
         (ZERO,),
     ),
@@ -112,7 +112,7 @@ MUTANTS = (
         "decoders/verification/functional.py",
         "residual = (target_probs - draft_probs).clamp(min=0)",
         "residual = target_probs",
-        "after a rejection the next token is drawn from p itself",
+        "after a rejection the next token is sampled from p itself",
         OURS,
         (TWIN,),
     ),
@@ -141,7 +141,7 @@ MUTANTS = (
         "    return",
         "draft_probs = torch.cat((draft_probs, draft_probs[:, -1:] if len(drafts.T) else target_probs[:, :0]), dim=1)\n"
         "    return",
-        "the bonus token is drawn from a residual",
+        "the bonus token is sampled from a residual",
         OURS,
         (TWIN + "[rejection]",),
     ),
@@ -204,7 +204,7 @@ MUTANTS = (
         "decoders/sampling/batch.py",
         "probs < self._min_p * probs.amax(dim=-1, keepdim=True)",
         "probs < self._min_p",
-        "min-p is compared with 1 instead of the likeliest token",
+        "min-p is compared with 1 instead of the most likely token",
         OURS,
         (LAW,),
     ),
@@ -222,16 +222,16 @@ MUTANTS = (
         "decoders/sampling/noise.py",
         "self.uniforms()[:, 1 : 2 * width : 2]",
         "self.uniforms()[:, : 2 * width : 2].roll(1, dims=1)",
-        "a draft is judged by the number that it was drawn with",
+        "a draft is verified with the number that it was sampled with",
         OURS,
         (SEQUENCES + "[recurrent-plain-rejection]",),
     ),
     Mutant(
-        "all-drafts-draw-one-number",
+        "all-drafts-use-one-number",
         "decoders/sampling/noise.py",
         "self.uniforms()[:, 2 * depth]",
         "self.uniforms()[:, 0]",
-        "all drafts of a round are drawn with one number",
+        "all drafts of a round are sampled with one number",
         OURS,
         (DRAWN,),
     ),
@@ -240,7 +240,7 @@ MUTANTS = (
         "decoders/sampling/noise.py",
         "row = _mixed(seeds * _GOLDEN + _STREAM * (stream + 1))",
         "row = _mixed(0 * seeds + _STREAM * (stream + 1))",
-        "all rows draw the same numbers, whatever their seeds",
+        "all rows use the same numbers, whatever their seeds",
         OURS,
         (NUMBERS,),
     ),
@@ -249,7 +249,7 @@ MUTANTS = (
         "decoders/loop.py",
         "positions = torch.tensor(self.states.lengths, device=self.device) + unread",
         "positions = torch.tensor(self.states.lengths, device=self.device) + 0 * unread",
-        "the second token is drawn with the numbers of the first",
+        "the second token is sampled with the numbers of the first",
         OURS,
         (SEQUENCES + "[recurrent-plain-match]",),
     ),

@@ -1,4 +1,4 @@
-"""Every mutant still fits the source, and so do the tests that must notice it. `nox -s mutants` runs them."""
+"""Every mutant still fits the source, and so do the tests that must kill it. `nox -s mutants` runs them."""
 
 import ast
 import subprocess
@@ -29,7 +29,7 @@ def functions_in(file: str) -> set[str]:
 
 
 @EACH
-def test_the_tests_that_must_notice_it_are_there(mutant: Mutant) -> None:
+def test_the_tests_that_must_kill_it_are_there(mutant: Mutant) -> None:
     assert mutant.killers
     for node in mutant.killers:
         file, _, test = node.partition("::")
@@ -52,16 +52,16 @@ def test_a_fragment_that_is_not_there_once_is_refused(fragment: str) -> None:
         mutant.mutated((ROOT / PACKAGE / mutant.file).read_text(encoding="utf-8"))
 
 
-def test_the_page_lists_every_mutant_and_the_test_that_noticed_it() -> None:
+def test_the_page_lists_every_mutant_and_the_test_that_killed_it() -> None:
     page = (ROOT / "docs" / "decoding_proof.md").read_text(encoding="utf-8").partition("<!-- mutants: begin -->")[2]
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and line.count(" | ") == 4]
     listed = {row[0].removeprefix("| "): row for row in rows}
     for mutant in MUTANTS:
         row = listed[mutant.name]
         assert row[1:4] == [mutant.what, mutant.seen_in, f"`{mutant.file}`"]
-        noticed = row[4].removesuffix(" |").strip("`")
+        killer = row[4].removesuffix(" |").strip("`")
         named = {node.partition("::")[2].partition("[")[0] for node in mutant.killers}
-        assert noticed in named
+        assert killer in named
     assert len(listed) == len(MUTANTS) + 1  # the head
 
 

@@ -118,7 +118,7 @@ def test_a_token_of_probability_zero_is_not_accepted_even_by_the_smallest_number
 
 
 @pytest.mark.parametrize("rule", [accept_by_rejection, accept_block])
-def test_laws_that_are_equal_up_to_rounding_leave_no_empty_residual(rule: Callable) -> None:
+def test_distributions_that_are_equal_up_to_rounding_leave_no_empty_residual(rule: Callable) -> None:
     """Where nothing is left of ``p - q``, what follows comes from ``p``, and not from nowhere."""
     target = torch.tensor([[[0.5, 0.5, 0.0]] * 2], dtype=torch.float64)
     source = target[:, :1] * (1 + 2.0**-51)
@@ -172,19 +172,19 @@ def test_every_sequence_has_the_probability_that_plain_decoding_gives_it(name: s
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_depth_that_follows_confidence_keeps_the_law(name: str) -> None:
+def test_a_depth_that_follows_confidence_keeps_the_distribution(name: str) -> None:
     for seed, threshold in itertools.product(range(5), (0.1, 0.3, 0.6)):
         assert error(RULES[name][1], seed, lambda source, at=threshold: until_unlikely(source, at)) < 1e-12
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_leaving_out_a_draft_because_of_what_it_is_would_bend_the_law(name: str) -> None:
+def test_leaving_out_a_draft_because_of_what_it_is_would_bias_the_distribution(name: str) -> None:
     """The proof above can fail."""
     for seed in range(5):
         assert error(RULES[name][1], seed, lambda source: until_unlikely(source, 0.3, with_it=False)) > 1e-3
 
 
-def test_the_wrong_residual_would_bend_the_law() -> None:
+def test_the_wrong_residual_would_bias_the_distribution() -> None:
     def without_residual(*arguments: list) -> naive.Round:
         return naive.rejection(*arguments)._replace(follows=[list(law) for law in arguments[2]])
 

@@ -102,7 +102,7 @@ def draw_tree(data: st.DataObject, most: int) -> DraftTree:
     ties=st.booleans(),
     output=st.lists(st.integers(0, 7), max_size=5),
 )
-def test_a_law_is_what_its_settings_say(laws: list[dict], seed: int, ties: bool, output: list[int]) -> None:
+def test_a_distribution_is_what_its_settings_say(laws: list[dict], seed: int, ties: bool, output: list[int]) -> None:
     logits = 2 * torch.randn(len(laws), 2, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     logits = logits.round() if ties else logits
     built = [SamplingParams(**law) for law in laws]
@@ -302,7 +302,7 @@ def check_sequence_law(
 
 @pytest.mark.parametrize("acceptance", ACCEPTANCES)
 @pytest.mark.parametrize(("heads", "name"), [("recurrent", "plain"), ("linear", "penalties"), ("joint", "top_p")])
-def test_short_continuations_follow_the_law(acceptance: str, heads: str, name: str) -> None:
+def test_short_continuations_follow_the_distribution(acceptance: str, heads: str, name: str) -> None:
     check_sequence_law(SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]()), heads, SETTINGS[name], 3, 3000)
 
 
@@ -328,7 +328,9 @@ def test_any_two_choices_meet_in_the_long_samples() -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(("name", "heads", "acceptance", "drafter", "policy"), every_pair())
-def test_all_continuations_follow_the_law(name: str, heads: str, acceptance: str, drafter: str, policy: str) -> None:
+def test_all_continuations_follow_the_distribution(
+    name: str, heads: str, acceptance: str, drafter: str, policy: str
+) -> None:
     decoder = SpeculativeDecoder(
         acceptance=ACCEPTANCES[acceptance](), drafter=DRAFTERS[drafter](), policy=POLICIES[policy]()
     )
@@ -344,7 +346,7 @@ TREES: dict[str, Callable[[], DraftTree]] = {
 @pytest.mark.nightly
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_all_continuations_of_trees_follow_the_law(name: str, tree: str) -> None:
+def test_all_continuations_of_trees_follow_the_distribution(name: str, tree: str) -> None:
     heads = "linear" if (tree == "static") == (list(SETTINGS).index(name) % 2 == 0) else "recurrent"
     check_sequence_law(SpeculativeDecoder(tree=TREES[tree]()), heads, SETTINGS[name], 4, 50_000, trunk="transformer")
 
@@ -399,7 +401,7 @@ def test_numbers_are_uniform_and_independent_of_their_neighbours(stream: int) ->
     assert torch.equal(alone[0, 0], numbers[7, 3, :2])
 
 
-def test_gumbel_numbers_draw_from_the_law() -> None:
+def test_gumbel_numbers_sample_from_the_distribution() -> None:
     law = torch.tensor([0.5, 0.0, 0.3, 0.2], dtype=torch.float64)
     noise = gumbels(torch.arange(50_000), torch.zeros(50_000, 1, dtype=torch.long), stream=0, width=4)[:, 0]
     counts = torch.bincount((law.log() + noise).argmax(dim=1), minlength=4)
@@ -407,7 +409,7 @@ def test_gumbel_numbers_draw_from_the_law() -> None:
     assert statistic < naive.limit(degrees)
 
 
-def test_a_token_of_probability_zero_is_never_drawn() -> None:
+def test_a_token_of_probability_zero_is_never_sampled() -> None:
     law = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
     for uniform, token in ((0.0, 1), (0.2499, 1), (0.25, 3), (1 - 2.0**-53, 3)):
         assert sample(law, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]

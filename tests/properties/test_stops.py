@@ -252,7 +252,7 @@ def test_what_the_prompt_says_stops_nothing(decoder: Decoder) -> None:
 
 
 @EACH
-def test_stops_hold_for_drawn_tokens(decoder: Decoder) -> None:
+def test_stops_hold_for_sampled_tokens(decoder: Decoder) -> None:
     law = SamplingParams(temperature=3.0)
     prompts = [[token] for token in ELEVEN]
     model = clock(5)

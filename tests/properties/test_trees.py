@@ -90,7 +90,7 @@ def test_a_tree_s_drafts_are_those_of_the_chains_along_it(heads: str, seed: int,
 @pytest.mark.parametrize("heads", EVERY_HEADS)
 @settings(max_examples=settings.default.max_examples // 4)
 @given(seed=st.integers(0, 99), width=st.integers(1, 3), nodes=st.integers(1, 12))
-def test_a_dynamic_tree_keeps_the_likeliest_paths(heads: str, seed: int, width: int, nodes: int) -> None:
+def test_a_dynamic_tree_keeps_the_most_likely_paths(heads: str, seed: int, width: int, nodes: int) -> None:
     model = make_model("transformer", heads, DEPTH + 1, seed=seed).eval()
     texts, tree = read_and_grow(model, DynamicTree(depth=DEPTH, width=width, nodes=nodes), seed)
     for b, text in enumerate(texts):

@@ -4,9 +4,10 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import at_least, refuse, whole
 from mtp_modules.decoders.beam.hypotheses import Beam, BeamPlan
 from mtp_modules.decoders.beam.search import BeamSearch
+from mtp_modules.decoders.drafting.drafter import HeadsDrafter, number_of_drafts
 from mtp_modules.decoders.generation import Decoder, Generation
 from mtp_modules.decoders.graphs.executor import Executor
 from mtp_modules.decoders.request import DecodableModel, Request
@@ -39,7 +40,7 @@ class BeamSearchDecoder(Decoder):
     default_sampling = SamplingParams()
 
     def __init__(self, *, num_beams: int, length_penalty: float) -> None:
-        at_least(self, "num_beams", num_beams, 1)
+        num_beams = whole(self, "num_beams", num_beams, 1)
         at_least(self, "length_penalty", length_penalty, 0)
         if length_penalty == float("inf"):
             refuse(self, "length_penalty must be a finite number, got inf.")
@@ -98,7 +99,7 @@ class BeamSearchDecoder(Decoder):
     def _check_params(self, params: SamplingParams) -> None:
         for name, usual in vars(SamplingParams()).items():
             value = getattr(params, name)
-            if value != usual and name not in ("allowed_tokens", "_description"):
+            if value != usual and name != "allowed_tokens":
                 refuse(
                     self,
                     f"sampling has {name}={value}, but beams are ranked by the model's own probabilities at "
@@ -107,8 +108,9 @@ class BeamSearchDecoder(Decoder):
 
     def _check_drafts(self, num_drafts: int | None, name: str, num_paths: int | None) -> None:
         """Check what the constructor of a search with drafts takes besides; it calls the paths by ``name``."""
-        if num_drafts is not None:
-            at_least(self, "num_drafts", num_drafts, 1)
+        for argument, value in (("num_drafts", num_drafts), (name, num_paths)):
+            if value is not None:
+                whole(self, argument, value, 1)
         if num_paths is not None and num_paths < self.num_beams:
             refuse(self, f"{name} must be at least num_beams ({self.num_beams}), got {num_paths}.")
 
@@ -120,22 +122,9 @@ class BeamSearchDecoder(Decoder):
         if num_paths is None:
             num_paths = min(2 * self.num_beams, model.trunk.vocab_size)
         self._check_size(name, num_paths, model)
-        heads = model.heads
-        usual, possible = max(heads.horizons) - 1, heads.max_drafts
-        if usual < 1:
-            refuse(
-                self,
-                f"{type(heads).__name__} with {len(heads.horizons)} horizon can draft nothing; "
-                "use BeamDecoder, or heads with more horizons.",
-            )
-        if num_drafts is None:
-            num_drafts = usual
-        elif possible is not None and num_drafts > possible:
-            refuse(
-                self,
-                f"num_drafts={num_drafts} is more than the {possible} that {type(heads).__name__} can draft; lower it.",
-            )
-        return BeamPlan(self.num_beams, self.length_penalty, num_drafts, num_paths, whole_blocks)
+        limits = HeadsDrafter().limits(model.heads)
+        depth = number_of_drafts(self, num_drafts, limits, model.heads, instead="BeamDecoder")
+        return BeamPlan(self.num_beams, self.length_penalty, depth, num_paths, whole_blocks)
 
     def _check_size(self, name: str, value: int, model: DecodableModel) -> None:
         if value > model.trunk.vocab_size:

@@ -88,7 +88,7 @@ class Hypotheses(NamedTuple):
 
         Args:
             rules: One a prompt.
-            prompts: Which; ``None`` if nobody knows.
+            prompts: Which; ``None`` if unknown.
         """
         zeros = np.zeros((len(rules), 1), dtype=np.int64)
         matchers = np.empty((len(rules), 1), dtype=object)

@@ -199,3 +199,26 @@ class HeadsDrafter(Drafter):
     def draft(self, context: DraftingContext) -> Draft:
         """Return what the heads draft."""
         return context.by_heads()
+
+
+def number_of_drafts(
+    owner: object, wanted: int | None, limits: tuple[int, int | None], heads: Heads, *, instead: str
+) -> int:
+    """Return how many drafts one after the other to make; raise an error where there are none, or not so many.
+
+    Args:
+        owner: Of the error.
+        wanted: What a user asks for; the usual number if ``None``.
+        limits: The usual and the possible number, see :meth:`Drafter.limits`.
+        heads: Of the model.
+        instead: What to use where nothing can be drafted.
+    """
+    usual, possible = limits
+    if usual < 1:
+        kind = f"{type(heads).__name__} with {len(heads.horizons)} horizon"
+        refuse(owner, f"{kind} can draft nothing; use {instead}, or heads with more horizons.")
+    if wanted is not None and possible is not None and wanted > possible:
+        refuse(
+            owner, f"num_drafts={wanted} is more than the {possible} that {type(heads).__name__} can draft; lower it."
+        )
+    return usual if wanted is None else wanted

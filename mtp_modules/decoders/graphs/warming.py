@@ -63,10 +63,8 @@ def warm_up(
         tried.policy = _InTurn(policy=decoder.policy)
     within_positions("warm_up", longest, model.trunk.max_positions, "trunk")
     budget = 1 + sum(depth + 1 for depth in depths)
-    lengths = {
-        1 + max(model.heads.horizons),
-        *model.prompt_sizes,
-    }  # the first tokens of a text may have their own graphs
+    first = 1 + max(model.heads.horizons)  # the first tokens of a text may have graphs of their own
+    lengths = {first, *model.prompt_sizes}
     if model.static_memory:
         model.make_room(longest + max(depths))
         lengths |= {1 + length for length in range(longest) if bucket_of(1 + length) > bucket_of(max(length, 1))}

@@ -150,7 +150,7 @@ def matchers_of(rules: Sequence[StopRule], prompts: Sequence[Sequence[int]] | No
 
     Args:
         rules: When each row ends by its own words.
-        prompts: What each row's output follows; ``None`` if nobody knows.
+        prompts: What each row's output follows; ``None`` if unknown.
     """
     if prompts is None:
         return [rule.new() for rule in rules]
@@ -214,7 +214,7 @@ class Endings:
     Args:
         table: Of the rows; it goes with them from now on.
         rules: When each row ends by its own words.
-        prompts: What each row's output follows; ``None`` if nobody knows.
+        prompts: What each row's output follows; ``None`` if unknown.
     """
 
     def __init__(

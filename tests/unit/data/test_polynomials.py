@@ -25,7 +25,7 @@ def test_operations_equal_those_over_the_integers(f: tuple[int, ...], g: tuple[i
 
 
 @given(coefficients, coefficients, coefficients)
-def test_the_laws_of_a_ring(f: tuple[int, ...], g: tuple[int, ...], h: tuple[int, ...]) -> None:
+def test_the_distributions_of_a_ring(f: tuple[int, ...], g: tuple[int, ...], h: tuple[int, ...]) -> None:
     assert multiply(f, multiply(g, h, 7), 7) == multiply(multiply(f, g, 7), h, 7)
     assert multiply(f, add(g, h, 7), 7) == add(multiply(f, g, 7), multiply(f, h, 7), 7)
     assert compose(add(f, g, 7), h, 7) == add(compose(f, h, 7), compose(g, h, 7), 7)
@@ -52,7 +52,7 @@ def test_an_answer_follows_from_its_expression(operations: int, seed: int, modul
     assert len(example.tokens) <= task.longest
 
 
-def test_operations_are_drawn_evenly() -> None:
+def test_operations_are_sampled_evenly() -> None:
     task = PolynomialTask()
     generator = np.random.default_rng(0)
     texts = [task.tokenizer.decode(task.sample(generator, "train").tokens).split() for _ in range(2000)]

@@ -63,7 +63,7 @@ def test_ceiling_of_the_notebook() -> None:
     assert ceiling == progression_ceiling(vocab_size=50, length=20, steps=[1, 2], horizons=[1, 2, 3], lookahead=3)
 
 
-def test_rows_follow_the_law() -> None:
+def test_rows_follow_the_distribution() -> None:
     data = ProgressionDataModule(batch_size=4, lookahead=3, num_train=40_000)
     tokens = data.rows("train").tokens
     step = tokens[:, 1] - tokens[:, 0]

@@ -47,7 +47,7 @@ def test_greedy_output_is_that_of_plain_decoding(heads: str, own: bool) -> None:
     top_k=st.none() | st.integers(1, VOCAB),
     penalty=st.sampled_from([0.0, 0.7]),
 )
-def test_drawn_output_is_the_very_sample_of_plain_decoding(
+def test_sampled_output_is_the_very_sample_of_plain_decoding(
     seed: int, few: list[int], allowed: list[int] | None, top_k: int | None, penalty: float
 ) -> None:
     """Also where no draft token is allowed at all."""
@@ -60,7 +60,9 @@ def test_drawn_output_is_the_very_sample_of_plain_decoding(
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("allowed", [None, [0, 1]], ids=["all", "no_draft_token"])
-def test_drafts_have_their_law_over_all_tokens_and_zeros_elsewhere(name: str, allowed: list[int] | None) -> None:
+def test_drafts_have_their_distribution_over_all_tokens_and_zeros_elsewhere(
+    name: str, allowed: list[int] | None
+) -> None:
     """``min(p, q) + (1 - sum min) * residual = p``, with the very tensors of each round."""
     model = make_model("transformer", "linear", 4, draft_tokens=FEW).eval()
     law = SamplingParams(temperature=0.9, allowed_tokens=allowed)
@@ -87,7 +89,7 @@ def test_drafts_have_their_law_over_all_tokens_and_zeros_elsewhere(name: str, al
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_continuations_follow_the_law_of_the_whole_vocabulary(name: str) -> None:
+def test_continuations_follow_the_distribution_of_the_whole_vocabulary(name: str) -> None:
     """Of every continuation, by enumeration, its frequency is its probability."""
     decoder = SpeculativeDecoder(acceptance=RULES[name]())
     check_sequence_law(decoder, "recurrent", SETTINGS["plain"], 3, 3000, draft_tokens=[0, 2])

@@ -11,9 +11,11 @@ import torch
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder, Tokenizer
 from mtp_modules.data import ByteTokenizer
 from mtp_modules.decoders import (
+    BeamDecoder,
     BlockVerification,
     ConfidentDepth,
     CostAwareDepth,
+    DraftedBeamDecoder,
     DynamicTree,
     FixedDepth,
     LookupOrHeads,
@@ -86,6 +88,11 @@ CONSTRUCTORS: dict[str, tuple[Callable[[], object], str]] = {
     "half a draft looked up": (
         lambda: PromptLookup(num_drafts=2.5),
         "PromptLookup: num_drafts must be a whole number, got 2.5.",
+    ),
+    "half a beam": (lambda: BeamDecoder(num_beams=2.5), "BeamDecoder: num_beams must be a whole number, got 2.5."),
+    "half a path": (
+        lambda: DraftedBeamDecoder(num_beams=2, num_paths=2.5),
+        "DraftedBeamDecoder: num_paths must be a whole number, got 2.5.",
     ),
     "half a child": (lambda: StaticTree(widths=[2.5]), "StaticTree: widths[0] must be a whole number, got 2.5."),
     "half a level": (lambda: DynamicTree(depth=2.5), "DynamicTree: depth must be a whole number, got 2.5."),

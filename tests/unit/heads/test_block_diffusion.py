@@ -107,7 +107,7 @@ def emitted_law(drafts: Tensor, said: tuple[Tensor, Tensor], target: tuple[Tenso
     return law
 
 
-def test_a_draft_s_law_must_be_its_law_given_the_drafts_before_it() -> None:
+def test_a_draft_s_distribution_must_be_its_distribution_given_the_drafts_before_it() -> None:
     """From left to right rejection sampling is exact; with the last place unmasked first it is not.
 
     There the last token's law when it was drawn is not its law given the first, which came later and saw it.

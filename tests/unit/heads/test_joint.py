@@ -64,7 +64,7 @@ def naive_loss(
 
 
 @given(data=st.data())
-def test_the_loss_is_the_joint_law_s_likelihood(data: st.DataObject) -> None:
+def test_the_loss_is_the_joint_distribution_s_likelihood(data: st.DataObject) -> None:
     own = data.draw(st.booleans(), label="own")
     num_horizons = data.draw(st.integers(1, 4), label="H")
     model = make_model("gru", "joint", num_horizons, own=own, bias=own, seed=data.draw(st.integers(0, 9)))
@@ -148,7 +148,7 @@ def test_what_metrics_need_is_that_of_the_mixture() -> None:
     assert_same(without.nll, terms.nll)
 
 
-def test_drafts_multiply_to_the_joint_law() -> None:
+def test_drafts_multiply_to_the_joint_distribution() -> None:
     """Over all texts of two drafts, the product of the laws they are drawn from is the sum over components."""
     model = make_model("gru", "joint", 3).eval()
     text, last = [3, 1, 4], 5
@@ -183,7 +183,7 @@ def test_drafts_multiply_to_the_joint_law() -> None:
     assert_same(wanted.sum(), torch.ones((), dtype=torch.float64))
 
 
-def test_the_marginal_law_averages_over_the_tokens_between() -> None:
+def test_the_marginal_distribution_averages_over_the_tokens_between() -> None:
     model, tokens = make_model("gru", "joint", 3), random_tokens(2, 7)
     states = model(tokens)
     found = marginal_logits(states, 2, model.unembedding.logits).softmax(dim=-1)
@@ -200,7 +200,7 @@ def test_the_marginal_law_averages_over_the_tokens_between() -> None:
     )
 
 
-def test_predictions_are_the_likeliest_tokens_of_the_marginal_laws() -> None:
+def test_predictions_are_the_most_likely_tokens_of_the_marginal_distributions() -> None:
     heads = make_heads("joint", 3)
     model = MTPModule(trunk=make_trunk("gru"), heads=heads, loss=MultiTokenLoss())
     tokens = random_tokens(2, 8)
@@ -276,7 +276,7 @@ def test_another_state_is_refused() -> None:
 
 
 @pytest.mark.parametrize("option", ["distillation", "label_smoothing", "z_loss"])
-def test_losses_that_a_joint_law_has_not_are_refused(option: str) -> None:
+def test_losses_that_a_joint_distribution_has_not_are_refused(option: str) -> None:
     model = make_model("gru", "joint", 2)
     sentence = rf"^MultiTokenLoss: {option} is 0\.5, but JointHeads do not support it; set it to 0\.$"
     with pytest.raises(ValueError, match=sentence):

@@ -316,7 +316,7 @@ def test_an_older_torch_lacks_the_function(monkeypatch: pytest.MonkeyPatch) -> N
         TorchLinearCrossEntropy()
 
 
-def test_total_variation_is_what_a_drawn_draft_is_rejected_with() -> None:
+def test_total_variation_is_what_a_sampled_draft_is_rejected_with() -> None:
     """And its gradient vanishes where the laws are one; a law against its opposite costs 1."""
     states = torch.eye(2, dtype=torch.float64).mul(40)
     matrix = OutputMatrix(torch.eye(2, dtype=torch.float64))

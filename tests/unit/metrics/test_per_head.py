@@ -157,7 +157,7 @@ def test_many_batches_lose_no_precision() -> None:
     assert_same(metrics.nll_sum - before, terms.nll * terms.count, tolerance=1e-7)
 
 
-def test_the_perplexity_of_a_uniform_law_is_the_size_of_the_vocabulary() -> None:
+def test_the_perplexity_of_a_uniform_distribution_is_the_size_of_the_vocabulary() -> None:
     nll = torch.tensor([256.0, 131072.0, 7.0], dtype=torch.float64).log()
     found = perplexities(nll, torch.tensor([1, 9, 0]))
     assert found.dtype == torch.float32

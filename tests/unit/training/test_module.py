@@ -143,7 +143,7 @@ def test_weights_of_another_model_do_not_resume(tmp_path: Path) -> None:
             getattr(trainer(tmp_path), stage)(module("recurrent"), data(), ckpt_path=path, weights_only=True)
 
 
-def test_predictions_are_the_likeliest_tokens(tmp_path: Path) -> None:
+def test_predictions_are_the_most_likely_tokens(tmp_path: Path) -> None:
     model, rows = module(), data()
     batches = trainer(tmp_path).predict(model, rows)
     assert torch.equal(torch.cat([batch["tokens"] for batch in batches]), torch.from_numpy(rows.rows("test").tokens))

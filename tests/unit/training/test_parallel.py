@@ -100,7 +100,7 @@ class Counts(nn.Module):
     ("build", "name"),
     [(Forgets, "Forgets.two"), (lambda: Forgets(reset=False), "Forgets.one"), (Counts, "Counts.count")],
 )
-def test_what_nobody_sets_is_refused(build: Callable[[], nn.Module], name: str) -> None:
+def test_what_is_not_set_is_refused(build: Callable[[], nn.Module], name: str) -> None:
     with torch.device("meta"):
         module = nn.Sequential(nn.Linear(2, 2), build())
     sentence = (

@@ -25,7 +25,7 @@ def teacher_of(model: MTPModel, folder: Path, **kwargs: float) -> TeacherModel:
 
 
 @pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
-def test_its_law_is_what_the_model_says_of_the_next_token(trunk: str, heads: str, tmp_path: Path) -> None:
+def test_its_distribution_is_what_the_model_says_of_the_next_token(trunk: str, heads: str, tmp_path: Path) -> None:
     model = make_model(trunk, heads, 3)
     tokens = random_tokens(2, 10)
     documents = torch.tensor([[0] * 4 + [1] * 6, [0] * 10])
@@ -153,7 +153,7 @@ def test_total_variation_without_anybody_to_imitate_is_refused() -> None:
         MultiTokenLoss(total_variation=1.0)(module().model, torch.zeros(1, 5, dtype=torch.long))
 
 
-def test_total_variation_reaches_another_model_s_law(taught: TeacherModel) -> None:
+def test_total_variation_reaches_another_model_s_distribution(taught: TeacherModel) -> None:
     model, tokens = module().model, torch.arange(16).view(2, 8)
     law = taught(tokens, length=5)
     soft, varied = (MultiTokenLoss(total_variation=v)(model, tokens, teacher=law).loss for v in (0.0, 1.0))

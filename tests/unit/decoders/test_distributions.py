@@ -46,7 +46,7 @@ def law_after(model: MTPModel, text: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("heads", ["linear", "parallel", "recurrent"])
-def test_drawn_runs_tell_what_was_drawn_from_and_verified_by(heads: str) -> None:
+def test_sampled_runs_tell_what_was_sampled_from_and_verified_by(heads: str) -> None:
     model, spy = make_model("transformer", heads, 4), Spy()
     law = SamplingParams(temperature=0.8, top_k=6)
     stream = SpeculativeDecoder(acceptance=spy, return_distributions=True).stream(
@@ -67,7 +67,7 @@ def test_drawn_runs_tell_what_was_drawn_from_and_verified_by(heads: str) -> None
 
 
 @pytest.mark.parametrize("heads", ["linear", "parallel", "recurrent"])
-def test_greedy_runs_tell_the_laws_that_the_choices_are_the_likeliest_of(heads: str) -> None:
+def test_greedy_runs_tell_the_distributions_that_the_choices_are_the_most_likely_of(heads: str) -> None:
     model = make_model("gru", heads, 4)
     text = list(PROMPTS[0])
     for done in SpeculativeDecoder(return_distributions=True).stream(model, [text], max_new_tokens=12):
@@ -82,7 +82,7 @@ def test_greedy_runs_tell_the_laws_that_the_choices_are_the_likeliest_of(heads: 
         assert laws[accepted].argmax().item() == tokens[accepted]
 
 
-def test_plain_decoding_tells_its_laws() -> None:
+def test_plain_decoding_tells_its_distributions() -> None:
     model, text = make_model("lstm", "linear", 1), [3, 1]
     law = SamplingParams(temperature=0.5)
     for done in AutoregressiveDecoder(return_distributions=True).stream(
@@ -133,6 +133,6 @@ def test_nothing_is_kept_unless_asked_for_and_keeping_changes_nothing(temperatur
     ]
 
 
-def test_a_tree_keeps_no_laws() -> None:
+def test_a_tree_keeps_no_distributions() -> None:
     with pytest.raises(ValueError, match="return_distributions needs a chain of drafts, not a tree"):
         SpeculativeDecoder(tree=StaticTree(widths=[2, 1]), return_distributions=True)

@@ -67,7 +67,7 @@ def one_hot(tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("drafter", [None, PromptLookup, LookupOrHeads], ids=["heads", "lookup", "both"])
 @settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
-def test_the_source_is_what_each_draft_was_drawn_from(drafter: Callable | None, data: st.DataObject) -> None:
+def test_the_source_is_what_each_draft_was_sampled_from(drafter: Callable | None, data: st.DataObject) -> None:
     heads = data.draw(st.sampled_from(["linear", "recurrent", "joint"]), label="heads")
     inner = DRAWING[data.draw(st.sampled_from(list(DRAWING)), label="acceptance")]
     model = make_model("transformer", heads, 4, seed=data.draw(st.integers(0, 9), label="seed")).eval()
@@ -100,7 +100,7 @@ def test_the_source_is_what_each_draft_was_drawn_from(drafter: Callable | None, 
 
 @settings(max_examples=settings.default.max_examples // 3)
 @given(law=SETTINGS_OF_LAWS, seed=st.integers(0, 9), heads=st.sampled_from(["linear", "recurrent"]))
-def test_the_target_is_the_model_s_law_with_its_settings_and_history(law: dict, seed: int, heads: str) -> None:
+def test_the_target_is_the_model_s_distribution_with_its_settings_and_history(law: dict, seed: int, heads: str) -> None:
     """Position by position, the drafts before it counted as text; whatever is drafted."""
     model, prompt = make_model("gru", heads, 4, seed=seed).eval(), [1, 2, 2]
     said, watched = SamplingParams(**law), Watched(inner=RejectionSampling())
@@ -121,7 +121,7 @@ def test_the_target_is_the_model_s_law_with_its_settings_and_history(law: dict, 
 
 
 @pytest.mark.parametrize("name", DRAWING)
-def test_drafts_follow_the_law_that_they_are_said_to_be_drawn_from(name: str) -> None:
+def test_drafts_follow_the_distribution_that_they_are_said_to_be_sampled_from(name: str) -> None:
     n, acceptance = 20_000, DRAWING[name]()
     generator = torch.Generator().manual_seed(1)
     law = torch.randn(VOCAB, generator=generator, dtype=torch.float64).softmax(0)
@@ -149,7 +149,7 @@ class Sharpened(Acceptance):
         return self.inner.verify(candidates, noise)
 
 
-def test_drawing_from_another_law_than_the_ratio_s_bends_the_output() -> None:
+def test_sampling_from_another_distribution_than_the_ratio_s_biases_the_output() -> None:
     """The test of laws can fail, and this is what it is there for."""
     decoder = SpeculativeDecoder(acceptance=Sharpened(inner=RejectionSampling()))
     with pytest.raises(AssertionError, match="assert"):
@@ -163,7 +163,7 @@ DEPTHS: dict[str, Callable[[], dict[str, Component]]] = {
 
 
 @pytest.mark.parametrize(("acceptance", "options"), [("rejection", "both"), ("block", "confident")])
-def test_lookup_and_confidence_keep_the_law(acceptance: str, options: str) -> None:
+def test_lookup_and_confidence_keep_the_distribution(acceptance: str, options: str) -> None:
     decoder = SpeculativeDecoder(acceptance=DRAWING[acceptance](), **DEPTHS[options]())
     check_sequence_law(decoder, "recurrent", SETTINGS["plain"], 3, 2000)
 
@@ -201,7 +201,7 @@ def test_confidence_counts_the_draft_that_fell_below_it_and_none_after(
     assert len(tokens) == max(counts)  # drafting ends when no row goes on
 
 
-def test_a_policy_never_sees_the_model_s_own_law() -> None:
+def test_a_policy_never_sees_the_model_s_own_distribution() -> None:
     """Confidence is all that it is told before a round, and counts and time are all that it is told after."""
     told: list[tuple[str, ...]] = []
 
