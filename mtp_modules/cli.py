@@ -5,6 +5,8 @@ import itertools
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +36,9 @@ from mtp_modules.training import (
     choose_draft_tokens,
     fill_data_parallel_size,
 )
-from mtp_modules.training.checkpointing import HeldCheckpoint, check_description
+from mtp_modules.training.checkpoint_io import write_atomically
+from mtp_modules.training.checkpointing import check_description
+from mtp_modules.training.run_folder import RunFolder, configured_folder, find_named, requeued_checkpoint, use_folder
 from mtp_modules.training.strategies import loads_by_itself
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -49,12 +53,18 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 class MTPCLI(LightningCLI):
-    """LightningCLI for :class:`~mtp_modules.training.MTPModule` and any data module."""
+    """LightningCLI for :class:`~mtp_modules.training.MTPModule` and any data module.
 
-    def __init__(self) -> None:
+    Args:
+        cleanup: Gets what is to be done when the command has ended, whatever its end.
+    """
+
+    def __init__(self, cleanup: ExitStack) -> None:
+        self.cleanup = cleanup
         self.graceful_stop = GracefulStop()
         self.saved_model: Description | None = None
-        self.held: HeldCheckpoint | None = None
+        self.held: tuple[Path, dict[str, Any]] | None = None
+        self.run_folder: RunFolder | None = None
         super().__init__(
             model_class=MTPModule,
             datamodule_class=LightningDataModule,
@@ -79,8 +89,16 @@ class MTPCLI(LightningCLI):
         """Find and read the checkpoint, and reject an invalid one before anything is built."""
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
-        if not path or path in ("best", "last", "hpc") or str(path).startswith("registry"):
+        if not path and self.config.subcommand == "fit":
+            path = requeued_checkpoint(configured_folder(config.trainer))
+        if not path:
             return
+        if path in ("best", "last"):
+            path = find_named(path, configured_folder(config.trainer))
+        elif path == "hpc" or str(path).startswith("registry"):
+            refuse(
+                "ckpt_path", f"{path!r} is not supported; give last, best, a checkpoint file, or the folder of a run."
+            )
         # Training continues from the last checkpoint, everything else uses the best.
         preferred = ("last.ckpt", "best.ckpt") if self.config.subcommand == "fit" else ("best.ckpt", "last.ckpt")
         found = find_checkpoint(path, preferred=preferred)
@@ -90,13 +108,21 @@ class MTPCLI(LightningCLI):
         checkpoint = read_checkpoint(found, mapped=itself)
         self.saved_model = checkpoint[CHECKPOINT_KEY]["model"]
         if not itself and found.is_file():
-            self.held = HeldCheckpoint(found, checkpoint)
+            self.held = found, checkpoint
         config.ckpt_path = str(found)
 
     def before_instantiate_classes(self) -> None:
-        """Reject strategies that Lightning fails to build, and build the model on the meta device if configured."""
+        """Reject strategies that Lightning fails to build, and choose the folder of a run."""
         config = self.config[self.subcommand]
         check_strategy_name(_strategy_name(config))
+        if self.subcommand == "fit":
+            self.graceful_stop.listen(keep=True)
+            self.cleanup.callback(self.graceful_stop.restore)
+            if not config.trainer.fast_dev_run:
+                resumed = Path(config.ckpt_path) if config.get("ckpt_path") else None
+                self.run_folder = RunFolder(configured_folder(config.trainer), resumed)
+                self.cleanup.callback(self.run_folder.release)
+                use_folder(config.trainer, self.run_folder.path)
         if config.get("model.sharding.init_args.init_on_meta"):
             self.parser.add_instantiator(_on_meta, class_type=nn.Module, subclasses=True)
 
@@ -104,8 +130,8 @@ class MTPCLI(LightningCLI):
         """Reject a configuration with contradicting or incompatible options."""
         fill_data_parallel_size(self.trainer)
         check_trainer(self.trainer)
-        if self.held is not None:
-            self.held.put_into(self.trainer)
+        self.graceful_stop.trainer = self.trainer
+        write_atomically(self.trainer, *(self.held or ()))
         if self.saved_model is not None:
             check_description(self.model, self.saved_model, "the checkpoint")
         check_sizes(self.config[self.subcommand], self.config_init[self.subcommand])
@@ -164,7 +190,8 @@ def main() -> None:
         if command in COMMANDS:
             _run(command, sys.argv[2:])
         elif command in MTPCLI.subcommands() or command.startswith("-"):
-            MTPCLI()
+            with ExitStack() as cleanup:
+                MTPCLI(cleanup)
         else:
             known = ", ".join([*MTPCLI.subcommands(), *COMMANDS])
             refuse("command", f"{command!r} is unknown. Known: {known}." if command else f"none given. Known: {known}.")

@@ -10,6 +10,7 @@ from torch import nn
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import build
 from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.core.saving import CHECKSUMS, damaged_file, damaged_record
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.model import MTPModel, check_format
 
@@ -100,16 +101,33 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         ValueError: If it is not a checkpoint, or not one of this package.
     """
     sharded = is_sharded(path)
+    if (damaged := _damaged(path)) is not None:
+        what = f"is damaged: {damaged} is not what was saved" if damaged else "is not a checkpoint, or is damaged"
+        refuse("ckpt_path", f"{path} {what}; {_whole_one(path)}.")
     try:
         file = path / _SHARDED if sharded else path
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and not sharded)
     except Exception:  # an invalid pickle can raise anything
-        refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; give a .ckpt file of a finished save.")
+        refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; {_whole_one(path)}.")
     needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
         refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
     check_format("ckpt_path", checkpoint[CHECKPOINT_KEY].get("format"), path)
     return checkpoint
+
+
+def _damaged(path: Path) -> str | None:
+    """Return what is damaged in a checkpoint; ``None`` if nothing is, or its shards were saved without checksums."""
+    if is_sharded(path):
+        return damaged_file(path) if (path / CHECKSUMS).is_file() else None
+    return damaged_record(path)
+
+
+def _whole_one(path: Path) -> str:
+    """Return what to give instead of a damaged checkpoint: the newest one beside it that is not damaged."""
+    beside = sorted(path.parent.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
+    whole = next((file for file in beside if file != path and _damaged(file) is None), None)
+    return f"the newest one that is whole is {whole}" if whole else "give a .ckpt file of a finished save"
 
 
 def check_weights(module: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:

@@ -1,9 +1,11 @@
 """Training with Lightning: module, optimizer, schedules, callbacks, checkpoints."""
 
 from mtp_modules.training.blocks import checkpoint_blocks, compile_blocks, prepare_blocks
-from mtp_modules.training.callbacks import GracefulStop, HeadsProgressBar, HeadsTable, PredictionWriter
+from mtp_modules.training.callbacks import HeadsProgressBar, HeadsTable, PredictionWriter
+from mtp_modules.training.checkpoint_io import AtomicCheckpointIO
 from mtp_modules.training.draft_tokens import choose_draft_tokens
 from mtp_modules.training.flops import flops_per_token, step_flops, training_flops
+from mtp_modules.training.last_checkpoint import LastCheckpoint
 from mtp_modules.training.module import MTPModule
 from mtp_modules.training.monitoring import (
     GradientConflict,
@@ -14,6 +16,7 @@ from mtp_modules.training.monitoring import (
 from mtp_modules.training.optimizers import MuonWithAdamW, muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule, WarmupDecay
+from mtp_modules.training.signals import GracefulStop
 from mtp_modules.training.strategies import (
     check_compilation,
     check_gradients,
@@ -31,10 +34,12 @@ from mtp_modules.training.tensor_parallel import (
 )
 
 __all__ = [
+    "AtomicCheckpointIO",
     "GracefulStop",
     "GradientConflict",
     "HeadsProgressBar",
     "HeadsTable",
+    "LastCheckpoint",
     "LearningRateSchedule",
     "MTPModule",
     "MuonWithAdamW",

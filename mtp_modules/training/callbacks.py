@@ -1,10 +1,8 @@
-"""Progress bar, result table, graceful stop and prediction file of a run."""
+"""Progress bar, result table and prediction file of a run."""
 
 import re
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
+from mtp_modules.core.saving import atomic_file
 from mtp_modules.core.shapes import Tensor
 
 
@@ -117,63 +116,6 @@ def heads_table(metrics: dict[str, Tensor], stage: str, ceiling: Sequence[float]
     return table
 
 
-class GracefulStop(Callback):
-    """Turn Ctrl-C and SIGTERM into a stop after the current step, with a checkpoint. A second signal stops at once.
-
-    The handler only sets a flag; ranks agree on it between two optimizer steps, so that none waits for another.
-    ``received`` is the signal that stopped the run, on all ranks, for an exit status of 128 plus its number.
-
-    Args:
-        filename: Name of the checkpoint, beside those of ``ModelCheckpoint`` or in the root folder of the run.
-    """
-
-    def __init__(self, filename: str = "last.ckpt") -> None:
-        self.filename = filename
-        self.received: int | None = None
-        self.saved: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for signals."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, self._previous[number])
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop at an optimizer boundary if any rank received a signal."""
-        if trainer.fit_loop._should_accumulate():
-            return
-        if trainer.world_size > 1:
-            # All ranks share the signal of any, so that all save the checkpoint and exit with the same status.
-            number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
-            self.received = int(trainer.strategy.reduce(number, reduce_op="max")) or None
-        if self.received is not None and not trainer.should_stop:
-            trainer.should_stop = True
-            trainer.limit_val_batches = 0
-            folder = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
-            self.saved = str(Path(folder) / self.filename)
-            trainer.save_checkpoint(self.saved)
-            rank_zero_info(f"\nStopped after step {trainer.global_step}; the checkpoint is {self.saved}")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the previous signal handlers."""
-        self._restore()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the previous signal handlers."""
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-
 class PredictionWriter(BasePredictionWriter):
     """Write what ``predict`` returns to ``predictions.safetensors``: tokens and the most likely token of every horizon.
 
@@ -191,7 +133,7 @@ class PredictionWriter(BasePredictionWriter):
         """Write all batches as one tensor per name; every rank writes its own file."""
         suffix = "" if trainer.world_size == 1 else f".rank{trainer.global_rank}"
         path = Path(trainer.log_dir or trainer.default_root_dir) / f"{self.filename}{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
         names = predictions[0].keys()
-        save_file({name: torch.cat([batch[name] for batch in predictions]) for name in names}, path)
+        with atomic_file(path) as partial:
+            save_file({name: torch.cat([batch[name] for batch in predictions]) for name in names}, partial)
         rank_zero_info(f"Predictions written to {path}")

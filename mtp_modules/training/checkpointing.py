@@ -1,12 +1,9 @@
 """Content of Lightning's checkpoints of a module, and checks that they fit it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.plugins import CheckpointIO
 from torch import nn
 from torch.optim import Optimizer
 
@@ -14,54 +11,6 @@ from mtp_modules.core.component import Description, build
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.loading import CHECKPOINT_KEY, check_weights
 from mtp_modules.model import MTPModel, check_format
-
-
-class HeldCheckpoint(CheckpointIO):
-    """Pass a checkpoint in memory to a trainer, so that its file is read once; delegate the rest to its own class.
-
-    Args:
-        path: Where it was read from.
-        checkpoint: Its content; released once the trainer has loaded it.
-    """
-
-    def __init__(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        self.path, self._checkpoint = path, checkpoint
-        self._own: CheckpointIO | None = None
-
-    def put_into(self, trainer: Trainer) -> None:
-        """Wrap the trainer's own ``CheckpointIO``.
-
-        Args:
-            trainer: Before it runs.
-        """
-        self._own = trainer.strategy.checkpoint_io
-        trainer.strategy.checkpoint_io = self
-
-    @property
-    def own(self) -> CheckpointIO:
-        """The trainer's own ``CheckpointIO``."""
-        assert self._own is not None
-        return self._own
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Return the checkpoint in memory on the first call for its path; read the file otherwise."""
-        if self._checkpoint and Path(path) == self.path:
-            found, self._checkpoint = self._checkpoint, {}
-            return found
-        placed = {} if map_location is None else {"map_location": map_location}
-        return self.own.load_checkpoint(path, weights_only=weights_only, **placed)
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Delegate to the trainer's own."""
-        self.own.save_checkpoint(checkpoint, path, storage_options)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Delegate to the trainer's own."""
-        self.own.remove_checkpoint(path)
-
-    def teardown(self) -> None:
-        """Delegate to the trainer's own."""
-        self.own.teardown()
 
 
 def check_checkpoint(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:

@@ -24,9 +24,12 @@ from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import FORMAT, MTPModel
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.cached_states import read_cached_rows
+from mtp_modules.training.checkpoint_io import write_atomically
 from mtp_modules.training.checkpointing import check_checkpoint, generator_of, in_model_order, tokenizer_of
 from mtp_modules.training.draft_tokens import check_draft_tokens_chosen
+from mtp_modules.training.finite import FiniteSteps, check_finite_weights
 from mtp_modules.training.freezing import freeze_parts
+from mtp_modules.training.last_checkpoint import check_save_folders, check_save_points, replace_save_last
 from mtp_modules.training.learning_rates import check_scales, scaled_optimizer
 from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
@@ -74,6 +77,8 @@ class MTPModule(LightningModule):
             and heads in the backward pass; see :func:`~mtp_modules.training.checkpoint_blocks`.
         compile_blocks: Compile each block with ``torch.compile``.
         sharding: How weights are sharded where the strategy is ``ModelParallelStrategy``.
+        skip_non_finite: How many steps in a row may be skipped because their loss or a gradient is not finite; with 0,
+            the first one stops the run before the update.
 
     Raises:
         ValueError: If ``freeze`` names something else, a tied output matrix without its trunk, or everything;
@@ -98,6 +103,7 @@ class MTPModule(LightningModule):
         sharding: Sharding | None = None,
         teacher: TeacherModel | None = None,
         num_draft_tokens: int | None = None,
+        skip_non_finite: int = 0,
     ) -> None:
         super().__init__()
         self.model = MTPModel(
@@ -125,6 +131,7 @@ class MTPModule(LightningModule):
         self._step_counts: StepCounts | None = None
         self._run_length: int | None = None
         self._gradients_checked = False
+        self._finite = FiniteSteps(skip_non_finite)
 
     @property
     def horizons(self) -> tuple[int, ...]:
@@ -150,6 +157,9 @@ class MTPModule(LightningModule):
         """Check the trainer, and set the horizons for which the data counts targets ahead."""
         check_trainer(self.trainer)
         check_compilation(self.trainer, self.activation_checkpointing, compiled=self.compile_blocks)
+        write_atomically(self.trainer)
+        if stage == "fit":
+            check_save_folders(self.trainer, self)
         if self.sharding is not None and self.device_mesh is None:
             refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")
         data = getattr(self.trainer, "datamodule", None)
@@ -216,6 +226,7 @@ class MTPModule(LightningModule):
         terms = self(batch, counts=counts, weights=self.horizon_weights())
         # The trainer averages over ranks and accumulated batches, but losses divided by the total counts must be added.
         loss: Tensor = terms.loss * self._step_counts.parts
+        self._finite.add(loss)
         if self._logs_this_step():
             self._log_training(terms, loss.detach())
         return loss
@@ -231,20 +242,24 @@ class MTPModule(LightningModule):
         self.log_dict({**logged, "train/loss": loss})
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log gradient norms, unscaled and not yet clipped."""
+        """Log gradient norms, unscaled and not yet clipped, and stop or skip a step that is not finite."""
         if self._logs_this_step():
             norms = gradient_norms(self.model, loss_scale=pending_loss_scale(self.trainer, optimizer))
             self.log_dict({f"train/grad_norm/{part}": norm for part, norm in norms.items()})
+        self._finite.check(self.trainer, self, optimizer)
+        if self._finite.skipped:
+            self.log("train/skipped_steps", float(self._finite.skipped))
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add :class:`TokenThroughput`, unless the trainer has one already."""
+        """Add :class:`TokenThroughput`, and :class:`LastCheckpoint` for ``save_last``, unless the trainer has them."""
         present = any(isinstance(callback, TokenThroughput) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if present else [TokenThroughput()]
+        return [*([] if present else [TokenThroughput()]), *replace_save_last(self.trainer)]
 
     def on_fit_start(self) -> None:
         """Reset the state of an earlier run, reject schedules without an end of the run, and fill cached states."""
         self._step_counts = self._run_length = None
         self._gradients_checked = False
+        self._finite.reset()
         self.horizon_weights()
         read_cached_rows(self.trainer, self.trunk)
         if self.teacher is not None:
@@ -253,6 +268,7 @@ class MTPModule(LightningModule):
     def on_train_start(self) -> None:
         """Set a frozen trunk to evaluation mode, and restore the random state of a resumed run after its weights."""
         check_draft_tokens_chosen(self.model)
+        check_save_points(self.trainer)
         if "trunk" in self.frozen:
             self.model.trunk.eval()
         if self._random_state is not None:
@@ -320,7 +336,8 @@ class MTPModule(LightningModule):
             self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write the description of model and tokenizer into the checkpoint."""
+        """Write the description of model and tokenizer into the checkpoint, unless a weight is not finite."""
+        check_finite_weights(self, self._trainer)
         saved = None if (tokenizer := tokenizer_of(self._trainer)) is None else describe(tokenizer)
         checkpoint[CHECKPOINT_KEY] = {"format": FORMAT, "model": describe(self.model), "tokenizer": saved}
         if self.device_mesh is None and "optimizer_states" in checkpoint:

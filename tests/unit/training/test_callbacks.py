@@ -87,20 +87,18 @@ def test_an_error_gives_the_signals_back(tmp_path: Path) -> None:
         trainer(tmp_path, GracefulStop(), Fail()).fit(module(), data())
 
 
-def test_a_second_signal_is_left_to_who_had_it_before(tmp_path: Path) -> None:
-    run, model = trainer(tmp_path), module()
-    got: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
-    try:
-        stop = GracefulStop()
-        stop.on_train_start(run, model)
+def test_a_second_signal_ends_the_run_at_once_but_not_a_save(tmp_path: Path) -> None:
+    run, model, stop = trainer(tmp_path), module(), GracefulStop()
+    stop.on_train_start(run, model)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.received == signal.SIGTERM
+    stop.on_save_checkpoint(run, model, {})
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop.on_train_batch_start(run, model, None, 0)
+    with pytest.raises(SystemExit) as ended:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert (stop.received, got) == (signal.SIGTERM, [])
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert got == [signal.SIGTERM]
-        stop.on_train_end(run, model)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 128 + signal.SIGTERM
+    stop.on_train_end(run, model)
 
 
 class Watch(Callback):

@@ -14,7 +14,7 @@ from mtp_modules.data import TextDataModule
 from mtp_modules.data.tokenizers import ByteTokenizer
 from mtp_modules.loading import find_checkpoint, load_model, read_checkpoint
 from mtp_modules.training import MTPModule
-from mtp_modules.training.checkpointing import HeldCheckpoint
+from mtp_modules.training.checkpoint_io import AtomicCheckpointIO, write_atomically
 from tests.helpers import assert_same
 from tests.unit.training.running import SaveAt, data, module, trainer
 
@@ -161,11 +161,11 @@ def test_a_file_may_be_read_where_it_lies(saved: tuple[Path, MTPModel]) -> None:
 def test_a_held_checkpoint_is_given_once(saved: tuple[Path, MTPModel], tmp_path: Path) -> None:
     path, run = saved[0] / "checkpoints" / "last.ckpt", trainer(tmp_path)
     checkpoint = read_checkpoint(path)
-    held = HeldCheckpoint(path, checkpoint)
-    held.put_into(run)
+    write_atomically(run, path, checkpoint)
+    assert type(run.strategy.checkpoint_io) is AtomicCheckpointIO
     other = tmp_path / "other.ckpt"
-    run.strategy.checkpoint_io.save_checkpoint({"place": 3}, other)
-    assert run.strategy.load_checkpoint(other) == {"place": 3}
+    run.strategy.checkpoint_io.save_checkpoint({**checkpoint, "place": 3}, other)
+    assert run.strategy.load_checkpoint(other)["place"] == 3
     assert run.strategy.load_checkpoint(str(path)) is checkpoint
     again = run.strategy.load_checkpoint(str(path), weights_only=True)
     assert again is not checkpoint

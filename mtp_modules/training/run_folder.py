@@ -1,0 +1,206 @@
+"""The folder of a run: a new one for every run, its own for a resumed one, and never two processes in one."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import IO
+
+from jsonargparse import Namespace
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.saving import remove_partial, write_text
+from mtp_modules.loading import find_checkpoint
+from mtp_modules.training.last_checkpoint import LAST
+from mtp_modules.training.signals import slurm_job
+
+CHECKPOINTS = "checkpoints"
+_LOCK, _JOB = ".lock", ".slurm_job"
+_TRACES = ("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*", "*.ckpt", f"{CHECKPOINTS}/*.ckpt")
+
+
+class RunFolder:
+    """Hold the folder of a run until the process ends.
+
+    ``runs/name`` is used by the first run, ``runs/name-2`` by the second, and so on. A run that resumes from a
+    checkpoint in one of them goes on there. A folder that another process holds is never used. On other ranks than 0,
+    which write nothing of their own, nothing is locked and nothing chosen.
+
+    Args:
+        wanted: The configured folder.
+        resumed: Checkpoint that the run resumes from; ``None`` for a new run.
+
+    Raises:
+        ValueError: If the run resumes in a folder that another process holds, or it cannot be created.
+    """
+
+    def __init__(self, wanted: Path, resumed: Path | None = None) -> None:
+        self.path = wanted
+        self._lock: IO[str] | None = None
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            return
+        own = None if resumed is None else run_of(resumed)
+        if own is not None and any(own.resolve() == folder.resolve() for folder in runs_of(wanted)):
+            self.path, self._lock = own, _locked(own)
+            if self._lock is None:
+                refuse(
+                    "ckpt_path",
+                    f"another process trains in {own}; wait for its end, or start a new run from {resumed} "
+                    "with --init_from.",
+                )
+        else:
+            for folder in _numbered(wanted):
+                if not holds_run(folder) and (lock := _locked(folder)) is not None:
+                    if not holds_run(folder):
+                        self.path, self._lock = folder, lock
+                        break
+                    lock.close()
+        remove_partial(self.path)
+        if (job := slurm_job()) is not None:
+            write_text(self.path / _JOB, job)
+
+    def release(self) -> None:
+        """Let other processes use the folder, and remove it if nothing came of the run."""
+        if self._lock is None:
+            return
+        if {file.name for file in self.path.iterdir()} <= {_LOCK, _JOB}:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+        self._lock = None
+
+
+def run_of(checkpoint: Path) -> Path:
+    """Return the folder of the run that a checkpoint belongs to.
+
+    Args:
+        checkpoint: Its path.
+    """
+    return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a folder has the files of a run.
+
+    Args:
+        folder: May not exist.
+    """
+    return any(next(folder.glob(trace), None) is not None for trace in _TRACES)
+
+
+def runs_of(wanted: Path) -> list[Path]:
+    """Return the folders of all runs of a configuration, oldest number first.
+
+    Args:
+        wanted: The configured folder.
+    """
+    numbered = wanted.parent.glob(f"{_escaped(wanted.name)}-*") if wanted.name else ()
+    numbers = {int(tail): folder for folder in numbered if (tail := folder.name.rpartition("-")[2]).isdecimal()}
+    return [wanted, *(numbers[number] for number in sorted(numbers) if number > 1)]
+
+
+def find_named(name: str, wanted: Path) -> Path:
+    """Return the checkpoint that ``--ckpt_path last`` or ``best`` means: of the newest run that has one.
+
+    Args:
+        name: ``last`` or ``best``.
+        wanted: The configured folder of the run.
+
+    Raises:
+        ValueError: If no run has one.
+    """
+    for folder in reversed(runs_of(wanted)):
+        for place in (folder / CHECKPOINTS, folder):
+            if (found := place / f"{name}.ckpt").exists():
+                return find_checkpoint(found)
+    refuse(
+        "ckpt_path", f"no run in {wanted} has a {name}.ckpt; leave --ckpt_path out to start a new run, or give a file."
+    )
+
+
+def requeued_checkpoint(wanted: Path) -> Path | None:
+    """Return the last checkpoint of the SLURM job that this process belongs to, if it was requeued.
+
+    Args:
+        wanted: The configured folder of the run.
+    """
+    job = slurm_job()
+    for folder in runs_of(wanted) if job is not None else ():
+        if (note := folder / _JOB).is_file() and note.read_text(encoding="utf-8") == job:
+            return next((file for file in (folder / CHECKPOINTS / LAST, folder / LAST) if file.exists()), None)
+    return None
+
+
+def configured_folder(trainer: Namespace) -> Path:
+    """Return the folder that the ``trainer`` section of a configuration names.
+
+    Args:
+        trainer: The section.
+    """
+    for logger in _folder_loggers(trainer):
+        return _folder_of(logger)
+    return Path(trainer.get("default_root_dir") or "runs/fit")
+
+
+def use_folder(trainer: Namespace, folder: Path) -> None:
+    """Change the ``trainer`` section of a configuration so that everything of the run goes to a folder.
+
+    Args:
+        trainer: The section.
+        folder: Of the run.
+    """
+    wanted, named = configured_folder(trainer), {"save_dir": str(folder.parent), "name": folder.name, "version": ""}
+    if trainer.get("logger") in (None, True):  # Lightning would make a folder in the folder
+        trainer.logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=Namespace())  # type: ignore[no-untyped-call]
+        wanted = _folder_of(trainer.logger)
+    for logger in _folder_loggers(trainer):
+        if _folder_of(logger) == wanted:
+            for name, value in named.items():
+                logger.init_args[name] = value
+    if not _folder_loggers(trainer):
+        trainer.default_root_dir = str(folder)
+
+
+def _folder_loggers(trainer: Namespace) -> list[Namespace]:
+    """Return the configured loggers that write to a folder ``save_dir/name/version``."""
+    found = trainer.get("logger")
+    loggers = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, Namespace)]
+    return [one for one in loggers if one.class_path.rpartition(".")[2] in ("TensorBoardLogger", "CSVLogger")]
+
+
+def _folder_of(logger: Namespace) -> Path:
+    given, version = logger.init_args, logger.init_args.get("version")
+    named = f"version_{version}" if isinstance(version, int) else version or ""
+    return Path(given.get("save_dir") or ".", given.get("name") or "", named)
+
+
+def _numbered(wanted: Path) -> Iterator[Path]:
+    yield wanted
+    for number in count(2):
+        yield wanted.with_name(f"{wanted.name}-{number}")
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _locked(folder: Path) -> IO[str] | None:
+    """Lock a folder for this process; return ``None`` if another one holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        refuse(
+            "trainer.logger", f"the run's folder {folder} cannot be written to ({error.strerror}); name another one."
+        )
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file

@@ -1,0 +1,36 @@
+"""What processes that are killed do meanwhile: save one checkpoint after another."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import checkpoint as sharded
+
+from mtp_modules.core.saving import finish_folder, remove_partial, save_checkpoint
+
+SIZE = 200_000
+OTHER = "/dev/shm"
+
+
+def content(step: int) -> dict[str, Any]:
+    """A checkpoint whose parts all say which one it is."""
+    return {"step": step, "first": torch.full((SIZE,), float(step)), "second": torch.full((SIZE,), float(step))}
+
+
+def save_files(path: Path) -> None:
+    """Save one after another, until killed."""
+    os.environ["TMPDIR"] = OTHER
+    for step in range(10**9):
+        save_checkpoint(content(step), path)
+
+
+def save_folders(path: Path) -> None:
+    """The same, as shards."""
+    os.environ["TMPDIR"] = OTHER
+    for step in range(10**9):
+        partial = path.with_name(f".{path.name}.shards.partial")
+        remove_partial(path.parent)
+        whole = content(step)
+        sharded.save({"first": whole["first"], "second": whole["second"]}, checkpoint_id=partial, no_dist=True)
+        finish_folder(partial, path)
