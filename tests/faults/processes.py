@@ -1,8 +1,10 @@
 """Processes that are forked from a server with everything imported, to be killed, stopped or starved."""
 
+import ctypes
 import multiprocessing
 import os
 import resource
+import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -56,7 +58,7 @@ class Command:
         at: Where to touch the file ``mark``: ``setup``, ``start`` or a number of finished steps.
         slow: Seconds to add to each step.
         environment: Variables to add.
-        user: Id of the user to become.
+        ordinary: Give up root's right to write everywhere.
         file_limit: Largest file that the process may write, in bytes.
     """
 
@@ -67,7 +69,7 @@ class Command:
         at: str | int = "start",
         slow: float = 0.0,
         environment: Mapping[str, str] | None = None,
-        user: int | None = None,
+        ordinary: bool = False,
         file_limit: int | None = None,
     ) -> None:
         self.folder, self.log, self.mark = folder, folder / f"log-{time.monotonic_ns()}", folder / "mark"
@@ -79,7 +81,7 @@ class Command:
             at,
             slow,
             dict(environment or {}),
-            user,
+            ordinary,
             file_limit,
         )
         self.process = started(_command, *given)
@@ -116,7 +118,7 @@ def _command(
     at: str | int,
     slow: float,
     environment: dict[str, str],
-    user: int | None,
+    ordinary: bool,
     file_limit: int | None,
 ) -> None:
     os.chdir(folder)
@@ -124,14 +126,19 @@ def _command(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
-    if user is not None:
-        os.setgid(user)
-        os.setuid(user)
+    if ordinary and os.getuid() == 0:
+        _give_up_capabilities()
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     _mark(Path(folder, "mark"), at, slow)
     sys.argv = ["python -m mtp_modules", *arguments]
     main()
+
+
+def _give_up_capabilities() -> None:
+    """Clear this process's Linux capabilities, so that permissions of files apply to root as well."""
+    version = struct.pack("Ii", 0x20080522, 0)
+    assert ctypes.CDLL(None, use_errno=True).capset(version, bytes(24)) == 0
 
 
 def _mark(mark: Path, at: str | int, slow: float) -> None:
