@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from mtp_modules.core.checks import refuse
-from mtp_modules.core.component import build
+from mtp_modules.core.checks import InputError, refuse
 from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.core.pickles import check_shards, load_pickle
 from mtp_modules.core.shapes import Tensor
-from mtp_modules.model import MTPModel, check_format
+from mtp_modules.model import MTPModel, build_described, check_format
 
 CHECKPOINT_KEY = "mtp_modules"
 """Key of a training checkpoint with the description of its model and tokenizer."""
@@ -44,13 +43,12 @@ def load_model(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",))
     if path.is_dir():
         return MTPModel.from_pretrained(path, trusted=trusted)
     checkpoint = read_checkpoint(path)
-    description = checkpoint[CHECKPOINT_KEY]
-    model: MTPModel = build(description["model"], trusted=trusted)
     prefix = "model."
     state = {name[len(prefix) :]: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    shapes = {name: value.shape for name, value in state.items()}
+    model, tokenizer = build_described("ckpt_path", checkpoint[CHECKPOINT_KEY], shapes, trusted=trusted)
     check_weights(model, state, path)
     model.load_state_dict(state)
-    tokenizer = build(description["tokenizer"], trusted=trusted) if description["tokenizer"] else None
     return model.eval(), tokenizer
 
 
@@ -102,14 +100,27 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     sharded = is_sharded(path)
     try:
         file = path / _SHARDED if sharded else path
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and not sharded)
+        checkpoint = load_pickle("ckpt_path", file, mapped=mapped and not sharded)
+    except InputError:
+        raise
     except Exception:  # an invalid pickle can raise anything
         refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; give a .ckpt file of a finished save.")
     needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+    if sharded:
+        check_shards("ckpt_path", path)
+    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys() or not _is_whole(checkpoint):
         refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
     check_format("ckpt_path", checkpoint[CHECKPOINT_KEY].get("format"), path)
     return checkpoint
+
+
+def _is_whole(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint has weights by name, if any, and a description of its model."""
+    state, described = checkpoint.get("state_dict", {}), checkpoint[CHECKPOINT_KEY]
+    named = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    )
+    return named and isinstance(described, dict) and isinstance(described.get("model"), dict)
 
 
 def check_weights(module: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from mtp_modules.core.budget import reserve
 from mtp_modules.core.checks import at_least, divides
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.layers.cache import KeyValueState
@@ -53,6 +54,7 @@ class RotaryPositions(nn.Module):
     def __init__(self, head_dim: int, max_positions: int, *, base: float = 10000.0) -> None:
         super().__init__()
         divides("RotaryPositions", "2", 2, "head_dim", head_dim)
+        reserve(head_dim * max_positions)
         self.head_dim, self.max_positions, self.base = head_dim, max_positions, base
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
