@@ -1,16 +1,17 @@
 """Load a model from a checkpoint or a folder of ``save_pretrained``, without Lightning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from mtp_modules.core.checks import InputError, refuse
+from mtp_modules.core.component import build, build_within
 from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.core.pickles import check_shards, load_pickle
+from mtp_modules.core.pickles import check_pickle, check_shards, load_pickle
 from mtp_modules.core.shapes import Tensor
-from mtp_modules.model import MTPModel, build_described, check_format
+from mtp_modules.model import MTPModel, check_format
 
 CHECKPOINT_KEY = "mtp_modules"
 """Key of a training checkpoint with the description of its model and tokenizer."""
@@ -46,9 +47,11 @@ def load_model(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",))
     prefix = "model."
     state = {name[len(prefix) :]: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
     shapes = {name: value.shape for name, value in state.items()}
-    model, tokenizer = build_described("ckpt_path", checkpoint[CHECKPOINT_KEY], shapes, trusted=trusted)
+    described = checkpoint[CHECKPOINT_KEY]
+    model: MTPModel = build_within(shapes, "ckpt_path", described["model"], trusted=trusted, role=MTPModel)
     check_weights(model, state, path)
     model.load_state_dict(state)
+    tokenizer = build(found, trusted=trusted, role=Tokenizer) if (found := described.get("tokenizer")) else None
     return model.eval(), tokenizer
 
 
@@ -98,29 +101,48 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         ValueError: If it is not a checkpoint, or not one of this package.
     """
     sharded = is_sharded(path)
+    file = path / _SHARDED if sharded else path
+    checkpoint = _read(path, lambda: load_pickle("ckpt_path", file, mapped=mapped and not sharded))
+    if sharded:
+        check_shards("ckpt_path", path)
+    needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}
+    described = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(described, dict) or not needed <= checkpoint.keys():
+        refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
+    check_format("ckpt_path", described.get("format"), path)
+    state = checkpoint.get("state_dict", {})
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(value, Tensor) for value in state.values()):
+        refuse("ckpt_path", f"{path} has weights that are no tensors with names; give a .ckpt file of a finished save.")
+    if not isinstance(described.get("model"), dict):
+        refuse("ckpt_path", f"{path} does not describe its model; give a .ckpt file of a finished save.")
+    return checkpoint
+
+
+def check_files(path: Path) -> None:
+    """Raise an error for a checkpoint that is not safe to load, without loading it.
+
+    Args:
+        path: A file, or a folder of shards.
+
+    Raises:
+        ValueError: If it holds anything but tensors and plain values, is damaged, or asks for more memory
+            than it is long.
+    """
+    sharded = is_sharded(path)
+    _read(path, lambda: check_pickle("ckpt_path", path / _SHARDED if sharded else path))
+    if sharded:
+        check_shards("ckpt_path", path)
+
+
+def _read(path: Path, read: Callable[[], Any]) -> Any:
+    """Read a file; whatever is raised for a damaged one becomes a sentence."""
     try:
-        file = path / _SHARDED if sharded else path
-        checkpoint = load_pickle("ckpt_path", file, mapped=mapped and not sharded)
+        return read()
     except InputError:
         raise
     except Exception:  # an invalid pickle can raise anything
         refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; give a .ckpt file of a finished save.")
-    needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}
-    if sharded:
-        check_shards("ckpt_path", path)
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys() or not _is_whole(checkpoint):
-        refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
-    check_format("ckpt_path", checkpoint[CHECKPOINT_KEY].get("format"), path)
-    return checkpoint
-
-
-def _is_whole(checkpoint: Mapping[str, Any]) -> bool:
-    """Return whether a checkpoint has weights by name, if any, and a description of its model."""
-    state, described = checkpoint.get("state_dict", {}), checkpoint[CHECKPOINT_KEY]
-    named = isinstance(state, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    )
-    return named and isinstance(described, dict) and isinstance(described.get("model"), dict)
 
 
 def check_weights(module: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from mtp_modules.core.budget import Budget
 from mtp_modules.core.checks import refuse, tokens_in_vocabulary
-from mtp_modules.core.component import Component, build, describe, redescribe
+from mtp_modules.core.component import Component, build, build_within, describe, redescribe
 from mtp_modules.core.fitting import check_draft_tokens, check_dtypes, check_widths, dtype_of
 from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
@@ -280,35 +279,14 @@ class MTPModel(Component, nn.Module):
                 shapes = {name: each.get_shape() for name, each in slices.items()}
         except (RuntimeError, SafetensorError, OSError) as error:
             refuse(cls.__name__, f"{folder / 'model.safetensors'} is damaged ({error}).")
-        model, tokenizer = build_described(cls.__name__, config, shapes, trusted=trusted)
+        model: MTPModel = build_within(shapes, cls.__name__, config["model"], trusted=trusted, role=MTPModel)
         try:
             model.to(_DTYPES[stored.pop()] if len(stored) == 1 else torch.get_default_dtype())
             load_model(model, str(folder / "model.safetensors"))
         except (RuntimeError, SafetensorError) as error:
             refuse(cls.__name__, f"{folder / 'model.safetensors'} does not fit the model in config.json ({error}).")
+        tokenizer = build(found, trusted=trusted, role=Tokenizer) if (found := config.get("tokenizer")) else None
         return model.eval(), tokenizer
-
-
-def build_described(
-    owner: str, described: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], *, trusted: Sequence[str]
-) -> tuple[MTPModel, Tokenizer | None]:
-    """Build the model and the tokenizer that come with weights, within what the weights can fill.
-
-    Args:
-        owner: Named in the error message.
-        described: Their descriptions, as ``model`` and ``tokenizer``.
-        shapes: Shapes of the stored weights by name.
-        trusted: Top-level packages whose classes may be built.
-
-    Raises:
-        ValueError: If a description is not allowed (:func:`~mtp_modules.core.build`), or asks for more.
-    """
-    with Budget(owner, list(shapes.values())) as budget:
-        budget.check_counts(described["model"])
-        model: MTPModel = build(described["model"], trusted=trusted, role=MTPModel)
-    found = described.get("tokenizer")
-    tokenizer: Tokenizer | None = build(found, trusted=trusted, role=Tokenizer) if found else None
-    return model, tokenizer
 
 
 def _trains(module: nn.Module) -> bool:

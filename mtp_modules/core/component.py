@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from mtp_modules.core.budget import named_values
+from mtp_modules.core.budget import Budget, named_values
 from mtp_modules.core.checks import InputError, refuse
 
 Description: TypeAlias = dict[str, Any]
@@ -153,6 +153,26 @@ def build(description: Description, *, trusted: Sequence[str] = ("mtp_modules",)
     """
     named_values("build", description)
     return _build(description, trusted, role)
+
+
+def build_within(
+    shapes: Mapping[str, Sequence[int]], owner: str, description: Description, *, trusted: Sequence[str], role: type
+) -> Any:
+    """Construct the module that comes with weights, if they can fill it.
+
+    Args:
+        shapes: Shapes of the stored weights by name.
+        owner: Named in the error message.
+        description: Result of ``describe``.
+        trusted: See :func:`build`.
+        role: See :func:`build`.
+
+    Raises:
+        ValueError: See :func:`build`; also if the description asks for more than is stored.
+    """
+    with Budget(owner, list(shapes.values())) as budget:
+        budget.check_counts(description)
+        return build(description, trusted=trusted, role=role)
 
 
 def class_paths(description: Description) -> set[str]:

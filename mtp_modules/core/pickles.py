@@ -24,6 +24,7 @@ _ITEM_BYTES = {
     **{"Byte": 1, "Char": 1, "Bool": 1, "Short": 2, "Half": 2, "BFloat16": 2, "Int": 4, "Float": 4, "Long": 8},
     **{"Double": 8, "ComplexFloat": 8, "ComplexDouble": 16},
 }
+_BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _PLAIN_KEYS = (str, int, float, bool, bytes, type(None))
 _FORCED, _OPENED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
@@ -190,13 +191,16 @@ def check_pickle(owner: str, path: Path) -> None:
         with path.open("rb") as file:
             _inspect(file, path.stat().st_size)
     except InputError as error:
-        refuse(owner, f"{path} {error}; get the file from its author again, as torch.save writes it.")
+        refuse(owner, f"{path} {error}; load it where it was made, and save its tensors with torch.save.")
 
 
 def _inspect(file: Any, length: int) -> None:
     """Unpickle an archive of ``torch.save`` into stand-ins."""
-    if file.read(4) != b"PK\x03\x04":
-        raise InputError("is no archive of torch.save, or one from before torch 1.6")
+    begin = file.read(len(_BEFORE_1_6))
+    if begin == _BEFORE_1_6:
+        raise InputError("is from before torch 1.6, whose files are not checked")
+    if not begin.startswith(b"PK\x03\x04"):
+        raise ValueError
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):

@@ -84,8 +84,7 @@ class RotaryPositions(nn.Module):
         cos, sin = self._table(like.device, like.dtype)
         if positions is None:
             return cos[None, :length, None, None], sin[None, :length, None, None]
-        shape = (*positions.shape, 1, 1, self.head_dim)
-        places = positions.flatten()
+        shape, places = (*positions.shape, 1, 1, self.head_dim), positions.flatten()
         return cos.index_select(0, places).view(shape), sin.index_select(0, places).view(shape)
 
     @staticmethod
@@ -247,13 +246,8 @@ class TransformerLayer(nn.Module):
         head_dim: int | None = None,
     ) -> None:
         super().__init__()
-        sizes = (
-            ("num_heads", num_heads),
-            ("num_kv_heads", num_kv_heads),
-            ("ffn_width", ffn_width),
-            ("head_dim", head_dim),
-        )
-        for name, value in sizes:
+        sizes = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "ffn_width": ffn_width, "head_dim": head_dim}
+        for name, value in sizes.items():
             if value is not None:
                 at_least("TransformerLayer", name, value, 1)
         self.depth = depth

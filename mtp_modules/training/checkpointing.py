@@ -1,14 +1,12 @@
 """Content of Lightning's checkpoints of a module, and checks that they fit it."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.strategies import Strategy
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,8 +14,7 @@ from mtp_modules.core.budget import Budget
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Description, build, class_paths, describe
 from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.core.pickles import only_weights
-from mtp_modules.loading import CHECKPOINT_KEY, check_weights, read_checkpoint
+from mtp_modules.loading import CHECKPOINT_KEY, check_weights
 from mtp_modules.model import MTPModel, check_format
 
 
@@ -114,28 +111,6 @@ def check_description(module: nn.Module, description: Description, origin: objec
         packages = {path.partition(".")[0] for path in named}
         saved: MTPModel = build(description, trusted=tuple(packages), role=MTPModel)
     check_weights(module, {f"model.{name}": value for name, value in saved.state_dict().items()}, origin)
-
-
-def check_before_loading(strategy: Strategy) -> None:
-    """Let a strategy load checkpoints only after a check, and only tensors and plain values of them.
-
-    Every way to a checkpoint ends there: a path, ``best``, ``last``, ``hpc``, a requeued job; whichever
-    :class:`~lightning.pytorch.plugins.CheckpointIO` the strategy has, or none.
-
-    Args:
-        strategy: Changed in place, once.
-    """
-    if "load_checkpoint" not in vars(strategy):
-        checked = functools.partial(_load_checked, strategy.load_checkpoint)
-        strategy.load_checkpoint = checked  # type: ignore[method-assign]
-
-
-def _load_checked(load: Callable[..., dict[str, Any]], checkpoint_path: Any, weights_only: Any = None) -> Any:
-    path = Path(checkpoint_path)
-    if path.exists():
-        read_checkpoint(path, mapped=True)
-    with only_weights():
-        return load(checkpoint_path, weights_only=True)
 
 
 def in_model_order(state: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:

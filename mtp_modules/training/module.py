@@ -24,13 +24,7 @@ from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import FORMAT, MTPModel
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.cached_states import read_cached_rows
-from mtp_modules.training.checkpointing import (
-    check_before_loading,
-    check_checkpoint,
-    generator_of,
-    in_model_order,
-    tokenizer_of,
-)
+from mtp_modules.training.checkpointing import check_checkpoint, generator_of, in_model_order, tokenizer_of
 from mtp_modules.training.draft_tokens import check_draft_tokens_chosen
 from mtp_modules.training.freezing import freeze_parts
 from mtp_modules.training.learning_rates import check_scales, scaled_optimizer
@@ -155,7 +149,6 @@ class MTPModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check the trainer, and set the horizons for which the data counts targets ahead."""
         check_trainer(self.trainer)
-        check_before_loading(self.trainer.strategy)
         check_compilation(self.trainer, self.activation_checkpointing, compiled=self.compile_blocks)
         if self.sharding is not None and self.device_mesh is None:
             refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")

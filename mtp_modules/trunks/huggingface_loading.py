@@ -233,7 +233,7 @@ def check_plain_config(owner: str, config: Any) -> None:
         ValueError: If it has such a key or value.
     """
     for name, value in named_values(owner, config):
-        names_code = name.startswith("_") or name.endswith(("auto_map", "_implementation")) or "backbone" in name
+        names_code = name == "auto_map" or "implementation" in name or "backbone" in name
         if names_code and value not in (None, False):
             refuse(owner, f"a file gives config.{name}, which can name code; leave it out.")
         if isinstance(value, str) and ("/" in value or "\\" in value):
