@@ -113,7 +113,7 @@ def audit(session: nox.Session) -> None:
     if not Path(LOCKED).is_file():
         session.error(f"{LOCKED} is missing; write it with `nox -s lock`.")
     session.install("pip-audit>=2.9")
-    session.run("pip-audit", "--disable-pip", "--require-hashes", "--requirement", LOCKED, *session.posargs)
+    session.run("pip-audit", "--strict", "--disable-pip", "--require-hashes", "--requirement", LOCKED, *session.posargs)
 
 
 @nox.session

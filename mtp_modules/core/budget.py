@@ -19,7 +19,7 @@ from mtp_modules.core.shapes import Tensor
 
 _FREE_ELEMENTS = 2**22
 """Small tables that are not stored, such as masks and rotary frequencies."""
-_FREE_COUNT = 4096
+_FREE_COUNT, _FREE_MODULES = 1024, 256
 _MODULES_PER_TENSOR = 16
 _MAX_DEPTH = 64
 _FACTORIES = frozenset(
@@ -111,7 +111,7 @@ class Budget(TorchFunctionMode):
 
     def _count_module(self, module: nn.Module, name: str, value: nn.Module | None) -> None:
         self._modules += 1
-        if self._modules > _MODULES_PER_TENSOR * self._tensors + _FREE_COUNT:
+        if self._modules > _MODULES_PER_TENSOR * self._tensors + _FREE_MODULES:
             self._refuse(f"{self._modules} modules or more")
 
     def _refuse(self, asked: str) -> None:

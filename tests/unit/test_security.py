@@ -128,7 +128,7 @@ NAMES: dict[str, tuple[str, dict[str, Any], str]] = {
         "HuggingFaceTokenizer: a file names pretrained='gpt2'",
     ),
     "what is no component": ("core.checks.refuse", {}, "build: 'mtp_modules.core.checks.refuse' is not a component"),
-    "an import": ("__main__.main", {}, "build: 'mtp_modules.cli.main' is not a component"),
+    "an import": ("__main__.main", {}, "build: 'mtp_modules.__main__.main' is not a component"),
 }
 
 
