@@ -13,6 +13,7 @@ nox.options.error_on_external_run = True
 nox.options.sessions = ["tests"]
 
 CONSTRAINTS = ".constraints.txt"
+LOCKED = ".requirements.lock"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PYTEST = ("pytest", "-n", "2", "--dist", "worksteal")  # a module's fixtures are then made by one worker
 TOUCH_EVERY_DEPENDENCY = [
@@ -92,6 +93,27 @@ def types(session: nox.Session) -> None:
     """Static types of the package."""
     install(session, "lint", "studies", "hub")
     session.run("mypy", *session.posargs)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write every package of a run with its hashes, for `pip install --require-hashes -r .requirements.lock`."""
+    session.install("pip-tools>=7.5")
+    arguments = ["--generate-hashes", "--strip-extras", "--no-header", "--no-annotate", "--allow-unsafe"]
+    arguments += ["--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host", "--no-emit-options"]
+    session.run(
+        *("pip-compile", *arguments, "--extra", "hf", "--extra", "hub", "--extra", "studies", "-c", CONSTRAINTS),
+        *("--output-file", LOCKED, *session.posargs, "pyproject.toml"),
+    )
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look the locked packages up among the known vulnerabilities."""
+    if not Path(LOCKED).is_file():
+        session.error(f"{LOCKED} is missing; write it with `nox -s lock`.")
+    session.install("pip-audit>=2.9")
+    session.run("pip-audit", "--strict", "--disable-pip", "--require-hashes", "--requirement", LOCKED, *session.posargs)
 
 
 @nox.session

@@ -1,15 +1,15 @@
 """Load a model from a checkpoint or a folder of ``save_pretrained``, without Lightning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from mtp_modules.core.checks import refuse
-from mtp_modules.core.component import build
+from mtp_modules.core.checks import InputError, refuse
+from mtp_modules.core.component import build, build_within
 from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.core.pickles import check_pickle, check_shards, load_pickle
 from mtp_modules.core.saving import CHECKSUMS, damaged_file, damaged_record
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.model import MTPModel, check_format
@@ -45,13 +45,14 @@ def load_model(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",))
     if path.is_dir():
         return MTPModel.from_pretrained(path, trusted=trusted)
     checkpoint = read_checkpoint(path)
-    description = checkpoint[CHECKPOINT_KEY]
-    model: MTPModel = build(description["model"], trusted=trusted)
     prefix = "model."
     state = {name[len(prefix) :]: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    shapes = {name: value.shape for name, value in state.items()}
+    described = checkpoint[CHECKPOINT_KEY]
+    model: MTPModel = build_within(shapes, "ckpt_path", described["model"], trusted=trusted, role=MTPModel)
     check_weights(model, state, path)
     model.load_state_dict(state)
-    tokenizer = build(description["tokenizer"], trusted=trusted) if description["tokenizer"] else None
+    tokenizer = build(found, trusted=trusted, role=Tokenizer) if (found := described.get("tokenizer")) else None
     return model.eval(), tokenizer
 
 
@@ -101,19 +102,57 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         ValueError: If it is not a checkpoint, or not one of this package.
     """
     sharded = is_sharded(path)
+    _check_whole(path)
+    file = path / _SHARDED if sharded else path
+    checkpoint = _read(path, lambda: load_pickle("ckpt_path", file, mapped=mapped and not sharded))
+    if sharded:
+        check_shards("ckpt_path", path)
+    needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}
+    described = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(described, dict) or not needed <= checkpoint.keys():
+        refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
+    check_format("ckpt_path", described.get("format"), path)
+    state = checkpoint.get("state_dict", {})
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(value, Tensor) for value in state.values()):
+        refuse("ckpt_path", f"{path} has weights that are no tensors with names; give a .ckpt file of a finished save.")
+    if not isinstance(described.get("model"), dict):
+        refuse("ckpt_path", f"{path} does not describe its model; give a .ckpt file of a finished save.")
+    return checkpoint
+
+
+def check_files(path: Path) -> None:
+    """Raise an error for a checkpoint that is not safe to load, without loading it.
+
+    Args:
+        path: A file, or a folder of shards.
+
+    Raises:
+        ValueError: If it holds anything but tensors and plain values, is damaged, or asks for more memory
+            than it is long.
+    """
+    _check_whole(path)
+    sharded = is_sharded(path)
+    _read(path, lambda: check_pickle("ckpt_path", path / _SHARDED if sharded else path))
+    if sharded:
+        check_shards("ckpt_path", path)
+
+
+def _read(path: Path, read: Callable[[], Any]) -> Any:
+    """Read a file; whatever is raised for a damaged one becomes a sentence."""
+    try:
+        return read()
+    except InputError:
+        raise
+    except Exception:  # an invalid pickle can raise anything
+        refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; {_whole_one(path)}.")
+
+
+def _check_whole(path: Path) -> None:
+    """Raise an error for a damaged checkpoint, by the checksums of its tensors or files."""
     if (damaged := _damaged(path)) is not None:
         what = f"is damaged: {damaged} is not what was saved" if damaged else "is not a checkpoint, or is damaged"
         refuse("ckpt_path", f"{path} {what}; {_whole_one(path)}.")
-    try:
-        file = path / _SHARDED if sharded else path
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and not sharded)
-    except Exception:  # an invalid pickle can raise anything
-        refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; {_whole_one(path)}.")
-    needed = {CHECKPOINT_KEY} if sharded else {CHECKPOINT_KEY, "state_dict"}
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
-        refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
-    check_format("ckpt_path", checkpoint[CHECKPOINT_KEY].get("format"), path)
-    return checkpoint
 
 
 def _damaged(path: Path) -> str | None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from mtp_modules.core.checks import refuse, tokens_in_vocabulary
-from mtp_modules.core.component import Component, build, describe, redescribe
+from mtp_modules.core.component import Component, build, build_within, describe, redescribe
 from mtp_modules.core.fitting import check_draft_tokens, check_dtypes, check_widths, dtype_of
 from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
@@ -266,20 +266,26 @@ class MTPModel(Component, nn.Module):
                 refuse(cls.__name__, f"{folder} has no {name}; give a folder that save_pretrained wrote.")
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             config = None
-        if not isinstance(config, dict) or "mtp_modules" not in config:
+        if isinstance(config, dict) and "mtp_modules" in config:
+            check_format(cls.__name__, config["mtp_modules"], folder)
+        if not isinstance(config, dict) or not {"mtp_modules", "model"} <= config.keys():
             refuse(cls.__name__, f"{folder / 'config.json'} was not written by save_pretrained.")
-        check_format(cls.__name__, config["mtp_modules"], folder)
-        model = build(config["model"], trusted=trusted)
         try:
             with safe_open(folder / "model.safetensors", framework="pt") as file:
-                stored = {file.get_slice(name).get_dtype() for name in file.keys()} & _DTYPES.keys()  # noqa: SIM118
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                stored = {each.get_dtype() for each in slices.values()} & _DTYPES.keys()
+                shapes = {name: each.get_shape() for name, each in slices.items()}
+        except (RuntimeError, SafetensorError, OSError) as error:
+            refuse(cls.__name__, f"{folder / 'model.safetensors'} is damaged ({error}).")
+        model: MTPModel = build_within(shapes, cls.__name__, config["model"], trusted=trusted, role=MTPModel)
+        try:
             model.to(_DTYPES[stored.pop()] if len(stored) == 1 else torch.get_default_dtype())
             load_model(model, str(folder / "model.safetensors"))
         except (RuntimeError, SafetensorError) as error:
             refuse(cls.__name__, f"{folder / 'model.safetensors'} does not fit the model in config.json ({error}).")
-        tokenizer = build(config["tokenizer"], trusted=trusted) if config["tokenizer"] else None
+        tokenizer = build(found, trusted=trusted, role=Tokenizer) if (found := config.get("tokenizer")) else None
         return model.eval(), tokenizer
 
 

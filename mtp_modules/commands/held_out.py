@@ -10,6 +10,7 @@ from jsonargparse import get_loader
 from lightning.pytorch import LightningDataModule
 
 from mtp_modules.configuration import assemble_data
+from mtp_modules.core.budget import named_values
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Tensor
@@ -21,6 +22,8 @@ from mtp_modules.model import MTPModel
 
 _WINDOW, _BATCH_SIZE = 256, 8
 _SPLITS = {"val": "validate", "test": "test", "all": "fit"}
+_PACKAGE = __name__.partition(".")[0]
+_NAMES = ("pretrained", "gguf_file", "revision", "ckpt_path", "dict_kwargs")
 _KEYS = ("tokens", "document_ids", "loss_mask")
 
 
@@ -66,12 +69,12 @@ def data_for(
         )
         return make(val_share=0.0, test_share=0.0) if split == "all" else make()
     if data is not None:
-        return _from_configuration(Path(data), model)
+        return _from_configuration(Path(data), model, given=True)
     found = find_checkpoint(ckpt_path)
     run = found if found.is_dir() else found.parent
     for folder in (run, run.parent) if run.name == "checkpoints" else (run,):
         if (folder / "config.yaml").is_file():
-            return _from_configuration(folder / "config.yaml", model)
+            return _from_configuration(folder / "config.yaml", model, given=False)
     refuse(
         "diagnose",
         f'{ckpt_path} has no config.yaml with its data; give sources, such as "[stdlib]", or data, a configuration of '
@@ -79,7 +82,8 @@ def data_for(
     )
 
 
-def _from_configuration(path: Path, model: MTPModel) -> LightningDataModule:
+def _from_configuration(path: Path, model: MTPModel, *, given: bool) -> LightningDataModule:
+    """Build the data of a configuration; one that was found, not given, may only name classes of this package."""
     if not path.is_file():
         refuse("data", f"{path} does not exist; give a configuration of fit with a data section.")
     try:
@@ -91,7 +95,20 @@ def _from_configuration(path: Path, model: MTPModel) -> LightningDataModule:
         section = {"class_path": section}
     if not isinstance(section, dict) or "class_path" not in section:
         refuse("data", f"{path} has no data section with a class_path; give a configuration of fit.")
+    if not given:
+        _check_found(path, section)
     return assemble_data(section, lookahead=model.lookahead, vocab_size=model.trunk.vocab_size)
+
+
+def _check_found(path: Path, section: dict[str, Any]) -> None:
+    """Raise an error for a configuration that came with a checkpoint, and names code or models of others."""
+    for name, value in named_values("data", section):
+        foreign = name == "class_path" and "." in str(value) and not str(value).startswith(f"{_PACKAGE}.")
+        if value is not None and (foreign or name in _NAMES):
+            refuse(
+                "data",
+                f"{path} came with the checkpoint and names {name}={value!r:.100}; if you trust it, give data={path}.",
+            )
 
 
 def held_out_batches(data: LightningDataModule, split: str, rows: int) -> list[dict[str, Tensor]]:

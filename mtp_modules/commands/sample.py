@@ -3,10 +3,8 @@
 import sys
 from pathlib import Path
 
-from jsonargparse import get_loader
-
 from mtp_modules.commands.common import writable
-from mtp_modules.configuration import assemble
+from mtp_modules.configuration import assemble, read_yaml
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.data import TextDataModule
 from mtp_modules.data.token_files import write_documents
@@ -51,7 +49,7 @@ def sample(
     sampling = SamplingParams(temperature=temperature)
     if not Path(config).is_file():
         refuse("config", f"{config} does not exist; give a configuration of fit.")
-    sections = get_loader("yaml")(Path(config).read_text(encoding="utf-8"))
+    sections = read_yaml(config, Path(config))
     if not isinstance(sections, dict) or not {"model", "data"} <= sections.keys():
         refuse("config", f"{config} must have the sections model and data.")
     module, data = assemble(sections["model"], sections["data"])

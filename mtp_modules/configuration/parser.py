@@ -107,7 +107,18 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
     return [name for name in inspect.signature(function).parameters if name != "self"]
 
 
-class SentenceParser(ArgumentParser):
+class _TextFiles:
+    """Report a configuration that is not text."""
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse, and raise an error of one sentence for a binary file."""
+        try:
+            return super().parse_args(*args, **kwargs)  # type: ignore[misc]
+        except UnicodeDecodeError as error:
+            raise InputError("config: is not text in UTF-8; give a YAML file.") from error
+
+
+class SentenceParser(_TextFiles, ArgumentParser):
     """jsonargparse's parser with errors of one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -118,7 +129,7 @@ class SentenceParser(ArgumentParser):
         raise InputError(sentence(message, known)) from ex
 
 
-class LightningSentenceParser(LightningArgumentParser):
+class LightningSentenceParser(_TextFiles, LightningArgumentParser):
     """Lightning's parser with errors of one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -11,7 +11,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from mtp_modules.core.checks import refuse
+from mtp_modules.core.budget import Budget, named_values
+from mtp_modules.core.checks import InputError, refuse
 
 Description: TypeAlias = dict[str, Any]
 """``{"class_path": "package.module.Class", "init_args": {...}}``, nested."""
@@ -51,6 +52,19 @@ class Component:
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
             cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+
+    @classmethod
+    def check_stored(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise an error for arguments with which a description from a file would read another file or the network.
+
+        A class whose constructor reads a file or names a model overrides it.
+
+        Args:
+            arguments: Constructor arguments in the description.
+
+        Raises:
+            ValueError: If an argument names a file or a model.
+        """
 
 
 def _recording(init: Any) -> Any:
@@ -122,18 +136,60 @@ def describe(component: Component) -> Description:
     return description
 
 
-def build(description: Description, *, trusted: Sequence[str] = ("mtp_modules",)) -> Any:
+def build(description: Description, *, trusted: Sequence[str] = ("mtp_modules",), role: type = Component) -> Any:
     """Construct a component from its description.
 
-    A description may come from an untrusted source, so only classes of ``trusted`` packages are imported.
+    A description may come from an untrusted source, so only classes of ``trusted`` packages are imported, and none may
+    read a file (:meth:`Component.check_stored`).
 
     Args:
         description: Result of ``describe``.
         trusted: Top-level packages whose classes may be built.
+        role: Class that the component must have.
 
     Raises:
-        ValueError: If a class lies outside the trusted packages, does not exist, or rejects its arguments.
+        ValueError: If a class lies outside the trusted packages, does not exist, is of another role, or rejects its
+            arguments.
     """
+    named_values("build", description)
+    return _build(description, trusted, role)
+
+
+def build_within(
+    shapes: Mapping[str, Sequence[int]], owner: str, description: Description, *, trusted: Sequence[str], role: type
+) -> Any:
+    """Construct the module that comes with weights, if they can fill it.
+
+    Args:
+        shapes: Shapes of the stored weights by name.
+        owner: Named in the error message.
+        description: Result of ``describe``.
+        trusted: See :func:`build`.
+        role: See :func:`build`.
+
+    Raises:
+        ValueError: See :func:`build`; also if the description asks for more than is stored.
+    """
+    with Budget(owner, list(shapes.values())) as budget:
+        budget.check_counts(description)
+        return build(description, trusted=trusted, role=role)
+
+
+def class_paths(description: Description) -> set[str]:
+    """Return the paths of all classes in a description.
+
+    Args:
+        description: Result of ``describe``, or from a file.
+
+    Raises:
+        ValueError: If it is nested too deeply.
+    """
+    return {str(value) for name, value in named_values("description", description) if name == "class_path"}
+
+
+def _build(description: Any, trusted: Sequence[str], role: type) -> Any:
+    if not isinstance(description, Mapping):
+        refuse("build", f"{description!r:.60} describes no component.")
     class_path = str(description.get("class_path", ""))
     module_name, _, class_name = class_path.rpartition(".")
     if module_name.partition(".")[0] not in trusted:
@@ -148,17 +204,25 @@ def build(description: Description, *, trusted: Sequence[str] = ("mtp_modules",)
         refuse("build", f"there is no class {class_path!r} in this version of the package ({error}).")
     if not (isinstance(cls, type) and issubclass(cls, Component)):
         refuse("build", f"{class_path!r} is not a component.")
-    arguments = {name: _built(value, trusted) for name, value in description.get("init_args", {}).items()}
+    if not issubclass(cls, role):
+        refuse("build", f"{class_path!r} is not a {role.__name__}.")
+    stored = description.get("init_args", {})
+    if not isinstance(stored, Mapping):
+        refuse("build", f"the arguments of {class_path!r} have no names.")
+    cls.check_stored(stored)
+    arguments = {str(name): _built(value, trusted) for name, value in stored.items()}
     try:
         return cls(**arguments)
-    except TypeError as error:
-        refuse("build", f"{class_path!r} does not take the arguments {sorted(arguments)} ({error}).")
+    except InputError:
+        raise
+    except Exception as error:  # values of a wrong type fail anywhere
+        refuse("build", f"{class_path!r} does not take the arguments {sorted(arguments)} ({error!s:.200}).")
 
 
 def _built(value: Any, trusted: Sequence[str]) -> Any:
     if isinstance(value, Mapping):
         if "class_path" in value:
-            return build(dict(value), trusted=trusted)
+            return _build(value, trusted, Component)
         return {key: _built(item, trusted) for key, item in value.items()}
     if isinstance(value, list):
         return [_built(item, trusted) for item in value]

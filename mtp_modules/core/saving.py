@@ -113,7 +113,8 @@ def damaged_record(path: Path) -> str | None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
+            stored = all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
+            return archive.testzip() if stored else ""
     except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error):
         return ""
 

@@ -1,5 +1,6 @@
 """The tokenizer of a Hugging Face model. ``transformers`` and ``tokenizers`` are imported when one is made."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from mtp_modules.core.checks import refuse
@@ -57,6 +58,8 @@ class HuggingFaceTokenizer(Tokenizer):
             self._fast = Fast.from_str(tokenizer_json)
         except Exception as error:  # the only class that the package has for errors
             refuse(self, f"tokenizer_json is no content of a tokenizer.json ({error}).")
+        self._fast.no_truncation()
+        self._fast.no_padding()  # a file could ask for any length
         self._vocab_size = 1 + max(self._fast.get_vocab(with_added_tokens=True).values())
         if end_token is not None and not 0 <= end_token < self._vocab_size:
             refuse(self, f"end_token must lie in 0..{self._vocab_size - 1}, got {end_token}.")
@@ -64,6 +67,17 @@ class HuggingFaceTokenizer(Tokenizer):
         redescribe(
             self, pretrained=None, gguf_file=None, revision=None, tokenizer_json=tokenizer_json, end_token=end_token
         )
+
+    @classmethod
+    def check_stored(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise an error for a tokenizer that is not described by its content."""
+        for name in ("pretrained", "gguf_file", "revision"):
+            if arguments.get(name) is not None:
+                refuse(
+                    cls.__name__,
+                    f"a file names {name}={arguments[name]!r:.100}, but only the content of a tokenizer is read from "
+                    f"files; make {cls.__name__}(pretrained=...) yourself, and save the model with it again.",
+                )
 
     @property
     def vocab_size(self) -> int:
@@ -106,6 +120,4 @@ def _content(owner: object, pretrained: str, *, gguf_file: str | None, revision:
     fast = getattr(loaded, "backend_tokenizer", None)
     if fast is None:
         refuse(owner, f"the tokenizer of {pretrained!r} is none of the fast ones, which alone can be saved as a whole.")
-    fast.no_truncation()
-    fast.no_padding()
     return str(fast.to_str()), loaded.eos_token_id

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from mtp_modules.core.checks import refuse
 
 SUFFIX = ".bin"
+_DTYPES = {"uint16": np.uint16, "uint32": np.uint32}
 
 
 def write_documents(path: Path, documents: Sequence[Sequence[int]], *, vocab_size: int) -> None:
@@ -50,11 +51,13 @@ def read_documents(path: Path) -> tuple[list[npt.NDArray[np.unsignedinteger[Any]
     """
     try:
         index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        tokens = np.memmap(path, dtype=index["dtype"], mode="r")
-        starts, vocab_size = index["document_starts"], int(index["vocab_size"])
+        tokens = np.memmap(path, dtype=_DTYPES[index["dtype"]], mode="r")
+        starts, vocab_size = index["document_starts"], index["vocab_size"]
         if not starts or starts[0] != 0 or sorted(starts) != starts or starts[-1] > len(tokens):
             raise ValueError
-    except (OSError, KeyError, TypeError, ValueError):
+        if not all(type(number) is int for number in (*starts, vocab_size)) or not 0 < vocab_size <= 2**32:
+            raise ValueError
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
         refuse(
             "TextDataModule",
             f"{path} needs {path.with_suffix('.json').name} beside it, both as the command sample wrote them.",

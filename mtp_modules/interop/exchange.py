@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 
+from mtp_modules.core.budget import Budget
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.shapes import Tensor
@@ -182,6 +183,9 @@ def import_model(
         max_positions=sidecar.get("max_positions"),
     )
     tensors = Tensors(chosen.name, found)
-    model = chosen.read(tensors, config, wanted)
+    shapes = [tensor.shape for tensor in (*found.values(), *(() if trunk is None else trunk.state_dict().values()))]
+    with Budget(chosen.name, shapes) as budget:
+        budget.check_counts([config, {"num_horizons": wanted.num_horizons}])
+        model = chosen.read(tensors, config, wanted)
     tensors.finish()
     return model

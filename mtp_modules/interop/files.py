@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mtp_modules.core.checks import refuse
+from mtp_modules.core.checks import InputError, refuse
+from mtp_modules.core.pickles import load_pickle
 from mtp_modules.core.shapes import Tensor
 
 WEIGHTS, INDEX, CONFIG, SIDECAR = "model.safetensors", "model.safetensors.index.json", "config.json", "mtp_modules.json"
@@ -35,7 +36,7 @@ def read_json(owner: str, path: Path) -> dict[str, Any]:
         refuse(owner, f"{path.parent} has no {path.name}; give the folder of a complete checkpoint.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         refuse(owner, f"{path} is damaged: it holds no JSON object.")
@@ -126,7 +127,9 @@ def read_pickle(owner: str, path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         refuse(owner, f"{path.parent} has no {path.name}; give the folder of a complete checkpoint.")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = load_pickle(owner, path)
+    except InputError:
+        raise
     except Exception:  # unpickling a file that is not a pickle can raise any exception
         found = None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):

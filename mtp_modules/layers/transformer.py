@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from mtp_modules.core.budget import reserve
 from mtp_modules.core.checks import at_least, divides
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.layers.cache import KeyValueState
@@ -53,6 +54,7 @@ class RotaryPositions(nn.Module):
     def __init__(self, head_dim: int, max_positions: int, *, base: float = 10000.0) -> None:
         super().__init__()
         divides("RotaryPositions", "2", 2, "head_dim", head_dim)
+        reserve(head_dim * max_positions)
         self.head_dim, self.max_positions, self.base = head_dim, max_positions, base
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
@@ -82,8 +84,7 @@ class RotaryPositions(nn.Module):
         cos, sin = self._table(like.device, like.dtype)
         if positions is None:
             return cos[None, :length, None, None], sin[None, :length, None, None]
-        shape = (*positions.shape, 1, 1, self.head_dim)
-        places = positions.flatten()
+        shape, places = (*positions.shape, 1, 1, self.head_dim), positions.flatten()
         return cos.index_select(0, places).view(shape), sin.index_select(0, places).view(shape)
 
     @staticmethod
@@ -245,13 +246,8 @@ class TransformerLayer(nn.Module):
         head_dim: int | None = None,
     ) -> None:
         super().__init__()
-        sizes = (
-            ("num_heads", num_heads),
-            ("num_kv_heads", num_kv_heads),
-            ("ffn_width", ffn_width),
-            ("head_dim", head_dim),
-        )
-        for name, value in sizes:
+        sizes = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "ffn_width": ffn_width, "head_dim": head_dim}
+        for name, value in sizes.items():
             if value is not None:
                 at_least("TransformerLayer", name, value, 1)
         self.depth = depth

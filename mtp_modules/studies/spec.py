@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 import yaml
 
+from mtp_modules.configuration import read_yaml
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.studies.cells import OWN, Cell, base_cell, expand
 
@@ -168,10 +169,7 @@ def load_study(name: str) -> Study:
     source = known.get(name, Path(name))
     if name not in known and not (name.endswith((".yaml", ".yml")) and source.is_file()):
         refuse("study", f"there is no study {name!r}. Known: {', '.join(known)}; or give the path of a YAML file.")
-    try:
-        content = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        refuse(name, f"is not valid YAML ({' '.join(str(error).split())}).")
+    content = read_yaml(name, source)
     if not isinstance(content, dict):
         refuse(name, f"must be a mapping with question, claim, base, arms and steps, got {type(content).__name__}.")
     return cast(Study, _made(Study, {**content, "name": Path(name).stem}, ""))

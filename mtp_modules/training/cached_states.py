@@ -14,7 +14,7 @@ from torch import nn
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import Trunk
 from mtp_modules.core.shapes import Tensor
-from mtp_modules.data.cached_states import DTYPES, CachedRows
+from mtp_modules.data.cached_states import DTYPES, CachedRows, CachedStates
 from mtp_modules.data.module import TokenDataModule
 
 _SAVED_EVERY = 8
@@ -66,7 +66,7 @@ def read_once(rows: CachedRows, trunk: Trunk, *, writes: bool = True) -> None:
     known: dict[str, Any] = {**key, "written": 0}
     kept.folder.mkdir(parents=True, exist_ok=True)
     if index.is_file():
-        known = json.loads(index.read_text(encoding="utf-8"))
+        known = _read_index(kept, index)
     if {name: known.get(name) for name in key} != key:
         refuse(
             kept,
@@ -74,10 +74,25 @@ def read_once(rows: CachedRows, trunk: Trunk, *, writes: bool = True) -> None:
             "folder, or delete it.",
         )
     path, dtype = str(kept.folder / "states.bin"), DTYPES[kept.dtype]
+    written = known["written"]
+    if type(written) is not int or not 0 <= written <= rows.num_rows:
+        refuse(kept, f"{index} is damaged: written is {written!r:.40}; delete {kept.folder}.")
+    if written and (not Path(path).is_file() or Path(path).stat().st_size != math.prod(shape) * dtype.itemsize):
+        refuse(kept, f"{path} is not as long as {index} says; delete {kept.folder}.")
     states = torch.from_file(path, shared=True, size=math.prod(shape), dtype=dtype).view(shape)
-    if writes and known["written"] < rows.num_rows:
+    if writes and written < rows.num_rows:
         _write(rows, trunk, states, known, index)
     rows.hold(states)
+
+
+def _read_index(kept: CachedStates, index: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or "written" not in found:
+        refuse(kept, f"{index} is damaged; delete {kept.folder}.")
+    return found
 
 
 @torch.no_grad()

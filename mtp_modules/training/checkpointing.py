@@ -1,13 +1,15 @@
 """Content of Lightning's checkpoints of a module, and checks that they fit it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from mtp_modules.core.component import Description, build
+from mtp_modules.core.budget import Budget
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.component import Description, build, class_paths, describe
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.loading import CHECKPOINT_KEY, check_weights
 from mtp_modules.model import MTPModel, check_format
@@ -33,25 +35,31 @@ def check_checkpoint(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
 def check_description(module: nn.Module, description: Description, origin: object) -> None:
     """Raise an error for weights of another model, by its description alone, where the weights are not available.
 
+    A described model that is not the configured one is built on the meta device to compare their shapes, if it
+    consists of classes that the configured model names.
+
     Args:
         module: Module that will load the weights; its attribute ``model`` is an :class:`~mtp_modules.MTPModel`.
         description: Of the saved model.
         origin: Where they come from, for the error message.
 
     Raises:
-        ValueError: If a name is missing, unknown, or has another shape.
+        ValueError: If a name is missing, unknown, or has another shape, or a class is not in the configured model.
     """
-    with torch.device("meta"):
-        saved: MTPModel = build(description, trusted=_origins(description))
+    named, configured = class_paths(description), describe(cast("MTPModel", module.model))
+    if description == configured:
+        return
+    if strange := sorted(named - class_paths(configured)):
+        refuse(
+            "ckpt_path",
+            f"{origin} holds a model with a {strange[0]!r:.100}, which the configured model does not have; give the "
+            "configuration that the model was trained with.",
+        )
+    with torch.device("meta"), Budget("ckpt_path", [value.shape for value in module.state_dict().values()]) as budget:
+        budget.check_counts(description)
+        packages = {path.partition(".")[0] for path in named}
+        saved: MTPModel = build(description, trusted=tuple(packages), role=MTPModel)
     check_weights(module, {f"model.{name}": value for name, value in saved.state_dict().items()}, origin)
-
-
-def _origins(description: Any) -> tuple[str, ...]:
-    """Return the top-level packages of all classes in a description; only for weights that are already loaded."""
-    if isinstance(description, Mapping):
-        own = {str(description["class_path"]).partition(".")[0]} if "class_path" in description else set()
-        return tuple(own.union(*map(_origins, description.values())))
-    return ()
 
 
 def in_model_order(state: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:

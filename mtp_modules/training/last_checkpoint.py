@@ -73,7 +73,7 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after a validation, but neither within a step, whose gradients would be lost, nor before an epoch ends."""
+        """Save after a validation, but neither within a step, whose gradients would be lost, nor at an epoch's end."""
         if not _off(trainer):
             if _within_step(trainer) or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
                 self._due = True

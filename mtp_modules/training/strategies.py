@@ -1,12 +1,18 @@
 """Checks for unsupported trainer options: combinations that fail late, or go wrong silently."""
 
+import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.core.pickles import only_weights
+from mtp_modules.loading import check_files
+from mtp_modules.training.checkpoint_io import AtomicCheckpointIO
 
 FSDP1 = (
     "is Lightning's FSDPStrategy, which wraps the first FSDP, cannot clip gradients by norm and is not tested here; "
@@ -62,7 +68,7 @@ def fill_data_parallel_size(trainer: Trainer) -> None:
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Reject trainer options that would fail late or go wrong silently.
+    """Reject trainer options that would fail late or go wrong silently, and have checkpoints checked before a load.
 
     Args:
         trainer: Before it runs.
@@ -71,6 +77,7 @@ def check_trainer(trainer: Trainer) -> None:
         ValueError: If its options are not supported together.
     """
     strategy = trainer.strategy
+    _check_before_loading(strategy)
     if isinstance(strategy, FSDPStrategy):
         refuse("trainer.strategy", FSDP1)
     if str(trainer.precision) == "16-true":
@@ -100,6 +107,31 @@ def _check_model_parallel(trainer: Trainer, strategy: ModelParallelStrategy) -> 
             "trainer.inference_mode",
             "must be false with ModelParallelStrategy: FSDP2 gathers weights in place, which inference mode forbids.",
         )
+
+
+def _check_before_loading(strategy: Strategy) -> None:
+    """Let a strategy load checkpoints only after a check, and only tensors and plain values of them.
+
+    Every way to a checkpoint ends there: a path, ``best``, ``last``, ``hpc``, a requeued job; whichever
+    :class:`~lightning.pytorch.plugins.CheckpointIO` the strategy has, or none.
+
+    Args:
+        strategy: Changed in place, once.
+    """
+    if "load_checkpoint" not in vars(strategy):
+        checked = functools.partial(_load_checked, strategy, strategy.load_checkpoint)
+        strategy.load_checkpoint = checked  # type: ignore[method-assign]
+
+
+def _load_checked(
+    strategy: Strategy, load: Callable[..., dict[str, Any]], checkpoint_path: Any, weights_only: Any = None
+) -> Any:
+    path = Path(checkpoint_path)
+    itself = isinstance(strategy, ModelParallelStrategy)  # without a CheckpointIO
+    if path.exists() and (itself or not isinstance(strategy.checkpoint_io, AtomicCheckpointIO)):
+        check_files(path)
+    with only_weights():
+        return load(checkpoint_path, weights_only=True)
 
 
 def check_compilation(trainer: Trainer, activation_checkpointing: str | None, *, compiled: bool) -> None:

@@ -1,5 +1,8 @@
 """A trained model as a teacher for distillation."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -41,6 +44,11 @@ class TeacherModel(Component):
         self.share, self.temperature = share, temperature
         self.model, self.tokenizer = load_model(ckpt_path)
         self.model.requires_grad_(False)
+
+    @classmethod
+    def check_stored(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise an error: a teacher is a file, which only a configuration may name."""
+        refuse(cls.__name__, f"a file names {arguments.get('ckpt_path')!r:.100} as a teacher; make it yourself.")
 
     def check(self, student: MTPModel, loss: MultiTokenLoss) -> None:
         """Raise an error if the student cannot learn from this teacher.

@@ -12,7 +12,7 @@ from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.layers.documents import positions_in_documents
-from mtp_modules.trunks.huggingface_loading import Loaded, load, plain_config
+from mtp_modules.trunks.huggingface_loading import Loaded, check_plain_config, load, plain_config
 from mtp_modules.trunks.recomputed import ReplayState, read_unpacked, recompute
 
 
@@ -104,6 +104,18 @@ class HuggingFaceTrunk(Trunk):
         self.feature_layers = ascending_layers(self, feature_layers, len(self.blocks) - 1)
         self.train(pretrained is None)
         redescribe(self, pretrained=None, gguf_file=None, revision=None, dtype=None, config=plain_config(loaded.config))
+
+    @classmethod
+    def check_stored(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise an error for a trunk that is not described by the configuration of its architecture alone."""
+        for name in ("pretrained", "gguf_file", "revision"):
+            if arguments.get(name) is not None:
+                refuse(
+                    cls.__name__,
+                    f"a file names {name}={arguments[name]!r:.100}, but only the configuration of a trunk is read from "
+                    f"files; make {cls.__name__}(pretrained=...) yourself.",
+                )
+        check_plain_config(cls.__name__, arguments.get("config"))
 
     @property
     def embedding(self) -> nn.Embedding:  # type: ignore[override]  # owned by the model, not a second child

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from mtp_modules.core.budget import named_values
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Tensor
@@ -217,6 +218,26 @@ def plain_config(config: Any) -> dict[str, Any]:
     """
     whole: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     return {name: value for name, value in whole.items() if name not in _OF_A_PLACE}
+
+
+def check_plain_config(owner: str, config: Any) -> None:
+    """Raise an error for a configuration from a file that names code, a file or a model.
+
+    ``transformers`` downloads an attention implementation, or a backbone, that a configuration names.
+
+    Args:
+        owner: Named in the error message.
+        config: Plain values.
+
+    Raises:
+        ValueError: If it has such a key or value.
+    """
+    for name, value in named_values(owner, config):
+        names_code = name == "auto_map" or "implementation" in name or "backbone" in name
+        if names_code and value not in (None, False):
+            refuse(owner, f"a file gives config.{name}, which can name code; leave it out.")
+        if isinstance(value, str) and ("/" in value or "\\" in value):
+            refuse(owner, f"a file gives config.{name}={value!r:.100}, which can name a file or a model; leave it out.")
 
 
 def _first_line(error: BaseException) -> str:

@@ -64,7 +64,7 @@ PACKAGES: dict[str, set[str]] = {
     "loading": {"torch"},
     "training": {"torch", "numpy", "lightning", "torchmetrics", "safetensors", "rich"},
     "interop": {"torch", "safetensors"},
-    "configuration": {"torch", "lightning", "jsonargparse"},
+    "configuration": {"torch", "lightning", "jsonargparse", "yaml"},
     "studies": {"torch", "lightning", "jsonargparse", "rich", "yaml"},
     "reports": {"torch", "numpy", "lightning", "rich", "matplotlib", "yaml"},
     "commands": {"torch", "numpy", "lightning", "jsonargparse", "rich"},

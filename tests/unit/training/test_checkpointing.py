@@ -119,7 +119,11 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
         "holds weights of format 1, this version reads format 2; "
         "use the version of mtp_modules that wrote it, or train again.",
     ),
-    "a pickled object": ({"mtp_modules": Stranger()}, NOT_ONE),
+    "a pickled object": (
+        {"mtp_modules": Stranger()},
+        f"names {Stranger.__module__}.Stranger, and only tensors and plain values are loaded; load it where it was "
+        "made, and save its tensors with torch.save.",
+    ),
 }
 
 
