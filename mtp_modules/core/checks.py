@@ -47,8 +47,8 @@ def at_least(owner: object, argument: str, value: float, limit: float) -> None:
         refuse(owner, f"{argument} must be at least {limit}, got {value}.")
 
 
-def whole(owner: object, argument: str, value: Any, limit: int) -> int:
-    """Return a whole number as an ``int``; raise an error for anything else, and below ``limit``.
+def whole(owner: object, argument: str, value: Any, limit: int | None = None) -> int:
+    """Return a whole number as an ``int``; raise an error for anything else, and below ``limit`` if there is one.
 
     Raises:
         ValueError: If ``value`` is no whole number, or below ``limit``.
@@ -57,7 +57,8 @@ def whole(owner: object, argument: str, value: Any, limit: int) -> int:
         number = index(value)
     except TypeError:
         refuse(owner, f"{argument} must be a whole number, got {value!r}.")
-    at_least(owner, argument, number, limit)
+    if limit is not None:
+        at_least(owner, argument, number, limit)
     return number
 
 

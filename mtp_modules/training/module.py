@@ -114,7 +114,7 @@ class MTPModule(LightningModule):
         self.loss, self.teacher = loss, teacher
         if teacher is not None:
             teacher.check(self.model, loss)
-        self.loss.weights(len(self.model.horizons))  # rejects weights that do not fit the heads early
+        self.loss.horizon_weights(len(self.model.horizons))  # rejects weights that do not fit the heads early
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.sharding, self._configured = sharding, False
@@ -183,7 +183,8 @@ class MTPModule(LightningModule):
             features = batch.get("features")
             known = TrunkOutput(hidden, () if features is None else features.unbind(1))
         if self.teacher is not None and self.training:
-            taught = self.teacher(tokens, length=num_positions(tokens, self.horizons), document_ids=document_ids)
+            read = torch.where(tokens < 0, batch["inputs"], tokens) if "inputs" in batch else tokens
+            taught = self.teacher(read, length=num_positions(tokens, self.horizons), document_ids=document_ids)
         terms: LossTerms = self.loss(
             self.model,
             tokens,
@@ -204,7 +205,7 @@ class MTPModule(LightningModule):
             if self._run_length is None:
                 self._run_length = run_length(self.trainer)
             progress = min(1.0, self.trainer.global_step / max(self._run_length, 1))
-        return self.loss.weights(len(self.horizons), progress)
+        return self.loss.horizon_weights(len(self.horizons), progress)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch, and log at the trainer's logging steps."""
