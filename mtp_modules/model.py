@@ -266,12 +266,17 @@ class MTPModel(Component, nn.Module):
                 refuse(cls.__name__, f"{folder} has no {name}; give a folder that save_pretrained wrote.")
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
+        except ValueError:  # neither JSON nor, perhaps, text
             config = None
         if not isinstance(config, dict) or "mtp_modules" not in config:
             refuse(cls.__name__, f"{folder / 'config.json'} was not written by save_pretrained.")
         check_format(cls.__name__, config["mtp_modules"], folder)
+        for name in ("model", "tokenizer"):
+            if not isinstance(found := config.get(name), dict) and (name == "model" or found is not None):
+                refuse(cls.__name__, f"{folder / 'config.json'} does not describe the {name}; save the model again.")
         model = build(config["model"], trusted=trusted)
+        if not isinstance(model, cls):
+            refuse(cls.__name__, f"{folder / 'config.json'} describes a {type(model).__name__}, not a model.")
         try:
             with safe_open(folder / "model.safetensors", framework="pt") as file:
                 stored = {file.get_slice(name).get_dtype() for name in file.keys()} & _DTYPES.keys()  # noqa: SIM118
@@ -279,7 +284,7 @@ class MTPModel(Component, nn.Module):
             load_model(model, str(folder / "model.safetensors"))
         except (RuntimeError, SafetensorError) as error:
             refuse(cls.__name__, f"{folder / 'model.safetensors'} does not fit the model in config.json ({error}).")
-        tokenizer = build(config["tokenizer"], trusted=trusted) if config["tokenizer"] else None
+        tokenizer = build(config["tokenizer"], trusted=trusted) if config.get("tokenizer") else None
         return model.eval(), tokenizer
 
 

@@ -1,5 +1,6 @@
 """A command-line parser whose errors are one sentence with the valid choices."""
 
+import difflib
 import importlib
 import inspect
 import re
@@ -68,9 +69,12 @@ def sentence(message: str, known: Sequence[str]) -> str:
         return f"{key}: {found[1].rpartition('.')[2]} needs {found[2]}; give it in init_args."
     if found := _UNKNOWN_CLASS.search(message):
         role = key.rpartition(".")[2]
-        known = f" Known: {', '.join(_known(_ROLES[role]))}." if role in _ROLES else ""
+        names = _known(_ROLES[role]) if role in _ROLES else []
+        close = difflib.get_close_matches(found[1], names, n=1)
+        meant = f"; did you mean {close[0]}?" if close else "."
+        known = f" Known: {', '.join(names)}." if names else ""
         remedy = "Name a class of your own by its import path, package.module.Class."
-        return f"{key}: unknown class {found[1]!r}.{known} {remedy}"
+        return f"{key}: unknown class {found[1]!r}{meant}{known} {remedy}"
     if expected := _WRONG_TYPE.findall(message):
         given = _GIVEN.search(message)
         value = given[1] if given else expected[0][1]

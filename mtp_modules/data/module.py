@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from mtp_modules.core.checks import at_least
+from mtp_modules.core.checks import whole
 from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.counts import CountsAhead
 from mtp_modules.data.loaders import EvalLoader, Progress, TrainLoader
@@ -63,9 +63,9 @@ class TokenDataModule(LightningDataModule, ABC):
         augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__()
-        at_least(self, "batch_size", batch_size, 1)
-        at_least(self, "seed", seed, 0)
-        at_least(self, "num_workers", num_workers, 0)
+        whole(self, "batch_size", batch_size, 1)
+        whole(self, "seed", seed, 0)
+        whole(self, "num_workers", num_workers, 0)
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers

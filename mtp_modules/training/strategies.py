@@ -8,6 +8,7 @@ from torch import nn
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.data.module import accumulation_scheduler, most_accumulated
+from mtp_modules.training.limits import check_numbers
 
 FSDP1 = (
     "is Lightning's FSDPStrategy, which wraps the first FSDP, cannot clip gradients by norm and is not tested here; "
@@ -71,6 +72,7 @@ def check_trainer(trainer: Trainer) -> None:
     Raises:
         ValueError: If its options are not supported together.
     """
+    check_numbers({name: getattr(trainer, name) for name in ("gradient_clip_val", "accumulate_grad_batches")})
     strategy = trainer.strategy
     if isinstance(strategy, FSDPStrategy):
         refuse("trainer.strategy", FSDP1)
