@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mtp_modules.core.checks import finite, refuse, whole
+from mtp_modules.core.checks import at_least, finite, refuse, whole
 from mtp_modules.core.shapes import Float, Tensor
 from mtp_modules.core.unembedding import Unembedding
 
@@ -142,7 +142,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         low_precision: bool = False,
     ) -> None:
         for name, value in (("lr", lr), ("adamw_lr", adamw_lr), ("weight_decay", weight_decay), ("eps", eps)):
-            finite(self, name, value, 0)
+            at_least(self, name, value, 0)
+            finite(self, name, value)
         for name, value in (("momentum", momentum), ("betas[0]", betas[0]), ("betas[1]", betas[1])):
             if not 0 <= value < 1:
                 refuse(self, f"{name} must lie in [0, 1), got {value}.")

@@ -155,7 +155,11 @@ KINDS: list[tuple[Callable[..., Any], dict[str, Any], Callable[[Any], None]]] = 
         {"depth": 2, "width": 2, "nodes": 3},
         lambda tree: _decode(d.SpeculativeDecoder(tree=tree)),
     ),
-    (mtp_modules.data.TextDataModule, {"sources": [FOLDER], "window": 8, "lookahead": 2, "batch_size": 2}, _data),
+    (
+        mtp_modules.data.TextDataModule,
+        {"sources": [FOLDER], "val_share": 0.0, "test_share": 0.0, "window": 8, "lookahead": 2, "batch_size": 2},
+        _data,
+    ),
     (GradientConflict, {}, lambda _: None),
     (TokenThroughput, {}, lambda _: None),
     (PerHeadMetrics, {"num_horizons": 3}, _metric),
