@@ -5,6 +5,7 @@ import re
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from mtp_modules.configuration.parser import missing_package
 from mtp_modules.core.checks import refusal_behind
 
 _OF_THE_DISK = {
@@ -12,8 +13,6 @@ _OF_THE_DISK = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 _FULL_DISK = re.compile("no space left on device|PytorchStreamWriter failed writing|disk quota exceeded", re.IGNORECASE)
-_REQUIREMENT = re.compile(r"Requirement '([^']+)' not met")
-_TENSORBOARD = "Neither `tensorboard` nor `tensorboardX` is available"
 _LATE_VALIDATION = re.compile(r"`val_check_interval` \((\d+)\) must be .* training batches \((\d+)\)")
 
 
@@ -38,15 +37,8 @@ def _foreign(error: BaseException) -> str | None:
         return f"{where}{error.strerror}; free some space, or take another place."
     if isinstance(error, RuntimeError) and _FULL_DISK.search(text):
         return f"a file could not be written ({text.splitlines()[0]}); free some space, or take another place."
-    if isinstance(error, ModuleNotFoundError) and (missing := _REQUIREMENT.search(text)):
-        return (
-            f"trainer.logger: needs {missing[1]}, which is not installed; install it with: pip install '{missing[1]}'."
-        )
-    if isinstance(error, ModuleNotFoundError) and _TENSORBOARD in text:
-        return (
-            "trainer.logger: TensorBoardLogger needs tensorboard, which is not installed; install it with: "
-            "pip install tensorboard."
-        )
+    if isinstance(error, ModuleNotFoundError | ValueError) and (missing := missing_package(text)):
+        return missing
     if isinstance(error, ValueError) and (late := _LATE_VALIDATION.search(text)):
         return (
             f"trainer.val_check_interval: is {late[1]}, but an epoch has {late[2]} training batches; lower it, or set "

@@ -41,8 +41,7 @@ def test_known_errors_become_one_sentence_and_bugs_do_not() -> None:
         ),
         (
             board,
-            "trainer.logger: TensorBoardLogger needs tensorboard, which is not installed; install it with: "
-            "pip install tensorboard.",
+            "trainer.logger: needs tensorboard, which is not installed; install it with: pip install 'tensorboard'.",
         ),
         (
             late,
