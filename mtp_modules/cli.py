@@ -16,13 +16,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
 from mtp_modules.commands.diagnose import diagnose
+from mtp_modules.commands.errors import sentence_for
 from mtp_modules.commands.exchange import export, import_
 from mtp_modules.commands.generate import generate
 from mtp_modules.commands.report import report
 from mtp_modules.commands.sample import sample
 from mtp_modules.commands.study import study
 from mtp_modules.configuration import LightningSentenceParser, SentenceParser, check_sizes, link_sizes
-from mtp_modules.core.checks import refusal_behind, refuse
+from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Description
 from mtp_modules.loading import CHECKPOINT_KEY, find_checkpoint, is_sharded, read_checkpoint
 from mtp_modules.training import (
@@ -38,6 +39,7 @@ from mtp_modules.training import (
 )
 from mtp_modules.training.checkpoint_io import write_atomically
 from mtp_modules.training.checkpointing import check_description
+from mtp_modules.training.limits import check_numbers
 from mtp_modules.training.run_folder import RunFolder, configured_folder, find_named, requeued_checkpoint, use_folder
 from mtp_modules.training.strategies import loads_by_itself
 
@@ -50,6 +52,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": import_,
     "sample": sample,
 }
+
+DEBUG = "Errors are one sentence; add --debug to any command for the traceback."
 
 
 class MTPCLI(LightningCLI):
@@ -77,7 +81,7 @@ class MTPCLI(LightningCLI):
             seed_everything_default=1,
             parser_kwargs={
                 "prog": "python -m mtp_modules",
-                "epilog": f"Also: {', '.join(COMMANDS)} (python -m mtp_modules {next(iter(COMMANDS))} --help).",
+                "epilog": f"Also: {', '.join(COMMANDS)} (python -m mtp_modules {next(iter(COMMANDS))} --help). {DEBUG}",
             },
         )
 
@@ -111,10 +115,18 @@ class MTPCLI(LightningCLI):
             self.held = found, checkpoint
         config.ckpt_path = str(found)
 
+    def _set_seed(self) -> None:
+        """Reject a seed that random number generators do not take."""
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+            refuse("seed_everything", f"must lie in 0..2**32 - 1, got {seed}.")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Reject strategies that Lightning fails to build, and choose the folder of a run."""
         config = self.config[self.subcommand]
         check_strategy_name(_strategy_name(config))
+        check_numbers(config.trainer.as_dict())
         if self.subcommand == "fit":
             self.graceful_stop.listen(keep=True)
             self.cleanup.callback(self.graceful_stop.restore)
@@ -152,6 +164,13 @@ class MTPCLI(LightningCLI):
         if self.saved_model is None:
             choose_draft_tokens(self.model.model, self.datamodule)
 
+    def after_predict(self) -> None:
+        """Reject data without rows to predict, for which Lightning does nothing."""
+        if not sum(self.trainer.num_predict_batches):
+            refuse(
+                "predict", "the data has no batch to predict; give it a test split, or another limit_predict_batches."
+            )
+
     def after_fit(self) -> None:
         """End with the test table of the best checkpoint, or with the right exit status if the run was stopped."""
         if self.graceful_stop.received is not None:
@@ -178,6 +197,8 @@ def _on_meta(cls: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
 
 def main() -> None:
     """Run the command that ``sys.argv`` names."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     harmless = (
         ".*does not have many workers",
@@ -195,17 +216,17 @@ def main() -> None:
         else:
             known = ", ".join([*MTPCLI.subcommands(), *COMMANDS])
             refuse("command", f"{command!r} is unknown. Known: {known}." if command else f"none given. Known: {known}.")
-    except ValueError as error:
-        refused = refusal_behind(error)
-        if refused is None:
+    except Exception as error:
+        told = sentence_for(error)
+        if told is None or debug:
             raise
-        sys.exit(f"error: {' '.join(str(refused).split())}")
+        sys.exit(f"error: {told}")
 
 
 def _run(command: str, arguments: list[str]) -> None:
     """Run a command of our own."""
     function = COMMANDS[command]
-    parser = SentenceParser(prog=f"python -m mtp_modules {command}", description=function.__doc__)
+    parser = SentenceParser(prog=f"python -m mtp_modules {command}", description=function.__doc__, epilog=DEBUG)
     parser.add_function_arguments(function, as_positional=False)
     function(**parser.instantiate(parser.parse_args(_spelled_out(function, arguments))).as_dict())
 

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk, 
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import num_positions, tokens_between
-from mtp_modules.core.unembedding import Unembedding
+from mtp_modules.core.unembedding import TokenIds, Unembedding
 
 FORMAT = 2
 """Version of the stored weights. It increases when their layout changes but not their shapes."""
@@ -167,7 +167,7 @@ class MTPModel(Component, nn.Module):
                 refuse(self, f"known has shape {tuple(state.shape)}, these tokens need {wanted}; recompute it.")
         return TrunkOutput(known.hidden.to(dtype), tuple(feature.to(dtype) for feature in read))
 
-    def trim_drafts(self, tokens: Sequence[int]) -> None:
+    def trim_drafts(self, tokens: TokenIds) -> None:
         """Let horizons beyond the first score these tokens only, such as the most frequent ones of a corpus.
 
         A draft then costs ``len(tokens)`` rows of an output matrix, not the whole vocabulary. Lossless decoding gives
@@ -175,7 +175,7 @@ class MTPModel(Component, nn.Module):
         may change. Zhao et al. 2025 (FR-Spec, arXiv 2502.14856).
 
         Args:
-            tokens: Different token ids.
+            tokens: Different token ids: a list, a range, a tensor or an array.
 
         Raises:
             ValueError: If there are none, one is duplicate or lies outside the vocabulary, the model drafts nothing, or
@@ -266,12 +266,15 @@ class MTPModel(Component, nn.Module):
                 refuse(cls.__name__, f"{folder} has no {name}; give a folder that save_pretrained wrote.")
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError):  # neither JSON nor, perhaps, text
             config = None
         if isinstance(config, dict) and "mtp_modules" in config:
             check_format(cls.__name__, config["mtp_modules"], folder)
         if not isinstance(config, dict) or not {"mtp_modules", "model"} <= config.keys():
             refuse(cls.__name__, f"{folder / 'config.json'} was not written by save_pretrained.")
+        for name in ("model", "tokenizer"):
+            if not isinstance(found := config.get(name), dict) and (name == "model" or found is not None):
+                refuse(cls.__name__, f"{folder / 'config.json'} does not describe the {name}; save the model again.")
         try:
             with safe_open(folder / "model.safetensors", framework="pt") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

@@ -34,8 +34,12 @@ def encode(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
         tokenizer: Of the model.
 
     Raises:
-        ValueError: If there is no tokenizer and the prompt is no list of numbers.
+        ValueError: If the prompt is not UTF-8, or there is no tokenizer and it is no list of numbers.
     """
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:  # Python keeps foreign bytes of the command line as lone surrogates
+        refuse("prompt", f"holds bytes that are not UTF-8, {prompt!a}; convert it, or set the locale of the terminal.")
     if tokenizer is not None:
         return tokenizer.encode(prompt)
     try:

@@ -1,5 +1,6 @@
 """A command-line parser whose errors are one sentence with the valid choices."""
 
+import difflib
 import importlib
 import inspect
 import re
@@ -45,6 +46,8 @@ _UNKNOWN_OPTION_FIRST = re.compile(r"Option '([\w.]+)' is not accepted.*?class_p
 _UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'|unrecognized arguments: (?:-*)([\w.]+)")
 _WRONG_TYPE = re.compile(r"Expected a <class '(\w+)'>(?:\.? Got value: (.*))?")
 _REQUIRED = re.compile(r"class_path '([\w.]+)':\s+the following arguments are required: (\w+(?:, \w+)*)")
+_REQUIREMENT = re.compile(r"Requirement '([^']+)' not met")
+_TENSORBOARD = "Neither `tensorboard` nor `tensorboardX` is available"
 _GIVEN = re.compile(r"Given value: (.*)")
 _SECTIONS: dict[str, Callable[..., Any]] = {"model": MTPModule.__init__, "trainer": Trainer.__init__}
 
@@ -56,6 +59,8 @@ def sentence(message: str, known: Sequence[str]) -> str:
         message: Message of jsonargparse.
         known: Arguments of the parser itself.
     """
+    if missing := missing_package(message):
+        return missing
     keys = _KEY.findall(message)
     key = ".".join(keys) if keys else ""
     if found := _UNKNOWN_KEY.search(message):
@@ -68,15 +73,31 @@ def sentence(message: str, known: Sequence[str]) -> str:
         return f"{key}: {found[1].rpartition('.')[2]} needs {found[2]}; give it in init_args."
     if found := _UNKNOWN_CLASS.search(message):
         role = key.rpartition(".")[2]
-        known = f" Known: {', '.join(_known(_ROLES[role]))}." if role in _ROLES else ""
+        names = _known(_ROLES[role]) if role in _ROLES else []
+        close = difflib.get_close_matches(found[1], names, n=1)
+        meant = f"; did you mean {close[0]}?" if close else "."
+        known = f" Known: {', '.join(names)}." if names else ""
         remedy = "Name a class of your own by its import path, package.module.Class."
-        return f"{key}: unknown class {found[1]!r}.{known} {remedy}"
+        return f"{key}: unknown class {found[1]!r}{meant}{known} {remedy}"
     if expected := _WRONG_TYPE.findall(message):
         given = _GIVEN.search(message)
         value = given[1] if given else expected[0][1]
         types = " or ".join("null" if name == "NoneType" else name for name, _ in expected)
         return f"{key}: must be of type {types}, got {value.strip()}."
     return " ".join(_KEY.sub(r"\1", message).split())
+
+
+def missing_package(message: str) -> str | None:
+    """Return a sentence if a logger lacks the package that it writes with.
+
+    Args:
+        message: Of an error.
+    """
+    found = _REQUIREMENT.search(message)
+    package = found[1] if found else "tensorboard" if _TENSORBOARD in message else None
+    if package is None:
+        return None
+    return f"trainer.logger: needs {package}, which is not installed; install it with: pip install '{package}'."
 
 
 def _known(base: type) -> list[str]:

@@ -47,8 +47,31 @@ def at_least(owner: object, argument: str, value: float, limit: float) -> None:
         refuse(owner, f"{argument} must be at least {limit}, got {value}.")
 
 
-def whole(owner: object, argument: str, value: Any, limit: int) -> int:
-    """Return a whole number as an ``int``; raise an error for anything else, and below ``limit``.
+def finite(owner: object, argument: str, value: Any, limit: float = -math.inf, *, above: bool = False) -> float:
+    """Return a number as a ``float``; raise an error if it is below ``limit``, infinite or not a number.
+
+    Args:
+        owner: The object that rejects it.
+        argument: Name of the number.
+        value: The number.
+        limit: The smallest one that is accepted; none if it is minus infinity.
+        above: Whether the number must lie above ``limit``.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        refuse(owner, f"{argument} must be a number, got {value!r}.")
+    if not math.isfinite(number) or number < limit or (above and number == limit):
+        rule = "" if limit == -math.inf else f" {'above' if above else 'of at least'} {limit}"
+        refuse(owner, f"{argument} must be a finite number{rule}, got {value}.")
+    return number
+
+
+def whole(owner: object, argument: str, value: Any, limit: int | None = None) -> int:
+    """Return a whole number as an ``int``; raise an error for anything else, and below ``limit`` if there is one.
 
     Raises:
         ValueError: If ``value`` is no whole number, or below ``limit``.
@@ -57,7 +80,8 @@ def whole(owner: object, argument: str, value: Any, limit: int) -> int:
         number = index(value)
     except TypeError:
         refuse(owner, f"{argument} must be a whole number, got {value!r}.")
-    at_least(owner, argument, number, limit)
+    if limit is not None:
+        at_least(owner, argument, number, limit)
     return number
 
 

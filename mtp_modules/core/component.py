@@ -8,11 +8,12 @@ written as JSON and loaded without unpickling.
 import functools
 import importlib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, SupportsFloat, TypeAlias
 
 from mtp_modules.core.budget import Budget, named_values
-from mtp_modules.core.checks import InputError, refuse
+from mtp_modules.core.checks import InputError, refuse, whole
 
 Description: TypeAlias = dict[str, Any]
 """``{"class_path": "package.module.Class", "init_args": {...}}``, nested."""
@@ -72,18 +73,38 @@ def _recording(init: Any) -> Any:
 
     @functools.wraps(init)
     def wrapper(self: Component, *args: Any, **kwargs: Any) -> None:
-        if _recorded(self) is None:
+        outermost = _recorded(self) is None
+        if outermost:
             try:
                 bound = parameters.bind(self, *args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{type(self).__name__}: {error}") from None
+            for name, value in bound.arguments.items():
+                bound.arguments[name] = _number(self, name, value, parameters.parameters[name].annotation)
+            args, kwargs = bound.args[1:], bound.kwargs
             bound.apply_defaults()  # so that later changes of defaults do not affect a checkpoint
             given = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}
             class_path = f"{type(self).__module__}.{type(self).__qualname__}"
             _record(self, {"class_path": class_path, "init_args": given})
         init(self, *args, **kwargs)
+        if outermost:  # what the constructor itself says of a number comes first
+            for name, value in bound.arguments.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    refuse(self, f"{name} must be finite, got {value}.")
 
     return wrapper
+
+
+def _number(owner: Component, name: str, value: Any, annotation: Any) -> Any:
+    """Return a plain number where the annotation wants one, so that numbers of numpy are described as such."""
+    whole_only = annotation in (int, int | None)
+    if value is None or isinstance(value, bool) or not (whole_only or annotation in (float, float | None)):
+        return value
+    if whole_only:
+        return whole(owner, name, value)
+    if not isinstance(value, int | SupportsFloat) or isinstance(value, str):
+        refuse(owner, f"{name} must be a number, got {value!r}.")
+    return value if isinstance(value, int) else float(value)
 
 
 def _recorded(component: Component) -> Description | None:

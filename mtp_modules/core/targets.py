@@ -95,11 +95,12 @@ def future_targets(
 ) -> tuple[Int[Tensor, "B T H"], Bool[Tensor, "B T H"]]:
     """Return the target of each head at each position, and whether it is valid.
 
-    A target is valid if ``loss_mask`` is true at its token and the token lies in the same document as the position
-    that predicts it. Documents are runs of equal ids; the same id may occur again later as another document.
+    A target is valid if its id is not negative (-100 marks what is no target), ``loss_mask`` is true at its token, and
+    the token lies in the same document as the position that predicts it. Documents are runs of equal ids; the same id
+    may occur again later as another document.
 
     Args:
-        tokens: Token ids, ``L = T + max(horizons)``.
+        tokens: Token ids, ``L = T + max(horizons)``; negative where there is no target.
         horizons: Offsets of the heads, each at least 1.
         document_ids: The document of every token; ``None`` if each row is one document.
         loss_mask: False at tokens that are not trained on (padding, prompts); ``None`` if all are.
@@ -123,10 +124,10 @@ def future_targets(
                 f"{name} has shape {tuple(given.shape)}, tokens {tuple(tokens.shape)}; make them equal.",
             )
     targets = _windows(tokens, length, horizons)
-    valid = torch.ones_like(targets, dtype=torch.bool)
+    valid = targets >= 0
     if document_ids is not None:
         runs = document_runs(document_ids)
-        valid = _windows(runs, length, horizons) == runs[:, :length, None]
+        valid = valid & (_windows(runs, length, horizons) == runs[:, :length, None])
     if loss_mask is not None:
         valid = valid & _windows(loss_mask.bool(), length, horizons)
     return targets, valid

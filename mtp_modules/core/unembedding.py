@@ -2,18 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, cast
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from mtp_modules.core.checks import is_distributed, refuse
+from mtp_modules.core.checks import is_distributed, refuse, whole
 from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+
+TokenIds: TypeAlias = Sequence[SupportsIndex] | Tensor | NDArray[Any]
+"""A list, a range, a tensor or an array of token ids."""
 
 
 class Unembedding(nn.Module):
@@ -104,35 +109,40 @@ class Unembedding(nn.Module):
         return OutputMatrix(self.own_weights[index], self.own_biases[index] if len(self.own_biases) else None)
 
     @torch.no_grad()
-    def trim(self, tokens: Sequence[int]) -> None:
+    def trim(self, tokens: TokenIds) -> None:
         """Restrict horizons beyond the first to these tokens, with the rows of the matrices that they have used so far.
 
         If they are restricted already, the new rows come from horizon 1's matrix. All other tokens have probability 0
         in drafts; the model's output is not restricted. Zhao et al. 2025 (arXiv 2502.14856).
 
         Args:
-            tokens: Distinct token ids.
+            tokens: Distinct token ids: a list, a range, a tensor or an array.
 
         Raises:
-            ValueError: If there are none, a token is repeated or lies outside the vocabulary, or matrices are sharded.
+            ValueError: If there are none, a token is no whole number, is repeated or lies outside the vocabulary, or
+                matrices are sharded.
         """
         vocab_size = len(self.weight)
-        for token in tokens:
+        given = (
+            tokens.tolist() if hasattr(tokens, "tolist") else tokens
+        )  # a tensor's elements never compare equal in a set
+        ids = [whole(self, "a draft token", token) for token in given]
+        for token in ids:
             if not 0 <= token < vocab_size:
                 refuse(self, f"draft tokens must lie in 0..{vocab_size - 1}, got {token}.")
-        if (count := len(set(tokens))) == 0 or count < len(tokens):
-            refuse(self, f"draft tokens must be distinct and at least one, got {len(tokens)}, {count} distinct.")
+        if (count := len(set(ids))) == 0 or count < len(ids):
+            refuse(self, f"draft tokens must be distinct and at least one, got {len(ids)}, {count} distinct.")
         if is_distributed(self.weight):
             refuse(self, "draft tokens cannot be set once the output matrix is sharded; call trim before sharding.")
         if self.draft_tokens is not None:
             old = [self.matrix(0)] * len(self.own_weights)
         else:
             old = [self.matrix(index + 1) for index in range(len(self.own_weights))] or [self.matrix(0)]
-        same_size = self.draft_tokens is not None and len(self.draft_tokens) == len(tokens)
-        self.draft_tokens, self.drafts_chosen = torch.tensor(sorted(tokens), device=self.weight.device), True
+        same_size = self.draft_tokens is not None and len(self.draft_tokens) == len(ids)
+        self.draft_tokens, self.drafts_chosen = torch.tensor(sorted(ids), device=self.weight.device), True
         if not same_size:
-            self.own_weights = _parameters_like([matrix.weight for matrix in old], len(tokens))
-            self.own_biases = _parameters_like([matrix.bias for matrix in old if matrix.bias is not None], len(tokens))
+            self.own_weights = _parameters_like([matrix.weight for matrix in old], len(ids))
+            self.own_biases = _parameters_like([matrix.bias for matrix in old if matrix.bias is not None], len(ids))
         for weight, matrix in zip(self.own_weights, old, strict=True):
             weight.copy_(self._scored(matrix.weight))
         for bias, matrix in zip(self.own_biases, old if len(self.own_biases) else (), strict=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.core.component import Component
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.data.rows import IntArray, TokenRows, evenly_spread
@@ -39,8 +39,8 @@ class CachedStates(Component):
         if dtype not in DTYPES:
             refuse(self, f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
         if max_windows is not None:
-            at_least(self, "max_windows", max_windows, 1)
-        at_least(self, "rows_per_pass", rows_per_pass, 1)
+            whole(self, "max_windows", max_windows, 1)
+        whole(self, "rows_per_pass", rows_per_pass, 1)
         self.folder, self.dtype, self.max_windows, self.rows_per_pass = Path(folder), dtype, max_windows, rows_per_pass
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtp_modules.core.checks import at_least
+from mtp_modules.core.checks import whole
 from mtp_modules.core.targets import count_targets
 
 COUNTS_AHEAD = "counts_ahead"
@@ -38,7 +38,7 @@ class CountsAhead:
     """
 
     def __init__(self, loader: Iterable[dict[str, Any]], *, horizons: Sequence[int], batches: int) -> None:
-        at_least(self, "batches", batches, 1)
+        whole(self, "batches", batches, 1)
         self.loader, self.horizons, self.batches = loader, tuple(horizons), batches
         for name in ("state_dict", "load_state_dict"):  # resumable if the loader is
             if hasattr(loader, name):

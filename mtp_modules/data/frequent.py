@@ -20,7 +20,8 @@ def token_counts(rows: TokenRows, vocab_size: int) -> Int[Tensor, " V"]:
     ids = evenly_spread(rows.fixed_ids(), _MOST_ROWS)
     counts = torch.zeros(vocab_size, dtype=torch.long)
     for part in np.array_split(ids, -(-len(ids) // _ROWS)):
-        counts += rows.batch(part)["tokens"].flatten().bincount(minlength=vocab_size)
+        tokens = rows.batch(part)["tokens"]
+        counts += tokens[tokens >= 0].bincount(minlength=vocab_size)  # negative ids are no targets
     return counts
 
 

@@ -4,13 +4,35 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from mtp_modules.core.checks import at_least
+from mtp_modules.core.checks import whole
 from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.counts import CountsAhead
 from mtp_modules.data.loaders import EvalLoader, Progress, TrainLoader
 from mtp_modules.data.rows import EpochOrder, TokenRows
+
+
+def accumulation_scheduler(trainer: Trainer) -> GradientAccumulationScheduler | None:
+    """Return the callback that changes the number of accumulated batches from epoch to epoch, if there is one.
+
+    Args:
+        trainer: Of the run.
+    """
+    found = (each for each in trainer.callbacks if isinstance(each, GradientAccumulationScheduler))  # type: ignore[attr-defined]
+    return next(found, None)
+
+
+def most_accumulated(trainer: Trainer) -> int:
+    """Return the largest number of batches that one optimizer step of the run accumulates.
+
+    Args:
+        trainer: Of the run.
+    """
+    scheduler = accumulation_scheduler(trainer)
+    planned = () if scheduler is None else scheduler.scheduling.values()
+    return max([trainer.accumulate_grad_batches, *planned])
 
 
 class TokenDataModule(LightningDataModule, ABC):
@@ -41,9 +63,9 @@ class TokenDataModule(LightningDataModule, ABC):
         augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__()
-        at_least(self, "batch_size", batch_size, 1)
-        at_least(self, "seed", seed, 0)
-        at_least(self, "num_workers", num_workers, 0)
+        whole(self, "batch_size", batch_size, 1)
+        whole(self, "seed", seed, 0)
+        whole(self, "num_workers", num_workers, 0)
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers
@@ -86,7 +108,7 @@ class TokenDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> TrainLoader | EvalLoader | CountsAhead:
         """Return the training batches of this process, from the current position of training."""
         loader = self._training_loader()
-        accumulated = getattr(self.trainer, "accumulate_grad_batches", 1)
+        accumulated = 1 if self.trainer is None else most_accumulated(self.trainer)
         if self._counted_horizons is None or accumulated == 1:
             return loader
         return CountsAhead(loader, horizons=self._counted_horizons, batches=accumulated)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.data.corpus import TokenStream
 from mtp_modules.data.rows import IntArray
 
@@ -30,8 +30,8 @@ def pick_prompts(
     Raises:
         ValueError: If a number is below 1, or there are fewer prompts.
     """
-    at_least("prompts", "count", count, 1)
-    at_least("prompts", "length", length, 1)
+    whole("prompts", "count", count, 1)
+    whole("prompts", "length", length, 1)
     generator = np.random.default_rng([seed, length])
     starts = _document_places(stream, length, special)
     order = generator.permutation(len(starts))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtp_modules.core.checks import at_least, fraction, refuse
+from mtp_modules.core.checks import fraction, refuse, whole
 from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.corpus import SPLITS
 from mtp_modules.data.module import TokenDataModule
@@ -204,11 +204,11 @@ class ProgressionDataModule(TokenDataModule):
         sizes = {"lookahead": lookahead, "length": length, "vocab_size": vocab_size}
         counts = {"num_train": num_train, "num_val": num_val, "num_test": num_test}
         for name, value in {**sizes, **counts}.items():
-            at_least(self, name, value, 1)
+            whole(self, name, value, 1)
         _check_steps(self.steps)
         fraction(self, "held_out_share", held_out_share)
         room = lookahead if max_lookahead is None else max_lookahead
-        at_least(self, "max_lookahead", room, lookahead)
+        whole(self, "max_lookahead", room, lookahead)
         limits = [num_starts(vocab_size=vocab_size, row_length=length + room, step=step) for step in self.steps]
         self._starts = [
             _split_starts(limit, step, held_out_share, seed) for limit, step in zip(limits, self.steps, strict=True)

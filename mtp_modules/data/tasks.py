@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.core.component import Component, describe
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.data.augmentation import Augmentation
@@ -202,7 +202,7 @@ class TaskDataModule(TokenDataModule):
         )
         sizes = {"lookahead": lookahead, "num_train": num_train, "num_val": num_val, "num_test": num_test}
         for name, value in sizes.items():
-            at_least(self, name, value, 1)
+            whole(self, name, value, 1)
         if teacherless and not task.answers_only:
             refuse(
                 self,

@@ -1,6 +1,6 @@
 """Text files as training windows."""
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.cached_states import CachedRows, CachedStates
@@ -72,7 +72,7 @@ class TextDataModule(TokenDataModule):
         check_window(self, window, lookahead)
         check_shares(val_share, test_share)
         if max_eval_windows is not None:
-            at_least(self, "max_eval_windows", max_eval_windows, 1)
+            whole(self, "max_eval_windows", max_eval_windows, 1)
         if cached_states is not None and (random_offsets or augmentation is not None):
             remedy = "set random_offsets to false" if random_offsets else "leave augmentation out"
             refuse(self, f"cached_states belong to one fixed set of windows; {remedy}.")

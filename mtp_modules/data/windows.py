@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.data.corpus import TokenStream
 from mtp_modules.data.rows import IntArray, TokenRows
 
@@ -97,8 +97,8 @@ def check_window(owner: object, window: int, lookahead: int) -> None:
     Raises:
         ValueError: If a size is below 1, or the largest horizon is not below the window.
     """
-    at_least(owner, "window", window, 1)
-    at_least(owner, "lookahead", lookahead, 1)
+    whole(owner, "window", window, 1)
+    whole(owner, "lookahead", lookahead, 1)
     if lookahead >= window:
         refuse(
             owner,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.budget import reserve
-from mtp_modules.core.checks import at_least, divides
+from mtp_modules.core.checks import at_least, divides, finite, whole
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.layers.cache import KeyValueState
 from mtp_modules.layers.feed_forward import SwiGLU
@@ -26,8 +26,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, *, eps: float = 1e-6, gain: float = 1.0) -> None:
         super().__init__()
-        self.eps, self.gain = eps, gain
-        self.weight = nn.Parameter(torch.full((width,), gain))
+        self.eps, self.gain = finite("RMSNorm", "eps (norm_eps)", eps, 0), finite("RMSNorm", "gain (norm_gain)", gain)
+        self.weight = nn.Parameter(torch.full((whole("RMSNorm", "width", width, 1),), self.gain))
 
     def reset_parameters(self) -> None:
         """Set every gain to its initial value."""
@@ -42,8 +42,7 @@ class RMSNorm(nn.Module):
 class RotaryPositions(nn.Module):
     """Rotate pairs of channels by an angle that grows with the position (Su et al. 2021, arXiv 2104.09864).
 
-    Channel ``i`` is paired with channel ``i + d/2``. The tables are computed in float64 and then cast to the requested
-    dtype, so neither a cast of the model nor initialisation on the meta device affects their precision.
+    Channel ``i`` is paired with channel ``i + d/2``. Tables are computed in float64, on any device and for any dtype.
 
     Args:
         head_dim: Width ``d`` of one head, even.
@@ -55,7 +54,8 @@ class RotaryPositions(nn.Module):
         super().__init__()
         divides("RotaryPositions", "2", 2, "head_dim", head_dim)
         reserve(head_dim * max_positions)
-        self.head_dim, self.max_positions, self.base = head_dim, max_positions, base
+        self.head_dim, self.max_positions = head_dim, max_positions
+        self.base = finite("RotaryPositions", "base (rope_base)", base, 0, above=True)
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def _table(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ def loss_terms(
         rank = predicted = torch.full_like(examples.targets[:, :, 0], -1)
         valid[:, :, 0] = False
     count = torch.cat((examples.near_valid.sum()[None], scored.sum(dim=(0, 1))))
-    sums = torch.cat((nll.double().sum()[None], (far_nll.double() * examples.far_valid).sum(dim=(0, 1))))
+    sums = torch.cat((nll.double().sum()[None], torch.where(examples.far_valid, far_nll.double(), 0.0).sum(dim=(0, 1))))
     agrees, comparable = agreement(predicted, far_predicted, valid, examples, horizons)
     return LossTerms(
         loss=terms.loss,

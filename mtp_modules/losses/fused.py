@@ -4,11 +4,14 @@ The chunks are planned beforehand, so that one function serves every order: smal
 head after the other.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.objective import CrossEntropyTerms, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
@@ -107,8 +110,8 @@ class _Fused(torch.autograd.Function):
         """Score all chunks, and save the gradients for the backward pass."""
         low = asked = product_dtype(states)
         high = torch.promote_types(low, torch.float32)
-        if states.device.type == "cpu" and low in _EMULATED:
-            low = high
+        if states.device.type == "cpu" and (low in _EMULATED or low == torch.float16):
+            low = high  # slow here, and float16 overflows beyond 65504
         weights, scale = example_weights.detach().to(high), None
         if asked == torch.float16 and len(weights):
             # Gradients of 1/count underflow in float16: scale the largest weight to 1, and undo it in float32 later.
@@ -181,6 +184,41 @@ def product_dtype(states: Tensor) -> torch.dtype:
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return states.dtype
+
+
+def wide_dtype(states: Tensor) -> torch.dtype:
+    """Return the precision in which logits cannot overflow: that of matrix products, but float32 for float16.
+
+    Args:
+        states: What will be multiplied.
+    """
+    dtype = product_dtype(states)
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def without_autocast(states: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which products keep the precision of their factors.
+
+    Args:
+        states: What will be multiplied.
+    """
+    device = states.device.type
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+
+
+def wide_logits(states: Tensor, matrix: OutputMatrix, *, like: Tensor | None = None) -> Tensor:
+    """Return logits in float32 at least, from a product that cannot overflow where the states are float16.
+
+    Args:
+        states: ``(..., D)``.
+        matrix: Output matrix.
+        like: Take the precision of products with these states; with ``states`` if ``None``.
+    """
+    dtype = wide_dtype(states if like is None else like)
+    bias = None if matrix.bias is None else matrix.bias.to(dtype)
+    with without_autocast(states):
+        logits = F.linear(states.to(dtype), matrix.weight.to(dtype), bias)
+    return logits.to(torch.promote_types(dtype, torch.float32))
 
 
 class _Products:

@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
-from mtp_modules.losses.fused import fused_terms, product_dtype
+from mtp_modules.losses.fused import fused_terms, wide_dtype, wide_logits, without_autocast
+from mtp_modules.losses.infinities import blended, weighted
 from mtp_modules.losses.plan import default_rows, groups_of, rows_taught, spans
 from mtp_modules.losses.vocabulary_parallel import held_part, refuse_sharded
 
@@ -224,24 +225,26 @@ class TorchLinearCrossEntropy(LinearCrossEntropy):
                 refuse(self, f"{name} is not possible with torch's function; leave it out, or use another backend.")
         size = self.rows_per_chunk or default_rows(len(matrices[0].weight))
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=size, chunking_method=None)
-        dtype = product_dtype(states)
+        dtype = wide_dtype(states)
         parts = []
         for group in groups_of(self, states, matrices, sizes, None, merge=True):
             rows = slice(group.start, group.stop)
             weight, bias = matrix = _cast(group.matrix, dtype)
             given_states, given_targets = states[rows].to(dtype), targets[rows].clamp(min=-1)
-            nll = F.linear_cross_entropy(
-                given_states,
-                weight,
-                given_targets,
-                linear_bias=bias,
-                reduction="none",
-                ignore_index=-1,
-                options=options,
-            )
-            nll = torch.where(given_targets >= 0, _wide(nll), 0.0)
-            figures = _figures(given_states, matrix, given_targets, size)
-            parts.append(CrossEntropyTerms((nll * example_weights[rows]).sum(), nll.detach(), *figures))
+            with without_autocast(states):
+                nll = F.linear_cross_entropy(
+                    given_states,
+                    weight,
+                    given_targets,
+                    linear_bias=bias,
+                    reduction="none",
+                    ignore_index=-1,
+                    options=options,
+                )
+                figures = _figures(given_states, matrix, given_targets, size)
+            counts = given_targets >= 0
+            nll = torch.where(counts, nll.to(torch.promote_types(dtype, torch.float32)), 0.0)
+            parts.append(CrossEntropyTerms(weighted(nll, example_weights[rows], counts).sum(), nll.detach(), *figures))
         return _joined(parts, targets, example_weights)
 
 
@@ -268,8 +271,7 @@ def _plainly(
     z_loss: float,
 ) -> CrossEntropyTerms:
     """Score examples that share a matrix and all have a teacher or none, by ordinary autograd."""
-    low = product_dtype(states)
-    logits = _wide(F.linear(states.to(low), *_cast(matrix, low)))
+    logits = wide_logits(states, matrix)
     counts, targets = targets >= 0, targets.clamp(min=0)
     nll = F.cross_entropy(logits, targets, reduction="none")
     example_loss = nll
@@ -278,27 +280,23 @@ def _plainly(
     if teacher is not None:
         temperature = teacher.temperature
         with torch.no_grad():
-            teacher_logits = _wide(F.linear(teacher.states.to(low), *_cast(teacher.matrix or teacher_matrix, low)))
+            teacher_logits = wide_logits(teacher.states, teacher.matrix or teacher_matrix, like=states)
             probs = (teacher_logits / temperature).softmax(dim=-1)
-        imitation = F.cross_entropy(logits / temperature, probs, reduction="none")
+        log_probs = (logits / temperature).log_softmax(dim=-1)
+        imitation = -torch.where(probs > 0, probs * log_probs, 0.0).sum(dim=-1)  # 0 log 0 is 0
         if teacher.total_variation:
-            variation = 0.5 * ((logits / temperature).softmax(dim=-1) - probs).abs().sum(dim=-1)
-            imitation = torch.lerp(imitation, variation, teacher.total_variation)
+            variation = 0.5 * (log_probs.exp() - probs).abs().sum(dim=-1)
+            imitation = blended(imitation, variation, teacher.total_variation)
         imitation = temperature**2 * imitation
-        example_loss = torch.lerp(example_loss, imitation, teacher.share.to(nll.dtype))
+        example_loss = blended(example_loss, imitation, teacher.share.to(nll.dtype))
     if z_loss:
         example_loss = example_loss + z_loss * logits.logsumexp(dim=1).square()
     with torch.no_grad():
         own = logits.gather(1, targets[:, None])
         rank = (logits > own).sum(dim=1)
         predicted = logits.argmax(dim=1)
-    loss = torch.where(counts, example_loss * example_weights, 0.0).sum()
+    loss = weighted(example_loss, example_weights, counts).sum()
     return CrossEntropyTerms(loss, torch.where(counts, nll.detach(), 0.0), rank, predicted)
-
-
-def _wide(values: Tensor) -> Tensor:
-    """Return values in float32 at least."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _cast(matrix: OutputMatrix, dtype: torch.dtype) -> OutputMatrix:

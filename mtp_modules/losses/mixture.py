@@ -15,6 +15,7 @@ from mtp_modules.core.interfaces import MixtureStates
 from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 from mtp_modules.core.unembedding import Unembedding
+from mtp_modules.losses.fused import wide_logits
 from mtp_modules.losses.plan import default_rows
 
 
@@ -144,8 +145,7 @@ def _scored(
         rows = slice(low, low + step)
         weights, columns = log_weights[rows], []
         for states, matrix, observed in zip(components, matrices, tokens, strict=True):
-            logits = F.linear(states[rows], *matrix)
-            component_log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+            component_log_probs = wide_logits(states[rows], matrix).log_softmax(dim=-1)
             mixed = (weights[:, :, None] + component_log_probs).logsumexp(dim=1)
             own = component_log_probs.gather(2, observed[rows, None, None].expand(-1, num_components, -1))[..., 0]
             rank = (mixed > mixed.gather(1, observed[rows, None])).sum(dim=1)

@@ -11,14 +11,14 @@ from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, MixtureStates, TrunkOutput
 from mtp_modules.core.objective import CrossEntropyTerms, HorizonWeights, LinearCrossEntropy, NextTokenTeacher, Teacher
 from mtp_modules.core.outputs import LossTerms
-from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.core.targets import at_positions, num_positions, positions_of_horizon_one, sample_positions
 from mtp_modules.core.unembedding import Unembedding
 from mtp_modules.losses.examples import Examples, examples_of, head_by_head
 from mtp_modules.losses.figures import loss_terms
 from mtp_modules.losses.linear_cross_entropy import FusedLinearCrossEntropy
 from mtp_modules.losses.mixture import imbalance, mixture_terms
-from mtp_modules.losses.weights import UniformWeights
+from mtp_modules.losses.weights import UniformWeights, checked_weights
 
 
 @runtime_checkable
@@ -131,7 +131,7 @@ class MultiTokenLoss(Component, nn.Module):
         document_ids: Int[Tensor, "B L"] | None = None,
         loss_mask: Bool[Tensor, "B L"] | None = None,
         inputs: Int[Tensor, "B L"] | None = None,
-        counts: Int[Tensor, " H"] | None = None,
+        counts: Shaped[Tensor, " H"] | None = None,
         weights: Sequence[float] | None = None,
         teacher: NextTokenTeacher | None = None,
         known: TrunkOutput | None = None,
@@ -140,7 +140,7 @@ class MultiTokenLoss(Component, nn.Module):
 
         Args:
             model: Trunk, heads and unembedding.
-            tokens: Token ids, ``L = T + max(horizons)``.
+            tokens: Token ids, ``L = T + max(horizons)``; with ``inputs``, negative where there is no target (-100).
             document_ids: Which document every token belongs to.
             loss_mask: False at tokens that are no targets.
             inputs: Tokens that the model reads instead of ``tokens``, such as noise or blanks. Targets are ``tokens``.
@@ -153,9 +153,15 @@ class MultiTokenLoss(Component, nn.Module):
 
         Raises:
             ValueError: If there is a teacher, and ``distillation`` is above 0; if the heads have a joint distribution,
-                and an option does not support it.
+                and an option does not support it; if ``weights`` or ``counts`` do not have one number per horizon, or
+                one is negative, infinite or not a number (counts on an accelerator are not read).
         """
         horizons, unembedding = model.heads.horizons, model.unembedding
+        if counts is not None:
+            self._check_counts(counts, len(horizons))
+        if weights is None:
+            weights = self.horizon_weights(len(horizons))
+        weights = checked_weights(self, weights, len(horizons))
         positions = self._positions(tokens, num_positions(tokens, horizons))
         examples = examples_of(tokens, horizons, positions, document_ids=document_ids, loss_mask=loss_mask)
         read = tokens if inputs is None else inputs
@@ -164,7 +170,6 @@ class MultiTokenLoss(Component, nn.Module):
         if not self._scores_first(unembedding, states[0]):
             examples = examples.without_first()
         counts = examples.valid.sum(dim=(0, 1)) if counts is None else counts
-        weights = self.weights(len(horizons)) if weights is None else weights
         scale = examples.scale(weights, counts, _real(states[0].dtype))
         if isinstance(states, MixtureStates):
             self._check_mixture(model.heads, inputs, teacher)
@@ -175,6 +180,27 @@ class MultiTokenLoss(Component, nn.Module):
             terms = self._cross_entropy(unembedding, states, examples, scale, taught)
         scored = examples.far_valid & unembedding.draftable(examples.far_targets.clamp(min=0))
         return loss_terms(terms, examples, horizons, scored=scored, dtype=scale.dtype)
+
+    def horizon_weights(self, num_horizons: int, progress: float = 0.0) -> list[float]:
+        """Return the weights of the horizons at a point of the run.
+
+        Args:
+            num_horizons: Number ``H`` of horizons.
+            progress: Share of the run's optimizer steps that are done, from 0 to 1.
+
+        Raises:
+            ValueError: If there are more or fewer than horizons, or one is negative, infinite or not a number.
+        """
+        return checked_weights(self.weights, self.weights(num_horizons, progress), num_horizons)
+
+    def _check_counts(self, counts: Shaped[Tensor, " H"], num_horizons: int) -> None:
+        """Reject counts of another number of horizons, and invalid ones where reading them waits for no device."""
+        if counts.shape != (num_horizons,):
+            refuse(self, f"counts must hold one number per horizon ({num_horizons}), got shape {tuple(counts.shape)}.")
+        if counts.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        if not bool(((counts >= 0) & counts.isfinite()).all()):
+            refuse(self, f"counts must be at least 0 and finite, got {counts.tolist()}.")
 
     def _cross_entropy(
         self,

@@ -7,6 +7,7 @@ import torch
 from mtp_modules.core.objective import CrossEntropyTerms
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.argmax import max_and_argmax
+from mtp_modules.losses.infinities import blended, expected, weighted
 from mtp_modules.losses.vocabulary_parallel import VocabularyShard, score_shard
 
 
@@ -65,14 +66,14 @@ def score(
         probs, share = taught[0], taught[1][:, None]
         probs.sub_(probs.amax(dim=1, keepdim=True)).div_(tau).exp_()
         probs.div_(probs.sum(dim=1, keepdim=True))
-        imitated = (probs * logits).sum(dim=1, keepdim=True)
+        imitated = expected(probs, logits)
         if tau != 1.0:  # otherwise the student's softened distribution is the plain one
             soft = logits.sub(top).div_(tau).exp_()
             soft_total = soft.sum(dim=1, keepdim=True)
     total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
     normaliser = total.log() + top
     nll = normaliser - own
-    example_loss = nll if even is None else torch.lerp(nll, normaliser - even, epsilon)
+    example_loss = nll if even is None else blended(nll, normaliser - even, epsilon)
     if imitated is not None and share is not None:
         imitation = normaliser - imitated
         if soft_total is not None:
@@ -80,11 +81,11 @@ def score(
         if nu and probs is not None:
             own_probs = logits / total if soft is None or soft_total is None else soft / soft_total
             variation = _Variation(own_probs, probs)
-            imitation = torch.lerp(imitation, tau**2 * variation.value, nu)
-        example_loss = torch.lerp(example_loss, imitation, share)
+            imitation = blended(imitation, tau**2 * variation.value, nu)
+        example_loss = blended(example_loss, imitation, share)
     if zeta:
         example_loss = example_loss + zeta * normaliser.square()
-    loss = torch.where(counts, example_loss[:, 0] * weights, 0.0).sum()
+    loss = weighted(example_loss[:, 0], weights, counts).sum()
     if any(rules.wanted):
         weights = torch.where(counts, weights, 0.0)[:, None]
         observed = weights if share is None else weights * (1 - share)

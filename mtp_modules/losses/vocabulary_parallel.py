@@ -13,6 +13,7 @@ from torch import distributed as dist
 from mtp_modules.core.checks import is_distributed, refuse
 from mtp_modules.core.objective import CrossEntropyTerms, OutputMatrix
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.losses.infinities import blended, expected, weighted
 
 
 class VocabularyShard(NamedTuple):
@@ -117,7 +118,7 @@ def score_shard(
         sums.append(logits.sum(dim=1))
     if teacher is not None:
         teacher.sub_(teacher_top).exp_()
-        sums += [teacher.sum(dim=1), (teacher * logits).sum(dim=1)]
+        sums += [teacher.sum(dim=1), expected(teacher, logits)[:, 0]]
     sums.append(logits.sub_(top).exp_().sum(dim=1))
     added = torch.stack(sums)
     dist.all_reduce(added, group=shard.group)
@@ -128,14 +129,14 @@ def score_shard(
     example_loss = nll
     if label_smoothing:
         even = between.pop(0) / shard.vocab_size
-        example_loss = torch.lerp(nll, normaliser - even, label_smoothing)
+        example_loss = blended(nll, normaliser - even, label_smoothing)
     if teacher is not None and share is not None:
         teacher_total, imitated = between
-        example_loss = torch.lerp(example_loss, normaliser - imitated / teacher_total, share[:, None])
+        example_loss = blended(example_loss, normaliser - imitated / teacher_total, share[:, None])
         teacher.div_(teacher_total)
     if z_loss:
         example_loss = example_loss + z_loss * normaliser.square()
-    loss = torch.where(counts, example_loss[:, 0] * weights, 0.0).sum()
+    loss = weighted(example_loss[:, 0], weights, counts).sum()
     if gradient:
         weights = torch.where(counts, weights, 0.0)[:, None]
         logits.mul_(weights * (1 + 2 * z_loss * normaliser) / total)

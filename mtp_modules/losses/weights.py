@@ -18,6 +18,26 @@ def _preserving_total(weights: list[float], preserve_total: bool) -> list[float]
     return [weight / total for weight in weights] if preserve_total and total > 0 else weights
 
 
+def checked_weights(owner: object, weights: Sequence[float], num_horizons: int) -> list[float]:
+    """Return weights of horizons as a list, or raise an error if they cannot weight a loss.
+
+    Args:
+        owner: Who gives them.
+        weights: One per horizon.
+        num_horizons: Number ``H`` of horizons.
+
+    Raises:
+        ValueError: If there are more or fewer than horizons, or one is negative, infinite or not a number.
+    """
+    values = [float(weight) for weight in weights]
+    if len(values) != num_horizons:
+        refuse(owner, f"weights must hold one number per horizon ({num_horizons}), got {len(values)}.")
+    for index, value in enumerate(values):
+        if not 0 <= value < math.inf:
+            refuse(owner, f"weights[{index}] must be at least 0 and finite, got {value}.")
+    return values
+
+
 class UniformWeights(HorizonWeights):
     """Weight all horizons equally, as in Gloeckle et al. 2024 (arXiv 2404.19737), equation 2.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torchmetrics import Metric
 
-from mtp_modules.core.checks import at_least
+from mtp_modules.core.checks import whole
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.metrics.functional import counts, figures
@@ -36,9 +36,9 @@ class PerHeadMetrics(Metric):
 
     def __init__(self, *, num_horizons: int, top_k: Sequence[int] = (1, 5)) -> None:
         super().__init__()
-        at_least(self, "num_horizons", num_horizons, 1)
+        whole(self, "num_horizons", num_horizons, 1)
         for k in top_k:
-            at_least(self, "top_k", k, 1)
+            whole(self, "top_k", k, 1)
         self.num_horizons, self.top_k = num_horizons, tuple(top_k)
         self.add_state("nll_sum", torch.zeros(num_horizons, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("nll_count", torch.zeros(num_horizons, dtype=torch.long), dist_reduce_fx="sum")

@@ -3,7 +3,7 @@
 import torch
 from torchmetrics import Metric
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
 
@@ -29,8 +29,8 @@ class PositionAccuracy(Metric):
 
     def __init__(self, *, num_positions: int, num_horizons: int) -> None:
         super().__init__()
-        at_least(self, "num_positions", num_positions, 1)
-        at_least(self, "num_horizons", num_horizons, 1)
+        whole(self, "num_positions", num_positions, 1)
+        whole(self, "num_horizons", num_horizons, 1)
         shape = (num_positions, num_horizons)
         self.add_state("hits", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")

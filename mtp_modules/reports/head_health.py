@@ -95,7 +95,7 @@ def heads_without_input(model: MTPModel, batch: Batch) -> list[int]:
         model: A model in evaluation mode.
         batch: Text that differs between positions.
     """
-    states = model(batch["tokens"], document_ids=batch.get("document_ids"))
+    states = model(batch.get("inputs", batch["tokens"]), document_ids=batch.get("document_ids"))
     constant = []
     for index, horizon in enumerate(model.horizons):
         logits = marginal_logits(states, index, model.unembedding.logits, _PROBED_POSITIONS)

@@ -1,12 +1,13 @@
 """Separate learning rates for parts of a model."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from mtp_modules.core.checks import refuse
+from mtp_modules.core.checks import InputError, refuse
 from mtp_modules.model import MTPModel
 from mtp_modules.training.freezing import FREEZABLE
 from mtp_modules.training.optimizers import muon_parameter_groups
@@ -48,11 +49,22 @@ def scaled_optimizer(
         make: Builds the optimizer from parameter groups.
         model: The model to train.
         scales: A factor for each part; 1 where there is none.
+
+    Raises:
+        ValueError: If the optimizer rejects a number, or one is infinite or not a number.
     """
     groups, parts = muon_parameter_groups(model), _parts_of(model)
     if scales:
         groups = [cut for group in groups for cut in _by_scale(group, parts, scales)]
-    optimizer = make(groups)
+    try:
+        optimizer = make(groups)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        refuse("model.optimizer", f"{str(error).rstrip('.')}; see the documentation of the optimizer for its range.")
+    for name, value in optimizer.defaults.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            refuse("model.optimizer", f"{name} must be finite, got {value}.")
     for group in optimizer.param_groups:
         group["lr"] *= group.get(SCALE, 1.0)
     return optimizer

@@ -19,7 +19,6 @@ from mtp_modules.core.targets import num_positions
 from mtp_modules.data.module import TokenDataModule
 from mtp_modules.loading import CHECKPOINT_KEY
 from mtp_modules.losses.multi_token import MultiTokenLoss
-from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import FORMAT, MTPModel
 from mtp_modules.training.blocks import prepare_blocks
@@ -35,7 +34,7 @@ from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pen
 from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.parallel import Sharding, materialize
 from mtp_modules.training.schedules import LearningRateSchedule, scheduled
-from mtp_modules.training.strategies import check_compilation, check_gradients, check_trainer
+from mtp_modules.training.strategies import check_accumulation, check_compilation, check_gradients, check_trainer
 from mtp_modules.training.teacher import TeacherModel
 from mtp_modules.training.tensor_parallel import check_same_tokens, clip_gradients, parallelize, share_random_state
 
@@ -120,7 +119,7 @@ class MTPModule(LightningModule):
         self.loss, self.teacher = loss, teacher
         if teacher is not None:
             teacher.check(self.model, loss)
-        self.loss.weights(len(self.model.horizons))  # rejects weights that do not fit the heads early
+        self.loss.horizon_weights(len(self.model.horizons))  # rejects weights that do not fit the heads early
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.sharding, self._configured = sharding, False
@@ -163,8 +162,10 @@ class MTPModule(LightningModule):
         if self.sharding is not None and self.device_mesh is None:
             refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and isinstance(data, TokenDataModule):
-            data.count_ahead(self.horizons)
+        if stage == "fit":
+            check_accumulation(self.trainer)
+            if isinstance(data, TokenDataModule):
+                data.count_ahead(self.horizons)
 
     def configure_model(self) -> None:
         """Set up recomputation, compilation and sharding of blocks, once; Lightning calls this before every run."""
@@ -193,7 +194,8 @@ class MTPModule(LightningModule):
             features = batch.get("features")
             known = TrunkOutput(hidden, () if features is None else features.unbind(1))
         if self.teacher is not None and self.training:
-            taught = self.teacher(tokens, length=num_positions(tokens, self.horizons), document_ids=document_ids)
+            read = torch.where(tokens < 0, batch["inputs"], tokens) if "inputs" in batch else tokens
+            taught = self.teacher(read, length=num_positions(tokens, self.horizons), document_ids=document_ids)
         terms: LossTerms = self.loss(
             self.model,
             tokens,
@@ -214,12 +216,12 @@ class MTPModule(LightningModule):
             if self._run_length is None:
                 self._run_length = run_length(self.trainer)
             progress = min(1.0, self.trainer.global_step / max(self._run_length, 1))
-        return self.loss.weights(len(self.horizons), progress)
+        return self.loss.horizon_weights(len(self.horizons), progress)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch, and log at the trainer's logging steps."""
         if self._step_counts is None:
-            self._step_counts = StepCounts(self.trainer, self.horizons)
+            self._step_counts = StepCounts(self.trainer, self.horizons, TOP_K)
             if self.device_mesh is not None:
                 check_same_tokens(batch["tokens"], mesh=self.device_mesh["tensor_parallel"])
         counts = self._step_counts(batch, batch_idx)
@@ -228,7 +230,9 @@ class MTPModule(LightningModule):
         loss: Tensor = terms.loss * self._step_counts.parts
         self._finite.add(loss)
         if self._logs_this_step():
-            self._log_training(terms, loss.detach())
+            self._step_counts.figures.add(terms)
+            if not self.trainer.fit_loop._should_accumulate():  # the last batch of the step
+                self.log_dict({f"train/{name}": value for name, value in self._step_counts.figures.total().items()})
         return loss
 
     def _logs_this_step(self) -> bool:
@@ -236,10 +240,6 @@ class MTPModule(LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it dynamically
         step = self.trainer.global_step
         return step == 0 or (every > 0 and (step + 1) % every == 0)
-
-    def _log_training(self, terms: LossTerms, loss: Tensor) -> None:
-        logged = {f"train/{name}": value for name, value in figures(counts(terms, TOP_K), TOP_K).items()}
-        self.log_dict({**logged, "train/loss": loss})
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log gradient norms, unscaled and not yet clipped, and stop or skip a step that is not finite."""

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.core.shapes import Float, Tensor
 from mtp_modules.core.targets import count_targets
 from mtp_modules.model import MTPModel
@@ -111,7 +111,7 @@ class GradientConflict(Callback):
     """
 
     def __init__(self, *, every_n_steps: int = 100) -> None:
-        at_least(self, "every_n_steps", every_n_steps, 1)
+        whole(self, "every_n_steps", every_n_steps, 1)
         self.every_n_steps = every_n_steps
         self._probed = -1
 

@@ -1,5 +1,6 @@
-"""The number of targets in one optimizer step, over ranks and accumulated batches."""
+"""The number of targets in one optimizer step, and its loss, over ranks and accumulated batches."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,12 @@ from lightning.pytorch import Trainer
 from torch.distributed import ProcessGroup
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Int, Tensor
 from mtp_modules.core.targets import count_targets
 from mtp_modules.data.counts import COUNTS_AHEAD
+from mtp_modules.data.module import accumulation_scheduler, most_accumulated
+from mtp_modules.metrics.functional import counts, figures
 
 
 def data_parallel(trainer: Trainer) -> tuple[int, ProcessGroup | None]:
@@ -26,17 +30,59 @@ def data_parallel(trainer: Trainer) -> tuple[int, ProcessGroup | None]:
     return int(numbers["num_replicas"]), None if mesh is None else mesh["data_parallel"].get_group()
 
 
+class StepFigures:
+    """Loss and counts of a whole optimizer step: all of its accumulated batches, on all ranks.
+
+    The batches add up on the device; only :meth:`total` exchanges numbers, so that a step that is not logged costs
+    nothing.
+
+    Args:
+        replicas: How many processes read different rows.
+        group: Their group; ``None`` for all processes.
+        top_k: Values of ``k`` for top-k accuracy.
+    """
+
+    def __init__(self, replicas: int, group: ProcessGroup | None, top_k: tuple[int, ...]) -> None:
+        self.replicas, self.group, self.top_k = replicas, group, top_k
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, terms: LossTerms) -> None:
+        """Add a batch.
+
+        Args:
+            terms: Its loss, as a part of the loss of the step, and what metrics need.
+        """
+        found = {"loss": terms.loss.detach(), **counts(terms, self.top_k)}
+        self._sums = {name: value + self._sums[name] for name, value in found.items()} if self._sums else found
+
+    def total(self) -> dict[str, Tensor]:
+        """Return what is logged of the step, and begin the next one; every rank must call."""
+        sums, self._sums = self._sums, {}
+        if self.replicas > 1:
+            flat = torch.cat([value.flatten().double() for value in sums.values()])  # counts stay exact
+            torch.distributed.all_reduce(flat, group=self.group)
+            parts = torch.split(flat, [value.numel() for value in sums.values()])
+            sums = {name: part.view_as(sums[name]).to(sums[name].dtype) for name, part in zip(sums, parts, strict=True)}
+        loss = sums.pop("loss").float()
+        return {"loss": loss, **figures(sums, self.top_k)}
+
+
 class StepCounts:
     """The number of valid targets per horizon in all batches of an optimizer step, known from its first batch on.
 
     Args:
         trainer: Of the run.
         horizons: Offsets of the heads.
+        top_k: Values of ``k`` for top-k accuracy.
+
+    Attributes:
+        figures: Loss and metrics of the step, where batches are added to them.
     """
 
-    def __init__(self, trainer: Trainer, horizons: Sequence[int]) -> None:
+    def __init__(self, trainer: Trainer, horizons: Sequence[int], top_k: tuple[int, ...] = (1,)) -> None:
         self.trainer, self.horizons = trainer, tuple(horizons)
         self.replicas, self.group = data_parallel(trainer)
+        self.figures = StepFigures(self.replicas, self.group, top_k)
         self._counts: Tensor | None = None
 
     @property
@@ -68,10 +114,10 @@ class StepCounts:
         if COUNTS_AHEAD in batch and len(batch[COUNTS_AHEAD]) >= batches:
             counts: Tensor = batch[COUNTS_AHEAD][:batches].sum(dim=0)
             return counts
-        if self.trainer.accumulate_grad_batches > 1:
+        if most_accumulated(self.trainer) > 1:
             refuse(
                 "accumulate_grad_batches",
-                f"is {self.trainer.accumulate_grad_batches}, but the batches do not carry the target counts of "
+                f"is {most_accumulated(self.trainer)}, but the batches do not carry the target counts of "
                 "those that follow; use a data module of mtp_modules, or wrap the training loader in "
                 "mtp_modules.data.CountsAhead(loader, horizons=model.horizons, batches=accumulate_grad_batches).",
             )
@@ -88,6 +134,11 @@ def run_length(trainer: Trainer) -> int:
         ValueError: If the run has no end.
     """
     total = trainer.estimated_stepping_batches
+    scheduler, batches, epochs = accumulation_scheduler(trainer), trainer.num_training_batches, trainer.max_epochs
+    if scheduler is not None and batches != float("inf") and epochs is not None and epochs >= 0:
+        # Lightning's number holds if every epoch accumulates as many batches as the first.
+        steps = sum(math.ceil(batches / scheduler.get_accumulate_grad_batches(epoch)) for epoch in range(epochs))
+        total = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
     if total == float("inf"):
         refuse("max_steps", "is not given, so schedules cannot know how long the run is; set max_steps or max_epochs.")
     return int(total)

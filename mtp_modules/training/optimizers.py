@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import at_least, finite, refuse, whole
 from mtp_modules.core.shapes import Float, Tensor
 from mtp_modules.core.unembedding import Unembedding
 
@@ -143,10 +143,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
     ) -> None:
         for name, value in (("lr", lr), ("adamw_lr", adamw_lr), ("weight_decay", weight_decay), ("eps", eps)):
             at_least(self, name, value, 0)
+            finite(self, name, value)
         for name, value in (("momentum", momentum), ("betas[0]", betas[0]), ("betas[1]", betas[1])):
             if not 0 <= value < 1:
                 refuse(self, f"{name} must lie in [0, 1), got {value}.")
-        at_least(self, "newton_schulz_steps", newton_schulz_steps, 1)
+        whole(self, "newton_schulz_steps", newton_schulz_steps, 1)
         self.adamw_lr = adamw_lr
         defaults = {
             "lr": lr,

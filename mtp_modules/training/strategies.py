@@ -11,8 +11,10 @@ from torch import nn
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.pickles import only_weights
+from mtp_modules.data.module import accumulation_scheduler, most_accumulated
 from mtp_modules.loading import check_files
 from mtp_modules.training.checkpoint_io import AtomicCheckpointIO
+from mtp_modules.training.limits import check_numbers
 
 FSDP1 = (
     "is Lightning's FSDPStrategy, which wraps the first FSDP, cannot clip gradients by norm and is not tested here; "
@@ -76,6 +78,7 @@ def check_trainer(trainer: Trainer) -> None:
     Raises:
         ValueError: If its options are not supported together.
     """
+    check_numbers({name: getattr(trainer, name) for name in ("gradient_clip_val", "accumulate_grad_batches")})
     strategy = trainer.strategy
     _check_before_loading(strategy)
     if isinstance(strategy, FSDPStrategy):
@@ -92,12 +95,30 @@ def check_trainer(trainer: Trainer) -> None:
         _check_model_parallel(trainer, strategy)
 
 
+def check_accumulation(trainer: Trainer) -> None:
+    """Reject two settings of how many batches are accumulated.
+
+    Args:
+        trainer: About to fit.
+
+    Raises:
+        ValueError: If ``accumulate_grad_batches`` is given beside a ``GradientAccumulationScheduler``.
+    """
+    scheduler = accumulation_scheduler(trainer)
+    if scheduler is not None and trainer.accumulate_grad_batches > 1:
+        refuse(
+            "trainer.accumulate_grad_batches",
+            f"is {trainer.accumulate_grad_batches}, but GradientAccumulationScheduler sets it to "
+            f"{scheduler.scheduling[0]} in the first epoch; leave one of them out.",
+        )
+
+
 def _check_ddp(trainer: Trainer, strategy: DDPStrategy) -> None:
-    if strategy._ddp_kwargs.get("static_graph") and trainer.accumulate_grad_batches > 1:
+    if strategy._ddp_kwargs.get("static_graph") and most_accumulated(trainer) > 1:
         refuse(
             "trainer.strategy",
             "DDPStrategy with static_graph: true does not go with accumulate_grad_batches="
-            f"{trainer.accumulate_grad_batches}: torch fails in the first step; leave static_graph out.",
+            f"{most_accumulated(trainer)}: torch fails in the first step; leave static_graph out.",
         )
 
 

@@ -42,7 +42,8 @@ UNITS: dict[str, set[str]] = {
     "reports": {"core", *PARTS, "configuration", "studies"},
     "commands": {"core", *PARTS, "configuration", "studies", "reports"},
     "cli": {"core", *PARTS, "configuration", "commands", "__init__"},
-    "__main__": {"cli"},
+    "threads": set(),
+    "__main__": {"cli", "threads"},
     "__init__": {"core", "layers", "trunks", "heads", "losses", "decoders", "metrics", "model", "loading"},
 }
 # Single files that may import more: the doors to Hugging Face, opened only when somebody goes through.
@@ -69,6 +70,7 @@ PACKAGES: dict[str, set[str]] = {
     "reports": {"torch", "numpy", "lightning", "rich", "matplotlib", "yaml"},
     "commands": {"torch", "numpy", "lightning", "jsonargparse", "rich"},
     "cli": {"torch", "lightning", "jsonargparse"},
+    "threads": set(),
     "__main__": set(),
     "__init__": set(),
 }

@@ -172,6 +172,33 @@ def train(run: Run, world_size: int, folder: Path) -> dict[str, Tensor]:
     return weights(made)
 
 
+class Figures(Callback):
+    """Keeps what the last step logged, without what is timed."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        """Copy it."""
+        logged = trainer.callback_metrics.items()
+        self.found = {name: float(value) for name, value in logged if "per_second" not in name}
+
+
+def figures(run: Run, world_size: int, folder: Path, *, rows: int = ROWS) -> dict[str, float]:
+    """Train, and return the figures of the last step."""
+    seen, made = Figures(), data(run, world_size)
+    made.batch_size = rows // world_size
+    sharded = world_size > 1 and run.strategy == "fsdp2"
+    fitted = trainer(run, world_size, folder, callbacks=[seen], log_every_n_steps=1)
+    fitted.fit(module(run, sharded=sharded), made)
+    return seen.found
+
+
+def all_figures(runs: list[Run], folder: Path) -> list[dict[str, float]]:
+    """Train several runs on two processes, and return the figures of the last step of each."""
+    return [figures(run, 2, folder) for run in runs]
+
+
 def train_all(runs: list[Run], folder: Path) -> list[dict[str, Tensor]]:
     """Train several runs on two processes, one after another."""
     return [train(run, 2, folder) for run in runs]

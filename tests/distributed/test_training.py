@@ -1,11 +1,15 @@
 """Two processes train as one process does with the double batch."""
 
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.distributed.ranks import run_ranks
-from tests.distributed.runs import Run, module, train, train_all
+from tests.distributed.runs import ROWS, Run, all_figures, figures, module, train, train_all
 from tests.helpers import assert_same
 
 RUNS = [
@@ -57,3 +61,14 @@ def test_two_processes_end_at_the_weights_of_one(
 def test_sampled_positions_are_trained_alike_whole_and_sharded(trained: dict[Run, list[dict[str, Tensor]]]) -> None:
     ddp, fsdp2 = (trained[run] for run in RANDOM)
     assert_same(fsdp2, ddp)
+
+
+def test_logged_training_figures_do_not_depend_on_how_a_step_is_split(tmp_path: Path) -> None:
+    """One batch, two accumulated ones, and two on each of two ranks, with unequally many targets."""
+    runs = [Run(strategy=strategy, unequal_counts=True, optimizer="adamw", steps=1) for strategy in ("ddp", "fsdp2")]
+    whole = figures(replace(runs[0], accumulate=1), 1, tmp_path, rows=2 * ROWS)
+    assert {"train/loss", "train/loss/head_3", "train/accuracy/head_1", "train/accepted_length"} <= whole.keys()
+    parts = [figures(runs[0], 1, tmp_path), *itertools.chain(*run_ranks(all_figures, runs, tmp_path))]
+    assert len(parts) == 5
+    for part in parts:
+        assert part == pytest.approx(whole, rel=1e-6)

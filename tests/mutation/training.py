@@ -15,11 +15,31 @@ TEACHER = "properties/test_loss.py::test_distillation_gives_no_gradient_through_
 PARTS = "properties/test_normalisation.py::test_the_parts_of_a_batch_add_up_to_it"
 FAR = "properties/test_normalisation.py::test_horizons_beyond_the_first_train_only_what_they_may"
 
+EDGES = "unit/losses/test_edges.py::"
+
 MUTANTS = (
+    Mutant(
+        "negative-labels-counted",
+        "core/targets.py",
+        "valid = targets >= 0",
+        "valid = torch.ones_like(targets, dtype=torch.bool)",
+        "labels of -100 enter the mean, and the loss shrinks",
+        OURS,
+        (TARGETS, EDGES + "test_negative_labels_are_masked_targets"),
+    ),
+    Mutant(
+        "impossible-tokens-make-nan",
+        "losses/infinities.py",
+        "return products.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(dim=1, keepdim=True)",
+        "return products.sum(dim=1, keepdim=True)",
+        "probability 0 times a logit of -inf is NaN in the distillation loss",
+        OURS,
+        (EDGES + "test_a_logit_of_minus_infinity_makes_no_nan",),
+    ),
     Mutant(
         "targets-cross-documents",
         "core/targets.py",
-        "valid = _windows(runs, length, horizons) == runs[:, :length, None]",
+        "valid = valid & (_windows(runs, length, horizons) == runs[:, :length, None])",
         "valid = valid & (runs[:, :1, None] >= 0)",
         "targets roll across the end of a document",
         "Megatron-LM#4494",

@@ -24,7 +24,7 @@ def batches(draw: st.DrawFn) -> tuple[torch.Tensor, tuple[int, ...], torch.Tenso
 
     documents = table(st.integers(0, 1)) if draw(st.booleans()) else None
     mask = table(st.booleans()) if draw(st.booleans()) else None
-    return table(st.integers(0, 99)), horizons, documents, mask
+    return table(st.sampled_from([-100, *range(9)])), horizons, documents, mask
 
 
 @given(batches())

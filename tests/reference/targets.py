@@ -22,6 +22,6 @@ def future_targets(
         for t in range(length):
             for index, h in enumerate(horizons):
                 targets[b, t, index] = tokens[b, t + h]
-                learned = loss_mask is None or bool(loss_mask[b, t + h])
+                learned = tokens[b, t + h] >= 0 and (loss_mask is None or bool(loss_mask[b, t + h]))
                 valid[b, t, index] = learned and same_document(document_ids, b, t, t + h)
     return targets, valid

@@ -156,19 +156,22 @@ WEIGHTS = (
 UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "heads": (
         *("model/heads/class_path", "LinearHead"),
-        "model.heads: unknown class 'LinearHead'." + own(", ".join(sorted(mtp_modules.heads.__all__))),
+        "model.heads: unknown class 'LinearHead'; did you mean LinearHeads?"
+        + own(", ".join(sorted(mtp_modules.heads.__all__))),
     ),
     "trunk": (
         *("model/trunk/class_path", "Transformer"),
-        "model.trunk: unknown class 'Transformer'." + own("HuggingFaceTrunk, RecurrentTrunk, TransformerTrunk"),
+        "model.trunk: unknown class 'Transformer'; did you mean TransformerTrunk?"
+        + own("HuggingFaceTrunk, RecurrentTrunk, TransformerTrunk"),
     ),
     "weights": (
         *("model/loss/init_args/weights/class_path", "Uniform"),
-        "model.loss.weights: unknown class 'Uniform'." + own(WEIGHTS),
+        "model.loss.weights: unknown class 'Uniform'; did you mean UniformWeights?" + own(WEIGHTS),
     ),
     "data": (
-        *("data/class_path", "Progressions"),
-        "data: unknown class 'Progressions'." + own("ProgressionDataModule, TaskDataModule, TextDataModule"),
+        *("data/class_path", "ProgressionsDataModule"),
+        "data: unknown class 'ProgressionsDataModule'; did you mean ProgressionDataModule?"
+        + own("ProgressionDataModule, TaskDataModule, TextDataModule"),
     ),
     "argument of heads": (
         *("model/heads/init_args/num_horizon", 3),
@@ -214,7 +217,10 @@ def test_unknown_names_are_answered_with_the_known(tmp_path: Path, keys: str, va
 @pytest.mark.parametrize(
     ("argument", "start"),
     [
-        ("--model.loss.init_args.weights=Uniform", "model.loss.weights: unknown class 'Uniform'. Known: Auxiliary"),
+        (
+            "--model.loss.init_args.weights=Uniform",
+            "model.loss.weights: unknown class 'Uniform'; did you mean UniformWeights? Known: Auxiliary",
+        ),
         (
             "--model.loss.init_args.weights.init_args.gama=1",
             "model.loss.weights: UniformWeights has no argument 'gama'.",
@@ -273,6 +279,41 @@ def test_a_nan_as_yaml_spells_it(tmp_path: Path) -> None:
     new = "{class_path: GeometricWeights, init_args: {gamma: .nan}}"
     (tmp_path / "nan.yaml").write_text(text.replace("{class_path: UniformWeights}", new), encoding="utf-8")
     assert fit(tmp_path / "nan.yaml") == "GeometricWeights: gamma must be at least 0, got nan."
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "seed": ([f"--seed_everything={2**64}"], f"seed_everything: must lie in 0..2**32 - 1, got {2**64}."),
+    "steps": (["--trainer.max_steps=-5"], "trainer: max_steps must be at least -1, got -5."),
+    "clipping": (
+        ["--trainer.gradient_clip_val=-1"],
+        "trainer: gradient_clip_val must be a finite number of at least 0, got -1.",
+    ),
+    "learning rate": (
+        ["--model.optimizer.init_args.lr=-0.1"],
+        "model.optimizer: Invalid learning rate: -0.1; see the documentation of the optimizer for its range.",
+    ),
+    "validation": (
+        ["--trainer.val_check_interval=5000"],
+        r"trainer.val_check_interval: is 5000, but an epoch has \d+ training batches; lower it, or set "
+        "check_val_every_n_epoch to null to count batches over all epochs.",
+    ),
+    "logger": (
+        ["--trainer.logger=MLFlowLogger"],
+        r"trainer.logger: needs (mlflow\S+), which is not installed; install it with: pip install '\1'.",
+    ),
+}
+
+
+def test_what_a_user_gets_wrong_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, (arguments, sentence) in REFUSED.items():
+        said = fit(NOTEBOOK, *arguments)
+        assert said == sentence or re.fullmatch(sentence, said), f"{name}: {said}"
+    with pytest.raises(ValueError, match=r"^trainer: max_steps must be"):
+        run("fit", "--debug", "--config", NOTEBOOK, "--trainer.max_steps=-5")
+    quiet = ("--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
+    assert refusal("predict", "--config", NOTEBOOK, *quiet, "--trainer.limit_predict_batches=0") == (
+        "predict: the data has no batch to predict; give it a test split, or another limit_predict_batches."
+    )
 
 
 # Checkpoints.
@@ -370,6 +411,14 @@ PROMPTS: dict[str, tuple[str, list[str], str]] = {
     "text for numbers": (
         *("numbers.ckpt", ["--prompt", "def "]),
         "prompt: this model has no tokenizer, so the prompt must be numbers with spaces between, got 'def '.",
+    ),
+    "not UTF-8": (
+        *("bytes", ["--prompt", "caf\udce9"]),
+        r"prompt: holds bytes that are not UTF-8, 'caf\udce9'; convert it, or set the locale of the terminal.",
+    ),
+    "seed": (
+        *("bytes", ["--prompt", "a", "--seed", str(2**64)]),
+        f"generate: seed must fit into 64 bits, -2**63 up to 2**63 - 1, got {2**64}.",
     ),
     "empty": ("bytes", ["--prompt", ""], "generate: prompt 0 is empty; give at least one token."),
     "no budget": ("bytes", ["--max_new_tokens", "0"], "generate: max_new_tokens must be at least 1, got 0."),

@@ -1,5 +1,6 @@
 """A saved model comes back whole or not at all."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -30,6 +31,43 @@ def test_a_folder_without_some_of_the_weights_is_refused(heads: str, tmp_path: P
             MTPModel.from_pretrained(tmp_path)
     save_file(whole, path)
     MTPModel.from_pretrained(tmp_path)
+
+
+def test_a_malformed_config_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    make_model("gru", "linear", 2).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    trunk = whole["model"]["init_args"]["trunk"]
+
+    def of_trunk(**changes: Any) -> dict[str, Any]:
+        arguments = {**whole["model"]["init_args"], "trunk": {**trunk, **changes}}
+        return {**whole, "model": {**whole["model"], "init_args": arguments}}
+
+    for config, start in [
+        ([], "MTPModel: .* was not written by save_pretrained"),
+        ({"mtp_modules": whole["mtp_modules"]}, r"MTPModel: .*config\.json does not describe the model; save"),
+        ({**whole, "model": 3}, r"MTPModel: .*config\.json does not describe the model; save"),
+        ({**whole, "model": trunk}, r"MTPModel: .*config\.json describes a RecurrentTrunk, not a model"),
+        ({**whole, "tokenizer": "bytes"}, r"MTPModel: .*config\.json does not describe the tokenizer; save"),
+        ({**whole, "model": {}}, "build: class '' is not from a trusted package"),
+        (
+            {**whole, "model": {**whole["model"], "init_args": [1]}},
+            "build: init_args of 'mtp_modules.model.MTPModel' must",
+        ),
+        ({**whole, "model": {**whole["model"], "init_args": {}}}, "build: 'mtp_modules.model.MTPModel' does not take"),
+        (of_trunk(init_args={**trunk["init_args"], "d_model": "8"}), "RecurrentTrunk: d_model must be a whole number"),
+        (of_trunk(init_args={**trunk["init_args"], "layers": 2}), "build: .*RecurrentTrunk' does not take"),
+    ]:
+        path.write_text(json.dumps(config), encoding="utf-8")
+        with pytest.raises(ValueError, match=f"^{start}") as refused:
+            MTPModel.from_pretrained(tmp_path)
+        assert "\n" not in str(refused.value)
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match=r"^MTPModel: .* was not written by save_pretrained"):
+        MTPModel.from_pretrained(tmp_path)
+    without = {name: value for name, value in whole.items() if name != "tokenizer"}
+    path.write_text(json.dumps(without), encoding="utf-8")
+    assert MTPModel.from_pretrained(tmp_path)[1] is None
 
 
 class FakeHub(HfApi):

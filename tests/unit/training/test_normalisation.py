@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
 from mtp_modules import AuxiliaryWeights, GeometricWeights, MultiTokenLoss
 from mtp_modules.core.objective import HorizonWeights
 from mtp_modules.data import CountsAhead, TextDataModule
 from mtp_modules.losses import LinearWeightSchedule
+from mtp_modules.metrics.functional import counts, figures
 from mtp_modules.training import MTPModule, MuonWithAdamW
+from mtp_modules.training.normalisation import run_length
 from tests.helpers import HEADS, TRUNKS, TRUNKS_WITH_HEADS, assert_same, covering, float64, randomise
 from tests.unit.training.running import data, module, trainer
 
@@ -113,6 +116,71 @@ def test_an_incomplete_last_step_is_divided_by_what_it_saw(tmp_path: Path, corpu
     terms = model.loss(model.model, tokens, document_ids=documents)
     wanted = torch.autograd.grad(terms.loss, list(model.parameters()))
     assert_same(accumulated[1], list(wanted))
+
+
+class Steps(Callback):
+    """Remembers the batches, the gradient and the logged figures of every step."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[dict]] = [[]]
+        self.gradients: list[list[torch.Tensor]] = []
+        self.figures: list[dict[str, float]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: MTPModule, batch: dict, batch_idx: int) -> None:
+        if len(self.batches) == len(self.gradients):
+            self.batches.append([])
+        self.batches[-1].append(batch)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: MTPModule, optimizer: Any) -> None:
+        self.gradients.append([parameter.grad.clone() for parameter in pl_module.parameters()])
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if len(self.gradients) > len(self.figures):
+            known = trainer.callback_metrics.items()
+            left_out = ("per_second", "grad_norm")
+            self.figures.append({name: float(value) for name, value in known if not any(x in name for x in left_out)})
+
+
+def test_a_scheduled_accumulation_is_exact_and_logged_figures_are_those_of_the_step(
+    tmp_path: Path, corpus: Path
+) -> None:
+    """Epochs of 4 + 4 and of 3 + 3 + 2 batches of one row, against one batch of those rows."""
+    seen, lengths = Steps(), []
+
+    class Length(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: MTPModule) -> None:
+            lengths.append(run_length(trainer))
+
+    scheduled = GradientAccumulationScheduler({0: 4, 1: 3})
+    options = {"loss": MultiTokenLoss(weights=GeometricWeights(gamma=0.5), distillation=0.3)}
+    made = build(optimizer=partial(torch.optim.SGD, lr=0.0), **options)
+    run = trainer(
+        tmp_path,
+        seen,
+        scheduled,
+        Length(),
+        max_epochs=2,
+        precision="64-true",
+        limit_val_batches=0,
+        limit_train_batches=8,
+    )
+    run.fit(made, texts(corpus, 1))
+    assert [len(step) for step in seen.batches] == [4, 4, 3, 3, 2]
+    assert lengths == [5]
+    model = build(**options)
+    for batches, gradient, logged in zip(seen.batches, seen.gradients, seen.figures, strict=True):
+        tokens = torch.cat([batch["tokens"] for batch in batches])
+        documents = torch.cat([batch.get("document_ids", torch.zeros_like(batch["tokens"])) for batch in batches])
+        terms = model.loss(model.model, tokens, document_ids=documents)
+        assert_same(gradient, list(torch.autograd.grad(terms.loss, list(model.parameters()))))
+        expected = {**figures(counts(terms, (1, 5)), (1, 5)), "loss": terms.loss.detach()}
+        assert logged == pytest.approx({f"train/{name}": float(value) for name, value in expected.items()}, rel=1e-6)
+    sentence = (
+        r"^trainer\.accumulate_grad_batches: is 2, but GradientAccumulationScheduler sets it to 4 in the first epoch; "
+        r"leave one of them out\.$"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        trainer(tmp_path, GradientAccumulationScheduler({0: 4}), accumulate_grad_batches=2).fit(module(), data())
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*no `val_dataloader`")
