@@ -14,6 +14,7 @@ from mtp_modules.training.monitoring import (
 from mtp_modules.training.optimizers import MuonWithAdamW, muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule, WarmupDecay
+from mtp_modules.training.starting import init_from
 from mtp_modules.training.strategies import (
     check_compilation,
     check_gradients,
@@ -56,6 +57,7 @@ __all__ = [
     "flops_per_token",
     "gradient_conflict",
     "gradient_norms",
+    "init_from",
     "materialize",
     "muon_parameter_groups",
     "parallelize",

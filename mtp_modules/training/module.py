@@ -24,13 +24,15 @@ from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import FORMAT, MTPModel
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.cached_states import read_cached_rows
-from mtp_modules.training.checkpointing import check_checkpoint, generator_of, in_model_order, tokenizer_of
+from mtp_modules.training.checkpointing import check_checkpoint, generator_of, tokenizer_of
+from mtp_modules.training.descriptions import check_same_model, own_description
 from mtp_modules.training.draft_tokens import check_draft_tokens_chosen
 from mtp_modules.training.freezing import freeze_parts
 from mtp_modules.training.learning_rates import check_scales, scaled_optimizer
 from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.parallel import Sharding, materialize
+from mtp_modules.training.resuming import Resumption, record_run
 from mtp_modules.training.schedules import LearningRateSchedule, scheduled
 from mtp_modules.training.strategies import check_compilation, check_gradients, check_trainer
 from mtp_modules.training.teacher import TeacherModel
@@ -121,7 +123,7 @@ class MTPModule(LightningModule):
         with torch.device("cpu"):  # also where the model is built on the meta device
             self.val_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
             self.test_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
-        self._random_state: Tensor | None = None
+        self._resumption = Resumption()
         self._step_counts: StepCounts | None = None
         self._run_length: int | None = None
         self._gradients_checked = False
@@ -148,6 +150,7 @@ class MTPModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check the trainer, and set the horizons for which the data counts targets ahead."""
+        self._resumption = Resumption()
         check_trainer(self.trainer)
         check_compilation(self.trainer, self.activation_checkpointing, compiled=self.compile_blocks)
         if self.sharding is not None and self.device_mesh is None:
@@ -245,19 +248,18 @@ class MTPModule(LightningModule):
         """Reset the state of an earlier run, reject schedules without an end of the run, and fill cached states."""
         self._step_counts = self._run_length = None
         self._gradients_checked = False
+        self._resumption.begin(self)
         self.horizon_weights()
         read_cached_rows(self.trainer, self.trunk)
         if self.teacher is not None:
             self.teacher.prepare(self.device, tokenizer_of(self._trainer), self.device_mesh)
 
     def on_train_start(self) -> None:
-        """Set a frozen trunk to evaluation mode, and restore the random state of a resumed run after its weights."""
+        """Set a frozen trunk to evaluation mode, and restore what a resumed run restores last."""
         check_draft_tokens_chosen(self.model)
         if "trunk" in self.frozen:
             self.model.trunk.eval()
-        if self._random_state is not None:
-            generator_of(self.device).set_state(self._random_state.cpu())
-            self._random_state = None
+        self._resumption.finish(self)
         if self.device_mesh is not None:
             share_random_state(generator_of(self.device), mesh=self.device_mesh["tensor_parallel"])
 
@@ -314,17 +316,15 @@ class MTPModule(LightningModule):
             clip_gradients(self.parameters(), gradient_clip_val, by_value=gradient_clip_algorithm == "value")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Reject weights of another model or layout."""
+        """Reject another model and another layout, and prepare a resumed run for its present settings."""
+        check_same_model(self.model, tokenizer_of(self._trainer), own_description(checkpoint), "ckpt_path")
         check_checkpoint(self, checkpoint)
-        if self._trainer is not None and self.trainer.state.fn == "fit":
-            self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
+        if self._trainer is not None:
+            self._resumption.load(self, checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write the description of model and tokenizer into the checkpoint."""
+        """Write the description of model, tokenizer and run into the checkpoint."""
         saved = None if (tokenizer := tokenizer_of(self._trainer)) is None else describe(tokenizer)
         checkpoint[CHECKPOINT_KEY] = {"format": FORMAT, "model": describe(self.model), "tokenizer": saved}
-        if self.device_mesh is None and "optimizer_states" in checkpoint:
-            pairs = zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True)
-            checkpoint["optimizer_states"] = [in_model_order(state, optimizer, self) for state, optimizer in pairs]
-        if self._trainer is not None and self.trainer.world_size == 1:
-            checkpoint[CHECKPOINT_KEY]["random_state"] = generator_of(self.device).get_state()
+        if self._trainer is not None:
+            record_run(self, checkpoint)
