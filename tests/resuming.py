@@ -104,10 +104,10 @@ LOADERS: dict[str, Callable[[], Any]] = {
 
 def module(
     *,
-    optimizer: Callable[..., Any] = partial(torch.optim.AdamW, lr=0.02),
+    optimizer: Callable[..., Any] | None = None,
     trunk: type[RecurrentTrunk] = RecurrentTrunk,
     loss: MultiTokenLoss | None = None,
-    schedule: WarmupDecay | None = WarmupDecay(warmup_steps=3),
+    schedule: WarmupDecay | str | None = "warmup",
     heads: int = 3,
     seed: int = 0,
     **options: Any,
@@ -117,8 +117,8 @@ def module(
         trunk=trunk(vocab_size=VOCAB, d_model=16),
         heads=LinearHeads(d_model=16, num_horizons=heads),
         loss=loss or MultiTokenLoss(weights=GeometricWeights(gamma=0.5)),
-        optimizer=optimizer,
-        lr_schedule=schedule,
+        optimizer=optimizer or partial(torch.optim.AdamW, lr=0.02),
+        lr_schedule=WarmupDecay(warmup_steps=3) if schedule == "warmup" else schedule,
         **options,
     )
 
@@ -130,7 +130,11 @@ def data(**options: Any) -> ProgressionDataModule:
 
 MUON = partial(MuonWithAdamW, lr=0.02, adamw_lr=0.01, weight_decay=0.1)
 SAMPLED = {"loss": lambda: MultiTokenLoss(share_of_positions=0.5)}
-SCHEDULED = {"loss": lambda: MultiTokenLoss(weights=LinearWeightSchedule(start=GeometricWeights(gamma=0.2), end=GeometricWeights(gamma=0.9)))}
+SCHEDULED = {
+    "loss": lambda: MultiTokenLoss(
+        weights=LinearWeightSchedule(start=GeometricWeights(gamma=0.2), end=GeometricWeights(gamma=0.9))
+    )
+}
 
 
 def case(module: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **trainer: Any) -> dict[str, Any]:

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.core.saving import atomic_file
 
 SUFFIX = ".bin"
 
 
 def write_documents(path: Path, documents: Sequence[Sequence[int]], *, vocab_size: int) -> None:
-    """Write ``NAME.bin`` with all ids, and ``NAME.json`` with the starts of the documents.
+    """Write ``NAME.bin`` with all ids, and ``NAME.json`` with the starts of the documents, each atomically.
 
     Args:
         path: Ends in ``.bin``.
@@ -30,13 +31,18 @@ def write_documents(path: Path, documents: Sequence[Sequence[int]], *, vocab_siz
         refuse("write_documents", "there is no document to write; give at least one.")
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
     lengths = np.array([len(document) for document in documents])
-    np.concatenate([np.asarray(document, dtype=dtype) for document in documents]).tofile(path)
     index = {
         "dtype": np.dtype(dtype).name,
         "vocab_size": vocab_size,
+        "num_tokens": int(lengths.sum()),
         "document_starts": (lengths.cumsum() - lengths).tolist(),
     }
-    path.with_suffix(".json").write_text(json.dumps(index), encoding="utf-8")
+    described = path.with_suffix(".json")
+    described.unlink(missing_ok=True)  # never an old index beside new tokens
+    with atomic_file(path) as temporary:
+        np.concatenate([np.asarray(document, dtype=dtype) for document in documents]).tofile(temporary)
+    with atomic_file(described) as temporary:
+        temporary.write_text(json.dumps(index), encoding="utf-8")
 
 
 def read_documents(path: Path) -> tuple[list[npt.NDArray[np.unsignedinteger[Any]]], int]:
@@ -46,17 +52,25 @@ def read_documents(path: Path) -> tuple[list[npt.NDArray[np.unsignedinteger[Any]
         path: Of the ``.bin`` file.
 
     Raises:
-        ValueError: If the index is missing or does not fit the file.
+        ValueError: If the index is missing or does not fit the file, or tokens are missing.
     """
     try:
         index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        tokens = np.memmap(path, dtype=index["dtype"], mode="r")
+        size, width = path.stat().st_size, np.dtype(index["dtype"]).itemsize
+        needed = int(index.get("num_tokens", size // width)) * width  # earlier versions did not say how many there are
+        tokens = np.memmap(path, dtype=index["dtype"], shape=(min(size, needed) // width,), mode="r")
         starts, vocab_size = index["document_starts"], int(index["vocab_size"])
-        if not starts or starts[0] != 0 or sorted(starts) != starts or starts[-1] > len(tokens):
+        if not starts or starts[0] != 0 or sorted(starts) != starts or starts[-1] > needed // width:
             raise ValueError
     except (OSError, KeyError, TypeError, ValueError):
         refuse(
             "TextDataModule",
             f"{path} needs {path.with_suffix('.json').name} beside it, both as the command sample wrote them.",
+        )
+    if size != needed:
+        refuse(
+            "TextDataModule",
+            f"{path} has {size} bytes, but its index says {needed}: it was cut off or changed; write it again with the "
+            "command sample.",
         )
     return np.split(tokens, starts[1:]), vocab_size

@@ -104,9 +104,13 @@ def differences(here: Any, saved: Any, name: str, *, free: Mapping[str, str] | N
 def _in_mappings(
     here: Mapping[str, Any], saved: Mapping[str, Any], name: str, free: Mapping[str, str]
 ) -> Iterator[Difference]:
-    if "class_path" not in here:  # a plain mapping; versions of other packages add and remove entries
+    if "class_path" not in here and not free:
+        if here != saved:
+            yield _difference(name, dict(here), dict(saved))
+        return
+    if "class_path" not in here:  # a configuration of transformers, whose versions add and remove entries
         for key in here:
-            if key in saved and not (free and (key in FREE_IN_CONFIG or key.endswith(("dropout", "pdrop")))):
+            if key in saved and not (key in FREE_IN_CONFIG or key.endswith(("dropout", "pdrop"))):
                 yield from differences(here[key], saved[key], f"{name}.{key}", free=free)
         return
     mine, others = here.get("init_args", {}), saved.get("init_args", {})

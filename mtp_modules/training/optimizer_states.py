@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.training.freezing import FREEZABLE
 from mtp_modules.training.learning_rates import SCALE
 from mtp_modules.training.optimizers import MuonWithAdamW
 
@@ -127,7 +128,8 @@ def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tup
 
 def _parts(names: Sequence[str]) -> list[str]:
     """Return the parts of the model that parameters belong to."""
-    return list(dict.fromkeys(name.removeprefix("model.").partition(".")[0] for name in names))
+    found = {name.removeprefix("model.").partition(".")[0] for name in names}
+    return sorted(found, key=lambda part: (*FREEZABLE, part).index(part))
 
 
 def _class_path(optimizer: Optimizer) -> str:

@@ -24,7 +24,6 @@ from mtp_modules.training.optimizer_states import (
 from mtp_modules.training.random_states import gather_random_states, restore_random_states
 
 
-
 def record_run(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     """Write into a checkpoint what an exact continuation needs beside Lightning's own; every process must call.
 
