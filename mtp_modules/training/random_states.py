@@ -35,7 +35,10 @@ def gather_random_states(trainer: Trainer, device: torch.device) -> dict[str, Te
         if trainer.world_size == 1:
             states[name] = state[None]
         else:
-            states[name] = trainer.strategy.all_gather(state.to(trainer.strategy.root_device)).cpu()
+            mine = state.to(trainer.strategy.root_device)
+            every = [torch.empty_like(mine) for _ in range(trainer.world_size)]
+            torch.distributed.all_gather(every, mine)
+            states[name] = torch.stack(every).cpu()
     return states
 
 
@@ -56,7 +59,9 @@ def restore_random_states(trainer: Trainer, device: torch.device, saved: Mapping
         if rows is None:
             rank_zero_info(f"Resumed without a random state of {name}, which the checkpoint does not hold.")
         else:
-            generator.set_state(rows[trainer.global_rank % len(rows)].cpu())
+            generator.set_state(
+                rows[trainer.global_rank % len(rows)].cpu().clone()
+            )  # torch ignores where a view begins
             processes = len(rows)
     if processes != trainer.world_size:
         rank_zero_info(
