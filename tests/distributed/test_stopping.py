@@ -7,10 +7,10 @@ import torch
 
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import Run, data, module, trainer
-from tests.distributed.stopping import CASES, change, stop_and_go
+from tests.distributed.stopping import change, stop_and_go
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", pytest.param("ddp with muon", marks=pytest.mark.slow)])
 def test_stopped_twice_on_two_processes(tmp_path: Path, name: str) -> None:
     first, second = run_ranks(stop_and_go, tmp_path, name, timeout=120)
     assert len(set(first.values()) | set(second.values())) == 1

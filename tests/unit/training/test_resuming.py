@@ -16,23 +16,15 @@ from tests.resuming import CASES, MUON, SaveAt, data, hash_of, hashes, module
 from tests.unit.training.running import trainer
 
 USUAL = (
-    "dropout, muon, workers",
     "float64",
-    "bfloat16 weights",
-    "augmentation",
-    "scheduled weights",
-    "validation in between",
     "overfitting",
     "overfitting, accumulated",
-    "accumulated",
-    "teacher",
-    "epochs",
     "shuffled loader by 2",
     "generated loader by 3",
     "stateful loader by 3",
     "sized loader for epochs",
 )
-"""What a run in every session tries; the others are left to the nightly one."""
+"""What every session tries; the nightly one tries the others."""
 
 
 QUIET = "ignore:.*(does not have many workers|Consider using|overfit|seems to be|no .val_dataloader)"
