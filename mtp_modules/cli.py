@@ -36,10 +36,13 @@ from mtp_modules.training import (
     check_trainer,
     choose_draft_tokens,
     fill_data_parallel_size,
+    init_from,
 )
 from mtp_modules.training.checkpoint_io import write_atomically
-from mtp_modules.training.checkpointing import check_description
+from mtp_modules.training.checkpointing import check_description, tokenizer_of
+from mtp_modules.training.descriptions import check_same_model
 from mtp_modules.training.limits import check_numbers
+from mtp_modules.training.resuming import check_configured_optimizer, check_resumable
 from mtp_modules.training.run_folder import RunFolder, configured_folder, find_named, requeued_checkpoint, use_folder
 from mtp_modules.training.strategies import loads_by_itself
 
@@ -67,6 +70,7 @@ class MTPCLI(LightningCLI):
         self.cleanup = cleanup
         self.graceful_stop = GracefulStop()
         self.saved_model: Description | None = None
+        self.saved: dict[str, Any] = {}
         self.held: tuple[Path, dict[str, Any]] | None = None
         self.run_folder: RunFolder | None = None
         super().__init__(
@@ -89,10 +93,20 @@ class MTPCLI(LightningCLI):
         """Fill in every size that another component defines."""
         link_sizes(parser)
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Let ``fit`` start from the weights of another run."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            start = "A checkpoint, a run's folder or a save_pretrained folder whose weights a new run starts from."
+            parser.add_argument("--init_from", type=str | None, default=None, help=start)
+        return parser
+
     def _parse_ckpt_path(self) -> None:
         """Find and read the checkpoint, and reject an invalid one before anything is built."""
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
+        if path and config.get("init_from"):
+            refuse("init_from", "starts a new run, and ckpt_path continues one; leave one of them out (null).")
         if not path and self.config.subcommand == "fit":
             path = requeued_checkpoint(configured_folder(config.trainer))
         if not path:
@@ -107,10 +121,14 @@ class MTPCLI(LightningCLI):
         preferred = ("last.ckpt", "best.ckpt") if self.config.subcommand == "fit" else ("best.ckpt", "last.ckpt")
         found = find_checkpoint(path, preferred=preferred)
         if found.is_dir() and not is_sharded(found):
-            refuse("ckpt_path", f"{found} holds a model without the state of its training; give a .ckpt file.")
+            start = f" start a new run from it with --init_from {found}, or" if self.config.subcommand == "fit" else ""
+            refuse("ckpt_path", f"{found} holds a model without the state of its training;{start} give a .ckpt file.")
         itself = loads_by_itself(_strategy_name(config))
         checkpoint = read_checkpoint(found, mapped=itself)
-        self.saved_model = checkpoint[CHECKPOINT_KEY]["model"]
+        if self.config.subcommand == "fit":
+            check_resumable(checkpoint, sharded=is_sharded(found))
+        self.saved = checkpoint[CHECKPOINT_KEY]
+        self.saved_model = self.saved["model"]
         if not itself and found.is_file():
             self.held = found, checkpoint
         config.ckpt_path = str(found)
@@ -145,6 +163,9 @@ class MTPCLI(LightningCLI):
         self.graceful_stop.trainer = self.trainer
         write_atomically(self.trainer, *(self.held or ()))
         if self.saved_model is not None:
+            check_same_model(self.model.model, tokenizer_of(self), self.saved, "ckpt_path")
+            if self.subcommand == "fit" and loads_by_itself(_strategy_name(self.config[self.subcommand])):
+                check_configured_optimizer(self.model, self.saved)
             check_description(self.model, self.saved_model, "the checkpoint")
         check_sizes(self.config[self.subcommand], self.config_init[self.subcommand])
 
@@ -160,7 +181,10 @@ class MTPCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Choose the draft vocabulary, unless the run resumes from a checkpoint, which has it."""
+        """Load initial weights, and choose the draft vocabulary, unless a checkpoint has it."""
+        if start := self.config[self.subcommand].get("init_from"):
+            self.trainer.precision_plugin.convert_module(self.model)  # before weights of more digits are rounded
+            init_from(self.model.model, start, tokenizer=tokenizer_of(self))
         if self.saved_model is None:
             choose_draft_tokens(self.model.model, self.datamodule)
 

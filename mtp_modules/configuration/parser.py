@@ -157,4 +157,5 @@ class LightningSentenceParser(_TextFiles, LightningArgumentParser):
         """Raise an error; parsers of nested classes leave it to the outermost one."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise InputError(sentence(message, ("seed_everything", "trainer", "model", "data", "ckpt_path"))) from ex
+        own = [action.dest for action in self._actions if action.dest == "init_from"]
+        raise InputError(sentence(message, ("seed_everything", "trainer", "model", "data", "ckpt_path", *own))) from ex

@@ -13,6 +13,7 @@ from mtp_modules.data.corpus import TokenStream, load_splits
 from mtp_modules.data.counts import CountsAhead
 from mtp_modules.data.frequent import frequent_tokens
 from mtp_modules.data.huggingface import HuggingFaceTokenizer
+from mtp_modules.data.resumable import ResumableLoader
 from mtp_modules.data.tokenizers import ByteTokenizer, WordTokenizer
 from mtp_modules.data.windows import WindowDataset
 
@@ -45,6 +46,7 @@ __all__ = [
     "PolynomialTask",
     "ProgressionCeiling",
     "ProgressionDataModule",
+    "ResumableLoader",
     "SpanShuffle",
     "StarGraphTask",
     "StoryTask",

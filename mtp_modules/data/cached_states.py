@@ -1,6 +1,7 @@
 """Cache of a frozen trunk's hidden states on disk."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from mtp_modules.core.checks import refuse, whole
 from mtp_modules.core.component import Component
+from mtp_modules.core.interfaces import TrunkOutput
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.data.rows import IntArray, TokenRows, evenly_spread
 
@@ -92,3 +94,15 @@ class CachedRows(TokenRows):
     def digest(self) -> str:
         """Return a hash of the rows and their ids."""
         return hashlib.blake2b(f"{self.source.digest()}{self._ids.tolist()}".encode(), digest_size=16).hexdigest()
+
+
+def cached_output(batch: Mapping[str, Tensor]) -> TrunkOutput | None:
+    """Return the trunk's output that a batch carries; ``None`` if the trunk has to run.
+
+    Args:
+        batch: With ``hidden`` ``(B, T, D)`` and perhaps ``features`` ``(B, F, T, D)``, or without both.
+    """
+    if (hidden := batch.get("hidden")) is None:
+        return None
+    features = batch.get("features")
+    return TrunkOutput(hidden, () if features is None else features.unbind(1))

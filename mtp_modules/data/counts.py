@@ -1,7 +1,7 @@
 """Target counts of the following batches, which gradient accumulation needs before its first backward pass."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtp_modules.core.checks import whole
 from mtp_modules.core.targets import count_targets
+from mtp_modules.data.resumable import ResumableLoader
 
 COUNTS_AHEAD = "counts_ahead"
 """Key of a batch with the counts of itself and of those that follow, ``(batches, H)``."""
@@ -21,6 +22,8 @@ class CountsAhead:
     batches. Their losses add up to the loss of one large batch only if all of them are divided by their total counts,
     which the first one must carry. The data modules of this package do this automatically; wrap a loader of your own.
 
+    A resumed run continues with the first batch that was not trained on, whatever was read ahead
+    (:class:`ResumableLoader`).
 
     Args:
         loader: Yields dictionaries with ``tokens``, and optionally ``document_ids`` and ``loss_mask``. Shard it over
@@ -40,21 +43,40 @@ class CountsAhead:
     def __init__(self, loader: Iterable[dict[str, Any]], *, horizons: Sequence[int], batches: int) -> None:
         whole(self, "batches", batches, 1)
         self.loader, self.horizons, self.batches = loader, tuple(horizons), batches
-        for name in ("state_dict", "load_state_dict"):  # resumable if the loader is
-            if hasattr(loader, name):
-                setattr(self, name, getattr(loader, name))
+        self._place = ResumableLoader(loader)
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]  # a loader without a length raises Python's own TypeError
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         ahead: deque[tuple[dict[str, Any], Tensor]] = deque()
-        for batch in self.loader:
+        for batch in self._place.batches():
             ahead.append((batch, self._count(batch)))
             if len(ahead) == self.batches:
                 yield self._first(ahead)
         while ahead:
             yield self._first(ahead)
+
+    def follow(self, trained: Callable[[], int], *, limit: float = float("inf")) -> None:
+        """Learn from a trainer which batches have been trained on, see :meth:`ResumableLoader.follow`.
+
+        Args:
+            trained: Returns how many batches have been trained on since any fixed time.
+            limit: Batches after which the trainer begins the next pass.
+        """
+        self._place.follow(trained, limit=limit)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of the first batch that was not trained on."""
+        return self._place.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a saved position.
+
+        Args:
+            state_dict: Result of ``state_dict``.
+        """
+        self._place.load_state_dict(state_dict)
 
     def _count(self, batch: dict[str, Any]) -> Tensor:
         return count_targets(batch["tokens"], self.horizons, batch.get("document_ids"), batch.get("loss_mask"))
@@ -63,4 +85,5 @@ class CountsAhead:
         counts = torch.zeros(self.batches, len(self.horizons), dtype=torch.long)
         counts[: len(ahead)] = torch.stack([count for _, count in ahead])
         batch, _ = ahead.popleft()
+        self._place.yielded += 1
         return {**batch, COUNTS_AHEAD: counts}

@@ -159,6 +159,7 @@ class TrainLoader:
                 f"{world_size} processes; lower batch_size or the window, or give more data.",
             )
         self._yielded = 0
+        self.follows_training = processed is not None
         self._processed = processed or (lambda: self._yielded)
         self._start = (0, 0)
         self._processed_at_start: int | None = None

@@ -11,6 +11,7 @@ from mtp_modules.core.checks import whole
 from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.counts import CountsAhead
 from mtp_modules.data.loaders import EvalLoader, Progress, TrainLoader
+from mtp_modules.data.resumable import ResumableLoader
 from mtp_modules.data.rows import EpochOrder, TokenRows
 
 
@@ -105,12 +106,12 @@ class TokenDataModule(LightningDataModule, ABC):
         """
         self._counted_horizons = tuple(horizons)
 
-    def train_dataloader(self) -> TrainLoader | EvalLoader | CountsAhead:
+    def train_dataloader(self) -> TrainLoader | ResumableLoader | CountsAhead:
         """Return the training batches of this process, from the current position of training."""
         loader = self._training_loader()
         accumulated = 1 if self.trainer is None else most_accumulated(self.trainer)
         if self._counted_horizons is None or accumulated == 1:
-            return loader
+            return loader if isinstance(loader, TrainLoader) else ResumableLoader(loader)
         return CountsAhead(loader, horizons=self._counted_horizons, batches=accumulated)
 
     def _training_loader(self) -> TrainLoader | EvalLoader:

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.core.saving import atomic_file
 
 SUFFIX = ".bin"
 _DTYPES = {"uint16": np.uint16, "uint32": np.uint32}
 
 
 def write_documents(path: Path, documents: Sequence[Sequence[int]], *, vocab_size: int) -> None:
-    """Write ``NAME.bin`` with all ids, and ``NAME.json`` with the starts of the documents.
+    """Write ``NAME.bin`` with all ids, and ``NAME.json`` with the starts of the documents, each atomically.
 
     Args:
         path: Ends in ``.bin``.
@@ -31,13 +32,18 @@ def write_documents(path: Path, documents: Sequence[Sequence[int]], *, vocab_siz
         refuse("write_documents", "there is no document to write; give at least one.")
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
     lengths = np.array([len(document) for document in documents])
-    np.concatenate([np.asarray(document, dtype=dtype) for document in documents]).tofile(path)
     index = {
         "dtype": np.dtype(dtype).name,
         "vocab_size": vocab_size,
+        "num_tokens": int(lengths.sum()),
         "document_starts": (lengths.cumsum() - lengths).tolist(),
     }
-    path.with_suffix(".json").write_text(json.dumps(index), encoding="utf-8")
+    described = path.with_suffix(".json")
+    described.unlink(missing_ok=True)  # never an old index beside new tokens
+    with atomic_file(path) as temporary:
+        np.concatenate([np.asarray(document, dtype=dtype) for document in documents]).tofile(temporary)
+    with atomic_file(described) as temporary:
+        temporary.write_text(json.dumps(index), encoding="utf-8")
 
 
 def read_documents(path: Path) -> tuple[list[npt.NDArray[np.unsignedinteger[Any]]], int]:
@@ -47,19 +53,28 @@ def read_documents(path: Path) -> tuple[list[npt.NDArray[np.unsignedinteger[Any]
         path: Of the ``.bin`` file.
 
     Raises:
-        ValueError: If the index is missing or does not fit the file.
+        ValueError: If the index is missing or does not fit the file, or tokens are missing.
     """
     try:
         index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        tokens = np.memmap(path, dtype=_DTYPES[index["dtype"]], mode="r")
+        size, dtype = path.stat().st_size, np.dtype(_DTYPES[index["dtype"]])
+        count = index.get("num_tokens", size // dtype.itemsize)  # earlier versions did not say how many there are
+        needed = count * dtype.itemsize
+        tokens = np.memmap(path, dtype=dtype, shape=(min(size, needed) // dtype.itemsize,), mode="r")
         starts, vocab_size = index["document_starts"], index["vocab_size"]
-        if not starts or starts[0] != 0 or sorted(starts) != starts or starts[-1] > len(tokens):
+        if not starts or starts[0] != 0 or sorted(starts) != starts or starts[-1] > count:
             raise ValueError
-        if not all(type(number) is int for number in (*starts, vocab_size)) or not 0 < vocab_size <= 2**32:
+        if not all(type(number) is int for number in (*starts, vocab_size, count)) or not 0 < vocab_size <= 2**32:
             raise ValueError
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         refuse(
             "TextDataModule",
             f"{path} needs {path.with_suffix('.json').name} beside it, both as the command sample wrote them.",
+        )
+    if size != needed:
+        refuse(
+            "TextDataModule",
+            f"{path} has {size} bytes, but its index says {needed}: it was cut off or changed; write it again with the "
+            "command sample.",
         )
     return np.split(tokens, starts[1:]), vocab_size

@@ -17,6 +17,7 @@ from mtp_modules.training.optimizers import MuonWithAdamW, muon_parameter_groups
 from mtp_modules.training.parallel import Sharding, materialize, shard_model
 from mtp_modules.training.schedules import LearningRateSchedule, WarmupDecay
 from mtp_modules.training.signals import GracefulStop
+from mtp_modules.training.starting import init_from
 from mtp_modules.training.strategies import (
     check_compilation,
     check_gradients,
@@ -61,6 +62,7 @@ __all__ = [
     "flops_per_token",
     "gradient_conflict",
     "gradient_norms",
+    "init_from",
     "materialize",
     "muon_parameter_groups",
     "parallelize",

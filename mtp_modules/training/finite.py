@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -49,7 +49,7 @@ class FiniteSteps:
         """
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
 
-    def check(self, trainer: Trainer, module: nn.Module, optimizer: Optimizer) -> None:
+    def check(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
         """Stop the run if the step is not finite, or drop its gradients, so that the optimizer changes nothing.
 
         Args:
@@ -73,6 +73,7 @@ class FiniteSteps:
         finite_loss = loss is None or bool(loss.isfinite())
         if self._in_a_row > (_SCALER_LIMIT if scaled and finite_loss else self.limit):
             self._stop(trainer, module, loss, optimizer)
+        module.log("train/skipped_steps", float(self.skipped))
         if not scaled:
             for parameter in module.parameters():
                 parameter.grad = None
@@ -105,14 +106,17 @@ def check_finite_weights(module: nn.Module, trainer: Any) -> None:
     Raises:
         ValueError: If there is such a weight.
     """
-    for name, parameter in module.named_parameters():
-        if not _finite(parameter):
-            step = "" if trainer is None else f" after step {trainer.global_step}"
-            refuse(
-                "saving",
-                f"{name} is not finite{step}, so nothing was saved; resume from the last checkpoint with a "
-                "lower learning rate.",
-            )
+    bad = next((name for name, parameter in module.named_parameters() if not _finite(parameter)), None)
+    step, anywhere = "", bad is not None
+    if trainer is not None:  # ranks that hold different shards must agree, for the others go on to wait for this one
+        step = f" after step {trainer.global_step}"
+        anywhere = not trainer.strategy.reduce_boolean_decision(bad is None, all=True)
+    if anywhere:
+        refuse(
+            "saving",
+            f"{bad or 'a weight of another process'} is not finite{step}, so nothing was saved; resume from the last "
+            "checkpoint with a lower learning rate.",
+        )
 
 
 def _largest(module: nn.Module) -> Float[Tensor, ""]:

@@ -11,11 +11,12 @@ from torch.optim import AdamW, Optimizer
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import describe
-from mtp_modules.core.interfaces import Heads, Trunk, TrunkOutput
+from mtp_modules.core.interfaces import Heads, Trunk
 from mtp_modules.core.mixture import marginal_logits
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.core.targets import num_positions
+from mtp_modules.data.cached_states import cached_output
 from mtp_modules.data.module import TokenDataModule
 from mtp_modules.loading import CHECKPOINT_KEY
 from mtp_modules.losses.multi_token import MultiTokenLoss
@@ -24,15 +25,17 @@ from mtp_modules.model import FORMAT, MTPModel
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.cached_states import read_cached_rows
 from mtp_modules.training.checkpoint_io import write_atomically
-from mtp_modules.training.checkpointing import check_checkpoint, generator_of, in_model_order, tokenizer_of
+from mtp_modules.training.checkpointing import check_checkpoint, generator_of, tokenizer_of
+from mtp_modules.training.descriptions import check_same_model, own_description
 from mtp_modules.training.draft_tokens import check_draft_tokens_chosen
 from mtp_modules.training.finite import FiniteSteps, check_finite_weights
 from mtp_modules.training.freezing import freeze_parts
 from mtp_modules.training.last_checkpoint import check_save_folders, check_save_points, replace_save_last
 from mtp_modules.training.learning_rates import check_scales, scaled_optimizer
-from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, pending_loss_scale
+from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, logs_this_step, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
 from mtp_modules.training.parallel import Sharding, materialize
+from mtp_modules.training.resuming import Resumption, record_run
 from mtp_modules.training.schedules import LearningRateSchedule, scheduled
 from mtp_modules.training.strategies import check_accumulation, check_compilation, check_gradients, check_trainer
 from mtp_modules.training.teacher import TeacherModel
@@ -126,7 +129,7 @@ class MTPModule(LightningModule):
         with torch.device("cpu"):  # also where the model is built on the meta device
             self.val_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
             self.test_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
-        self._random_state: Tensor | None = None
+        self._resumption = Resumption()
         self._step_counts: StepCounts | None = None
         self._run_length: int | None = None
         self._gradients_checked = False
@@ -154,17 +157,16 @@ class MTPModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check the trainer, and set the horizons for which the data counts targets ahead."""
+        self._resumption = Resumption()
         check_trainer(self.trainer)
         check_compilation(self.trainer, self.activation_checkpointing, compiled=self.compile_blocks)
         write_atomically(self.trainer)
-        if stage == "fit":
-            check_save_folders(self.trainer, self)
         if self.sharding is not None and self.device_mesh is None:
             refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")
-        data = getattr(self.trainer, "datamodule", None)
         if stage == "fit":
             check_accumulation(self.trainer)
-            if isinstance(data, TokenDataModule):
+            check_save_folders(self.trainer, self)
+            if isinstance(data := getattr(self.trainer, "datamodule", None), TokenDataModule):
                 data.count_ahead(self.horizons)
 
     def configure_model(self) -> None:
@@ -189,10 +191,7 @@ class MTPModule(LightningModule):
             counts: Valid targets per horizon in the whole optimizer step; only this batch if ``None``.
             weights: One weight per horizon; those of the start of a run if ``None``.
         """
-        tokens, document_ids, taught, known = batch["tokens"], batch.get("document_ids"), None, None
-        if (hidden := batch.get("hidden")) is not None:
-            features = batch.get("features")
-            known = TrunkOutput(hidden, () if features is None else features.unbind(1))
+        tokens, document_ids, taught = batch["tokens"], batch.get("document_ids"), None
         if self.teacher is not None and self.training:
             read = torch.where(tokens < 0, batch["inputs"], tokens) if "inputs" in batch else tokens
             taught = self.teacher(read, length=num_positions(tokens, self.horizons), document_ids=document_ids)
@@ -205,7 +204,7 @@ class MTPModule(LightningModule):
             counts=counts,
             weights=weights,
             teacher=taught,
-            known=known,
+            known=cached_output(batch),
         )
         return terms
 
@@ -229,51 +228,42 @@ class MTPModule(LightningModule):
         # The trainer averages over ranks and accumulated batches, but losses divided by the total counts must be added.
         loss: Tensor = terms.loss * self._step_counts.parts
         self._finite.add(loss)
-        if self._logs_this_step():
+        if logs_this_step(self.trainer):
             self._step_counts.figures.add(terms)
             if not self.trainer.fit_loop._should_accumulate():  # the last batch of the step
                 self.log_dict({f"train/{name}": value for name, value in self._step_counts.figures.total().items()})
         return loss
 
-    def _logs_this_step(self) -> bool:
-        """Whether loggers write after this step, or it is the first one, which the progress bar shows."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it dynamically
-        step = self.trainer.global_step
-        return step == 0 or (every > 0 and (step + 1) % every == 0)
-
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log gradient norms, unscaled and not yet clipped, and stop or skip a step that is not finite."""
-        if self._logs_this_step():
+        if logs_this_step(self.trainer):
             norms = gradient_norms(self.model, loss_scale=pending_loss_scale(self.trainer, optimizer))
             self.log_dict({f"train/grad_norm/{part}": norm for part, norm in norms.items()})
         self._finite.check(self.trainer, self, optimizer)
-        if self._finite.skipped:
-            self.log("train/skipped_steps", float(self._finite.skipped))
 
     def configure_callbacks(self) -> list[Callback]:
         """Add :class:`TokenThroughput`, and :class:`LastCheckpoint` for ``save_last``, unless the trainer has them."""
         present = any(isinstance(callback, TokenThroughput) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [*([] if present else [TokenThroughput()]), *replace_save_last(self.trainer)]
+        return [*replace_save_last(self.trainer), *([] if present else [TokenThroughput()])]
 
     def on_fit_start(self) -> None:
         """Reset the state of an earlier run, reject schedules without an end of the run, and fill cached states."""
         self._step_counts = self._run_length = None
         self._gradients_checked = False
         self._finite.reset()
+        self._resumption.begin(self)
         self.horizon_weights()
         read_cached_rows(self.trainer, self.trunk)
         if self.teacher is not None:
             self.teacher.prepare(self.device, tokenizer_of(self._trainer), self.device_mesh)
 
     def on_train_start(self) -> None:
-        """Set a frozen trunk to evaluation mode, and restore the random state of a resumed run after its weights."""
+        """Set a frozen trunk to evaluation mode, and restore what a resumed run restores last."""
         check_draft_tokens_chosen(self.model)
         check_save_points(self.trainer)
         if "trunk" in self.frozen:
             self.model.trunk.eval()
-        if self._random_state is not None:
-            generator_of(self.device).set_state(self._random_state.cpu())
-            self._random_state = None
+        self._resumption.finish(self)
         if self.device_mesh is not None:
             share_random_state(generator_of(self.device), mesh=self.device_mesh["tensor_parallel"])
 
@@ -330,18 +320,16 @@ class MTPModule(LightningModule):
             clip_gradients(self.parameters(), gradient_clip_val, by_value=gradient_clip_algorithm == "value")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Reject weights of another model or layout."""
+        """Reject another model and another layout, and prepare a resumed run for its present settings."""
+        check_same_model(self.model, tokenizer_of(self._trainer), own_description(checkpoint), "ckpt_path")
         check_checkpoint(self, checkpoint)
-        if self._trainer is not None and self.trainer.state.fn == "fit":
-            self._random_state = checkpoint[CHECKPOINT_KEY].get("random_state")
+        if self._trainer is not None:
+            self._resumption.load(self, checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write the description of model and tokenizer into the checkpoint, unless a weight is not finite."""
+        """Write the description of model, tokenizer and run into the checkpoint, unless a weight is not finite."""
         check_finite_weights(self, self._trainer)
         saved = None if (tokenizer := tokenizer_of(self._trainer)) is None else describe(tokenizer)
         checkpoint[CHECKPOINT_KEY] = {"format": FORMAT, "model": describe(self.model), "tokenizer": saved}
-        if self.device_mesh is None and "optimizer_states" in checkpoint:
-            pairs = zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True)
-            checkpoint["optimizer_states"] = [in_model_order(state, optimizer, self) for state, optimizer in pairs]
-        if self._trainer is not None and self.trainer.world_size == 1:
-            checkpoint[CHECKPOINT_KEY]["random_state"] = generator_of(self.device).get_state()
+        if self._trainer is not None:
+            record_run(self, checkpoint)

@@ -19,6 +19,16 @@ from mtp_modules.training.flops import step_flops
 from mtp_modules.training.normalisation import data_parallel
 
 
+def logs_this_step(trainer: Trainer) -> bool:
+    """Return whether loggers write after this step, or it is the first one, which the progress bar shows.
+
+    Args:
+        trainer: Of the run.
+    """
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # lightning sets it dynamically
+    return trainer.global_step == 0 or (every > 0 and (trainer.global_step + 1) % every == 0)
+
+
 def gradient_norms(model: MTPModel, *, loss_scale: float = 1.0) -> dict[str, Float[Tensor, ""]]:
     """Return the norm of the gradient of ``trunk``, ``heads`` and ``unembedding``.
 

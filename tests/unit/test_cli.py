@@ -16,8 +16,9 @@ import mtp_modules.heads
 from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk, TransformerTrunk
 from mtp_modules.data.tokenizers import ByteTokenizer
 from mtp_modules.loading import load_model
-from mtp_modules.training import draft_tokens
+from mtp_modules.training import MTPModule, draft_tokens
 from tests.command_line import ROOT, refusal, run
+from tests.helpers import assert_same
 from tests.unit.training.running import data, module, trainer
 
 NOTEBOOK, QUICKSTART = ROOT / "configs" / "notebook.yaml", ROOT / "configs" / "quickstart.yaml"
@@ -226,7 +227,10 @@ def test_unknown_names_are_answered_with_the_known(tmp_path: Path, keys: str, va
             "model.loss.weights: UniformWeights has no argument 'gama'.",
         ),
         ("--trainer.epochs=3", "trainer has no argument 'epochs'. Known: accelerator, "),
-        ("--modle.x=3", "unknown argument 'modle.x'. Known: seed_everything, trainer, model, data, ckpt_path."),
+        (
+            "--modle.x=3",
+            "unknown argument 'modle.x'. Known: seed_everything, trainer, model, data, ckpt_path, init_from.",
+        ),
         ("--model.heads.init_args.num_horizons=three", "model.heads.num_horizons: must be of type int, got three."),
     ],
 )
@@ -338,7 +342,7 @@ def test_a_checkpoint_of_another_model(checkpoints: Path) -> None:
         *("validate", "--config", NOTEBOOK, "--trainer.logger=false", "--trainer.accelerator=cpu"),
         *("--ckpt_path", checkpoints / "numbers.ckpt"),
     )
-    assert sentence.startswith("ckpt_path: the weights in the checkpoint do not fit the model: model.")
+    assert sentence.startswith("ckpt_path: model.trunk.vocab_size is 50 here, but the checkpoint was trained with 24; ")
 
 
 SMALL_RUN = (
@@ -392,8 +396,62 @@ def test_a_resumed_run_reads_its_checkpoint_once_and_chooses_no_drafts(
 
 def test_a_model_without_its_training_does_not_resume(checkpoints: Path) -> None:
     assert refusal("fit", "--config", NOTEBOOK, "--ckpt_path", checkpoints / "bytes") == (
+        f"ckpt_path: {checkpoints / 'bytes'} holds a model without the state of its training; start a new run from it "
+        f"with --init_from {checkpoints / 'bytes'}, or give a .ckpt file."
+    )
+    assert refusal("validate", "--config", NOTEBOOK, "--ckpt_path", checkpoints / "bytes") == (
         f"ckpt_path: {checkpoints / 'bytes'} holds a model without the state of its training; give a .ckpt file."
     )
+
+
+def test_a_new_run_starts_from_the_weights_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a run's folder, a file of weights alone and a pretrained folder; another optimizer, step 0."""
+    run("fit", *SMALL_RUN, "--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path / 'first'}")
+    (best,) = (tmp_path / "first").rglob("best.ckpt")
+    checkpoint = torch.load(best, weights_only=True)
+    (tmp_path / "alone").mkdir()
+    kept = {key: checkpoint[key] for key in ("mtp_modules", "state_dict", "loops", "pytorch-lightning_version")}
+    torch.save(kept, tmp_path / "alone" / "weights.ckpt")
+    load_model(best)[0].save_pretrained(tmp_path / "pretrained")
+    assert refusal("fit", *SMALL_RUN, "--ckpt_path", tmp_path / "alone") == (
+        "ckpt_path: the checkpoint holds weights without the state of their training; start a new run from them with "
+        "--init_from (mtp_modules.training.init_from in a script)."
+    )
+    prefix, seen = "model.", list[tuple[int, dict[str, torch.Tensor]]]()
+    stored = checkpoint["state_dict"].items()
+    trained = {name.removeprefix(prefix): value for name, value in stored if name.startswith(prefix)}
+    more = (
+        *("--trainer.max_epochs=1", "--data.init_args.seed=5"),
+        *("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"),
+    )
+
+    def at_start(self: MTPModule, *_: object) -> None:
+        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        seen.append((self.trainer.global_step, weights))
+
+    monkeypatch.setattr(MTPModule, "on_train_epoch_start", at_start)
+    for start in (best.parents[1], tmp_path / "alone", tmp_path / "pretrained"):
+        elsewhere = f"--trainer.default_root_dir={tmp_path / 'second' / start.name}"
+        run("fit", *SMALL_RUN, *more, elsewhere, "--init_from", start)
+        step, weights = seen.pop()
+        assert step == 0
+        assert_same(weights, trained, tolerance=0)
+
+
+def test_what_no_run_starts_from(checkpoints: Path) -> None:
+    def sentence(*more: object) -> str:
+        return refusal("fit", "--config", NOTEBOOK, "--trainer.logger=false", *map(str, more))
+
+    numbers = checkpoints / "numbers.ckpt"
+    assert sentence("--init_from", numbers, "--ckpt_path", numbers) == (
+        "init_from: starts a new run, and ckpt_path continues one; leave one of them out (null)."
+    )
+    assert sentence("--init_from", checkpoints / "gone") == (
+        f"init_from: {checkpoints / 'gone'} does not exist; give a checkpoint file, or the folder of a run."
+    )
+    for name, other in (("numbers.ckpt", "model.trunk.vocab_size is"), ("bytes", "model.trunk is")):
+        assert sentence("--init_from", checkpoints / name).startswith(f"init_from: {other}")
+    assert "init_from" in refusal("validate", "--config", NOTEBOOK, "--init_from", numbers)
 
 
 # Prompts.

@@ -89,3 +89,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
         sample(str(configuration(tmp_path)), str(tmp_path / "text"))
     with pytest.raises(ValueError, match=r"^write_documents: there is no document to write; give at least one\.$"):
         write_documents(path, [], vocab_size=256)
+
+
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    """The last document would only have been shorter."""
+    path = tmp_path / "tokens.bin"
+    write_documents(path, [[1, 2, 3], [4, 5, 6]], vocab_size=256)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["tokens.bin", "tokens.json"]
+    for content in (path.read_bytes()[:-2], path.read_bytes()[:-1], path.read_bytes() + b"12"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"^TextDataModule: .*tokens\.bin has \d+ bytes, but its index says 12: "):
+            read_documents(path)

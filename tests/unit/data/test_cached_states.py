@@ -1,6 +1,9 @@
 """Hidden states on disk: training from them is training with the trunk, and nothing stale is ever read."""
 
 import json
+import os
+import resource
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -142,6 +145,79 @@ def test_a_run_that_was_stopped_goes_on(corpus: Path, tmp_path: Path) -> None:
     index.write_text(json.dumps({**json.loads(index.read_text()), "written": 3}))
     torch.from_file(str(tmp_path / "states.bin"), shared=True, size=whole.numel())[3 * 16 * 16 :] = 0
     assert torch.equal(read(cache, rows, made).batch(rows.fixed_ids())["hidden"], whole)
+
+
+def _shorten(folder: Path) -> None:
+    os.truncate(folder / "states.bin", 40 * 16 * 16 * 4)
+
+
+def _damage(folder: Path) -> None:
+    with (folder / "states.bin").open("rb+") as file:
+        file.seek(5000)
+        file.write(b"\xff")
+
+
+def _lose(folder: Path) -> None:
+    (folder / "states.bin").unlink()
+
+
+def _forget_checksums(folder: Path) -> None:
+    known = json.loads((folder / "index.json").read_text())
+    del known["checksums"]
+    (folder / "index.json").write_text(json.dumps(known))
+
+
+HARM = {_shorten: 30, _damage: 32, _lose: 62, _forget_checksums: 62}
+
+
+@pytest.mark.parametrize(("harm", "lost"), HARM.items(), ids=[harm.__name__ for harm in HARM])
+def test_damaged_states_are_computed_again(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], None], lost: int
+) -> None:
+    made, rows = module().trunk.requires_grad_(False), data(corpus).rows("train")
+    cache = CachedStates(folder=str(tmp_path), dtype="float32", max_windows=62)
+    whole = read(cache, rows, made).batch(rows.fixed_ids()[:20])["hidden"].clone()
+    everything, index = (tmp_path / "states.bin").read_bytes(), json.loads((tmp_path / "index.json").read_text())
+    capsys.readouterr()
+    harm(tmp_path)
+    again = read(cache, rows, made).batch(rows.fixed_ids()[:20])["hidden"]
+    assert torch.equal(again, whole)
+    assert (tmp_path / "states.bin").read_bytes() == everything
+    assert json.loads((tmp_path / "index.json").read_text()) == index
+    assert capsys.readouterr().err.splitlines()[0] == (
+        f"CachedStates: {lost} of 62 windows in {tmp_path} are missing or damaged; the trunk reads them again."
+    )
+    read(cache, rows, made)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_is_one_sentence(corpus: Path, tmp_path: Path) -> None:
+    """The states were a hole in the file, and writing into it killed the process."""
+    made, rows = module().trunk.requires_grad_(False), data(corpus).rows("train")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    try:
+        with pytest.raises(
+            ValueError,
+            match=r"^CachedStates: the states need 6\.35e-05 GB, but .* has no room for them \(.* GB are free\);",
+        ):
+            read(CachedStates(folder=str(tmp_path), dtype="float32", max_windows=62), rows, made)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "states.bin").stat().st_size == 0
+
+
+def test_what_nobody_can_vouch_for_is_refused(corpus: Path, tmp_path: Path) -> None:
+    made, rows = module().trunk.requires_grad_(False), data(corpus).rows("train")
+    cache = CachedStates(folder=str(tmp_path), dtype="float32", max_windows=8)
+    unseen = CachedRows(rows, window=16, kept=cache)
+    with pytest.raises(ValueError, match=r"^CachedStates: this process does not see in .* what process 0 wrote; name"):
+        read_once(unseen, made, writes=False)
+    read(cache, rows, made)
+    read_once(unseen, made, writes=False)
+    (tmp_path / "index.json").write_text('{"of": ')
+    with pytest.raises(ValueError, match=r"^CachedStates: .*index\.json is damaged, so nothing says whose"):
+        read(cache, rows, made)
 
 
 def test_the_trunk_reads_in_the_precision_of_the_run(corpus: Path, tmp_path: Path) -> None:

@@ -131,18 +131,6 @@ def test_a_resumed_run_ends_at_the_same_weights(tmp_path: Path, step: int, share
     assert_same(resumed.state_dict(), whole.state_dict(), tolerance=0)
 
 
-def test_weights_of_another_model_do_not_resume(tmp_path: Path) -> None:
-    path = tmp_path / "linear.ckpt"
-    trainer(tmp_path, SaveAt(path, 1), max_steps=1, max_epochs=-1).fit(module("linear"), data())
-    for stage in ("fit", "validate"):
-        with pytest.raises(
-            ValueError,
-            match=r"^ckpt_path: the weights in the checkpoint do not fit the model: "
-            r"model\.heads\.depth_bias is nothing, the model has \(2, 16\)\.$",
-        ):
-            getattr(trainer(tmp_path), stage)(module("recurrent"), data(), ckpt_path=path, weights_only=True)
-
-
 def test_predictions_are_the_most_likely_tokens(tmp_path: Path) -> None:
     model, rows = module(), data()
     batches = trainer(tmp_path).predict(model, rows)
