@@ -23,6 +23,13 @@ from mtp_modules.commands.report import report
 from mtp_modules.commands.sample import sample
 from mtp_modules.commands.study import study
 from mtp_modules.configuration import LightningSentenceParser, SentenceParser, check_sizes, link_sizes
+from mtp_modules.configuration.run_folder import (
+    RunFolder,
+    configured_folder,
+    find_named,
+    requeued_checkpoint,
+    use_folder,
+)
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Description
 from mtp_modules.loading import CHECKPOINT_KEY, find_checkpoint, is_sharded, read_checkpoint
@@ -43,7 +50,6 @@ from mtp_modules.training.checkpointing import check_description, tokenizer_of
 from mtp_modules.training.descriptions import check_same_model
 from mtp_modules.training.limits import check_numbers
 from mtp_modules.training.resuming import check_configured_optimizer, check_resumable
-from mtp_modules.training.run_folder import RunFolder, configured_folder, find_named, requeued_checkpoint, use_folder
 from mtp_modules.training.strategies import loads_by_itself
 
 COMMANDS: dict[str, Callable[..., None]] = {

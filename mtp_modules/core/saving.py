@@ -7,8 +7,8 @@ that is killed leaves a file whose name ends in ``.partial``, which the next wri
 import ctypes
 import errno
 import os
+import platform
 import shutil
-import socket
 import sys
 import zipfile
 import zlib
@@ -45,7 +45,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         ['figures.json']
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{_SUFFIX}")
+    partial = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_over(path)
@@ -191,7 +191,7 @@ def check_folder(owner: object, folder: Path, *, needed: int = 0) -> None:
     Raises:
         ValueError: If no file can be written there, or less than ``needed`` bytes are free.
     """
-    probe = folder / f".probe.{socket.gethostname()}-{os.getpid()}{_SUFFIX}"
+    probe = folder / f".probe.{platform.node()}-{os.getpid()}{_SUFFIX}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"\0")
@@ -231,7 +231,7 @@ def flush(path: Path) -> None:
 
 def _remove_left_over(path: Path) -> None:
     """Remove the partial files of a target that processes of this machine left when they were killed."""
-    own = f".{path.name}.{socket.gethostname()}-"
+    own = f".{path.name}.{platform.node()}-"
     for left in path.parent.glob(f".*{_SUFFIX}"):
         if left.name.startswith(own):
             number = left.name.removeprefix(own).removesuffix(_SUFFIX)

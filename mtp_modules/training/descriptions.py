@@ -67,6 +67,16 @@ def check_same_model(model: MTPModel, tokenizer: Tokenizer | None, saved: Mappin
             )
 
 
+def described(model: MTPModel, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Return what a checkpoint says of its model and tokenizer.
+
+    Args:
+        model: Whose weights it holds.
+        tokenizer: Of the data; ``None`` if there is none.
+    """
+    return {"model": describe(model), "tokenizer": None if tokenizer is None else describe(tokenizer)}
+
+
 def own_description(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a checkpoint says of itself; nothing if it was not written by this package.
 

@@ -1,6 +1,7 @@
 """The LightningModule: model, loss, optimizer and metrics."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,13 +10,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim import AdamW, Optimizer
 
-from mtp_modules.core.checks import refuse
-from mtp_modules.core.component import describe
 from mtp_modules.core.interfaces import Heads, Trunk
 from mtp_modules.core.mixture import marginal_logits
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
-from mtp_modules.core.targets import num_positions
 from mtp_modules.data.cached_states import cached_output
 from mtp_modules.data.module import TokenDataModule
 from mtp_modules.loading import CHECKPOINT_KEY
@@ -26,7 +24,7 @@ from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.cached_states import read_cached_rows
 from mtp_modules.training.checkpoint_io import write_atomically
 from mtp_modules.training.checkpointing import check_checkpoint, generator_of, tokenizer_of
-from mtp_modules.training.descriptions import check_same_model, own_description
+from mtp_modules.training.descriptions import check_same_model, described, own_description
 from mtp_modules.training.draft_tokens import check_draft_tokens_chosen
 from mtp_modules.training.finite import FiniteSteps, check_finite_weights
 from mtp_modules.training.freezing import freeze_parts
@@ -34,7 +32,7 @@ from mtp_modules.training.last_checkpoint import check_save_folders, check_save_
 from mtp_modules.training.learning_rates import check_scales, scaled_optimizer
 from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, logs_this_step, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
-from mtp_modules.training.parallel import Sharding, materialize
+from mtp_modules.training.parallel import Sharding, check_sharding, materialize
 from mtp_modules.training.resuming import Resumption, record_run
 from mtp_modules.training.schedules import LearningRateSchedule, scheduled
 from mtp_modules.training.strategies import check_accumulation, check_compilation, check_gradients, check_trainer
@@ -127,8 +125,8 @@ class MTPModule(LightningModule):
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.sharding, self._configured = sharding, False
         with torch.device("cpu"):  # also where the model is built on the meta device
-            self.val_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
-            self.test_metrics = PerHeadMetrics(num_horizons=len(self.model.horizons), top_k=TOP_K)
+            one = partial(PerHeadMetrics, num_horizons=len(self.model.horizons), top_k=TOP_K)
+            self.val_metrics, self.test_metrics = one(), one()
         self._resumption = Resumption()
         self._step_counts: StepCounts | None = None
         self._run_length: int | None = None
@@ -161,8 +159,7 @@ class MTPModule(LightningModule):
         check_trainer(self.trainer)
         check_compilation(self.trainer, self.activation_checkpointing, compiled=self.compile_blocks)
         write_atomically(self.trainer)
-        if self.sharding is not None and self.device_mesh is None:
-            refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")
+        check_sharding(self.sharding, self.device_mesh)
         if stage == "fit":
             check_accumulation(self.trainer)
             check_save_folders(self.trainer, self)
@@ -191,14 +188,11 @@ class MTPModule(LightningModule):
             counts: Valid targets per horizon in the whole optimizer step; only this batch if ``None``.
             weights: One weight per horizon; those of the start of a run if ``None``.
         """
-        tokens, document_ids, taught = batch["tokens"], batch.get("document_ids"), None
-        if self.teacher is not None and self.training:
-            read = torch.where(tokens < 0, batch["inputs"], tokens) if "inputs" in batch else tokens
-            taught = self.teacher(read, length=num_positions(tokens, self.horizons), document_ids=document_ids)
+        taught = self.teacher.of(batch, self.horizons) if self.teacher is not None and self.training else None
         terms: LossTerms = self.loss(
             self.model,
-            tokens,
-            document_ids=document_ids,
+            batch["tokens"],
+            document_ids=batch.get("document_ids"),
             loss_mask=batch.get("loss_mask"),
             inputs=batch.get("inputs"),
             counts=counts,
@@ -329,7 +323,6 @@ class MTPModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the description of model, tokenizer and run into the checkpoint, unless a weight is not finite."""
         check_finite_weights(self, self._trainer)
-        saved = None if (tokenizer := tokenizer_of(self._trainer)) is None else describe(tokenizer)
-        checkpoint[CHECKPOINT_KEY] = {"format": FORMAT, "model": describe(self.model), "tokenizer": saved}
+        checkpoint[CHECKPOINT_KEY] = {"format": FORMAT, **described(self.model, tokenizer_of(self._trainer))}
         if self._trainer is not None:
             record_run(self, checkpoint)

@@ -113,6 +113,20 @@ def shard_model(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding:
     register_fsdp_forward_method(model.unembedding, "logits")
 
 
+def check_sharding(sharding: Sharding | None, mesh: DeviceMesh | None) -> None:
+    """Reject a sharding that the strategy would not apply.
+
+    Args:
+        sharding: As configured.
+        mesh: Of the strategy; ``None`` if it is not ``ModelParallelStrategy``.
+
+    Raises:
+        ValueError: If there is a sharding, and no mesh.
+    """
+    if sharding is not None and mesh is None:
+        refuse("model.sharding", "needs trainer.strategy ModelParallelStrategy; take that, or leave sharding out.")
+
+
 def materialize(module: nn.Module, device: torch.device, *, without: Iterable[nn.Module] = ()) -> None:
     """Allocate and initialise a module that was built on the meta device.
 

@@ -1,6 +1,6 @@
 """A trained model as a teacher for distillation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from mtp_modules.core.component import Component, describe
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.objective import NextTokenTeacher
 from mtp_modules.core.shapes import Int, Tensor
-from mtp_modules.core.targets import num_sampled
+from mtp_modules.core.targets import num_positions, num_sampled
 from mtp_modules.loading import load_model
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.model import MTPModel
@@ -112,6 +112,17 @@ class TeacherModel(Component):
         hidden = self.model.trunk(tokens[:, :length], document_ids=read).hidden
         first = self.model.heads.first(hidden, document_ids=read)
         return NextTokenTeacher(first, self.model.unembedding.matrix(0), self.share, self.temperature)
+
+    def of(self, batch: Mapping[str, Tensor], horizons: Sequence[int]) -> NextTokenTeacher:
+        """Run the teacher on a training batch; where a token is no target, it reads what the student reads.
+
+        Args:
+            batch: ``tokens``, and optionally ``inputs`` and ``document_ids``.
+            horizons: Of the student.
+        """
+        tokens = batch["tokens"]
+        read = torch.where(tokens < 0, batch["inputs"], tokens) if "inputs" in batch else tokens
+        return self(read, length=num_positions(tokens, horizons), document_ids=batch.get("document_ids"))
 
     def flops(self, *, batch_size: int, length: int, num_horizons: int, share_of_positions: float = 1.0) -> int:
         """Return the floating-point operations that it adds to a step of the student's training.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mtp_modules.configuration.run_folder import RunFolder, find_named, runs_of
 from mtp_modules.loading import read_checkpoint
-from mtp_modules.training.run_folder import RunFolder, find_named, runs_of
 from tests.command_line import refusal
 from tests.faults.processes import SMALL, Command
 
