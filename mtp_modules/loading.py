@@ -150,9 +150,8 @@ def _read(path: Path, read: Callable[[], Any]) -> Any:
 
 def _check_whole(path: Path) -> None:
     """Raise an error for a damaged checkpoint, by the checksums of its tensors or files."""
-    if (damaged := _damaged(path)) is not None:
-        what = f"is damaged: {damaged} is not what was saved" if damaged else "is not a checkpoint, or is damaged"
-        refuse("ckpt_path", f"{path} {what}; {_whole_one(path)}.")
+    if damaged := _damaged(path):  # what is no checkpoint at all is rejected on reading
+        refuse("ckpt_path", f"{path} is damaged: {damaged} is not what was saved; {_whole_one(path)}.")
 
 
 def _damaged(path: Path) -> str | None:

@@ -1,14 +1,11 @@
 """The complete model: trunk, heads and unembedding. It is usable without Lightning."""
 
-import json
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
 from torch import nn
 
 from mtp_modules.core.checks import refuse, tokens_in_vocabulary
@@ -19,6 +16,7 @@ from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import num_positions, tokens_between
 from mtp_modules.core.unembedding import TokenIds, Unembedding
+from mtp_modules.pretrained import CONFIG, FORMAT_KEY, load_pretrained, read_model, write_model
 
 FORMAT = 2
 """Version of the stored weights. It increases when their layout changes but not their shapes."""
@@ -195,21 +193,17 @@ class MTPModel(Component, nn.Module):
         redescribe(self, num_draft_tokens=len(tokens))
 
     def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
-        """Write ``config.json`` and ``model.safetensors``.
+        """Write ``config.json`` and ``model.safetensors``, both or neither, with a checksum of every tensor.
 
         Args:
             folder: Created if it does not exist.
             tokenizer: Written into the configuration, so that decoding needs no other file.
+
+        Raises:
+            ValueError: If they cannot be written.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "mtp_modules": FORMAT,
-            "model": describe(self),
-            "tokenizer": describe(tokenizer) if tokenizer else None,
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_model(self, str(folder / "model.safetensors"))
+        tokens = None if tokenizer is None else describe(tokenizer)
+        write_model(Path(folder), {FORMAT_KEY: FORMAT, "model": describe(self), "tokenizer": tokens}, self)
 
     def push_to_hub(
         self, repo_id: str, *, tokenizer: Tokenizer | None = None, private: bool = True, api: Any = None
@@ -261,33 +255,15 @@ class MTPModel(Component, nn.Module):
             ValueError: If a file is missing, is invalid, or does not fit.
         """
         folder = Path(folder)
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                refuse(cls.__name__, f"{folder} has no {name}; give a folder that save_pretrained wrote.")
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):  # neither JSON nor, perhaps, text
-            config = None
-        if isinstance(config, dict) and "mtp_modules" in config:
-            check_format(cls.__name__, config["mtp_modules"], folder)
-        if not isinstance(config, dict) or not {"mtp_modules", "model"} <= config.keys():
-            refuse(cls.__name__, f"{folder / 'config.json'} was not written by save_pretrained.")
+        config, shapes, dtypes, checksums = read_model(cls.__name__, folder)
+        check_format(cls.__name__, config[FORMAT_KEY], folder)
         for name in ("model", "tokenizer"):
             if not isinstance(found := config.get(name), dict) and (name == "model" or found is not None):
-                refuse(cls.__name__, f"{folder / 'config.json'} does not describe the {name}; save the model again.")
-        try:
-            with safe_open(folder / "model.safetensors", framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                stored = {each.get_dtype() for each in slices.values()} & _DTYPES.keys()
-                shapes = {name: each.get_shape() for name, each in slices.items()}
-        except (RuntimeError, SafetensorError, OSError) as error:
-            refuse(cls.__name__, f"{folder / 'model.safetensors'} is damaged ({error}).")
+                refuse(cls.__name__, f"{folder / CONFIG} does not describe the {name}; save the model again.")
         model: MTPModel = build_within(shapes, cls.__name__, config["model"], trusted=trusted, role=MTPModel)
-        try:
-            model.to(_DTYPES[stored.pop()] if len(stored) == 1 else torch.get_default_dtype())
-            load_model(model, str(folder / "model.safetensors"))
-        except (RuntimeError, SafetensorError) as error:
-            refuse(cls.__name__, f"{folder / 'model.safetensors'} does not fit the model in config.json ({error}).")
+        stored = dtypes & _DTYPES.keys()
+        model.to(_DTYPES[stored.pop()] if len(stored) == 1 else torch.get_default_dtype())
+        load_pretrained(cls.__name__, model, folder, checksums)
         tokenizer = build(found, trusted=trusted, role=Tokenizer) if (found := config.get("tokenizer")) else None
         return model.eval(), tokenizer
 

@@ -1,16 +1,12 @@
 """Start a new run from the weights of a trained model."""
 
-import json
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load_model as load_weights
 
 from mtp_modules.core.checks import InputError, refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.loading import check_weights, find_checkpoint, is_sharded, read_checkpoint
 from mtp_modules.model import MTPModel
+from mtp_modules.pretrained import FORMAT_KEY, load_pretrained, read_model
 from mtp_modules.training.descriptions import check_same_model, own_description
 
 _OWNER = "init_from"
@@ -67,14 +63,6 @@ def init_from(model: MTPModel, path: str | Path, *, tokenizer: Tokenizer | None 
 
 def _from_pretrained(model: MTPModel, folder: Path, tokenizer: Tokenizer | None) -> None:
     """Load what ``save_pretrained`` wrote, without building anything that its configuration names."""
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict) or "mtp_modules" not in config:
-        refuse(_OWNER, f"{folder} has no config.json that save_pretrained wrote; give a folder or a checkpoint of it.")
-    check_same_model(model, tokenizer, {**config, "format": config["mtp_modules"]}, _OWNER)
-    try:
-        load_weights(model, str(folder / "model.safetensors"))
-    except (RuntimeError, SafetensorError) as error:
-        refuse(_OWNER, f"{folder / 'model.safetensors'} does not fit the model in config.json ({error}).")
+    config, _, _, checksums = read_model(_OWNER, folder)
+    check_same_model(model, tokenizer, {**config, "format": config[FORMAT_KEY]}, _OWNER)
+    load_pretrained(_OWNER, model, folder, checksums)

@@ -48,7 +48,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "ctypes.CDLL": "the C library",
     },
     "training/signals.py": {"subprocess": "scontrol, which requeues a SLURM job"},
-    "training/starting.py": {"safetensors.torch.load_model": "safetensors"},
     "data/__init__.py": {"importlib.import_module": "this package's own modules, of a fixed table"},
     "data/huggingface.py": {
         "transformers": "reads a tokenizer that the user names",
@@ -61,9 +60,8 @@ ALLOWED: dict[str, dict[str, str]] = {
         "set_loader": "puts parse_yaml in its place",
     },
     "interop/files.py": {"load_file": "safetensors"},
+    "pretrained.py": {"safe_open": "safetensors", "safetensors.torch.load_model": "safetensors"},
     "model.py": {
-        "safe_open": "safetensors",
-        "safetensors.torch.load_model": "safetensors",
         "huggingface_hub": "push_to_hub, which a user calls",
     },
     "studies/pool.py": {

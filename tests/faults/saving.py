@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.distributed import checkpoint as sharded
 
+from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
 from mtp_modules.core.saving import finish_folder, remove_partial, save_checkpoint
 
 SIZE = 200_000
@@ -34,3 +35,16 @@ def save_folders(path: Path) -> None:
         whole = content(step)
         sharded.save({"first": whole["first"], "second": whole["second"]}, checkpoint_id=partial, no_dist=True)
         finish_folder(partial, path)
+
+
+def save_models(folder: Path) -> None:
+    """Save two models of equal shapes in turn, each with its number of positions for weights."""
+    models = []
+    for positions in (256, 512):
+        trunk = RecurrentTrunk(vocab_size=300, d_model=64, num_layers=2, max_positions=positions)
+        model = MTPModel(trunk=trunk, heads=LinearHeads(d_model=64, num_horizons=2))
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, positions)
+        models.append(model)
+    for step in range(10**9):
+        models[step % 2].save_pretrained(folder)

@@ -193,6 +193,7 @@ def widen(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for part in ("trunk", "heads"):
         config["model"]["init_args"][part]["init_args"]["d_model"] = 2 * WIDTH
+    del config["weights"]  # it is no longer the one that was saved with them
     (folder / "config.json").write_text(json.dumps(config))
 
 

@@ -90,7 +90,10 @@ def test_a_checkpoint_cannot_name_a_module_beside_it(tmp_path: Path, monkeypatch
     path = saved(tmp_path / "other.ckpt", content)
     for stage in ("fit", "validate", "test", "predict"):
         again = trainer(tmp_path, max_steps=2, max_epochs=-1)
-        getattr(again, stage)(module(), datamodule=data(), ckpt_path=path)  # the weights fit, and nothing is built
+        with pytest.raises(
+            InputError, match=r"^ckpt_path: model\.trunk is RecurrentTrunk here, but the checkpoint was"
+        ):
+            getattr(again, stage)(module(), datamodule=data(), ckpt_path=path)
     with pytest.raises(InputError, match=r"^build: class 'beside\.Trunk' is not from a trusted package"):
         load_model(path)
 
@@ -304,6 +307,7 @@ SIZES: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_a_description_asks_for_no_more_than_is_stored(name: str, tmp_path: Path) -> None:
     small().save_pretrained(tmp_path)
     config, content = json.loads((tmp_path / "config.json").read_text(encoding="utf-8")), checkpoint()
+    del config["weights"]  # it is no longer the one that was saved with them
     SIZES[name](config["model"])
     SIZES[name](content[CHECKPOINT_KEY]["model"])
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -433,5 +437,10 @@ def test_safetensors_are_as_long_as_their_header_says(tmp_path: Path) -> None:
     path.write_bytes(content)
     tensors = load_file(path)
     save_file({**tensors, "more": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match="is damaged: its description is not what was saved"):
+        load_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del config["weights"]
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(InputError, match="does not fit the model"):
         load_model(tmp_path)
