@@ -74,6 +74,15 @@ def nightly(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Inject many more faults than the tests: kills, signals, full disks, flipped bits; arguments go to pytest."""
+    install(session, "test")
+    folders = ("tests/faults", "tests/distributed/test_resuming.py", "tests/unit/training/test_resuming.py")
+    env = ONE_THREAD | {"FAULTS": "all"}
+    session.run(*PYTEST, "-m", "not benchmark", "--timeout", "1200", *folders, *session.posargs, env=env)
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Put known bugs back in, one at a time: the tests must kill each; arguments choose some: `-- tree stop`."""
     install(session, "test")
