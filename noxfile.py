@@ -83,6 +83,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Train for an hour and decode 10,000 prompts: nothing may grow or be wrong; `-- --minutes 5` takes less."""
+    install(session, "test")
+    session.run("python", "-m", "tests.faults.soak", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Put known bugs back in, one at a time: the tests must kill each; arguments choose some: `-- tree stop`."""
     install(session, "test")
