@@ -66,34 +66,30 @@ DEBUG = "Errors are one sentence; add --debug to any command for the traceback."
 
 
 class MTPCLI(LightningCLI):
-    """LightningCLI for :class:`~mtp_modules.training.MTPModule` and any data module.
+    """LightningCLI for :class:`~mtp_modules.training.MTPModule` and any data module."""
 
-    Args:
-        cleanup: Gets what is to be done when the command has ended, whatever its end.
-    """
-
-    def __init__(self, cleanup: ExitStack) -> None:
-        self.cleanup = cleanup
+    def __init__(self) -> None:
         self.graceful_stop = GracefulStop()
         self.saved_model: Description | None = None
         self.saved: dict[str, Any] = {}
         self.held: tuple[Path, dict[str, Any]] | None = None
         self.run_folder: RunFolder | None = None
-        super().__init__(
-            model_class=MTPModule,
-            datamodule_class=LightningDataModule,
-            subclass_mode_data=True,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={},
-            parser_class=LightningSentenceParser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            seed_everything_default=1,
-            parser_kwargs={
-                "prog": "python -m mtp_modules",
-                "epilog": f"Also: {', '.join(COMMANDS)} (python -m mtp_modules {next(iter(COMMANDS))} --help). {DEBUG}",
-            },
-        )
+        with ExitStack() as self.cleanup:  # what is to be done when the command has ended, whatever its end
+            super().__init__(
+                model_class=MTPModule,
+                datamodule_class=LightningDataModule,
+                subclass_mode_data=True,
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults={},
+                parser_class=LightningSentenceParser,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                seed_everything_default=1,
+                parser_kwargs={
+                    "prog": "python -m mtp_modules",
+                    "epilog": f"Also: {', '.join(COMMANDS)} (python -m mtp_modules generate --help). {DEBUG}",
+                },
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Fill in every size that another component defines."""
@@ -241,8 +237,7 @@ def main() -> None:
         if command in COMMANDS:
             _run(command, sys.argv[2:])
         elif command in MTPCLI.subcommands() or command.startswith("-"):
-            with ExitStack() as cleanup:
-                MTPCLI(cleanup)
+            MTPCLI()
         else:
             known = ", ".join([*MTPCLI.subcommands(), *COMMANDS])
             refuse("command", f"{command!r} is unknown. Known: {known}." if command else f"none given. Known: {known}.")

@@ -2,8 +2,8 @@
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import IO
@@ -12,13 +12,12 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.saving import remove_partial, write_text
+from mtp_modules.core.saving import remove_partial
 from mtp_modules.loading import find_checkpoint
 from mtp_modules.training.last_checkpoint import LAST
 from mtp_modules.training.signals import slurm_job
 
 CHECKPOINTS = "checkpoints"
-_LOCK, _JOB = ".lock", ".slurm_job"
 _TRACES = ("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*", "*.ckpt", f"{CHECKPOINTS}/*.ckpt")
 
 
@@ -38,8 +37,7 @@ class RunFolder:
     """
 
     def __init__(self, wanted: Path, resumed: Path | None = None) -> None:
-        self.path = wanted
-        self._lock: IO[str] | None = None
+        self.path, self._lock = wanted, None
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             return
         own = None if resumed is None else run_of(resumed)
@@ -48,26 +46,26 @@ class RunFolder:
             if self._lock is None:
                 refuse(
                     "ckpt_path",
-                    f"another process trains in {own}; wait for its end, or start a new run from {resumed} "
-                    "with --init_from.",
+                    f"another process trains in {own}; wait for its end, or start anew with --init_from {resumed}.",
                 )
+            _keep_figures(own)
         else:
             for folder in _numbered(wanted):
                 if not holds_run(folder) and (lock := _locked(folder)) is not None:
+                    self.path, self._lock = folder, lock
                     if not holds_run(folder):
-                        self.path, self._lock = folder, lock
                         break
-                    lock.close()
+                    self.release()
         remove_partial(self.path)
-        if (job := slurm_job()) is not None:
-            write_text(self.path / _JOB, job)
 
     def release(self) -> None:
         """Let other processes use the folder, and remove it if nothing came of the run."""
         if self._lock is None:
             return
-        if {file.name for file in self.path.iterdir()} <= {_LOCK, _JOB}:
-            shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            self.path.rmdir()
+        if slurm_job() is None:  # a requeued job looks for its own
+            _lock_of(self.path).unlink(missing_ok=True)
         self._lock.close()
         self._lock = None
 
@@ -128,7 +126,7 @@ def requeued_checkpoint(wanted: Path) -> Path | None:
     """
     job = slurm_job()
     for folder in runs_of(wanted) if job is not None else ():
-        if (note := folder / _JOB).is_file() and note.read_text(encoding="utf-8") == job:
+        if (note := _lock_of(folder)).is_file() and note.read_text(encoding="utf-8") == job:
             return next((file for file in (folder / CHECKPOINTS / LAST, folder / LAST) if file.exists()), None)
     return None
 
@@ -173,7 +171,8 @@ def _folder_loggers(trainer: Namespace) -> list[Namespace]:
 def _folder_of(logger: Namespace) -> Path:
     given, version = logger.init_args, logger.init_args.get("version")
     named = f"version_{version}" if isinstance(version, int) else version or ""
-    return Path(given.get("save_dir") or ".", given.get("name") or "", named)
+    folder = Path(given.get("save_dir") or ".", given.get("name") or "", named)
+    return folder if folder.name else folder / "run"
 
 
 def _numbered(wanted: Path) -> Iterator[Path]:
@@ -186,21 +185,35 @@ def _escaped(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")  # in the folder it would be taken for files of a logger
+
+
 def _locked(folder: Path) -> IO[str] | None:
     """Lock a folder for this process; return ``None`` if another one holds it."""
+    path = _lock_of(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / _LOCK).open("a+", encoding="utf-8")
+        file = path.open("a+", encoding="utf-8")
     except OSError as error:
         refuse(
             "trainer.logger", f"the run's folder {folder} cannot be written to ({error.strerror}); name another one."
         )
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:  # removed by who held it
+            raise BlockingIOError
     except OSError:
         file.close()
         return None
     file.truncate(0)
-    file.write(f"{os.getpid()}\n")
+    file.write(slurm_job() or "")
     file.flush()
     return file
+
+
+def _keep_figures(folder: Path) -> None:
+    """Give the file of a CSV logger another name, because Lightning's deletes it when a run goes on."""
+    found = folder / "metrics.csv"
+    if found.exists():
+        found.rename(next(name for number in count(1) if not (name := folder / f"metrics-{number}.csv").exists()))
