@@ -1,6 +1,6 @@
 """Bugs that others shipped, and some of our own, put back in one at a time: the tests must kill each of them."""
 
-from tests.mutation import beams, decoding, sampling, states, text, training
+from tests.mutation import beams, decoding, sampling, saving, states, text, training
 from tests.mutation.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -10,5 +10,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *beams.MUTANTS,
     *states.MUTANTS,
     *training.MUTANTS,
+    *saving.MUTANTS,
 )
 """All of them, in the order of the table."""

@@ -59,12 +59,17 @@ def test_it_is_saved_after_validations_and_epochs(tmp_path: Path, options: dict[
     assert step_of(tmp_path / "last.ckpt") == 12
 
 
-def test_it_is_saved_between_steps_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [(1, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]), (None, [0, 0, 0, 0, 2, 2, 3, 3, 3, 3, 5, 5])],
+    ids=["every step", "after validations within a step"],
+)
+def test_it_is_saved_between_steps_only(tmp_path: Path, every: int | None, expected: list[int]) -> None:
     seen = Steps(tmp_path / "last.ckpt")
-    saver = LastCheckpoint(dirpath=str(tmp_path), every_n_steps=1)
+    saver = LastCheckpoint(dirpath=str(tmp_path), every_n_steps=every)
     options = {"accumulate_grad_batches": 2, "enable_checkpointing": True, "val_check_interval": 3}
     trainer(tmp_path, seen, saver, **options).fit(module(), data())
-    assert seen.found == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert seen.found == expected
 
 
 @pytest.mark.parametrize(
