@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import IO
 
 from jsonargparse import Namespace
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.saving import remove_partial
@@ -38,7 +37,7 @@ class RunFolder:
 
     def __init__(self, wanted: Path, resumed: Path | None = None) -> None:
         self.path, self._lock = wanted, None
-        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        if not _first_process():
             return
         own = None if resumed is None else run_of(resumed)
         if own is not None and any(own.resolve() == folder.resolve() for folder in runs_of(wanted)):
@@ -183,6 +182,15 @@ def _numbered(wanted: Path) -> Iterator[Path]:
 
 def _escaped(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _first_process() -> bool:
+    """Whether this is rank 0, by what launchers tell the processes that they start."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"))
+    known = next((rank for rank in ranks if rank is not None), None)
+    if known is None:  # Lightning's own launcher
+        return {os.environ.get("LOCAL_RANK", "0"), os.environ.get("NODE_RANK", "0")} == {"0"}
+    return int(known) == 0
 
 
 def _lock_of(folder: Path) -> Path:

@@ -95,9 +95,6 @@ def make_request(
     seeds = _each("seed", seed, _whole, rows)
     if not isinstance(seed, Sequence | Array | Tensor) or (isinstance(seed, Tensor | Array) and seed.ndim == 0):
         seeds = [first + row for row, first in enumerate(seeds)]
-    for number in seeds:
-        if not -(2**63) <= number < 2**63:
-            refuse("generate", f"seed must fit into 64 bits, -2**63 up to 2**63 - 1, got {number}.")
     return Request(
         prompts=texts,
         budgets=budgets,

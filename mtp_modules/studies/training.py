@@ -117,6 +117,7 @@ def calibrate(
     """
     started = time.perf_counter()
     module, data = _assembled(cell, 1, helpers)
+    module.finite_steps.limit = _CALIBRATION_STEPS  # how a run learns is not asked here
     times = _StepTimes()
     trainer = _trainer(cell, times, steps=_CALIBRATION_STEPS, device=device)
     choose_draft_tokens(module.model, data)

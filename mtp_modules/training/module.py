@@ -131,7 +131,7 @@ class MTPModule(LightningModule):
         self._step_counts: StepCounts | None = None
         self._run_length: int | None = None
         self._gradients_checked = False
-        self._finite = FiniteSteps(skip_non_finite)
+        self.finite_steps = FiniteSteps(skip_non_finite)
 
     @property
     def horizons(self) -> tuple[int, ...]:
@@ -221,7 +221,7 @@ class MTPModule(LightningModule):
         terms = self(batch, counts=counts, weights=self.horizon_weights())
         # The trainer averages over ranks and accumulated batches, but losses divided by the total counts must be added.
         loss: Tensor = terms.loss * self._step_counts.parts
-        self._finite.add(loss)
+        self.finite_steps.add(loss)
         if logs_this_step(self.trainer):
             self._step_counts.figures.add(terms)
             if not self.trainer.fit_loop._should_accumulate():  # the last batch of the step
@@ -233,7 +233,7 @@ class MTPModule(LightningModule):
         if logs_this_step(self.trainer):
             norms = gradient_norms(self.model, loss_scale=pending_loss_scale(self.trainer, optimizer))
             self.log_dict({f"train/grad_norm/{part}": norm for part, norm in norms.items()})
-        self._finite.check(self.trainer, self, optimizer)
+        self.finite_steps.check(self.trainer, self, optimizer)
 
     def configure_callbacks(self) -> list[Callback]:
         """Add :class:`TokenThroughput`, and :class:`LastCheckpoint` for ``save_last``, unless the trainer has them."""
@@ -244,7 +244,7 @@ class MTPModule(LightningModule):
         """Reset the state of an earlier run, reject schedules without an end of the run, and fill cached states."""
         self._step_counts = self._run_length = None
         self._gradients_checked = False
-        self._finite.reset()
+        self.finite_steps.reset()
         self._resumption.begin(self)
         self.horizon_weights()
         read_cached_rows(self.trainer, self.trunk)

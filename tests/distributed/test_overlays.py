@@ -104,7 +104,8 @@ def test_what_cannot_be_right_is_refused_before_any_work(tmp_path: Path) -> None
     assert sentence(
         "--trainer.strategy=DDPStrategy", "--trainer.strategy.static_graph=true", "--trainer.devices=1"
     ).startswith("trainer.strategy: DDPStrategy with static_graph: true does not go with accumulate_grad_batches=2")
-    assert sentence("--model.sharding=Shading").startswith("model.sharding: unknown class 'Shading'. Known: Sharding.")
+    unknown = "model.sharding: unknown class 'Shading'; did you mean Sharding? Known: Sharding."
+    assert sentence("--model.sharding=Shading").startswith(unknown)
     assert sentence("--model.activation_checkpointing=some") == (
         "activation_checkpointing: must be one of full, selective, got 'some'."
     )

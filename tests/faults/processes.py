@@ -49,6 +49,18 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     function(*arguments)
 
 
+def killed_midway(function: Callable[..., Any], path: Path, file: Path, seconds: float) -> None:
+    """Let a process call ``function(path)``, and kill it some seconds after it has replaced ``file`` once."""
+    before = file.stat().st_ino if file.exists() else None
+    process = started(function, path)
+    until = time.monotonic() + 120
+    while (not file.exists() or file.stat().st_ino == before) and time.monotonic() < until:
+        time.sleep(0.002)
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+
+
 class Command:
     """``python -m mtp_modules`` in a process of its own.
 

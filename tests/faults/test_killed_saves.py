@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed import checkpoint as sharded
 
 from mtp_modules.core.saving import damaged_file, damaged_record, remove_partial, save_checkpoint
-from tests.faults.processes import started, times
+from tests.faults.processes import killed_midway, started, times
 from tests.faults.saving import OTHER, SIZE, content, save_files, save_folders
 
 
@@ -37,13 +37,7 @@ def test_a_killed_save_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path, 
     path, dice, steps = tmp_path / "last.ckpt", random.Random(0), []
     before = set(os.listdir(OTHER))
     for _ in range(times(20, 100)):
-        process = started(save, path)
-        until = time.monotonic() + 120
-        while not path.exists() and time.monotonic() < until:
-            time.sleep(0.002)
-        time.sleep(0.15 * dice.random())
-        process.kill()
-        process.join()
+        killed_midway(save, path, path, 0.15 * dice.random())
         tensors = read(path)
         (value,) = {float(value) for tensor in tensors for value in tensor.unique()}
         steps.append(value)

@@ -4,7 +4,6 @@ import json
 import random
 import re
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 
 from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
 from mtp_modules.core.component import describe
-from tests.faults.processes import started, times
+from tests.faults.processes import killed_midway, times
 from tests.faults.saving import save_models
 from tests.faults.test_flipped_bits import flipped
 
@@ -31,13 +30,7 @@ def positions_of(loaded: MTPModel) -> int | None:
 def test_a_killed_save_over_another_model_leaves_one_of_the_two(tmp_path: Path) -> None:
     dice, found = random.Random(3), []
     for _ in range(times(20, 100)):
-        process = started(save_models, tmp_path / "model")
-        until = time.monotonic() + 120
-        while not (tmp_path / "model" / "config.json").exists() and time.monotonic() < until:
-            time.sleep(0.002)
-        time.sleep(0.1 * dice.random())
-        process.kill()
-        process.join()
+        killed_midway(save_models, tmp_path / "model", tmp_path / "model" / "config.json", 0.1 * dice.random())
         loaded, _ = MTPModel.from_pretrained(tmp_path / "model")
         (value,) = loaded.trunk.embedding.weight.unique().tolist()
         assert value == positions_of(loaded)  # the two models have equal shapes: nothing else tells them apart

@@ -149,7 +149,7 @@ def test_a_failing_run_does_not_take_the_others_along(done: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         start(yaml, done / "out")
     assert re.match(
-        r"error: study: 1 of the runs failed and are missing; the first, wild, seed 1: .*the loss is not finite",
+        r"error: study: 1 of the runs failed and are missing; the first, wild, seed 1: .*the loss is nan at step 2",
         str(stopped.value.code),
     )
     page = (done / "out" / "wild" / "report.html").read_text(encoding="utf-8")
@@ -191,7 +191,8 @@ def test_a_budget_too_small_is_refused_with_one_that_would_do(done: Path) -> Non
 def test_a_class_that_is_not_there_is_refused_before_any_run(done: Path) -> None:
     yaml = written(done, name="typo", arms={"a": {"model.heads.class_path": "LinaerHeads"}})
     said = refusal("study", yaml, "--output", done / "out", "--workers", "1")
-    assert re.match(r"arm 'a': model\.heads: unknown class 'LinaerHeads'\. Known: .*, LinearHeads,", said)
+    named = r"arm 'a': model\.heads: unknown class 'LinaerHeads'; did you mean LinearHeads\? Known: .*, LinearHeads,"
+    assert re.match(named, said)
     assert not (done / "out" / "typo" / "runs").exists()
 
 
