@@ -10,7 +10,9 @@ from tests.distributed.runs import Run, data, module, trainer
 from tests.distributed.stopping import change, stop_and_go
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", pytest.param("ddp with muon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp2", "ddp with muon"))]
+)
 def test_stopped_twice_on_two_processes(tmp_path: Path, name: str) -> None:
     first, second = run_ranks(stop_and_go, tmp_path, name, timeout=120)
     assert len(set(first.values()) | set(second.values())) == 1

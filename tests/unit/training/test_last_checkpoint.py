@@ -109,7 +109,7 @@ def constant() -> MTPModule:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("ends", [(4, 7), (6, 12)], ids=str)
+@pytest.mark.parametrize("ends", [(4, 6), pytest.param((7, 12), marks=pytest.mark.slow)], ids=str)
 def test_a_run_goes_on_from_it_as_if_it_had_not_ended(
     tmp_path: Path, options: dict[str, Any], ends: tuple[int, int]
 ) -> None:
