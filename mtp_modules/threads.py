@@ -8,18 +8,25 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """The variables that decide how threads wait: the standard's, GNU's and Intel's."""
 
 
-def prepare_threads(environment: MutableMapping[str, str], *, root: Path = Path("/")) -> None:
-    """Let threads sleep while they wait, and use no more of them than a container's quota has processors for.
+SHORT = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+"""Spin for some microseconds (GNU) or a millisecond (Intel), then sleep.
 
-    By default threads spin at every barrier. Beside one busy process, the thread that waits then keeps the processor
-    that the thread it waits for needs. What the environment says already is kept.
+Sleeping at once costs a third of the speed on an idle machine; spinning on costs nearly all of it beside a busy one.
+"""
+
+
+def prepare_threads(environment: MutableMapping[str, str], *, root: Path = Path("/")) -> None:
+    """Let threads that wait sleep soon, and use no more of them than a container's quota has processors for.
+
+    By default threads spin at every barrier, for long. Beside one busy process, the thread that waits then keeps the
+    processor that the thread it waits for needs. What the environment says already is kept.
 
     Args:
         environment: Changed in place; child processes get a copy of it.
         root: Where ``proc`` and ``sys`` are.
     """
     if not any(name in environment for name in WAITING):
-        environment.update({"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"})
+        environment.update(SHORT)
     if "OMP_NUM_THREADS" not in environment:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         limit = min(_quotas(root), default=float(usable))

@@ -1,5 +1,6 @@
 """What processes that are killed do meanwhile: save one checkpoint after another."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk
 from mtp_modules.core.saving import finish_folder, remove_partial, save_checkpoint
 
 SIZE = 200_000
-OTHER = "/dev/shm"
+
+
+def elsewhere(path: Path) -> Path:
+    """Return a folder on another file system, for ``$TMPDIR``; the same for the same path."""
+    return Path("/dev/shm") / hashlib.sha256(str(path).encode()).hexdigest()[:16]
 
 
 def content(step: int) -> dict[str, Any]:
@@ -21,14 +26,14 @@ def content(step: int) -> dict[str, Any]:
 
 def save_files(path: Path) -> None:
     """Save one after another, until killed."""
-    os.environ["TMPDIR"] = OTHER
+    os.environ["TMPDIR"] = str(elsewhere(path))
     for step in range(10**9):
         save_checkpoint(content(step), path)
 
 
 def save_folders(path: Path) -> None:
     """The same, as shards."""
-    os.environ["TMPDIR"] = OTHER
+    os.environ["TMPDIR"] = str(elsewhere(path))
     for step in range(10**9):
         partial = path.with_name(f".{path.name}.shards.partial")
         remove_partial(path.parent)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch.distributed import checkpoint as sharded
 
 from mtp_modules.core.saving import damaged_file, damaged_record, remove_partial, save_checkpoint
 from tests.faults.processes import killed_midway, started, times
-from tests.faults.saving import OTHER, SIZE, content, save_files, save_folders
+from tests.faults.saving import SIZE, content, elsewhere, save_files, save_folders
 
 
 def read_file(path: Path) -> list[Tensor]:
@@ -35,14 +36,17 @@ def read_folder(path: Path) -> list[Tensor]:
 def test_a_killed_save_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path, layout: str) -> None:
     save, read = {"file": (save_files, read_file), "shards": (save_folders, read_folder)}[layout]
     path, dice, steps = tmp_path / "last.ckpt", random.Random(0), []
-    before = set(os.listdir(OTHER))
+    other = elsewhere(path)
+    other.mkdir()
     for _ in range(times(20, 100)):
         killed_midway(save, path, path, 0.15 * dice.random())
         tensors = read(path)
         (value,) = {float(value) for tensor in tensors for value in tensor.unique()}
         steps.append(value)
     assert len(set(steps)) > 1  # some were replaced before the kill
-    assert set(os.listdir(OTHER)) <= before
+    left = os.listdir(other)
+    shutil.rmtree(other)
+    assert left == []
     remove_partial(tmp_path)
     assert os.listdir(tmp_path) == ["last.ckpt"]
 

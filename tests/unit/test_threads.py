@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mtp_modules.threads import WAITING, prepare_threads
+from mtp_modules.threads import SHORT, WAITING, prepare_threads
 from tests.command_line import ROOT
 
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 QUOTAS = {
     "no group": ({}, None),
     "no quota": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
@@ -57,7 +56,7 @@ def test_a_quota_limits_the_threads_and_what_a_user_set_is_kept(
             (tmp_path / name / path).write_text(text, encoding="utf-8")
         environment: dict[str, str] = {}
         prepare_threads(environment, root=tmp_path / name)
-        assert environment == PASSIVE | ({} if threads is None else {"OMP_NUM_THREADS": threads}), name
+        assert environment == SHORT | ({} if threads is None else {"OMP_NUM_THREADS": threads}), name
     for name in WAITING:
         environment = {name: "own", "OMP_NUM_THREADS": "7"}
         prepare_threads(environment, root=tmp_path / "own")
@@ -89,6 +88,6 @@ def test_the_command_line_sets_them_before_torch_loads() -> None:
         said = subprocess.run(command, env=left | given, capture_output=True, text=True, check=True, timeout=60).stdout
         environment = json.loads(said)
         assert {name: environment[name] for name in WAITING if name in environment} == (
-            PASSIVE if not given else {"GOMP_SPINCOUNT": "100"}
+            SHORT if not given else {"GOMP_SPINCOUNT": "100"}
         )
         assert environment.get("OMP_NUM_THREADS") == given.get("OMP_NUM_THREADS", environment.get("OMP_NUM_THREADS"))
