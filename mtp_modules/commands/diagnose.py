@@ -2,13 +2,13 @@
 
 import json as json_format
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from mtp_modules.commands.common import load_on, writable
 from mtp_modules.commands.held_out import data_for, held_out_batches, prompts_of
+from mtp_modules.core.saving import write_text
 from mtp_modules.reports import diagnose as measure
 from mtp_modules.reports.diagnosis_page import diagnosis_page
 from mtp_modules.reports.diagnosis_tables import show
@@ -76,7 +76,7 @@ def diagnose(
     origin = f"{text_read}; {len(starts)} prompts; {device}, {threads}, torch {torch.__version__}"
     if json is not None:
         content = {"origin": origin, "verdict": verdict(found)} | asdict(found)
-        Path(json).write_text(json_format.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(json, json_format.dumps(content, indent=2) + "\n")
     if html is not None:
-        Path(html).write_text(diagnosis_page(found, origin), encoding="utf-8")
+        write_text(html, diagnosis_page(found, origin))
         console.print(f"Page: {html}")

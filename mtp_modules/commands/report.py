@@ -1,9 +1,8 @@
 """``python -m mtp_modules report``: pages about a trained model."""
 
-from pathlib import Path
-
 from mtp_modules.commands.common import encode, load_on, writable
 from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.saving import write_text
 from mtp_modules.decoders import AutoregressiveDecoder, Decoder, SamplingParams, SpeculativeDecoder, StopRule
 from mtp_modules.reports.diagnosis import model_summary
 from mtp_modules.reports.generation_page import generation_page
@@ -72,5 +71,5 @@ def report(
         settings=f"{ckpt_path}; {type(decoder).__name__}, {settings}",
         greedy=temperature == 0,
     )
-    Path(output).write_text(page, encoding="utf-8")
+    write_text(output, page)
     print(f"{run.stats.tokens} tokens, {run.stats.tokens_per_forward:.2f} per forward pass. Page: {output}")

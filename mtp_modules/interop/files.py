@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mtp_modules.core.checks import InputError, refuse
 from mtp_modules.core.pickles import load_pickle
+from mtp_modules.core.saving import atomic_file, save_checkpoint, write_text
 from mtp_modules.core.shapes import Tensor
 
 WEIGHTS, INDEX, CONFIG, SIDECAR = "model.safetensors", "model.safetensors.index.json", "config.json", "mtp_modules.json"
@@ -50,9 +50,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         path: Path of the file.
         content: Plain values to write.
     """
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -62,9 +60,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         path: Path of the file.
         tensors: Tensors by name. They may share memory; each is written separately.
     """
-    partial = path.with_name(f".{path.name}.tmp")
-    save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, partial, {"format": "pt"})
-    os.replace(partial, path)
+    separate = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    with atomic_file(path) as partial:
+        save_file(separate, partial, {"format": "pt"})
 
 
 def read_tensors(owner: str, folder: Path, weights: str = WEIGHTS) -> dict[str, Tensor]:
@@ -144,9 +142,7 @@ def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
         path: Path of the file.
         tensors: The state dict.
     """
-    partial = path.with_name(f".{path.name}.tmp")
-    torch.save({name: value.detach().clone().contiguous() for name, value in tensors.items()}, partial)
-    os.replace(partial, path)
+    save_checkpoint({name: value.detach().clone().contiguous() for name, value in tensors.items()}, path)
 
 
 def new_folder(owner: str, folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from mtp_modules.core.saving import write_text
 from mtp_modules.reports.look import save, sentence_start
 from mtp_modules.reports.page import page
 from mtp_modules.reports.requests import create_figures, create_tables, create_verdicts
@@ -48,13 +49,12 @@ def write_report(outcome: Outcome, folder: Path, command: str) -> Path:
     for name, table in tables:
         for suffix, text in ((".csv", table.csv()), (".md", table.markdown())):
             path = folder / "tables" / f"{name}{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
         parts.append(f"<h2>{html.escape(sentence_start(table.title))}</h2>\n{table.html()}")
     verdicts = create_verdicts(outcome)
-    (folder / "verdict.md").write_text("".join(f"- {sentence}\n" for sentence in verdicts), encoding="utf-8")
+    write_text(folder / "verdict.md", "".join(f"- {sentence}\n" for sentence in verdicts))
     path = folder / "report.html"
-    path.write_text(_report(outcome, verdicts, parts, command), encoding="utf-8")
+    write_text(path, _report(outcome, verdicts, parts, command))
     return path
 
 
