@@ -306,7 +306,7 @@ def extend_heads(model: MTPModel, output: TrunkOutput, tokens: Tensor, state: De
     return model.heads.extend(output.hidden, state, tokens=tokens, embed=model.trunk.embedding, **given)
 
 
-def log_laws(model: MTPModel, tokens: Tensor, document_ids: Tensor | None = None) -> list[Tensor]:
+def log_probs_of(model: MTPModel, tokens: Tensor, document_ids: Tensor | None = None) -> list[Tensor]:
     """Return the logarithm of each horizon's law at every position, the tokens between being those of the text."""
     states, unembed = model(tokens, document_ids=document_ids), model.unembedding.logits
     if not isinstance(states, MixtureStates):

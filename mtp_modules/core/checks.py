@@ -1,7 +1,7 @@
 """Error messages for bad input: one sentence that names the class, the argument, its value, the limit and the fix."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any, NoReturn
 
@@ -123,6 +123,26 @@ def divides(owner: object, part: str, part_value: int, whole: str, whole_value: 
     """
     if whole_value % part_value:
         refuse(owner, f"{whole} ({whole_value}) must be a multiple of {part} ({part_value}).")
+
+
+def content_only(owner: object, arguments: Mapping[str, Any], content: str) -> None:
+    """Raise an error for stored arguments that name a model, whose files would be read or downloaded.
+
+    Args:
+        owner: Name of the class that they belong to.
+        arguments: From a file.
+        content: What the class is built from instead.
+
+    Raises:
+        ValueError: If ``pretrained``, ``gguf_file`` or ``revision`` is given.
+    """
+    for name in ("pretrained", "gguf_file", "revision"):
+        if arguments.get(name) is not None:
+            refuse(
+                owner,
+                f"a file names {name}={arguments[name]!r:.100}, but only {content} is read from files; make "
+                f"{owner}(pretrained=...) yourself, and save the model with it again.",
+            )
 
 
 def ascending_layers(owner: object, layers: Sequence[int], num_layers: int) -> tuple[int, ...]:

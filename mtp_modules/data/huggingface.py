@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mtp_modules.core.checks import refuse
+from mtp_modules.core.checks import content_only, refuse
 from mtp_modules.core.component import redescribe
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.tokenizer import known_tokens
@@ -71,13 +71,7 @@ class HuggingFaceTokenizer(Tokenizer):
     @classmethod
     def check_stored(cls, arguments: Mapping[str, Any]) -> None:
         """Raise an error for a tokenizer that is not described by its content."""
-        for name in ("pretrained", "gguf_file", "revision"):
-            if arguments.get(name) is not None:
-                refuse(
-                    cls.__name__,
-                    f"a file names {name}={arguments[name]!r:.100}, but only the content of a tokenizer is read from "
-                    f"files; make {cls.__name__}(pretrained=...) yourself, and save the model with it again.",
-                )
+        content_only(cls.__name__, arguments, "the content of a tokenizer")
 
     @property
     def vocab_size(self) -> int:

@@ -73,7 +73,7 @@ class ResumableLoader:
     def batches(self) -> Iterator[Any]:
         """Yield the batches of one pass, from the loaded place on in the first pass after ``load_state_dict``.
 
-        Whoever calls this counts in ``yielded`` what it hands on.
+        The caller counts in ``yielded`` the batches that it hands on.
         """
         resumed, self._resumed = self._resumed, None
         self.yielded, self._end, self._start = 0, None, 0

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from mtp_modules.core.saving import write_text
 
 FORMAT = 1
 
@@ -43,18 +43,8 @@ def write_result(path: Path, content: dict[str, Any], *, made_for: str) -> None:
         content: Plain values, all numbers finite.
         made_for: Hash of the run that the result belongs to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     envelope = {"format": FORMAT, "made_for": made_for, "digest": content_hash(content), "content": content}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(envelope, file, allow_nan=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(envelope, allow_nan=False, indent=1))
 
 
 def read_result(path: Path, *, made_for: str | None) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """Optimizer states by the names of parameters, so that a resumed run may change anything about its optimizer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -111,19 +111,25 @@ def _changed_settings(
         for parameter in group["params"]:
             before = saved.get(names[id(parameter)])
             if before is not None:
-                found |= {f"{name} {old} -> {new}": None for name, old, new in _settings(before, group)}
-    return [f"optimizer {change}" for change in found]
+                found |= dict.fromkeys(group_changes(before, group))
+    return list(found)
 
 
-def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def group_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return in words which settings of a parameter group differ.
+
+    Args:
+        before: The group in a checkpoint.
+        now: As configured.
+    """
     rates = [group.get(_BASE_RATE, group.get("lr")) for group in (before, now)]
-    if rates[0] != rates[1]:
-        yield "lr", *rates
+    changes = [] if rates[0] == rates[1] else [f"optimizer lr {rates[0]} -> {rates[1]}"]
     for name, value in now.items():
         if name not in _NO_SETTING and name in before:
             old = tuple(before[name]) if isinstance(before[name], list) else before[name]
             if old != (tuple(value) if isinstance(value, list) else value):
-                yield name, old, value
+                changes.append(f"optimizer {name} {old} -> {value}")
+    return changes
 
 
 def _parts(names: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from mtp_modules.training.learning_rates import scaled_optimizer
 from mtp_modules.training.optimizer_states import (
     carry_over,
     check_sharded_optimizers,
+    group_changes,
     record_optimizers,
     restart_schedules,
     set_rates,
@@ -189,7 +190,8 @@ def _adapt(module: Any, checkpoint: dict[str, Any], options: list[list[dict[str,
         check_sharded_optimizers(own, module, trainer.optimizers)
         for optimizer, groups in zip(trainer.optimizers, options, strict=True):
             for group, configured in zip(optimizer.param_groups, groups, strict=True):
-                changes += _reset(group, configured)
+                changes += group_changes(group, configured)
+                group.update(configured)
             set_rates(optimizer.param_groups, schedules)
     changes = list(dict.fromkeys(changes))
     if changes:
@@ -203,21 +205,6 @@ def _changed_settings(saved: Any, now: Mapping[str, Any]) -> list[str]:
         if isinstance(saved, Mapping) and name in saved:
             found += [f"{d.name} {d.saved} -> {d.here}" for d in differences(now[name], saved[name], name)]
     return found
-
-
-def _reset(group: dict[str, Any], configured: Mapping[str, Any]) -> list[str]:
-    """Set the settings of a group that a strategy has loaded to the configured ones; return the changes in words."""
-    changes = []
-    rates = [found.get("initial_lr", found.get("lr")) for found in (group, configured)]
-    if rates[0] != rates[1]:
-        changes.append(f"optimizer lr {rates[0]} -> {rates[1]}")
-    for name, value in configured.items():
-        old = group.get(name)
-        old = tuple(old) if isinstance(old, list) and isinstance(value, tuple) else old
-        if name not in ("lr", "initial_lr", "lr_scale") and name in group and old != value:
-            changes.append(f"optimizer {name} {old} -> {value}")
-        group[name] = value
-    return changes
 
 
 def _restore(module: LightningModule, checkpoint: Mapping[str, Any]) -> None:

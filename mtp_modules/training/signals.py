@@ -1,4 +1,4 @@
-"""What a run does when it is told to stop."""
+"""What a run does when it receives a signal."""
 
 import os
 import signal

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from mtp_modules.core.checks import ascending_layers, at_least, refuse, within_positions
+from mtp_modules.core.checks import ascending_layers, at_least, content_only, refuse, within_positions
 from mtp_modules.core.component import redescribe
 from mtp_modules.core.fitting import check_trained_output
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
@@ -108,13 +108,7 @@ class HuggingFaceTrunk(Trunk):
     @classmethod
     def check_stored(cls, arguments: Mapping[str, Any]) -> None:
         """Raise an error for a trunk that is not described by the configuration of its architecture alone."""
-        for name in ("pretrained", "gguf_file", "revision"):
-            if arguments.get(name) is not None:
-                refuse(
-                    cls.__name__,
-                    f"a file names {name}={arguments[name]!r:.100}, but only the configuration of a trunk is read from "
-                    f"files; make {cls.__name__}(pretrained=...) yourself.",
-                )
+        content_only(cls.__name__, arguments, "the configuration of a trunk")
         check_plain_config(cls.__name__, arguments.get("config"))
 
     @property

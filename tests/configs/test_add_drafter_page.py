@@ -22,7 +22,7 @@ from mtp_modules.decoders.verification.rules import Candidates
 from tests.architecture.imports import ROOT
 from tests.helpers import VOCAB, make_model
 from tests.properties.test_acceptance import RULES, error
-from tests.properties.test_sampling import SETTINGS, check_sequence_law
+from tests.properties.test_sampling import SETTINGS, check_continuations
 from tests.reference import acceptance as naive
 from tests.reference.sampling import chi_square, limit
 
@@ -95,7 +95,7 @@ def test_a_compiled_round_holds_both() -> None:
 @pytest.mark.parametrize("acceptance", [RejectionSampling(), BlockVerification()])
 def test_drafts_of_the_table_keep_the_distribution(acceptance: Acceptance, names: dict[str, Any]) -> None:
     table = names["TableDrafter"](followers=[1, 2, 3, 4, 5, 0])
-    check_sequence_law(SpeculativeDecoder(acceptance=acceptance, drafter=table), "linear", SETTINGS["plain"], 3, 3000)
+    check_continuations(SpeculativeDecoder(acceptance=acceptance, drafter=table), "linear", SETTINGS["plain"], 3, 3000)
 
 
 def test_errors_of_the_drafter(names: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def test_the_rule_is_what_was_enumerated(rule: Acceptance) -> None:
 
 @pytest.mark.parametrize("name", ["plain", "penalties"])
 def test_continuations_follow_the_distribution(rule: Acceptance, name: str) -> None:
-    check_sequence_law(SpeculativeDecoder(acceptance=rule), "recurrent", SETTINGS[name], 3, 3000)
+    check_continuations(SpeculativeDecoder(acceptance=rule), "recurrent", SETTINGS[name], 3, 3000)
 
 
 def test_the_page_names_every_attribute_of_a_drafter() -> None:

@@ -58,7 +58,7 @@ def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
             loaded, _ = MTPModel.from_pretrained(tmp_path / "damaged")
         except ValueError as error:
             assert re.fullmatch(r"MTPModel: [^\n]+\.", str(error))  # noqa: PT017
-        else:  # a flip that makes no difference: another space in JSON, or a key that nobody reads
+        else:  # a flip that makes no difference: another space in JSON, or an unused key
             assert all(torch.equal(value, whole[key]) for key, value in loaded.state_dict().items())
             assert describe(loaded) == describe(model())
 

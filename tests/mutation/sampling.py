@@ -1,4 +1,4 @@
-"""Bugs of acceptance, of sampling laws, of random numbers and of stop tokens."""
+"""Bugs of acceptance, of sampling parameters, of random numbers and of stop tokens."""
 
 from tests.mutation.mutant import OURS, Mutant
 
@@ -11,7 +11,7 @@ SOURCE = "properties/test_draft_probs.py::test_the_source_is_what_each_draft_was
 TARGET = "properties/test_draft_probs.py::test_the_target_is_the_model_s_distribution_with_its_settings_and_history"
 DRAWN = "properties/test_draft_probs.py::test_drafts_follow_the_distribution_that_they_are_said_to_be_sampled_from"
 CONFIDENCE = "properties/test_draft_probs.py::test_confidence_counts_the_draft_that_fell_below_it_and_none_after"
-LAW = "properties/test_sampling.py::test_a_distribution_is_what_its_settings_say"
+DISTRIBUTION = "properties/test_sampling.py::test_a_distribution_is_what_its_settings_say"
 SEQUENCES = "properties/test_sampling.py::test_short_continuations_follow_the_distribution"
 NUMBERS = "properties/test_sampling.py::test_numbers_are_uniform_and_independent_of_their_neighbours"
 STOPS = "properties/test_stops.py"
@@ -78,7 +78,7 @@ MUTANTS = (
         "seen = emitted > 0",
         "the repetition penalty forgets the prompt",
         "vllm#10198",
-        (LAW,),
+        (DISTRIBUTION,),
     ),
     Mutant(
         "zero-probability-accepted",
@@ -197,7 +197,7 @@ MUTANTS = (
         "before = probs.cumsum(dim=-1)",
         "top-p drops the token that reaches the sum",
         OURS,
-        (LAW,),
+        (DISTRIBUTION,),
     ),
     Mutant(
         "min-p-of-the-whole",
@@ -206,7 +206,7 @@ MUTANTS = (
         "probs < self._min_p",
         "min-p is compared with 1 instead of the most likely token",
         OURS,
-        (LAW,),
+        (DISTRIBUTION,),
     ),
     Mutant(
         "penalty-of-negative-logits",
@@ -215,7 +215,7 @@ MUTANTS = (
         "repeated = scores / self._repetition",
         "the repetition penalty raises negative logits",
         OURS,
-        (LAW,),
+        (DISTRIBUTION,),
     ),
     Mutant(
         "verdicts-reuse-the-drafts-numbers",

@@ -32,7 +32,7 @@ from mtp_modules.decoders.verification.functional import Verdict
 from mtp_modules.decoders.verification.round_sampler import RoundSampler
 from mtp_modules.decoders.verification.rules import Candidates
 from tests.helpers import VOCAB, make_model
-from tests.properties.test_sampling import SETTINGS, SETTINGS_OF_LAWS, check_sequence_law, tiny
+from tests.properties.test_sampling import PARAMS, SETTINGS, check_continuations, tiny
 from tests.reference import sampling as naive
 
 DRAWING: dict[str, Callable[[], Acceptance]] = {"rejection": RejectionSampling, "block": BlockVerification}
@@ -99,13 +99,15 @@ def test_the_source_is_what_each_draft_was_sampled_from(drafter: Callable | None
 
 
 @settings(max_examples=settings.default.max_examples // 3)
-@given(law=SETTINGS_OF_LAWS, seed=st.integers(0, 9), heads=st.sampled_from(["linear", "recurrent"]))
-def test_the_target_is_the_model_s_distribution_with_its_settings_and_history(law: dict, seed: int, heads: str) -> None:
+@given(params=PARAMS, seed=st.integers(0, 9), heads=st.sampled_from(["linear", "recurrent"]))
+def test_the_target_is_the_model_s_distribution_with_its_settings_and_history(
+    params: dict, seed: int, heads: str
+) -> None:
     """Position by position, the drafts before it counted as text; whatever is drafted."""
     model, prompt = make_model("gru", heads, 4, seed=seed).eval(), [1, 2, 2]
-    said, watched = SamplingParams(**law), Watched(inner=RejectionSampling())
+    said, watched = SamplingParams(**params), Watched(inner=RejectionSampling())
     if said.greedy:
-        return  # nothing is drawn, and no law is made
+        return  # nothing is sampled, and no distribution is made
     text, place = list(prompt), 0
     for done in SpeculativeDecoder(acceptance=watched).stream(model, [prompt], max_new_tokens=8, sampling=said):
         if done.drafted[0]:
@@ -114,7 +116,7 @@ def test_the_target_is_the_model_s_distribution_with_its_settings_and_history(la
             logits = model.unembedding.logits(model(torch.tensor([[*read, *[0] * model.lookahead]]))[0][0])
             for depth, target in enumerate(watched.targets[place][0]):
                 end = len(text) + depth
-                wanted = naive.law(logits[end - 1].tolist(), said, prompt, read[len(prompt) : end])
+                wanted = naive.probs(logits[end - 1].tolist(), said, prompt, read[len(prompt) : end])
                 assert target.tolist() == pytest.approx(wanted, abs=1e-10)
         place += len(text) > len(prompt)  # the prompt's own pass verifies nothing
         text += done.tokens[0]
@@ -153,7 +155,7 @@ def test_sampling_from_another_distribution_than_the_ratio_s_biases_the_output()
     """The test of laws can fail, and this is what it is there for."""
     decoder = SpeculativeDecoder(acceptance=Sharpened(inner=RejectionSampling()))
     with pytest.raises(AssertionError, match="assert"):
-        check_sequence_law(decoder, "recurrent", SETTINGS["plain"], 3, 2000)
+        check_continuations(decoder, "recurrent", SETTINGS["plain"], 3, 2000)
 
 
 DEPTHS: dict[str, Callable[[], dict[str, Component]]] = {
@@ -165,7 +167,7 @@ DEPTHS: dict[str, Callable[[], dict[str, Component]]] = {
 @pytest.mark.parametrize(("acceptance", "options"), [("rejection", "both"), ("block", "confident")])
 def test_lookup_and_confidence_keep_the_distribution(acceptance: str, options: str) -> None:
     decoder = SpeculativeDecoder(acceptance=DRAWING[acceptance](), **DEPTHS[options]())
-    check_sequence_law(decoder, "recurrent", SETTINGS["plain"], 3, 2000)
+    check_continuations(decoder, "recurrent", SETTINGS["plain"], 3, 2000)
 
 
 @settings(max_examples=4 * settings.default.max_examples)

@@ -1,4 +1,4 @@
-"""Laws of drawn tokens: speculative decoding draws what plain decoding draws, or at least from the same law."""
+"""Sampled tokens: speculative decoding gives what plain decoding samples, or at least the same distribution."""
 
 import itertools
 from collections import Counter
@@ -43,7 +43,7 @@ from mtp_modules.decoders.verification.functional import accept_block, accept_by
 from tests.helpers import TRUNKS_WITH_EVERY_HEADS, VOCAB, float64, make_model, randomise
 from tests.reference import sampling as naive
 
-SETTINGS_OF_LAWS = st.fixed_dictionaries(  # built outside: the runtime checks of the constructor draw numbers
+PARAMS = st.fixed_dictionaries(  # built outside: the runtime checks of the constructor draw numbers
     {
         "temperature": st.sampled_from([0.0, 0.5, 1.0, 1.7]),
         "top_k": st.sampled_from([None, 1, 3, 50]),
@@ -58,11 +58,11 @@ SETTINGS_OF_LAWS = st.fixed_dictionaries(  # built outside: the runtime checks o
 
 
 def options_for(data: st.DataObject, rows: int) -> dict[str, list]:
-    """Draw a budget, a law and a seed for every row."""
-    laws = data.draw(st.lists(SETTINGS_OF_LAWS, min_size=rows, max_size=rows), label="laws")
+    """Draw a budget, sampling parameters and a seed for every row."""
+    params = data.draw(st.lists(PARAMS, min_size=rows, max_size=rows), label="params")
     return {
         "max_new_tokens": data.draw(st.lists(st.integers(1, 9), min_size=rows, max_size=rows), label="budgets"),
-        "sampling": [SamplingParams(**law) for law in laws],
+        "sampling": [SamplingParams(**one) for one in params],
         "seed": data.draw(st.lists(st.integers(-5, 5), min_size=rows, max_size=rows), label="seeds"),
     }
 
@@ -97,25 +97,25 @@ def draw_tree(data: st.DataObject, most: int) -> DraftTree:
 
 @settings(max_examples=4 * settings.default.max_examples)
 @given(
-    laws=st.lists(SETTINGS_OF_LAWS, min_size=1, max_size=3),
+    params=st.lists(PARAMS, min_size=1, max_size=3),
     seed=st.integers(0, 999),
     ties=st.booleans(),
     output=st.lists(st.integers(0, 7), max_size=5),
 )
-def test_a_distribution_is_what_its_settings_say(laws: list[dict], seed: int, ties: bool, output: list[int]) -> None:
-    logits = 2 * torch.randn(len(laws), 2, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def test_a_distribution_is_what_its_settings_say(params: list[dict], seed: int, ties: bool, output: list[int]) -> None:
+    logits = 2 * torch.randn(len(params), 2, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     logits = logits.round() if ties else logits
-    built = [SamplingParams(**law) for law in laws]
-    prompts, rows = [[1, 3, 3]] * len(laws), BatchSampling(built, 8, torch.device("cpu"))
+    built = [SamplingParams(**one) for one in params]
+    prompts, rows = [[1, 3, 3]] * len(params), BatchSampling(built, 8, torch.device("cpu"))
     history = History(prompts, 8, torch.device("cpu"))
     if output:
-        history.append(torch.tensor([[*output, 2]] * len(laws)), torch.full((len(laws),), len(output)))
-    drafts = torch.full((len(laws), 1), 4)
+        history.append(torch.tensor([[*output, 2]] * len(params)), torch.full((len(params),), len(output)))
+    drafts = torch.full((len(params), 1), 4)
     scores = rows.scores(logits, history.after(drafts), history.prompted)
     got = rows.probs(scores)
     for b, settings_ in enumerate(built):
         for place, said in enumerate((output, [*output, 4])):
-            wanted = naive.law(logits[b, place].tolist(), settings_, prompts[b], said)
+            wanted = naive.probs(logits[b, place].tolist(), settings_, prompts[b], said)
             assert got[b, place].tolist() == pytest.approx(wanted, abs=1e-12)
 
 
@@ -261,7 +261,7 @@ def tiny(heads: str = "linear", trunk: str = "gru") -> MTPModel:
     return model.eval()
 
 
-def sequence_law(model: MTPModel, prompt: list[int], settings_: SamplingParams, length: int) -> list[float]:
+def sequence_distribution(model: MTPModel, prompt: list[int], settings_: SamplingParams, length: int) -> list[float]:
     """Return the exact probability of every continuation of a length."""
     found = []
     with torch.inference_mode():
@@ -271,13 +271,13 @@ def sequence_law(model: MTPModel, prompt: list[int], settings_: SamplingParams, 
             probability = 1.0
             for place, token in enumerate(output):
                 at = logits[len(prompt) - 1 + place].tolist()
-                probability *= naive.law(at, settings_, prompt, list(output[:place]))[token]
+                probability *= naive.probs(at, settings_, prompt, list(output[:place]))[token]
             found.append(probability)
     assert sum(found) == pytest.approx(1.0)
     return found
 
 
-def check_sequence_law(
+def check_continuations(
     decoder: SpeculativeDecoder,
     heads: str,
     settings_: SamplingParams,
@@ -290,7 +290,7 @@ def check_sequence_law(
     model, prompt = tiny(heads, trunk), [1, 4]
     if draft_tokens is not None:
         model.trim_drafts(draft_tokens)
-    wanted = sequence_law(model, prompt, settings_, length)
+    wanted = sequence_distribution(model, prompt, settings_, length)
     counted: Counter[tuple[int, ...]] = Counter()
     for start in range(0, n, 1000):
         options = {"max_new_tokens": length + 4, "sampling": settings_, "seed": start}
@@ -303,7 +303,7 @@ def check_sequence_law(
 @pytest.mark.parametrize("acceptance", ACCEPTANCES)
 @pytest.mark.parametrize(("heads", "name"), [("recurrent", "plain"), ("linear", "penalties"), ("joint", "top_p")])
 def test_short_continuations_follow_the_distribution(acceptance: str, heads: str, name: str) -> None:
-    check_sequence_law(SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]()), heads, SETTINGS[name], 3, 3000)
+    check_continuations(SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]()), heads, SETTINGS[name], 3, 3000)
 
 
 HEADS_OF_SAMPLES = ["linear", "recurrent", "joint"]
@@ -334,7 +334,7 @@ def test_all_continuations_follow_the_distribution(
     decoder = SpeculativeDecoder(
         acceptance=ACCEPTANCES[acceptance](), drafter=DRAFTERS[drafter](), policy=POLICIES[policy]()
     )
-    check_sequence_law(decoder, heads, SETTINGS[name], 4, 50_000)
+    check_continuations(decoder, heads, SETTINGS[name], 4, 50_000)
 
 
 TREES: dict[str, Callable[[], DraftTree]] = {
@@ -348,7 +348,7 @@ TREES: dict[str, Callable[[], DraftTree]] = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_all_continuations_of_trees_follow_the_distribution(name: str, tree: str) -> None:
     heads = "linear" if (tree == "static") == (list(SETTINGS).index(name) % 2 == 0) else "recurrent"
-    check_sequence_law(SpeculativeDecoder(tree=TREES[tree]()), heads, SETTINGS[name], 4, 50_000, trunk="transformer")
+    check_continuations(SpeculativeDecoder(tree=TREES[tree]()), heads, SETTINGS[name], 4, 50_000, trunk="transformer")
 
 
 @given(seed=st.integers(0, 10_000), zeros=st.booleans())

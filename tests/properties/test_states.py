@@ -21,7 +21,7 @@ from tests.helpers import (
     assert_same,
     extend,
     extend_heads,
-    log_laws,
+    log_probs_of,
     make_model,
     make_trunk,
     random_tokens,
@@ -74,7 +74,7 @@ def check_drafts(model: MTPModel, state: DecodingState, kept: list[list[int]], t
         draft = model.heads.draft(token, state, num_drafts=num_drafts, embed=embed, unembed=unembed)
         assert draft.tokens.tolist() == draft.logits.argmax(dim=-1).tolist()
     for b, row in enumerate(kept):
-        laws = log_laws(model, torch.tensor([[*row, int(token[b]), *draft.tokens[b].tolist()]]))
+        laws = log_probs_of(model, torch.tensor([[*row, int(token[b]), *draft.tokens[b].tolist()]]))
         for depth in range(num_drafts):
             index, back = horizon_of_draft(model.horizons, depth)
             if back < len(row):

@@ -19,7 +19,7 @@ from mtp_modules.decoders import (
 )
 from mtp_modules.decoders.drafting.trees import Grower, Guess, Tree
 from mtp_modules.decoders.verification.trees import counts_along, walk
-from tests.helpers import EVERY_HEADS, extend, log_laws, make_model, random_tokens
+from tests.helpers import EVERY_HEADS, extend, log_probs_of, make_model, random_tokens
 
 DEPTH = 3
 
@@ -57,7 +57,7 @@ def law_after(model: MTPModel, text: list[int], drafts: tuple[int, ...]) -> Tens
     depth = len(drafts) + 1
     filler = [0] * (model.lookahead - depth)
     with torch.no_grad():
-        return log_laws(model, torch.tensor([[*text, *drafts, *filler]]))[depth][0, len(text) - 2]
+        return log_probs_of(model, torch.tensor([[*text, *drafts, *filler]]))[depth][0, len(text) - 2]
 
 
 def paths_of(tokens: list[int], parents: list[int]) -> list[tuple[int, ...]]:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from mtp_modules.decoders import SamplingParams
 
 
-def law(logits: Sequence[float], settings: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> list[float]:
-    """Return the probabilities that the next token is drawn with."""
+def probs(
+    logits: Sequence[float], settings: SamplingParams, prompt: Sequence[int], output: Sequence[int]
+) -> list[float]:
+    """Return the probabilities that the next token is sampled with."""
     scores = dict(enumerate(logits))
     for token in scores:
         if token in prompt or token in output:
@@ -57,6 +59,6 @@ def chi_square(counts: Sequence[int], probabilities: Sequence[float]) -> tuple[f
 
 
 def limit(degrees: int, deviations: float = 4.9) -> float:
-    """Return the quantile of the chi-square law that is passed once in two million times (Wilson and Hilferty 1931)."""
+    """Return the chi-square quantile that is passed once in two million times (Wilson and Hilferty 1931)."""
     spread = 2 / (9 * degrees)
     return degrees * (1 - spread + deviations * spread**0.5) ** 3

@@ -149,7 +149,7 @@ def mark_dynamic(tensor: Tensor, axis: int) -> None:
 
 
 def can_mark_static_addresses() -> bool:
-    """Whether graphs can be told that a tensor stays where it is, without which CUDA graphs do not pay."""
+    """Whether the address of a tensor can be marked as static, without which CUDA graphs do not pay."""
     return hasattr(_dynamo(), "mark_static_address")
 
 

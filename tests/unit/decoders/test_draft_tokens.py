@@ -19,7 +19,7 @@ from mtp_modules.decoders import (
     StaticTree,
 )
 from tests.helpers import HEADS, VOCAB, assert_same, make_model
-from tests.properties.test_sampling import SETTINGS, check_sequence_law
+from tests.properties.test_sampling import SETTINGS, check_continuations
 
 PROMPTS = [[1, 2, 3], [4], [5, 6]]
 FEW = [2, 3, 5, 9]
@@ -92,7 +92,7 @@ def test_drafts_have_their_distribution_over_all_tokens_and_zeros_elsewhere(
 def test_continuations_follow_the_distribution_of_the_whole_vocabulary(name: str) -> None:
     """Of every continuation, by enumeration, its frequency is its probability."""
     decoder = SpeculativeDecoder(acceptance=RULES[name]())
-    check_sequence_law(decoder, "recurrent", SETTINGS["plain"], 3, 3000, draft_tokens=[0, 2])
+    check_continuations(decoder, "recurrent", SETTINGS["plain"], 3, 3000, draft_tokens=[0, 2])
 
 
 def test_trimmed_logits_are_rows_of_the_whole(tmp_path: Path) -> None:

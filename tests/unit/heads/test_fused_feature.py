@@ -17,7 +17,7 @@ from tests.helpers import (
     assert_same,
     float64,
     gradients,
-    log_laws,
+    log_probs_of,
     make_heads,
     make_model,
     random_tokens,
@@ -107,7 +107,7 @@ def test_drafts_beyond_the_horizons_go_on_with_its_own_outputs() -> None:
     draft = few.heads.draft(
         torch.tensor([last]), states[1], num_drafts=4, embed=few.trunk.embedding, unembed=few.unembedding.logits
     )
-    laws = log_laws(many, torch.tensor([[*text, last, *draft.tokens[0].tolist()]]))
+    laws = log_probs_of(many, torch.tensor([[*text, last, *draft.tokens[0].tolist()]]))
     for depth in range(4):
         assert_same(draft.logits[0, depth].log_softmax(dim=0), laws[depth + 1][0, 3])
 

@@ -29,7 +29,7 @@ from tests.helpers import (
     WIDTH,
     assert_same,
     gradients,
-    log_laws,
+    log_probs_of,
     make_heads,
     make_model,
     make_trunk,
@@ -49,7 +49,7 @@ def naive_loss(
     model: MTPModel, tokens: Tensor, weights: list[float], positions: Tensor | None = None, **extra: Any
 ) -> Tensor:
     """Sum over horizons of weight times the mean of what their tokens cost given those before."""
-    laws = log_laws(model, tokens, extra.get("document_ids"))
+    laws = log_probs_of(model, tokens, extra.get("document_ids"))
     targets, valid = future_targets(tokens, model.horizons, **extra)
     rows, length, _ = targets.shape
     total = torch.zeros((), dtype=torch.float64)
@@ -132,7 +132,7 @@ def test_what_metrics_need_is_that_of_the_mixture() -> None:
     terms = MultiTokenLoss().eval()(model, tokens, loss_mask=mask, **tokens_and_ids)
     with torch.inference_mode():
         without = MultiTokenLoss()(model, tokens, loss_mask=mask, **tokens_and_ids)
-    laws = log_laws(model, tokens, **tokens_and_ids)
+    laws = log_probs_of(model, tokens, **tokens_and_ids)
     targets, valid = future_targets(tokens, model.horizons, loss_mask=mask, **tokens_and_ids)
     nll = torch.zeros(3, dtype=torch.float64)
     for b, t, index in itertools.product(range(2), range(6), range(3)):
@@ -191,7 +191,7 @@ def test_the_marginal_distribution_averages_over_the_tokens_between() -> None:
     for t in range(4):
         for between in range(VOCAB):
             text = torch.cat((tokens[:, : t + 2], torch.full((2, 1), between), tokens[:, :1]), dim=1)
-            laws = log_laws(model, text)
+            laws = log_probs_of(model, text)
             wanted.view(2, 4, -1)[:, t] += laws[1][:, t, between, None].exp() * laws[2][:, t].exp()
     assert_same(found, wanted)
     assert_same(
@@ -221,7 +221,7 @@ def test_one_component_is_heads_that_do_not_see_one_another() -> None:
     tokens = random_tokens(2, 8)
     states = model(tokens)
     plain = [states.first, *states.components[:, :, :, 0].unbind(dim=2)]
-    for found, state, index in zip(log_laws(model, tokens), plain, range(3), strict=True):
+    for found, state, index in zip(log_probs_of(model, tokens), plain, range(3), strict=True):
         assert_same(found, model.unembedding.logits(state, index).log_softmax(dim=-1))
 
 
