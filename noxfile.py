@@ -114,12 +114,12 @@ def types(session: nox.Session) -> None:
 @nox.session
 def lock(session: nox.Session) -> None:
     """Write every package of a run with its hashes, for `pip install --require-hashes -r .requirements.lock`."""
-    session.install("pip-tools>=7.5")
-    arguments = ["--generate-hashes", "--strip-extras", "--no-header", "--no-annotate", "--allow-unsafe"]
-    arguments += ["--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host", "--no-emit-options"]
+    session.install("uv>=0.9")
+    arguments = ["--generate-hashes", "--universal", "--no-header", "--no-annotate", "--python-version", "3.11"]
+    extras = [argument for extra in ("hf", "hub", "studies") for argument in ("--extra", extra)]
     session.run(
-        *("pip-compile", *arguments, "--extra", "hf", "--extra", "hub", "--extra", "studies", "-c", CONSTRAINTS),
-        *("--output-file", LOCKED, *session.posargs, "pyproject.toml"),
+        *("uv", "pip", "compile", "pyproject.toml", *arguments, *extras, "--constraint", CONSTRAINTS),
+        *("--quiet", "--output-file", LOCKED, *session.posargs),
     )
 
 

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -90,11 +90,14 @@ def save_checkpoint(content: Any, path: str | Path) -> None:
     torch.serialization.set_crc32_options(True)
     try:
         with atomic_file(path) as partial:
-            try:
-                with partial.open("wb") as file:
-                    torch.save(content, file)
-            except RuntimeError as error:  # torch's writer has its own error for a write that failed
-                raise OSError(errno.ENOSPC if _full(path.parent) else errno.EIO, str(error)) from error
+            with partial.open("wb") as file:
+                kept = _KeepError(file)
+                try:
+                    torch.save(content, kept)
+                except RuntimeError as error:  # torch's writer raises its own error after a write that failed
+                    if kept.error is None:
+                        raise
+                    raise kept.error from error
             if (damaged := damaged_record(partial)) is not None:
                 raise OSError(errno.EIO, f"{damaged or path.name} did not read back as it was written")
             if path.is_dir() and not path.is_symlink():
@@ -275,8 +278,22 @@ def _checksum(path: Path) -> int:
     return value
 
 
-def _full(folder: Path) -> bool:
-    return shutil.disk_usage(folder).free < 1 << 20
+class _KeepError:
+    """A file that remembers why a write failed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, block: bytes | memoryview) -> int:
+        try:
+            return self._file.write(block)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _reason(error: OSError) -> str:

@@ -1,14 +1,17 @@
 """How a trainer reads and writes its checkpoints: atomically, with checksums, and without unpickling code."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch.distributed.checkpoint import CheckpointException
 
+from mtp_modules.core.checks import InputError, refuse
 from mtp_modules.core.saving import finish_folder, save_checkpoint
 from mtp_modules.loading import read_checkpoint
 
@@ -59,7 +62,8 @@ class AtomicCheckpointIO(CheckpointIO):
 def write_atomically(trainer: Trainer, path: Path | None = None, checkpoint: dict[str, Any] | None = None) -> None:
     """Let a trainer save its checkpoints through :class:`AtomicCheckpointIO`, and shards to a folder beside the target.
 
-    A ``CheckpointIO`` that was given to the trainer stays.
+    A save that fails on rank 0, which writes the files, fails on all ranks: none goes on to wait for the others. A
+    ``CheckpointIO`` that was given to the trainer stays.
 
     Args:
         trainer: Before it runs.
@@ -69,31 +73,74 @@ def write_atomically(trainer: Trainer, path: Path | None = None, checkpoint: dic
     strategy = trainer.strategy
     if type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = AtomicCheckpointIO(path, checkpoint)
-    if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy.save_checkpoint, _ShardSaving):
-        strategy.save_checkpoint = _ShardSaving(strategy)  # type: ignore[method-assign]
+    if trainer.world_size > 1 and not isinstance(strategy.save_checkpoint, _SharedSaving):
+        strategy.save_checkpoint = _SharedSaving(strategy)  # type: ignore[method-assign]
 
 
-class _ShardSaving:
-    """``ModelParallelStrategy.save_checkpoint`` with shards in a folder beside the target, which then replaces it."""
+def on_rank_zero(strategy: Strategy, function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function on rank 0; if it refuses its input there, raise the same error on all ranks.
 
-    def __init__(self, strategy: ModelParallelStrategy) -> None:
+    Args:
+        strategy: Of the run.
+        function: What it returns is dropped.
+        arguments: Of the function.
+
+    Raises:
+        InputError: What the function raises on rank 0.
+    """
+    refused = None
+    if strategy.is_global_zero:
+        try:
+            function(*arguments)
+        except InputError as error:
+            refused = str(error)
+    if (refused := strategy.broadcast(refused)) is not None:
+        raise InputError(refused)
+
+
+class _SharedSaving:
+    """``Strategy.save_checkpoint`` of several processes; shards go to a folder beside the target and then replace it."""
+
+    def __init__(self, strategy: Strategy) -> None:
         self.strategy, self.write = strategy, strategy.save_checkpoint
 
     def __call__(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         strategy = self.strategy
-        path = Path(strategy.broadcast(filepath))
-        if not strategy._save_distributed_checkpoint or _is_remote(path):
-            self.write(checkpoint, path, storage_options)
+        path = Path(strategy.broadcast(filepath)) if not _is_remote(filepath) else filepath
+        if getattr(strategy, "_save_distributed_checkpoint", False) and not _is_remote(path):
+            self._write_shards(checkpoint, path)
             return
-        partial = path.with_name(f".{path.name}.shards.partial")
-        if strategy.is_global_zero:
-            shutil.rmtree(partial, ignore_errors=True)
-        strategy.barrier("no shards of a killed run")
-        self.write(checkpoint, partial, storage_options)
-        strategy.barrier("shards are written")
-        if strategy.is_global_zero:
-            finish_folder(partial, path)
-        strategy.barrier("shards are in place")
+        refused = None
+        try:
+            self.write(checkpoint, path, storage_options)
+        except InputError as error:
+            refused = str(error)
+        if (refused := strategy.broadcast(refused)) is not None:
+            raise InputError(refused)
+
+    def _write_shards(self, checkpoint: dict[str, Any], path: Path) -> None:
+        strategy, partial = self.strategy, path.with_name(f".{path.name}.shards.partial")
+        on_rank_zero(strategy, _remove, partial)
+        try:
+            self.write(checkpoint, partial)
+        except CheckpointException as error:  # the same on all ranks
+            on_rank_zero(strategy, _remove, partial)
+            refuse(
+                "saving",
+                f"{path} could not be written ({_first(error)}); what was there is unchanged. Free some space, or name "
+                "a folder that all processes can write to.",
+            )
+        on_rank_zero(strategy, finish_folder, partial, path)
+
+
+def _first(error: CheckpointException) -> str:
+    """Return what the first process that failed said."""
+    failures = error.failures
+    return str(failures[min(failures)][0])
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_remote(path: Any) -> bool:

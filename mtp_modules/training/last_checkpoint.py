@@ -114,7 +114,7 @@ def check_save_folders(trainer: Trainer, module: LightningModule) -> None:
     Raises:
         ValueError: If a folder cannot be written to, or has less space than one checkpoint takes.
     """
-    if not trainer.is_global_zero or _off(trainer):
+    if _off(trainer):
         return
     for callback in trainer.checkpoint_callbacks:
         folder = getattr(callback, "dirpath", None) or getattr(getattr(callback, "path", None), "parent", None)

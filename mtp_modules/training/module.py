@@ -22,7 +22,7 @@ from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import FORMAT, MTPModel
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.cached_states import read_cached_rows
-from mtp_modules.training.checkpoint_io import write_atomically
+from mtp_modules.training.checkpoint_io import on_rank_zero, write_atomically
 from mtp_modules.training.checkpointing import check_checkpoint, generator_of, tokenizer_of
 from mtp_modules.training.descriptions import check_same_model, described, own_description
 from mtp_modules.training.draft_tokens import check_draft_tokens_chosen
@@ -162,7 +162,7 @@ class MTPModule(LightningModule):
         check_sharding(self.sharding, self.device_mesh)
         if stage == "fit":
             check_accumulation(self.trainer)
-            check_save_folders(self.trainer, self)
+            on_rank_zero(self.trainer.strategy, check_save_folders, self.trainer, self)
             if isinstance(data := getattr(self.trainer, "datamodule", None), TokenDataModule):
                 data.count_ahead(self.horizons)
 

@@ -6,6 +6,7 @@ import tomllib
 from itertools import chain
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.architecture.imports import ROOT
 
@@ -58,3 +59,23 @@ def test_every_declared_dependency_is_pinned() -> None:
     pinned = {line.split("==")[0] for line in lines if "==" in line}
     names = {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in requirements}
     assert names - {project["name"]} <= pinned
+
+
+def test_the_locked_versions_are_those_of_the_constraints() -> None:
+    """`nox -s lock` was run since the constraints or the dependencies changed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = (project["optional-dependencies"][extra] for extra in ("hf", "hub", "studies"))
+    requirements = map(Requirement, chain(project["dependencies"], *extras))
+    names = {requirement.name.lower().replace("_", "-") for requirement in requirements}
+    pinned = {
+        name.lower().replace("_", "-"): version
+        for name, _, version in (
+            line.partition("==") for line in (ROOT / ".constraints.txt").read_text(encoding="utf-8").splitlines()
+        )
+        if version
+    }
+    text = (ROOT / ".requirements.lock").read_text(encoding="utf-8")
+    blocks = re.findall(r"^([\w.-]+)==(\S+).*((?:\n    --hash=sha256:[0-9a-f]{64}(?: \\)?)+)", text, flags=re.MULTILINE)
+    locked = {name: version for name, version, _ in blocks}
+    assert {name: locked.get(name) for name in names} == {name: pinned[name] for name in names}
+    assert len(blocks) == len(re.findall("^[a-z]", text, flags=re.MULTILINE))

@@ -30,7 +30,7 @@ def run_ranks(
     context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            context.Process(target=_rank, args=(rank, world_size, folder, timeout, function, arguments), daemon=True)
+            context.Process(target=_rank, args=(rank, world_size, folder, timeout, function, arguments))
             for rank in range(world_size)
         ]
         for process in ranks:

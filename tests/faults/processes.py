@@ -139,7 +139,7 @@ def _command(
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     if ordinary and os.getuid() == 0:
-        _give_up_capabilities()
+        give_up_capabilities()
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     _mark(Path(folder, "mark"), at, slow)
@@ -147,7 +147,7 @@ def _command(
     main()
 
 
-def _give_up_capabilities() -> None:
+def give_up_capabilities() -> None:
     """Clear this process's Linux capabilities, so that permissions of files apply to root as well."""
     version = struct.pack("Ii", 0x20080522, 0)
     assert ctypes.CDLL(None, use_errno=True).capset(version, bytes(24)) == 0
