@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -93,7 +93,7 @@ def save_checkpoint(content: Any, path: str | Path) -> None:
             with partial.open("wb") as file:
                 kept = _KeepError(file)
                 try:
-                    torch.save(content, kept)
+                    torch.save(content, cast(BinaryIO, kept))
                 except RuntimeError as error:  # torch's writer raises its own error after a write that failed
                     if kept.error is None:
                         raise

@@ -9,7 +9,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
 
 from mtp_modules.core.checks import InputError, refuse
 from mtp_modules.core.saving import finish_folder, save_checkpoint
@@ -73,7 +73,8 @@ def write_atomically(trainer: Trainer, path: Path | None = None, checkpoint: dic
     strategy = trainer.strategy
     if type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = AtomicCheckpointIO(path, checkpoint)
-    if trainer.world_size > 1 and not isinstance(strategy.save_checkpoint, _SharedSaving):
+    shared = trainer.world_size > 1 or isinstance(strategy, ModelParallelStrategy)
+    if shared and not isinstance(strategy.save_checkpoint, _SharedSaving):
         strategy.save_checkpoint = _SharedSaving(strategy)  # type: ignore[method-assign]
 
 
@@ -99,7 +100,7 @@ def on_rank_zero(strategy: Strategy, function: Callable[..., Any], *arguments: A
 
 
 class _SharedSaving:
-    """``Strategy.save_checkpoint`` of several processes; shards go to a folder beside the target and then replace it."""
+    """``Strategy.save_checkpoint`` of several processes; shards go to a folder beside the target, then replace it."""
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy, self.write = strategy, strategy.save_checkpoint

@@ -92,7 +92,7 @@ def gradient_conflict(near: Sequence[Tensor], far: Sequence[Tensor]) -> tuple[Fl
         first, second = first.to(wide), second.to(wide)
         products += torch.stack((first @ second, first @ first, second @ second))
     dot, near_square, far_square = products
-    cosine = dot / (near_square * far_square).sqrt()
+    cosine = dot / (near_square.sqrt() * far_square.sqrt())  # the product of the squares may underflow
     ratio = (far_square / near_square).sqrt()
     zero = (near_square == 0) | (far_square == 0)
     return torch.where(zero, 0.0, cosine), torch.where(far_square == 0, 0.0, ratio)

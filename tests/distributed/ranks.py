@@ -68,6 +68,7 @@ def _rank(
     places = {"LOCAL_RANK": rank, "NODE_RANK": 0, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}
     os.environ.update({name: str(value) for name, value in places.items()})
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for workers of data, as where a user starts the run
     try:
         dist.init_process_group(
             "gloo",

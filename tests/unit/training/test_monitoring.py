@@ -106,7 +106,7 @@ def test_norms_are_unscaled_under_fp16(tmp_path: Path, fused: bool) -> None:
         assert scaled == pytest.approx(plain, rel=0.05)
 
 
-floats = st.floats(-10, 10, allow_nan=False)
+floats = st.floats(-10, 10).map(lambda value: value if abs(value) > 1e-100 else 0.0)
 
 
 @given(st.lists(st.tuples(floats, floats), min_size=2, max_size=8), st.integers(1, 7))
@@ -114,7 +114,7 @@ def test_conflict_is_cosine_and_ratio(pairs: list[tuple[float, float]], split: i
     near, far = torch.tensor(pairs, dtype=torch.float64).unbind(dim=1)
     cosine, ratio = gradient_conflict(near.tensor_split([split]), far.tensor_split([split]))
     sizes = near.norm(), far.norm()
-    if min(sizes) < 1e-100:
+    if min(sizes) == 0:
         assert float(cosine) == 0.0
     else:
         assert_same(cosine, (near / sizes[0]) @ (far / sizes[1]))
