@@ -19,8 +19,8 @@ def blended(start: Float[Tensor, "*N"], end: Float[Tensor, "*N"], share: Float[T
 
 
 def weighted(
-    losses: Float[Tensor, " N"], weights: Float[Tensor, " N"], counts: Bool[Tensor, " N"]
-) -> Float[Tensor, " N"]:
+    losses: Float[Tensor, "*N"], weights: Float[Tensor, "*N"], counts: Bool[Tensor, "*N"]
+) -> Float[Tensor, "*N"]:
     """Return losses times weights; 0 where there is no target, or an infinite loss has weight 0.
 
     Args:

@@ -16,6 +16,7 @@ from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, Ou
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 from mtp_modules.core.unembedding import Unembedding
 from mtp_modules.losses.fused import wide_logits
+from mtp_modules.losses.infinities import weighted
 from mtp_modules.losses.plan import default_rows
 
 
@@ -99,21 +100,31 @@ class _Mixture(LinearCrossEntropy):
         near, shape = sizes[0], (len(self.weights), *self.log_weights.shape)
         components, tokens = states[near:].view(*shape, -1), targets[near:].view(shape)[..., 0]
         log_probs, rank, predicted = _scored(components, matrices[1:], tokens, self.log_weights)
-        nll = _conditional_nll(self.log_weights, log_probs)
+        impossible, possible_log_probs = _without_impossible(log_probs)
+        nll = _conditional_nll(self.log_weights, possible_log_probs)
+        nll = torch.where(impossible, torch.inf, nll)
         if torch.is_grad_enabled():
-            slopes = _slopes(self.log_weights.detach(), log_probs, self.weights)
+            slopes = _slopes(self.log_weights.detach(), possible_log_probs, torch.where(impossible, 0.0, self.weights))
+            slopes = torch.where(impossible[..., None], 0.0, slopes)
             example_weights = torch.cat((example_weights[:near], -slopes.flatten().to(example_weights.dtype)))
             terms = self.backend(states, matrices, sizes, targets, example_weights)
         else:
             terms = self.backend(states[:near], matrices[:1], sizes[:1], targets[:near], example_weights[:near])
-        first = (terms.nll[:near] * example_weights[:near]).sum()
+        first = weighted(terms.nll[:near], example_weights[:near], targets[:near] >= 0).sum()
+        further = weighted(nll, self.weights, torch.ones_like(impossible)).sum()
         return CrossEntropyTerms(
             # The gradient comes from the backend and the mixture's weights, the value from the mixture itself.
-            loss=terms.loss - terms.loss.detach() + first + (nll * self.weights).sum(),
+            loss=(terms.loss - terms.loss.detach()).nan_to_num(nan=0.0) + first + further,
             nll=torch.cat((terms.nll[:near], nll.detach().flatten().to(terms.nll.dtype))),
             rank=torch.cat((terms.rank[:near], rank.flatten())),
             predicted=torch.cat((terms.predicted[:near], predicted.flatten())),
         )
+
+
+def _without_impossible(log_probs: Float[Tensor, "*K M R"]) -> tuple[Bool[Tensor, "*K M"], Float[Tensor, "*K M R"]]:
+    """Return which tokens no component can give, and log-likelihoods with 0 for those: they favour no component."""
+    impossible = (log_probs == -torch.inf).all(dim=-1)
+    return impossible, torch.where(impossible[..., None], 0.0, log_probs)
 
 
 def _conditional_nll(log_weights: Float[Tensor, "M R"], log_probs: Float[Tensor, "K M R"]) -> Float[Tensor, "K M"]:
@@ -150,7 +161,7 @@ def _scored(
             own = component_log_probs.gather(2, observed[rows, None, None].expand(-1, num_components, -1))[..., 0]
             rank = (mixed > mixed.gather(1, observed[rows, None])).sum(dim=1)
             columns.append((own, rank, mixed.argmax(dim=1)))
-            weights = (weights + own).log_softmax(dim=-1)
+            weights = (weights + _without_impossible(own)[1]).log_softmax(dim=-1)
         found.append([torch.stack(column) for column in zip(*columns, strict=True)])
     log_probs, rank, predicted = (torch.cat(column, dim=1) for column in zip(*found, strict=True))
     return log_probs, rank, predicted

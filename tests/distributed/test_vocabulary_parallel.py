@@ -22,6 +22,8 @@ EXAMPLES = {
     "one row a chunk": Example(rows_per_chunk=1, label_smoothing=0.2),
     "nothing counts": Example(ignored=1.0, teacher=True, bias=True, z_loss=0.01),
     "huge logits": Example(scale=300.0, teacher=True),
+    "logits of -inf": Example(bias=True, teacher=True, banned=(2, 9)),
+    "a shard of them": Example(bias=True, teacher=True, vocab_size=4, banned=(2, 3), z_loss=0.01),
     "equal logits": Example(ties=True, scale=1.0, vocab_size=9, sizes=(60, 30, 30)),
 }
 

@@ -31,6 +31,7 @@ class Example:
     ignored: float = 0.2
     scale: float = 2.0
     ties: bool = False
+    banned: tuple[int, ...] = ()
     seed: int = 0
 
 
@@ -48,9 +49,12 @@ def draw(example: Example) -> tuple[list[Tensor], Tensor, Tensor, Teacher | None
         leaves.append(example.scale * normal(example.vocab_size, WIDTH))
         if example.bias:
             leaves.append(normal(example.vocab_size))
+            leaves[-1][list(example.banned)] = -torch.inf
     targets = torch.randint(example.vocab_size, (number,), generator=generator)
     targets[torch.rand(number, generator=generator) < example.ignored] = -1
     weights = normal(number).abs()
+    for token in example.banned:  # the loss of such a target is infinite: it counts only with weight 0
+        weights[targets == token] = 0.0
     share = torch.rand(taught, generator=generator, dtype=torch.float64)
     return leaves, targets, weights, Teacher(normal(taught, WIDTH), share) if example.teacher else None
 

@@ -99,6 +99,24 @@ def test_an_impossible_target_is_infinite_and_never_nan() -> None:
             assert gradient.isfinite().all()
 
 
+def test_a_joint_distribution_with_an_impossible_token_is_infinite_and_never_nan() -> None:
+    model = make_model(heads="joint", bias=True)
+    tokens = torch.tensor([[1, 2, 6, 4, 5, 0]])
+    allowed, loss = tokens.where(tokens != 6, 3), MultiTokenLoss()
+    before = loss(model, allowed).loss
+    with torch.no_grad():
+        model.unembedding.bias[6] = -torch.inf
+    mask = torch.tensor([[True, True, False, True, True, True]])
+    for terms, infinite in ((loss(model, allowed), False), (loss(model, tokens, loss_mask=mask), False)):
+        assert terms.loss.isinf() == infinite
+        for gradient in gradients(model, terms.loss).values():
+            assert gradient.isfinite().all()
+    assert loss(model, allowed).loss < before
+    impossible = loss(model, tokens)
+    assert impossible.loss == torch.inf
+    assert not any(gradient.isnan().any() for gradient in gradients(model, impossible.loss).values())
+
+
 def test_float16_logits_beyond_its_range_are_finite() -> None:
     for backend in [*BACKENDS, TorchLinearCrossEntropy()]:
         states = (600 * _random(5, 4, seed=2)).half().requires_grad_()
