@@ -17,7 +17,7 @@ _SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile(
     "ci", derandomize=True, deadline=None, max_examples=25, suppress_health_check=_SLOW_IS_FINE, database=None
 )
-settings.register_profile("nightly", deadline=None, max_examples=200, suppress_health_check=_SLOW_IS_FINE)
+settings.register_profile("nightly", deadline=None, max_examples=50, suppress_health_check=_SLOW_IS_FINE)
 settings.register_profile(  # a bug that was put in on purpose needs no small example
     "mutants", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate)
 )
