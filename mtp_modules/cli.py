@@ -25,6 +25,8 @@ from mtp_modules.commands.study import study
 from mtp_modules.configuration import LightningSentenceParser, SentenceParser, check_sizes, link_sizes
 from mtp_modules.configuration.run_folder import (
     RunFolder,
+    check_fixed_folders,
+    checkpoint_folders,
     configured_folder,
     find_named,
     requeued_checkpoint,
@@ -114,7 +116,7 @@ class MTPCLI(LightningCLI):
         if not path:
             return
         if path in ("best", "last"):
-            path = find_named(path, configured_folder(config.trainer))
+            path = find_named(path, configured_folder(config.trainer), checkpoint_folders(config.trainer))
         elif path == "hpc" or str(path).startswith("registry"):
             refuse(
                 "ckpt_path", f"{path!r} is not supported; give last, best, a checkpoint file, or the folder of a run."
@@ -152,6 +154,8 @@ class MTPCLI(LightningCLI):
             self.cleanup.callback(self.graceful_stop.restore)
             if not config.trainer.fast_dev_run:
                 resumed = Path(config.ckpt_path) if config.get("ckpt_path") else None
+                if resumed is None:
+                    check_fixed_folders(config.trainer)
                 self.run_folder = RunFolder(configured_folder(config.trainer), resumed)
                 self.cleanup.callback(self.run_folder.release)
                 use_folder(config.trainer, self.run_folder.path)

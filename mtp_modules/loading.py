@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from mtp_modules.core.budget import named_values
 from mtp_modules.core.checks import InputError, refuse
 from mtp_modules.core.component import build, build_within
 from mtp_modules.core.interfaces import Tokenizer
@@ -111,6 +112,7 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     described = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(described, dict) or not needed <= checkpoint.keys():
         refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
+    named_values("ckpt_path", {name: value for name, value in described.items() if name != "optimizer_names"})
     check_format("ckpt_path", described.get("format"), path)
     state = checkpoint.get("state_dict", {})
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
@@ -150,8 +152,12 @@ def _read(path: Path, read: Callable[[], Any]) -> Any:
 
 def _check_whole(path: Path) -> None:
     """Raise an error for a damaged checkpoint, by the checksums of its tensors or files."""
-    if damaged := _damaged(path):  # what is no checkpoint at all is rejected on reading
-        refuse("ckpt_path", f"{path} is damaged: {damaged} is not what was saved; {_whole_one(path)}.")
+    if (damaged := _damaged(path)) is None:
+        return
+    if not damaged:  # no checkpoint at all, perhaps
+        _read(path, lambda: check_pickle("ckpt_path", path))
+        refuse("ckpt_path", f"{path} is not a checkpoint, or is damaged; {_whole_one(path)}.")
+    refuse("ckpt_path", f"{path} is damaged: {damaged} is not what was saved; {_whole_one(path)}.")
 
 
 def _damaged(path: Path) -> str | None:

@@ -15,7 +15,7 @@ from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk, 
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import num_positions, tokens_between
-from mtp_modules.core.unembedding import TokenIds, Unembedding
+from mtp_modules.core.unembedding import TokenIds, Unembedding, plain_ids
 from mtp_modules.pretrained import CONFIG, FORMAT_KEY, load_pretrained, read_model, write_model
 
 FORMAT = 2
@@ -188,9 +188,10 @@ class MTPModel(Component, nn.Module):
             >>> model.unembedding.logits(torch.zeros(16), 1).isfinite().sum()
             tensor(10)
         """
-        check_draft_tokens(len(tokens), self.trunk, self.heads)
-        self.unembedding.trim(tokens)
-        redescribe(self, num_draft_tokens=len(tokens))
+        ids = plain_ids(self.unembedding, tokens)
+        check_draft_tokens(len(ids), self.trunk, self.heads)
+        self.unembedding.trim(ids)
+        redescribe(self, num_draft_tokens=len(ids))
 
     def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``, both or neither, with a checksum of every tensor.

@@ -121,10 +121,21 @@ def load_pretrained(owner: str, module: nn.Module, folder: Path, checksums: dict
         ValueError: If they are damaged or do not fit.
     """
     check_tensors(owner, folder / WEIGHTS, checksums)
+    _check_dtypes(owner, module, folder / WEIGHTS)
     try:
         load_model(module, str(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
         refuse(owner, f"{folder / WEIGHTS} does not fit the model in config.json ({error}).")
+
+
+def _check_dtypes(owner: str, module: nn.Module, path: Path) -> None:
+    """Raise an error for whole or complex numbers where a model has real ones, which torch would convert silently."""
+    own = module.state_dict()
+    with safe_open(path, framework="pt") as file:
+        for name in own.keys() & set(file.keys()):
+            stored = file.get_slice(name).get_dtype()
+            if own[name].is_floating_point() != stored.startswith(("F", "BF")):
+                refuse(owner, f"{path}: {name} is stored as {stored}, and the model has {own[name].dtype}.")
 
 
 def check_tensors(owner: str, path: Path, checksums: dict[str, int]) -> None:

@@ -49,6 +49,7 @@ _REQUIRED = re.compile(r"class_path '([\w.]+)':\s+the following arguments are re
 _REQUIREMENT = re.compile(r"Requirement '([^']+)' not met")
 _TENSORBOARD = "Neither `tensorboard` nor `tensorboardX` is available"
 _GIVEN = re.compile(r"Given value: (.*)")
+_IMPORT_PATH = re.compile(r"^\W*(?:\{'class_path': '|class_path=')?([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)\W*")
 _SECTIONS: dict[str, Callable[..., Any]] = {"model": MTPModule.__init__, "trainer": Trainer.__init__}
 
 
@@ -82,9 +83,28 @@ def sentence(message: str, known: Sequence[str]) -> str:
     if expected := _WRONG_TYPE.findall(message):
         given = _GIVEN.search(message)
         value = given[1] if given else expected[0][1]
+        if (missing := _missing_class(value)) is not None:
+            return f"{key}: {missing}"
         types = " or ".join("null" if name == "NoneType" else name for name, _ in expected)
         return f"{key}: must be of type {types}, got {value.strip()}."
     return " ".join(_KEY.sub(r"\1", message).split())
+
+
+def _missing_class(value: str) -> str | None:
+    """Return why an import path does not lead to a class; ``None`` if it does, or the value is no import path."""
+    path = _IMPORT_PATH.search(value)
+    if path is None:
+        return None
+    module_name, _, name = path[1].rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        return f"{path[1]!r} cannot be imported ({error}); check its spelling, or install its package."
+    if hasattr(module, name):
+        return None
+    close = difflib.get_close_matches(name, {*dir(module), *getattr(module, "__all__", ())}, n=1)
+    meant = f"; did you mean {module_name}.{close[0]}?" if close else "; check its spelling."
+    return f"{module_name} has no class {name!r}{meant}"
 
 
 def missing_package(message: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -11,12 +11,14 @@ from typing import IO
 from jsonargparse import Namespace
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.saving import remove_partial
+from mtp_modules.core.saving import remove_partial, write_text
 from mtp_modules.loading import find_checkpoint
 from mtp_modules.training.last_checkpoint import LAST
 from mtp_modules.training.signals import slurm_job
 
 CHECKPOINTS = "checkpoints"
+ORIGIN = ".configured_as"
+"""File with the name of the folder that the run was configured with, before it got a number."""
 _TRACES = ("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*", "*.ckpt", f"{CHECKPOINTS}/*.ckpt")
 
 
@@ -50,19 +52,22 @@ class RunFolder:
             _keep_figures(own)
         else:
             for folder in _numbered(wanted):
-                if not holds_run(folder) and (lock := _locked(folder)) is not None:
+                if _free(folder) and (lock := _locked(folder)) is not None:
                     self.path, self._lock = folder, lock
                     if not holds_run(folder):
                         break
                     self.release()
+            write_text(self.path / ORIGIN, wanted.name + "\n")
         remove_partial(self.path)
 
     def release(self) -> None:
         """Let other processes use the folder, and remove it if nothing came of the run."""
         if self._lock is None:
             return
-        with suppress(OSError):  # not empty
-            self.path.rmdir()
+        if {file.name for file in self.path.iterdir()} <= {ORIGIN}:
+            (self.path / ORIGIN).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.rmdir()
         if slurm_job() is None:  # a requeued job looks for its own
             _lock_of(self.path).unlink(missing_ok=True)
         self._lock.close()
@@ -87,31 +92,75 @@ def holds_run(folder: Path) -> bool:
     return any(next(folder.glob(trace), None) is not None for trace in _TRACES)
 
 
+def _free(folder: Path) -> bool:
+    """Whether a new run can have a folder: it is none yet, or has nothing of a run."""
+    return not holds_run(folder) if folder.is_dir() else not os.path.lexists(folder)
+
+
 def runs_of(wanted: Path) -> list[Path]:
-    """Return the folders of all runs of a configuration, oldest number first.
+    """Return the folders of all runs of a configuration, smallest number first.
+
+    A folder that another configuration names, as its own ``config.yaml`` says, is not one of them.
 
     Args:
         wanted: The configured folder.
     """
     numbered = wanted.parent.glob(f"{_escaped(wanted.name)}-*") if wanted.name else ()
     numbers = {int(tail): folder for folder in numbered if (tail := folder.name.rpartition("-")[2]).isdecimal()}
-    return [wanted, *(numbers[number] for number in sorted(numbers) if number > 1)]
+    return [wanted, *(folder for number, folder in sorted(numbers.items()) if number > 1 and _of(folder, wanted))]
 
 
-def find_named(name: str, wanted: Path) -> Path:
-    """Return the checkpoint that ``--ckpt_path last`` or ``best`` means: of the newest run that has one.
+def _of(folder: Path, wanted: Path) -> bool:
+    """Whether a numbered folder is of a configuration: a run writes down the folder that it was configured with."""
+    note = folder / ORIGIN
+    return not note.is_file() or note.read_text(encoding="utf-8").strip() == wanted.name
+
+
+def checkpoint_folders(trainer: Namespace) -> list[Path]:
+    """Return the folders that callbacks of a configuration save to, whatever the folder of the run.
+
+    Args:
+        trainer: The ``trainer`` section.
+    """
+    given = trainer.get("callbacks")
+    callbacks = given if isinstance(given, list) else [given]
+    named = (one.get("init_args.dirpath") for one in callbacks if isinstance(one, Namespace))
+    return [Path(folder) for folder in named if folder and "://" not in str(folder)]
+
+
+def check_fixed_folders(trainer: Namespace) -> None:
+    """Raise an error for a new run whose callbacks would replace the checkpoints of another run.
+
+    Args:
+        trainer: The ``trainer`` section.
+
+    Raises:
+        ValueError: If a callback saves to a folder of its own, and a checkpoint is there.
+    """
+    for folder in checkpoint_folders(trainer) if _first_process() else ():
+        if (found := next(iter(sorted(folder.glob("*.ckpt"))), None)) is not None:
+            refuse(
+                "trainer.callbacks",
+                f"dirpath {folder} holds {found.name} of another run, which this one would replace; resume it with "
+                "--ckpt_path last, name another folder, or leave dirpath out for a new folder every run.",
+            )
+
+
+def find_named(name: str, wanted: Path, fixed: Sequence[Path] = ()) -> Path:
+    """Return the checkpoint that ``--ckpt_path last`` or ``best`` means: the newest one of any run.
 
     Args:
         name: ``last`` or ``best``.
         wanted: The configured folder of the run.
+        fixed: Folders that its callbacks save to, whatever the folder of the run.
 
     Raises:
         ValueError: If no run has one.
     """
-    for folder in reversed(runs_of(wanted)):
-        for place in (folder / CHECKPOINTS, folder):
-            if (found := place / f"{name}.ckpt").exists():
-                return find_checkpoint(found)
+    places = (place for folder in runs_of(wanted) for place in (folder / CHECKPOINTS, folder))
+    found = [file for place in (*places, *fixed) if (file := place / f"{name}.ckpt").exists()]
+    if found:
+        return find_checkpoint(max(found, key=lambda file: file.stat().st_mtime))
     refuse(
         "ckpt_path", f"no run in {wanted} has a {name}.ckpt; leave --ckpt_path out to start a new run, or give a file."
     )

@@ -4,6 +4,7 @@ A description of a hundred bytes can ask for a million layers, or for a terabyte
 their number and their size bound what it may ask for.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from math import prod
@@ -22,6 +23,7 @@ _FREE_ELEMENTS = 2**22
 _FREE_COUNT, _FREE_MODULES = 1024, 256
 _MODULES_PER_TENSOR = 16
 _MAX_DEPTH = 64
+_MAX_GROWTH = 1000
 _FACTORIES = frozenset(
     getattr(torch, name)
     for name in (
@@ -42,7 +44,7 @@ class Budget(TorchFunctionMode):
 
     def __init__(self, owner: str, shapes: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        self._owner, self._tensors = owner, len(shapes)
+        self._owner, self._tensors = owner, sum(1 for shape in shapes if prod(shape))
         self._stored = sum(prod(shape) for shape in shapes)
         self._elements = self._modules = 0
         self._hooks = ExitStack()
@@ -133,6 +135,40 @@ def reserve(elements: int) -> None:
     """
     for budget in _active:
         budget.spend(elements)
+
+
+def check_growth(owner: str, tokenizer_json: str) -> None:
+    """Raise an error for a tokenizer that makes a text many times longer.
+
+    Each replacement of a letter by two doubles it, and a normalizer or a decoder may be a sequence of any number.
+
+    Args:
+        owner: Named in the error message.
+        tokenizer_json: Content of a ``tokenizer.json``.
+
+    Raises:
+        ValueError: If the replacements together could make a text more than 1,000 times longer.
+    """
+    try:
+        waiting, growth = [json.loads(tokenizer_json)], 1.0
+    except (ValueError, RecursionError):
+        return  # the package says so
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            if value.get("type") == "Replace" and isinstance(content := value.get("content"), str):
+                pattern = value.get("pattern")
+                text = pattern.get("String") if isinstance(pattern, Mapping) else None
+                growth *= max(1.0, len(content) / max(1, len(text) if isinstance(text, str) else 1))
+            waiting += [value[name] for name in ("normalizer", "decoder", "normalizers", "decoders") if name in value]
+        elif isinstance(value, list):
+            waiting += value
+        if growth > _MAX_GROWTH:
+            refuse(
+                owner,
+                f"the tokenizer's replacements could make a text {_MAX_GROWTH} times longer or more; get its file from "
+                "its author again.",
+            )
 
 
 def named_values(owner: str, description: Any, *, most: int = 10**6) -> list[tuple[str, Any]]:

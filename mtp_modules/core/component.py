@@ -97,7 +97,11 @@ def _recording(init: Any) -> Any:
 
 def _number(owner: Component, name: str, value: Any, annotation: Any) -> Any:
     """Return a plain number where the annotation wants one, so that numbers of numpy are described as such."""
+    if annotation in (bool, str) and not isinstance(value, annotation):
+        refuse(owner, f"{name} must be {'true or false' if annotation is bool else 'a string'}, got {value!r:.60}.")
     whole_only = annotation in (int, int | None)
+    if whole_only and isinstance(value, bool):
+        refuse(owner, f"{name} must be a whole number, got {value}.")
     if value is None or isinstance(value, bool) or not (whole_only or annotation in (float, float | None)):
         return value
     if whole_only:
@@ -221,8 +225,8 @@ def _build(description: Any, trusted: Sequence[str], role: type) -> Any:
         )
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        refuse("build", f"there is no class {class_path!r} in this version of the package ({error}).")
+    except (ImportError, AttributeError, RecursionError) as error:
+        refuse("build", f"there is no class {class_path!r:.200} in this version of the package ({error}).")
     if not (isinstance(cls, type) and issubclass(cls, Component)):
         refuse("build", f"{class_path!r} is not a component.")
     if not issubclass(cls, role):

@@ -71,7 +71,7 @@ def _empty_mapping() -> OrderedDict[Any, Any]:
 _OF_TENSORS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _empty_mapping,
     "_codecs.encode": _Part,
-    "torch.Size": tuple,
+    "torch.Size": _Part,
     "torch.device": _Part,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
@@ -113,10 +113,14 @@ class _Inspector(pickle._Unpickler):
 
     def __init__(self, content: bytes, known: Mapping[str, Callable[..., Any]], records: Mapping[str, int]) -> None:
         super().__init__(io.BytesIO(content))
-        self._known, self._records = known, records
+        self._known, self._records, self._left = known, records, len(content)
 
     def find_class(self, module: str, name: str) -> Any:
         path = f"{module}.{name}"
+        if path in self._known and self._known is _OF_TENSORS:
+            bounded = {"torch.Size": self._size, "_codecs.encode": self._encode}.get(path)
+            if bounded is not None:
+                return bounded
         if path in self._known:
             return self._known[path]
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
@@ -126,6 +130,22 @@ class _Inspector(pickle._Unpickler):
         if path in _safe_globals():
             return _Part
         raise InputError(f"names {path[:100]}, and only tensors and plain values are loaded")
+
+    def _size(self, dimensions: Any) -> tuple[Any, ...]:
+        self._spend(len(dimensions))
+        return tuple(dimensions)
+
+    def _encode(self, text: str, encoding: str) -> _Part:
+        if encoding != "latin1":  # others may take any time; bytes are written in this one
+            raise InputError(f"has bytes in the encoding {encoding!r:.40}")
+        self._spend(len(text))
+        return _Part()
+
+    def _spend(self, elements: int) -> None:
+        """Raise an error if values that are referred to again become more than the file is long."""
+        self._left -= elements
+        if self._left < 0:
+            raise InputError("repeats values until they are more than it is long")
 
     def persistent_load(self, pid: Any) -> _Storage:
         _, kind, key, _, count = pid

@@ -13,7 +13,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -23,6 +23,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Tensor
 
 _SUFFIX = ".partial"
+_MARK = b"mtp_modules crc32 "
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _HERE = -100  # AT_FDCWD
 
@@ -58,7 +59,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             "saving", f"{path} could not be written ({_reason(error)}); what was there is unchanged. {_advice(error)}"
         )
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that turned read-only
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -91,13 +93,14 @@ def save_checkpoint(content: Any, path: str | Path) -> None:
     try:
         with atomic_file(path) as partial:
             with partial.open("wb") as file:
-                kept = _KeepError(file)
+                writer = _Writer(file)
                 try:
-                    torch.save(content, cast(BinaryIO, kept))
+                    torch.save(content, cast(BinaryIO, writer))
                 except RuntimeError as error:  # torch's writer raises its own error after a write that failed
-                    if kept.error is None:
+                    if writer.error is None:
                         raise
-                    raise kept.error from error
+                    raise writer.error from error
+                writer.finish()
             if (damaged := damaged_record(partial)) is not None:
                 raise OSError(errno.EIO, f"{damaged or path.name} did not read back as it was written")
             if path.is_dir() and not path.is_symlink():
@@ -107,19 +110,44 @@ def save_checkpoint(content: Any, path: str | Path) -> None:
 
 
 def damaged_record(path: Path) -> str | None:
-    """Return which tensor is damaged in a file of ``torch.save``, by its checksum; ``None`` if none is.
+    """Return which tensor is damaged in a file of ``torch.save``; ``None`` if none is.
 
-    torch itself does not compare them. An empty name means that the file is none of ``torch.save``, or lost its list.
+    :func:`save_checkpoint` writes a checksum of the whole file into the comment of its zip archive. Of other files, the
+    checksum of every record is compared, which torch itself does not do. An empty name means that the file is none of
+    ``torch.save``, or that its list of records is damaged.
 
     Args:
         path: Of the file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            stored = all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
-            return archive.testzip() if stored else ""
-    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error):
+        whole = _holds(path)
+        return None if whole else _damaged_record(path, sealed=whole is not None)
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error):
         return ""
+
+
+def _holds(path: Path) -> bool | None:
+    """Return whether a file has the checksum that stands at its end; ``None`` if none stands there."""
+    size, mark = path.stat().st_size, len(_MARK) + 8
+    with path.open("rb") as file:
+        file.seek(max(0, size - mark))
+        text = file.read()
+        if not text.startswith(_MARK):
+            return None
+        file.seek(0)
+        return text == _MARK + b"%08x" % _checksum_of(file, size - mark)
+
+
+def _damaged_record(path: Path, *, sealed: bool) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+            return ""  # records overlap, and would be read again and again
+        for record in archive.infolist():
+            if record.compress_type != zipfile.ZIP_STORED or record.is_dir() or record.external_attr & 0x10:
+                return ""
+        if (damaged := archive.testzip()) is not None:
+            return damaged
+        return "" if sealed or archive.comment else None  # the damage lies in the headers
 
 
 def finish_folder(partial: Path, path: Path) -> None:
@@ -167,7 +195,10 @@ def damaged_file(folder: Path) -> str | None:
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
         pairs = [line.split(" ", 1) for line in lines]
-        wrong = (name for expected, name in pairs if f"{_checksum(folder / name):08x}" != expected)
+        there = {
+            str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and not file.is_symlink()
+        }
+        wrong = (name for expected, name in pairs if name not in there or f"{_checksum(folder / name):08x}" != expected)
         missing = CHECKSUMS if not pairs else None
         return next(wrong, missing)
     except (OSError, ValueError) as error:
@@ -183,13 +214,14 @@ def tensor_checksum(tensor: Tensor) -> int:
     return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def check_folder(owner: object, folder: Path, *, needed: int = 0) -> None:
+def check_folder(owner: object, folder: Path, *, needed: int = 0, what: str = "one checkpoint") -> None:
     """Raise an error for a folder that cannot be written to, before any work is done for it.
 
     Args:
         owner: Named in the error message.
         folder: Created if it does not exist.
-        needed: Bytes that one file there will take.
+        needed: Bytes that files there will take.
+        what: Those files, for the error message.
 
     Raises:
         ValueError: If no file can be written there, or less than ``needed`` bytes are free.
@@ -203,7 +235,7 @@ def check_folder(owner: object, folder: Path, *, needed: int = 0) -> None:
     except OSError as error:
         refuse(owner, f"{folder} cannot be written to ({_reason(error)}). {_advice(error)}")
     if free < needed:
-        refuse(owner, f"{folder} has {_size(free)} free, and one checkpoint takes {_size(needed)}; free some space.")
+        refuse(owner, f"{folder} has {_size(free)} free, and {what} may take {_size(needed)}; free some space.")
 
 
 def remove_partial(folder: Path) -> None:
@@ -271,29 +303,47 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _checksum(path: Path) -> int:
-    value = 0
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            value = zlib.crc32(block, value)
+        return _checksum_of(file, path.stat().st_size)
+
+
+def _checksum_of(file: BinaryIO, length: int) -> int:
+    """Return the CRC-32 of the next bytes of a file."""
+    value = 0
+    while block := file.read(min(length, 1 << 20)):
+        value, length = zlib.crc32(block, value), length - len(block)
     return value
 
 
-class _KeepError:
-    """A file that remembers why a write failed."""
+class _Writer:
+    """A file for ``torch.save`` that remembers why a write failed, and ends with the checksum of all before it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._checksum, self._length = 0, b""  # the archive ends with the length of its comment, two bytes
         self.error: OSError | None = None
 
     def write(self, block: bytes | memoryview) -> int:
         try:
-            return self._file.write(block)
+            written = self._file.write(block)
         except OSError as error:
             self.error = error
             raise
+        if len(block) < 2:
+            block = self._length + bytes(block)
+        else:
+            self._checksum = zlib.crc32(self._length, self._checksum)
+        self._checksum, self._length = zlib.crc32(block[:-2], self._checksum), bytes(block[-2:])
+        return written
 
     def flush(self) -> None:
         self._file.flush()
+
+    def finish(self) -> None:
+        """Write the comment."""
+        length = (len(_MARK) + 8).to_bytes(2, "little")
+        self._file.seek(-2, os.SEEK_END)
+        self._file.write(length + _MARK + b"%08x" % zlib.crc32(length, self._checksum))
 
 
 def _reason(error: OSError) -> str:

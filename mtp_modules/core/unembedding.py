@@ -1,6 +1,6 @@
 """The output matrices, in one module, so that the hooks of DDP and FSDP2 see every use of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, cast
 
@@ -19,6 +19,22 @@ if TYPE_CHECKING:
 
 TokenIds: TypeAlias = Sequence[SupportsIndex] | Tensor | NDArray[Any]
 """A list, a range, a tensor or an array of token ids."""
+
+
+def plain_ids(owner: object, tokens: TokenIds) -> list[int]:
+    """Return draft tokens as a list of ``int``.
+
+    Args:
+        owner: Named in the error message.
+        tokens: A list, a range, a tensor or an array.
+
+    Raises:
+        ValueError: If it is none of these, or an element is no whole number.
+    """
+    given: Any = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    if not isinstance(given, Iterable) or any(isinstance(token, bool) for token in given):
+        refuse(owner, f"draft tokens must be a list of token ids, got {tokens!r:.60}.")
+    return [whole(owner, "a draft token", token) for token in given]
 
 
 class Unembedding(nn.Module):
@@ -123,10 +139,7 @@ class Unembedding(nn.Module):
                 matrices are sharded.
         """
         vocab_size = len(self.weight)
-        given = (
-            tokens.tolist() if hasattr(tokens, "tolist") else tokens
-        )  # a tensor's elements never compare equal in a set
-        ids = [whole(self, "a draft token", token) for token in given]
+        ids = plain_ids(self, tokens)
         for token in ids:
             if not 0 <= token < vocab_size:
                 refuse(self, f"draft tokens must lie in 0..{vocab_size - 1}, got {token}.")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mtp_modules.core.budget import check_growth
 from mtp_modules.core.checks import content_only, refuse
 from mtp_modules.core.component import redescribe
 from mtp_modules.core.interfaces import Tokenizer
@@ -72,6 +73,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def check_stored(cls, arguments: Mapping[str, Any]) -> None:
         """Raise an error for a tokenizer that is not described by its content."""
         content_only(cls.__name__, arguments, "the content of a tokenizer")
+        check_growth(cls.__name__, str(arguments.get("tokenizer_json") or ""))
 
     @property
     def vocab_size(self) -> int:

@@ -91,7 +91,11 @@ def read_tensors(owner: str, folder: Path, weights: str = WEIGHTS) -> dict[str, 
                 "with torch.load(..., weights_only=True), and write it as safetensors.",
             )
         refuse(owner, f"{folder} has no {weights}; give the folder of a complete checkpoint.")
-    places = read_json(owner, index).get("weight_map", {})
+    places = read_json(owner, index).get("weight_map")
+    names = places.values() if isinstance(places, dict) else [None]
+    if not all(isinstance(name, str) and name == Path(name).name for name in names):
+        refuse(owner, f"{index} has no weight_map that names files beside it for all tensors; download it again.")
+    assert isinstance(places, dict)
     found: dict[str, Tensor] = {}
     for shard in sorted(set(places.values())):
         if not (folder / shard).is_file():

@@ -158,6 +158,7 @@ class MultiTokenLoss(Component, nn.Module):
         """
         horizons, unembedding = model.heads.horizons, model.unembedding
         if counts is not None:
+            counts = torch.as_tensor(counts)
             self._check_counts(counts, len(horizons))
         if weights is None:
             weights = self.horizon_weights(len(horizons))

@@ -112,17 +112,22 @@ def check_save_folders(trainer: Trainer, module: LightningModule) -> None:
         module: Whose checkpoints are saved.
 
     Raises:
-        ValueError: If a folder cannot be written to, or has less space than one checkpoint takes.
+        ValueError: If a folder cannot be written to, or has less space than the checkpoints that the run keeps there.
     """
     if _off(trainer):
         return
+    # Weights, and in training the two moments that AdamW keeps of each.
+    size = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters())
+    files: dict[Path, int] = {}
     for callback in trainer.checkpoint_callbacks:
         folder = getattr(callback, "dirpath", None) or getattr(getattr(callback, "path", None), "parent", None)
         if folder is not None and "://" not in str(folder):
-            # Weights, and in training the two moments that AdamW keeps of each.
-            needed = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters())
-            check_folder("checkpoints", Path(folder), needed=needed)
-            remove_partial(Path(folder))
+            kept = max(1, getattr(callback, "save_top_k", 1))
+            files[Path(folder)] = files.get(Path(folder), 0) + kept
+    for path, count in files.items():
+        there = len(list(path.glob("*.ckpt"))) if path.is_dir() else 0
+        check_folder("checkpoints", path, needed=size * max(1, count - there), what=f"{count} checkpoints")
+        remove_partial(path)
 
 
 def check_save_points(trainer: Trainer) -> None:

@@ -76,12 +76,15 @@ def _described(part: Any) -> Any:
     return describe(part) if isinstance(part, Component) else None
 
 
-def check_resumable(checkpoint: Mapping[str, Any], *, sharded: bool = False) -> None:
-    """Raise an error for a checkpoint that holds weights alone.
+def check_resumable(
+    checkpoint: Mapping[str, Any], *, sharded: bool = False, loops: Mapping[str, Any] | None = None
+) -> None:
+    """Raise an error for a checkpoint that holds weights alone, or whose state of the training is not complete.
 
     Args:
         checkpoint: As it was read.
         sharded: Whether it is a folder of shards, which has the states of optimizers elsewhere.
+        loops: State of the loop that will continue; its names must be in the checkpoint.
 
     Raises:
         ValueError: If the state of the loops, an optimizer or a scheduler is missing.
@@ -93,6 +96,30 @@ def check_resumable(checkpoint: Mapping[str, Any], *, sharded: bool = False) -> 
             "the checkpoint holds weights without the state of their training; start a new run from them with "
             "--init_from (mtp_modules.training.init_from in a script).",
         )
+    saved, step = checkpoint["loops"], checkpoint.get("global_step")
+    loop = saved.get("fit_loop") if isinstance(saved, Mapping) else None
+    wrong = {
+        "loops": not isinstance(loop, Mapping) or not (loops or {}).keys() <= loop.keys(),
+        "lr_schedulers": not _are_mappings(checkpoint["lr_schedulers"]),
+        "optimizer_states": not sharded and not _are_optimizers(checkpoint["optimizer_states"]),
+        "global_step": not isinstance(step, int) or step < 0,
+        "epoch": not isinstance(checkpoint.get("epoch"), int),
+        "pytorch-lightning_version": not isinstance(checkpoint.get("pytorch-lightning_version"), str),
+    }
+    if incomplete := [name for name, is_wrong in wrong.items() if is_wrong]:
+        refuse(
+            "ckpt_path",
+            f"the checkpoint's {', '.join(incomplete)} cannot be continued from: missing, or not as a run saves it; "
+            "start a new run from its weights with --init_from.",
+        )
+
+
+def _are_mappings(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, Mapping) for value in values)
+
+
+def _are_optimizers(values: Any) -> bool:
+    return _are_mappings(values) and bool(values) and all({"state", "param_groups"} <= value.keys() for value in values)
 
 
 def check_configured_optimizer(module: Any, own: Mapping[str, Any]) -> None:
@@ -135,7 +162,7 @@ class Resumption:
             return
         self._checkpoint = checkpoint
         if module.device_mesh is None:
-            check_resumable(checkpoint)
+            check_resumable(checkpoint, loops=module.trainer.fit_loop.state_dict())
         else:
             _adapt(module, checkpoint, self._options)
 

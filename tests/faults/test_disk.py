@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mtp_modules.core import saving
-from mtp_modules.core.saving import check_folder, save_checkpoint, write_text
-from tests.faults.processes import SMALL, Command
+from mtp_modules.core.saving import atomic_file, check_folder, save_checkpoint, write_text
+from tests.faults.processes import SMALL, Command, give_up_capabilities, started
+from tests.unit.training.running import data, module, trainer
 
 FIT = ("fit", *SMALL, "--trainer.max_epochs=3")
 
@@ -55,10 +57,47 @@ def test_a_disk_with_less_space_than_a_checkpoint_takes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 2**20, 2**20))
-    with pytest.raises(ValueError, match=r"has 1\.0 MiB free, and one checkpoint takes 2\.0 MiB; free some space\."):
+    with pytest.raises(ValueError, match=r"has 1\.0 MiB free, and one checkpoint may take 2\.0 MiB; free some space\."):
         check_folder("checkpoints", tmp_path / "new", needed=2**21)
     check_folder("checkpoints", tmp_path / "new", needed=2**19)
     assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_run_needs_space_for_all_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two are kept: the best and the last; a resumed run has them already, and writes one beside them."""
+    made = module()
+    size = 3 * sum(parameter.numel() * parameter.element_size() for parameter in made.parameters())
+    free = int(1.5 * size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(free, 0, free))
+    saver = ModelCheckpoint(dirpath=tmp_path / "new", filename="best", save_last=True)
+    run = trainer(tmp_path, saver, max_steps=1, enable_checkpointing=True)
+    with pytest.raises(ValueError, match=r"new has \d\.\d MiB free, and 2 checkpoints may take"):
+        run.fit(made, data())
+    for name in ("best.ckpt", "last.ckpt"):
+        (tmp_path / "new" / name).touch()
+    trainer(tmp_path, saver, max_steps=1, enable_checkpointing=True).fit(module(), data())
+
+
+def test_a_folder_that_turns_read_only_within_a_save_is_named(tmp_path: Path) -> None:
+    """The partial file cannot be removed either."""
+    command = started(_lock, tmp_path)
+    command.join(60)
+    assert (tmp_path / "said").read_text(encoding="utf-8").startswith("saving: ")
+    assert command.exitcode == 0
+
+
+def _lock(folder: Path) -> None:
+    give_up_capabilities()
+    target = folder / "target"
+    target.mkdir()
+    try:
+        with atomic_file(target / "file") as partial:
+            partial.write_text("new", encoding="utf-8")
+            target.chmod(0o555)
+    except ValueError as error:
+        (folder / "said").write_text(str(error), encoding="utf-8")
+    target.chmod(0o755)
 
 
 def test_what_does_not_read_back_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,15 @@
 import random
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from torch.distributed import checkpoint as sharded
 
-from mtp_modules.core.saving import finish_folder
+from mtp_modules.core.checks import InputError
+from mtp_modules.core.saving import damaged_record, finish_folder
 from mtp_modules.loading import read_checkpoint
 from tests.faults.processes import times
 from tests.unit.training.running import SaveAt, data, module, trainer
@@ -28,6 +30,32 @@ def flipped(path: Path, dice: random.Random) -> None:
     content = bytearray(path.read_bytes())
     content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
     path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_the_lists_of_records_is_refused(saved: Path, tmp_path: Path) -> None:
+    """Where they are, how long their names are, whether they are folders or encrypted: no tensor has these bits."""
+    with zipfile.ZipFile(saved) as archive:
+        starts = [(record.header_offset, 30 + len(record.filename)) for record in archive.infolist()]
+        places = [*range(archive.start_dir, saved.stat().st_size)]
+    places += [place for start, length in starts for place in range(start, start + length)]
+    dice, content, damaged = random.Random(2), saved.read_bytes(), tmp_path / "damaged.ckpt"
+    for place in dice.sample(places, times(100, 2000)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << dice.randrange(8)
+        damaged.write_bytes(changed)
+        with pytest.raises(InputError, match=r"^ckpt_path: \S+ [^\n]+\.$"):
+            read_checkpoint(damaged)
+
+
+def test_a_file_of_torch_itself_is_checked_record_by_record(tmp_path: Path) -> None:
+    path = tmp_path / "plain.ckpt"
+    torch.save({"weight": torch.arange(5000.0)}, path)
+    assert damaged_record(path) is None
+    content = bytearray(path.read_bytes())
+    place = content.find(torch.arange(5000.0).numpy().tobytes()[-16:])
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert damaged_record(path) == "plain/data/0"
 
 
 def test_a_flipped_bit_is_refused_or_harmless(saved: Path, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """A second run beside the first, one that goes on, and two at once."""
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
+import yaml
 
-from mtp_modules.configuration.run_folder import RunFolder, find_named, runs_of
+from mtp_modules.configuration.run_folder import ORIGIN, RunFolder, find_named, runs_of
 from mtp_modules.loading import read_checkpoint
 from tests.command_line import refusal
 from tests.faults.processes import SMALL, Command
@@ -31,7 +33,10 @@ def test_a_second_run_has_a_folder_of_its_own_and_a_resumed_one_goes_on(tmp_path
     assert read_checkpoint(first / "checkpoints" / "last.ckpt")["global_step"] == 4
     newest = Command(tmp_path, *FIT, "--ckpt_path=last", "--trainer.max_epochs=3")
     assert newest.status() == 0, newest.output()
-    assert read_checkpoint(second / "checkpoints" / "last.ckpt")["global_step"] == 6
+    assert (
+        read_checkpoint(first / "checkpoints" / "last.ckpt")["global_step"] == 6
+    )  # which was saved after the second's
+    assert read_checkpoint(second / "checkpoints" / "last.ckpt")["global_step"] == 2
 
 
 def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
@@ -72,9 +77,42 @@ def test_a_name_without_a_checkpoint_is_a_sentence(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_newest_run_with_such_a_checkpoint_is_meant(tmp_path: Path) -> None:
-    for folder in ("run/checkpoints", "run-2/checkpoints", "run-10/checkpoints"):
-        (tmp_path / folder).mkdir(parents=True)
-    for folder in ("run", "run-2"):
-        (tmp_path / folder / "checkpoints" / "last.ckpt").touch()
-    assert find_named("last", tmp_path / "run") == tmp_path / "run-2" / "checkpoints" / "last.ckpt"
+def test_the_checkpoint_that_was_saved_last_is_meant(tmp_path: Path) -> None:
+    """A number says nothing of it: a folder that was removed is used again. Nor is every number a run of this name."""
+    for time, folder in enumerate(("run-2", "run", "run-7", "run-10")):
+        (tmp_path / folder / "checkpoints").mkdir(parents=True)
+        if folder != "run-10":
+            (tmp_path / folder / "checkpoints" / "last.ckpt").touch()
+            os.utime(tmp_path / folder / "checkpoints" / "last.ckpt", (time, time))
+    (tmp_path / "run-7" / ORIGIN).write_text("run-7\n", encoding="utf-8")
+    assert find_named("last", tmp_path / "run") == tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert find_named("last", tmp_path / "run-7") == tmp_path / "run-7" / "checkpoints" / "last.ckpt"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "last.ckpt").touch()
+    assert find_named("last", tmp_path / "run", [tmp_path / "own"]) == tmp_path / "own" / "last.ckpt"
+
+
+def test_a_number_that_something_else_has_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    (tmp_path / "run-2").touch()
+    (tmp_path / "run-3").symlink_to("nowhere")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.path.name == "run-4"
+    folder.release()
+
+
+def test_a_folder_of_its_own_is_not_written_to_twice(tmp_path: Path) -> None:
+    saver = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": "own", "filename": "best", "save_last": True}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [saver]}}), encoding="utf-8")
+    fit = (*FIT, "--config", "own.yaml")
+    assert Command(tmp_path, *fit).status() == 0
+    whole = files(tmp_path / "own")
+    assert whole.keys() == {"best.ckpt", "last.ckpt"}
+    again = Command(tmp_path, *fit)
+    assert again.status() == 1
+    assert "error: trainer.callbacks: dirpath own holds best.ckpt of another run, which this one" in again.output()
+    assert files(tmp_path / "own") == whole
+    resumed = Command(tmp_path, *fit, "--ckpt_path=last", "--trainer.max_epochs=2")
+    assert resumed.status() == 0, resumed.output()
+    assert read_checkpoint(tmp_path / "own" / "last.ckpt")["global_step"] == 4

@@ -174,6 +174,16 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
         "data: unknown class 'ProgressionsDataModule'; did you mean ProgressionDataModule?"
         + own("ProgressionDataModule, TaskDataModule, TextDataModule"),
     ),
+    "data by its import path": (
+        *("data/class_path", "mtp_modules.data.ProgresionDataModule"),
+        "data: mtp_modules.data has no class 'ProgresionDataModule'; did you mean "
+        "mtp_modules.data.ProgressionDataModule?",
+    ),
+    "data of no package": (
+        *("data/class_path", "nopackage.Data"),
+        "data: 'nopackage.Data' cannot be imported (No module named 'nopackage'); check its spelling, or install its "
+        "package.",
+    ),
     "argument of heads": (
         *("model/heads/init_args/num_horizon", 3),
         "model.heads: LinearHeads has no argument 'num_horizon'. Known: d_model, num_horizons, stride.",

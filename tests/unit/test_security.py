@@ -23,9 +23,11 @@ from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk, TransformerTrunk,
 from mtp_modules.core import build, describe
 from mtp_modules.core.checks import InputError
 from mtp_modules.core.pickles import check_shards, load_pickle, only_weights
-from mtp_modules.data import ByteTokenizer
+from mtp_modules.core.saving import CHECKSUMS, damaged_file
+from mtp_modules.data import ByteTokenizer, HuggingFaceTokenizer
 from mtp_modules.data.token_files import read_documents, write_documents
 from mtp_modules.interop import export_model, import_model
+from mtp_modules.interop.files import read_tensors
 from mtp_modules.loading import CHECKPOINT_KEY, read_checkpoint
 from mtp_modules.model import FORMAT
 from mtp_modules.training.checkpointing import check_description
@@ -189,7 +191,16 @@ def opcodes(*code: bytes) -> bytes:
 
 
 LAUGHS = b"".join((b"(K\x01K\x02tq\x00", *(b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(60))))
+AGAIN = b"".join((b"(", b"K\x01" * 200, b"tq\x00", b"ctorch\nSize\nq\x01", b"h\x01h\x00\x85R" * 50))
 PICKLES: dict[str, bytes] = {
+    "a size again and again": opcodes(AGAIN),
+    "bytes again and again": opcodes(
+        b"X\xc8\x00\x00\x00",
+        b"a" * 200,
+        b"q\x00X\x06\x00\x00\x00latin1q\x01c_codecs\nencode\nq\x02",
+        b"h\x02h\x00h\x01\x86R" * 50,
+    ),
+    "bytes in a slow encoding": opcodes(b"c_codecs\nencode\n", b"X\x01\x00\x00\x00aX\x08\x00\x00\x00punycode\x86R"),
     "bytes": opcodes(b"cbuiltins\nbytearray\n", b"\x8a\x05\x00\x00\x00\x00\x10", b"\x85R"),
     "code": opcodes(b"cos\nsystem\n", b"X\x02\x00\x00\x00id\x85R"),
     "a key that takes forever": opcodes(b"}", LAUGHS, b"K\x01s"),
@@ -221,6 +232,28 @@ def test_a_pickle_that_asks_for_more(name: str, tmp_path: Path) -> None:
     torch.save(checkpoint(), path, _use_new_zipfile_serialization=False)
     with pytest.raises(InputError, match=r"is from before torch 1\.6"):
         read_checkpoint(path)
+
+
+def test_records_that_overlap_are_not_read_again_and_again(tmp_path: Path) -> None:
+    """The list of an archive can name one record many times."""
+    record, path = bytes(2**20), tmp_path / "x.ckpt"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data/0", record)
+        place = file.infolist()[0]
+        for number in range(1, 5000):
+            copy = zipfile.ZipInfo(f"archive/data/{number}")
+            copy.header_offset, copy.file_size, copy.compress_size, copy.CRC = (
+                0,
+                place.file_size,
+                place.file_size,
+                place.CRC,
+            )
+            file.filelist.append(copy)
+        file._didModify = True
+    began = time.process_time()
+    with pytest.raises(InputError, match="has entries that overlap"):
+        read_checkpoint(path)
+    assert time.process_time() - began < 2
 
 
 def test_a_tensor_that_is_larger_than_its_file(tmp_path: Path) -> None:
@@ -269,6 +302,16 @@ def test_shards_hold_tensors_and_plain_values(tmp_path: Path) -> None:
         (tmp_path / "good" / ".metadata").write_bytes(content)
         with pytest.raises(InputError, match=r"^ckpt_path: .*\.metadata "):
             check_shards("ckpt_path", tmp_path / "good")
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../outside", "link", "missing"])
+def test_checksums_are_of_files_in_the_folder(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    (tmp_path / "outside").write_bytes(b"")
+    (folder / "link").symlink_to(tmp_path / "outside")
+    (folder / CHECKSUMS).write_text(f"00000000 {name}\n", encoding="utf-8")
+    assert damaged_file(folder) == name
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -328,9 +371,65 @@ def test_a_description_is_not_nested_without_end(tmp_path: Path) -> None:
     laugh: list[Any] = [1, 2]
     for _ in range(60):
         laugh = [laugh, laugh]
-    content[CHECKPOINT_KEY]["model"]["init_args"]["trunk"] = laugh
-    with pytest.raises(InputError, match=r"^ckpt_path: is nested deeper"):
-        load_model(saved(tmp_path / "x.ckpt", content))
+    for place in (content[CHECKPOINT_KEY]["model"]["init_args"], content[CHECKPOINT_KEY]):
+        place["trunk"] = laugh
+        with pytest.raises(InputError, match=r"^ckpt_path: is nested deeper"):
+            load_model(saved(tmp_path / "x.ckpt", content))
+        del place["trunk"]
+
+
+def test_tensors_without_elements_allow_no_layers(tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del config["weights"]
+    config["model"]["init_args"]["trunk"]["init_args"]["num_layers"] = 4000
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {f"empty{n}": torch.zeros(0) for n in range(5000)}, tmp_path / "model.safetensors")
+    began = time.process_time()
+    with pytest.raises(InputError, match="num_layers=4000"):
+        load_model(tmp_path)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.int64])
+def test_weights_that_are_no_real_numbers_are_not_converted(tmp_path: Path, dtype: torch.dtype) -> None:
+    small().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del config["weights"]
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(tmp_path / "model.safetensors")
+    name = sorted(weights)[0]
+    save_file(weights | {name: weights[name].to(dtype)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=f"{name} is stored as .*, and the model has torch.float32"):
+        load_model(tmp_path)
+
+
+def test_a_class_path_without_end_is_a_sentence() -> None:
+    with pytest.raises(InputError, match="there is no class"):
+        build({"class_path": "mtp_modules." + "a." * 5000 + "b", "init_args": {}})
+
+
+@pytest.mark.parametrize("places", [["x"], {"a": 3}, {"a": ["x"]}, {"a": "../x.safetensors"}, None])
+def test_an_index_names_files_beside_it(tmp_path: Path, places: Any) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}), encoding="utf-8")
+    with pytest.raises(InputError, match="has no weight_map that names files beside it"):
+        read_tensors("format", tmp_path / "in")
+
+
+def test_a_tokenizer_does_not_make_a_text_a_thousand_times_longer() -> None:
+    doubles = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    usual = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    for part, many in (("normalizer", "normalizers"), ("decoder", "decoders")):
+        for count, fine in ((9, True), (40, False)):
+            content = json.dumps({part: {"type": "Sequence", many: [usual] * 20 + [doubles] * count}})
+            if fine:
+                HuggingFaceTokenizer.check_stored({"tokenizer_json": content})
+            else:
+                with pytest.raises(InputError, match="could make a text 1000 times longer"):
+                    HuggingFaceTokenizer.check_stored({"tokenizer_json": content})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from mtp_modules import GeometricWeights, MultiTokenLoss, UniformWeights
+from mtp_modules.core.checks import InputError
 from mtp_modules.training import MTPModule, WarmupDecay
+from mtp_modules.training.resuming import check_resumable
 from tests.resuming import CASES, MUON, SaveAt, data, hash_of, hashes, module
 from tests.unit.training.running import trainer
 
@@ -216,6 +218,27 @@ def test_a_checkpoint_of_weights_alone_names_what_to_do(saved: dict[str, Path], 
     )
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         trainer(tmp_path).fit(module(), data(), ckpt_path=tmp_path / "weights.ckpt", weights_only=True)
+
+
+INCOMPLETE: dict[str, Any] = {
+    "loops": [{}, None, {"fit_loop": {}}],
+    "optimizer_states": [[], None, [{}]],
+    "lr_schedulers": [None, [1]],
+    "global_step": [None, -3, "1"],
+    "epoch": ["x"],
+    "pytorch-lightning_version": [None],
+}
+
+
+def test_an_incomplete_state_of_training_is_one_sentence(saved: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = torch.load(saved["adamw"], weights_only=True)
+    for name, values in INCOMPLETE.items():
+        for value in values:
+            with pytest.raises(InputError, match=f"^ckpt_path: the checkpoint's {name} cannot be continued from: "):
+                check_resumable({**checkpoint, name: value}, loops=checkpoint["loops"]["fit_loop"])
+    torch.save({**checkpoint, "loops": {"fit_loop": {}}}, tmp_path / "loops.ckpt")
+    with pytest.raises(InputError, match="the checkpoint's loops cannot be continued from"):
+        trainer(tmp_path).fit(module(), data(), ckpt_path=tmp_path / "loops.ckpt", weights_only=True)
 
 
 def test_a_random_state_of_other_processes_is_said(saved: dict[str, Path], tmp_path: Path, caplog: Any) -> None:
