@@ -1,7 +1,6 @@
 """One flipped bit in a checkpoint: it never loads with other weights."""
 
 import random
-import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -58,28 +57,14 @@ def test_a_file_of_torch_itself_is_checked_record_by_record(tmp_path: Path) -> N
     assert damaged_record(path) == "plain/data/0"
 
 
-def test_a_flipped_bit_is_refused_or_harmless(saved: Path, tmp_path: Path) -> None:
-    dice, damaged, refused = random.Random(1), tmp_path / "damaged" / "last.ckpt", 0
+def test_a_flipped_bit_is_refused_wherever_it_is(saved: Path, tmp_path: Path) -> None:
+    dice, damaged = random.Random(1), tmp_path / "damaged" / "last.ckpt"
     damaged.parent.mkdir()
-    whole = read_checkpoint(saved)
     for _ in range(times(60, 400)):
         shutil.copyfile(saved, damaged)
         flipped(damaged, dice)
-        try:
-            found = read_checkpoint(damaged)
-        except ValueError as error:
-            assert re.fullmatch(r"ckpt_path: \S+ [^\n]+\.", str(error))  # noqa: PT017
-            refused += 1
-        else:  # it lies between the records
-            assert found["state_dict"].keys() == whole["state_dict"].keys()
-            assert all(torch.equal(found["state_dict"][name], value) for name, value in whole["state_dict"].items())
-            for (_, state), (_, other) in zip(
-                found["optimizer_states"][0]["state"].items(),
-                whole["optimizer_states"][0]["state"].items(),
-                strict=True,
-            ):
-                assert all(torch.equal(state[name], other[name]) for name in other)
-    assert refused > times(30, 200)
+        with pytest.raises(InputError, match=r"^ckpt_path: \S+ [^\n]+\.$"):
+            read_checkpoint(damaged)
 
 
 def test_a_damaged_checkpoint_names_the_newest_good_one(saved: Path) -> None:
