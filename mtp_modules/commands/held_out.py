@@ -61,7 +61,7 @@ def data_for(
             refuse("sources", "this model has no tokenizer for text files; give data, a configuration, instead.")
         make = partial(
             TextDataModule,
-            sources=sources,
+            sources=list(sources),
             window=_WINDOW if model.trunk.max_positions is None else min(_WINDOW, model.trunk.max_positions),
             lookahead=model.lookahead,
             batch_size=_BATCH_SIZE,

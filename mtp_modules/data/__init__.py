@@ -11,9 +11,11 @@ from mtp_modules.data.augmentation import Augmentation, SpanShuffle, TokenDropou
 from mtp_modules.data.cached_states import CachedStates
 from mtp_modules.data.corpus import TokenStream, load_splits
 from mtp_modules.data.counts import CountsAhead
+from mtp_modules.data.documents import Document, DocumentSource
 from mtp_modules.data.frequent import frequent_tokens
 from mtp_modules.data.huggingface import HuggingFaceTokenizer
 from mtp_modules.data.resumable import ResumableLoader
+from mtp_modules.data.sources import JsonLines, StandardLibrary, TextFiles, TokenFiles
 from mtp_modules.data.tokenizers import ByteTokenizer, WordTokenizer
 from mtp_modules.data.windows import WindowDataset
 
@@ -41,21 +43,27 @@ __all__ = [
     "ByteTokenizer",
     "CachedStates",
     "CountsAhead",
+    "Document",
+    "DocumentSource",
     "Example",
     "HuggingFaceTokenizer",
+    "JsonLines",
     "PolynomialTask",
     "ProgressionCeiling",
     "ProgressionDataModule",
     "ResumableLoader",
     "SpanShuffle",
+    "StandardLibrary",
     "StarGraphTask",
     "StoryTask",
     "Task",
     "TaskDataModule",
     "TaskRows",
     "TextDataModule",
+    "TextFiles",
     "TokenDataModule",
     "TokenDropout",
+    "TokenFiles",
     "TokenStream",
     "WindowDataset",
     "WordTokenizer",

@@ -102,14 +102,14 @@ def sources(path: Path) -> str:
 
 def test_a_missing_path(tmp_path: Path) -> None:
     assert fit(QUICKSTART, sources(tmp_path / "gone")) == (
-        f"TextDataModule: source '{tmp_path / 'gone'}' does not exist; give a file, a folder, a pattern, or 'stdlib'."
+        f"TextFiles: source '{tmp_path / 'gone'}' does not exist; give a file, a folder, a pattern, or 'stdlib'."
     )
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert fit(QUICKSTART, sources(tmp_path / "empty")) == (
-        f"TextDataModule: source '{tmp_path / 'empty'}' holds no file that ends in .py; name other files or suffixes."
+        f"TextFiles: source '{tmp_path / 'empty'}' holds no file; name other files or suffixes."
     )
 
 
