@@ -23,7 +23,7 @@ from mtp_modules.model import MTPModel
 _WINDOW, _BATCH_SIZE = 256, 8
 _SPLITS = {"val": "validate", "test": "test", "all": "fit"}
 _PACKAGE = __name__.partition(".")[0]
-_NAMES = ("pretrained", "gguf_file", "revision", "ckpt_path", "dict_kwargs")
+_NAMES = ("pretrained", "gguf_file", "revision", "ckpt_path", "dict_kwargs", "dataset")
 _KEYS = ("tokens", "document_ids", "loss_mask")
 
 

@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_modules.data.augmentation import Augmentation, SpanShuffle, TokenDropout
 from mtp_modules.data.cached_states import CachedStates
-from mtp_modules.data.corpus import TokenStream, load_splits
+from mtp_modules.data.corpus import load_splits
 from mtp_modules.data.counts import CountsAhead
 from mtp_modules.data.documents import Document, DocumentSource
 from mtp_modules.data.frequent import frequent_tokens
 from mtp_modules.data.huggingface import HuggingFaceTokenizer
+from mtp_modules.data.packing import PackedRows
 from mtp_modules.data.resumable import ResumableLoader
-from mtp_modules.data.sources import JsonLines, StandardLibrary, TextFiles, TokenFiles
+from mtp_modules.data.sources import (
+    Chat,
+    HuggingFaceDataset,
+    JsonLines,
+    StandardLibrary,
+    TableFiles,
+    TextFiles,
+    TokenFiles,
+)
+from mtp_modules.data.streams import TokenStream
 from mtp_modules.data.tokenizers import ByteTokenizer, WordTokenizer
 from mtp_modules.data.windows import WindowDataset
 
@@ -42,12 +52,15 @@ __all__ = [
     "Augmentation",
     "ByteTokenizer",
     "CachedStates",
+    "Chat",
     "CountsAhead",
     "Document",
     "DocumentSource",
     "Example",
+    "HuggingFaceDataset",
     "HuggingFaceTokenizer",
     "JsonLines",
+    "PackedRows",
     "PolynomialTask",
     "ProgressionCeiling",
     "ProgressionDataModule",
@@ -56,6 +69,7 @@ __all__ = [
     "StandardLibrary",
     "StarGraphTask",
     "StoryTask",
+    "TableFiles",
     "Task",
     "TaskDataModule",
     "TaskRows",

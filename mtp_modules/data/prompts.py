@@ -1,6 +1,7 @@
 """Prompts from a token stream, or from held-out batches."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mtp_modules.core.checks import refuse, whole
-from mtp_modules.data.corpus import TokenStream
 from mtp_modules.data.rows import IntArray
+from mtp_modules.data.streams import TokenStream
 
 _MOST_TOKENS = 2**23
 """Tokens among which prompts are looked for."""
@@ -79,7 +80,7 @@ def row_beginnings(batches: Iterable[Mapping[str, Tensor]], *, length: int) -> I
 def _some_documents(stream: TokenStream, generator: np.random.Generator) -> TokenStream:
     """Return a stream that fits into memory many times: of a longer one, parts of documents at random."""
     if len(stream.tokens) <= _MOST_TOKENS:
-        return stream
+        return replace(stream, tokens=stream.tokens[: len(stream.tokens)])  # in memory, where it is in shards
     ends = np.append(stream.document_starts[1:], len(stream.tokens))
     parts: list[npt.NDArray[Any]] = []
     left = _MOST_TOKENS

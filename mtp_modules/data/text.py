@@ -1,6 +1,7 @@
 """Documents of any source as training windows."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
@@ -9,12 +10,16 @@ from mtp_modules.core.checks import refuse, whole
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.cached_states import CachedRows, CachedStates
-from mtp_modules.data.corpus import SHARED, SPLITS, TokenStream, check_shares, line_starts, read_streams, said_of
+from mtp_modules.data.corpus import SHARED, SPLITS, check_shares, line_starts, read_streams, said_of
 from mtp_modules.data.documents import DocumentSource
 from mtp_modules.data.module import TokenDataModule
+from mtp_modules.data.packing import PackedRows
+from mtp_modules.data.progress import ProgressBar
 from mtp_modules.data.prompts import pick_prompts
 from mtp_modules.data.rows import TokenRows
+from mtp_modules.data.shards import Progress, cached_streams
 from mtp_modules.data.sources import sources_of
+from mtp_modules.data.streams import TokenStream
 from mtp_modules.data.tokenizers import ByteTokenizer
 from mtp_modules.data.windows import WindowDataset, check_window
 
@@ -44,10 +49,13 @@ class TextDataModule(TokenDataModule):
         test: Sources to test on; ``sources`` then gives none.
         val_share: Share of ``sources`` for validation; 0 leaves the split out.
         test_share: Share of ``sources`` for testing; 0 leaves the split out.
+        cache: Folder for tokens on disk, for text that does not fit into memory, or takes long to encode: it is read
+            once, by one process, and memory-mapped by all; in memory if ``None``.
         seed: Another seed is another training order; the split does not depend on it.
         num_workers: Worker processes that prepare batches; cutting windows is cheap, 0 is usually right.
         max_eval_windows: Validate and test on at most so many windows, evenly spread.
         random_offsets: Tile from a new offset in every epoch; if false, every epoch reads the same windows.
+        keep_whole: Pack whole documents into rows instead, where they leave the least room; no conversation is cut.
         augmentation: Changes training rows; none if ``None``.
         cached_states: Cache a frozen trunk's hidden states of the training windows on disk, for
             :class:`~mtp_modules.training.MTPModule`; not with ``random_offsets`` or an augmentation, which change rows.
@@ -74,10 +82,12 @@ class TextDataModule(TokenDataModule):
         tokenizer: Tokenizer | None = None,
         val_share: float = 0.05,
         test_share: float = 0.05,
+        cache: str | None = None,
         seed: int = 0,
         num_workers: int = 0,
         max_eval_windows: int | None = None,
         random_offsets: bool = True,
+        keep_whole: bool = False,
         augmentation: Augmentation | None = None,
         cached_states: CachedStates | None = None,
     ) -> None:
@@ -92,8 +102,8 @@ class TextDataModule(TokenDataModule):
         check_shares(val_share, test_share)
         if max_eval_windows is not None:
             whole(self, "max_eval_windows", max_eval_windows, 1)
-        if cached_states is not None and (random_offsets or augmentation is not None):
-            remedy = "set random_offsets to false" if random_offsets else "leave augmentation out"
+        if cached_states is not None and ((random_offsets and not keep_whole) or augmentation is not None):
+            remedy = "leave augmentation out" if augmentation is not None else "set random_offsets to false"
             refuse(self, f"cached_states belong to one fixed set of windows; {remedy}.")
         if sources is None and train is None:
             refuse(self, "there is nothing to train on; give sources, or train.")
@@ -102,18 +112,26 @@ class TextDataModule(TokenDataModule):
         self.cached_states = cached_states
         self.window = window
         self.lookahead = lookahead
+        self.cache = cache
         self.tokenizer = tokenizer if tokenizer is not None else ByteTokenizer()
         self.val_share = val_share
         self.test_share = test_share
         self.max_eval_windows = max_eval_windows
         self.random_offsets = random_offsets
-        self._datasets: dict[str, WindowDataset] | None = None
+        self.keep_whole = keep_whole
+        self._datasets: dict[str, WindowDataset | PackedRows] | None = None
         self._cached_rows: CachedRows | None = None
 
     @property
     def vocab_size(self) -> int:
         """The tokenizer's."""
         return self.tokenizer.vocab_size
+
+    def prepare_data(self) -> None:
+        """Build the cache, in one process of a machine, where a folder for one is given."""
+        if self.cache is not None and self._datasets is None:
+            with ProgressBar() as bar:
+                self._streams(bar.update)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and encode the documents, once.
@@ -123,22 +141,37 @@ class TextDataModule(TokenDataModule):
         """
         if self._datasets is not None:
             return
-        self._datasets = {
-            split: WindowDataset(
-                stream=stream,
-                window=self.window,
-                lookahead=self.lookahead,
-                name=f"text of the {split} split",
-                random_offsets=self.random_offsets,
-            )
-            for split, stream in self._streams().items()
-        }
+        self._datasets = {split: self._rows_of(split, stream) for split, stream in self._streams().items()}
 
-    def _streams(self) -> Mapping[str, TokenStream]:
+    def _rows_of(self, split: str, stream: TokenStream) -> WindowDataset | PackedRows:
+        name = f"text of the {split} split"
+        if self.keep_whole:
+            return PackedRows(stream=stream, window=self.window, lookahead=self.lookahead, name=name)
+        return WindowDataset(
+            stream=stream,
+            window=self.window,
+            lookahead=self.lookahead,
+            name=name,
+            random_offsets=self.random_offsets,
+        )
+
+    def _streams(self, progress: Progress | None = None) -> Mapping[str, TokenStream]:
         sources = {name: sources_of(self, part) for name, part in self.sources.items()}
-        streams = read_streams(sources, self.tokenizer, val_share=self.val_share, test_share=self.test_share)
-        for sentence in said_of(sources.values(), streams):
+        shares = {"val_share": self.val_share, "test_share": self.test_share}
+        if self.cache is None:
+            streams = read_streams(sources, self.tokenizer, **shares)
+        else:
+            folder = Path(self.cache)
+            streams = cached_streams(folder, sources, self.tokenizer, progress=progress, **shares)
+        for sentence in said_of(sources.values(), {} if progress is not None else streams):
             rank_zero_info(sentence)
+        if progress is not None:
+            return streams
+        if self.tokenizer.end_token is None and any(len(stream.document_starts) > 1 for stream in streams.values()):
+            rank_zero_info(
+                f"{type(self.tokenizer).__name__} has no end token: nothing marks the end of a document, and "
+                "generation does not stop there; give the tokenizer an end_token if it has one."
+            )
         return streams
 
     def training_rows(self) -> TokenRows:
@@ -149,7 +182,7 @@ class TextDataModule(TokenDataModule):
             self._cached_rows = CachedRows(super().training_rows(), window=self.window, kept=self.cached_states)
         return self._cached_rows
 
-    def rows(self, split: str) -> WindowDataset | None:
+    def rows(self, split: str) -> WindowDataset | PackedRows | None:
         """Return the windows of a split, or ``None`` if it has no source.
 
         Args:

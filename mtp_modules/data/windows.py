@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mtp_modules.core.checks import refuse, whole
-from mtp_modules.data.corpus import TokenStream
 from mtp_modules.data.rows import IntArray, TokenRows
+from mtp_modules.data.streams import TokenStream
 
 
 class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):

@@ -6,14 +6,25 @@ from pathlib import Path
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.data.documents import DocumentSource
+from mtp_modules.data.sources.chat import Chat
 from mtp_modules.data.sources.files import JSON_LINES, find_files
 from mtp_modules.data.sources.json_lines import JsonLines, field_of
 from mtp_modules.data.sources.standard_library import StandardLibrary
+from mtp_modules.data.sources.tables import HuggingFaceDataset, TableFiles
 from mtp_modules.data.sources.text_files import TextFiles
 from mtp_modules.data.sources.token_files import TokenFiles
 from mtp_modules.data.token_files import SUFFIX
 
-__all__ = ["JsonLines", "StandardLibrary", "TextFiles", "TokenFiles", "sources_of"]
+__all__ = [
+    "Chat",
+    "HuggingFaceDataset",
+    "JsonLines",
+    "StandardLibrary",
+    "TableFiles",
+    "TextFiles",
+    "TokenFiles",
+    "sources_of",
+]
 
 STDLIB = "stdlib"
 """A word for :class:`StandardLibrary`."""
@@ -22,8 +33,9 @@ STDLIB = "stdlib"
 def sources_of(owner: object, given: Sequence[DocumentSource | str]) -> list[DocumentSource]:
     """Return sources, those for which a path stands by what the path names.
 
-    ``stdlib`` is the standard library, ``NAME.bin`` a file of tokens, and a file that ends in ``.jsonl`` or ``.ndjson``
-    JSON lines; neighbouring paths of text are one source, in which each file counts once.
+    ``stdlib`` is the standard library, ``NAME.bin`` a file of tokens, a file that ends in ``.jsonl`` or ``.ndjson`` one
+    of JSON lines, and ``NAME.parquet`` a table with a column ``text``. Neighbouring paths of text are one source, in
+    which each file counts once.
 
     Args:
         owner: Named in errors.
@@ -58,7 +70,11 @@ def _special(path: str) -> DocumentSource | None:
     """Return the source of a file that is not text; ``None`` for any other path."""
     if path.endswith(SUFFIX) and Path(path).is_file():
         return TokenFiles(paths=[path])
+    if path.endswith((".parquet", ".arrow")):
+        return TableFiles(paths=[path])
     if path.endswith(JSON_LINES) and (Path(path).is_file() or glob.has_magic(path)):
         first = find_files("sources", [path], JSON_LINES, {})[0]
-        return JsonLines(paths=[path], field=field_of("sources", first.path))
+        field = field_of("sources", first.path)
+        lines = JsonLines(paths=[path], field=field)
+        return lines if field == "text" else Chat(source=lines)
     return None
