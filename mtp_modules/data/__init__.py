@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mtp_modules.data.polynomials import PolynomialTask
     from mtp_modules.data.star_graphs import StarGraphTask
     from mtp_modules.data.stories import StoryTask
+    from mtp_modules.data.streamed import StreamedDataModule, StreamedRows
     from mtp_modules.data.synthetic import ProgressionCeiling, ProgressionDataModule, progression_ceiling
     from mtp_modules.data.tasks import Example, Task, TaskDataModule, TaskRows
     from mtp_modules.data.text import TextDataModule
@@ -42,6 +43,7 @@ _WITH_LIGHTNING = {
     "module": ("TokenDataModule",),
     "polynomials": ("PolynomialTask",),
     "star_graphs": ("StarGraphTask",),
+    "streamed": ("StreamedDataModule", "StreamedRows"),
     "stories": ("StoryTask",),
     "synthetic": ("ProgressionCeiling", "ProgressionDataModule", "progression_ceiling"),
     "tasks": ("Example", "Task", "TaskDataModule", "TaskRows"),
@@ -69,6 +71,8 @@ __all__ = [
     "StandardLibrary",
     "StarGraphTask",
     "StoryTask",
+    "StreamedDataModule",
+    "StreamedRows",
     "TableFiles",
     "Task",
     "TaskDataModule",

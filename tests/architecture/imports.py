@@ -53,6 +53,7 @@ FILES: dict[str, set[str]] = {
     "trunks/huggingface_cache.py": {"transformers"},
     "data/huggingface.py": {"transformers", "tokenizers"},
     "data/sources/tables.py": {"datasets"},
+    "data/streamed.py": {"litdata"},
 }
 PACKAGES: dict[str, set[str]] = {
     "core": {"torch", "numpy", "jaxtyping"},

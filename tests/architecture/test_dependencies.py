@@ -103,6 +103,7 @@ def test_whatever_is_imported_is_a_declared_dependency() -> None:
             *extras["hf"],
             *extras["hub"],
             *extras["data"],
+            *extras["litdata"],
         ]
     }
     names = set().union(*PACKAGES.values(), *FILES.values())

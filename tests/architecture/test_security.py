@@ -82,6 +82,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "AutoConfig.from_pretrained": "trust_remote_code is false; refused where a file names it",
         "AutoModelForCausalLM.from_pretrained": "trust_remote_code is false, safetensors only; refused as above",
     },
+    "data/streamed.py": {"litdata": "reads tokens at a place that the user names"},
     "data/shards.py": {"np.memmap": "integers only, as many as the files have"},
     "data/token_files.py": {"np.memmap": "integers only, and no more than the file has"},
     "decoders/graphs/inductor.py": {"torch.compile": "compiles this package's own functions"},

@@ -22,7 +22,7 @@ from tests.helpers import assert_same
 from tests.unit.training.running import data, module, trainer
 
 NOTEBOOK, QUICKSTART = ROOT / "configs" / "notebook.yaml", ROOT / "configs" / "quickstart.yaml"
-COMMANDS = "fit, validate, test, predict, generate, study, diagnose, report, export, import, sample"
+COMMANDS = "fit, validate, test, predict, generate, study, diagnose, report, export, import, sample, prepare"
 
 
 def fit(config: Path, *arguments: str | Path) -> str:
