@@ -13,6 +13,7 @@ from mtp_modules.core.component import describe
 from mtp_modules.data import __all__ as names
 from tests.command_line import ROOT
 from tests.unit.data.test_chat import TALK, tokenizer
+from tests.unit.data.test_streamed import write_chunks
 
 datasets = pytest.importorskip("datasets")
 PAGE = (ROOT / "docs/your_text.md").read_text(encoding="utf-8")
@@ -44,9 +45,13 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize("block", BLOCKS, ids=["paths", "splits", "records", "chat", "cache"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("block", BLOCKS, ids=["paths", "splits", "records", "chat", "cache", "streamed"])
 def test_a_configuration_gives_batches(files: Path, block: dict[str, Any]) -> None:
+    if block["class_path"] == "StreamedDataModule":
+        pytest.importorskip("litdata")
+        write_chunks(files / "my_tokens")
+        write_chunks(files / "my_held_out_tokens")
     data: Any = assemble_data(block, lookahead=3, vocab_size=300)
     data.prepare_data()
     data.setup("fit")

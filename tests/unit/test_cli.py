@@ -172,7 +172,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "data": (
         *("data/class_path", "ProgressionsDataModule"),
         "data: unknown class 'ProgressionsDataModule'; did you mean ProgressionDataModule?"
-        + own("ProgressionDataModule, TaskDataModule, TextDataModule"),
+        + own("ProgressionDataModule, StreamedDataModule, TaskDataModule, TextDataModule"),
     ),
     "argument of heads": (
         *("model/heads/init_args/num_horizon", 3),
