@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,9 +181,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _added_before(self) -> tuple[int, ...]:
         """Return the ids that the post-processor adds before a text: the special ones before the text's own first."""
-        encoded = self._fast.encode("a", add_special_tokens=True)
-        own = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]
-        return tuple(encoded.ids[: own[0]] if own else encoded.ids[:-1])
+        known = (self._fast.id_to_token(index) or "" for index in range(min(self._vocab_size, 1000)))
+        for text in chain("a", known):  # the vocabulary may lack any letter
+            encoded = self._fast.encode(text, add_special_tokens=True)
+            own = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]
+            if own:
+                return tuple(encoded.ids[: own[0]])
+        return ()
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of token ids, special tokens spelled out; unknown ids decode to nothing.

@@ -58,7 +58,7 @@ class StreamedRows(TokenRows):
             self._chunks = json.loads((folder / "index.json").read_text(encoding="utf-8"))["chunks"]
             counts = [chunk["dim"] // (window + lookahead) for chunk in self._chunks]
         except ImportError:
-            refuse(self, "needs the package litdata; install mtp_modules with the extra litdata: pip install -e '.[litdata]'.")
+            refuse(self, "needs the package litdata; install the extra litdata: pip install -e '.[litdata]'.")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             refuse(
                 self,
