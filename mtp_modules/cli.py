@@ -19,6 +19,7 @@ from mtp_modules.commands.diagnose import diagnose
 from mtp_modules.commands.errors import sentence_for
 from mtp_modules.commands.exchange import export, import_
 from mtp_modules.commands.generate import generate
+from mtp_modules.commands.prepare import prepare
 from mtp_modules.commands.report import report
 from mtp_modules.commands.sample import sample
 from mtp_modules.commands.study import study
@@ -62,6 +63,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "import": import_,
     "sample": sample,
+    "prepare": prepare,
 }
 
 DEBUG = "Errors are one sentence; add --debug to any command for the traceback."

@@ -23,7 +23,7 @@ from mtp_modules.model import MTPModel
 _WINDOW, _BATCH_SIZE = 256, 8
 _SPLITS = {"val": "validate", "test": "test", "all": "fit"}
 _PACKAGE = __name__.partition(".")[0]
-_NAMES = ("pretrained", "gguf_file", "revision", "ckpt_path", "dict_kwargs")
+_NAMES = ("pretrained", "gguf_file", "revision", "ckpt_path", "dict_kwargs", "dataset", "cache", "cache_dir")
 _KEYS = ("tokens", "document_ids", "loss_mask")
 
 
@@ -61,7 +61,7 @@ def data_for(
             refuse("sources", "this model has no tokenizer for text files; give data, a configuration, instead.")
         make = partial(
             TextDataModule,
-            sources=sources,
+            sources=list(sources),
             window=_WINDOW if model.trunk.max_positions is None else min(_WINDOW, model.trunk.max_positions),
             lookahead=model.lookahead,
             batch_size=_BATCH_SIZE,
@@ -104,7 +104,8 @@ def _check_found(path: Path, section: dict[str, Any]) -> None:
     """Raise an error for a configuration that came with a checkpoint, and names code or models of others."""
     for name, value in named_values("data", section):
         foreign = name == "class_path" and "." in str(value) and not str(value).startswith(f"{_PACKAGE}.")
-        if value is not None and (foreign or name in _NAMES):
+        remote = isinstance(value, str) and "://" in value
+        if value is not None and (foreign or remote or name in _NAMES):
             refuse(
                 "data",
                 f"{path} came with the checkpoint and names {name}={value!r:.100}; if you trust it, give data={path}.",

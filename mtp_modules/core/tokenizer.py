@@ -1,6 +1,11 @@
 """The contract of tokenizers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Component
@@ -19,9 +24,23 @@ class Tokenizer(Component, ABC):
     def end_token(self) -> int | None:
         """The id that ends a document, or ``None``."""
 
+    @property
+    def begin_tokens(self) -> tuple[int, ...]:
+        """The ids that ``encode`` puts before every text, with which a document begins."""
+        return ()
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text."""
+        """Return the token ids of a text that a model continues: ``begin_tokens`` first, and no end token."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer[Any]]]:
+        """Return the token ids of texts alone: without ``begin_tokens``. Fast tokenizers encode them in parallel.
+
+        Args:
+            texts: Documents, or parts of them.
+        """
+        begin = len(self.begin_tokens)
+        return [np.array(self.encode(text)[begin:], dtype=np.int64) for text in texts]
 
     @abstractmethod
     def decode(self, tokens: list[int]) -> str:

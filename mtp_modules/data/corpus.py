@@ -1,142 +1,42 @@
-"""From files to token streams: find the files, split them, encode them. Pure functions, without Lightning."""
+"""From documents to one token stream a split. Pure functions, without Lightning."""
 
-import glob
 import hashlib
-import itertools
-import sysconfig
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
 
 from mtp_modules.core.checks import fraction, refuse
-from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.data.rows import IntArray
-from mtp_modules.data.token_files import SUFFIX, read_documents
+from mtp_modules.core.tokenizer import Tokenizer
+from mtp_modules.data.documents import Document, DocumentSource, skipped_sentence
+from mtp_modules.data.encoding import encode_documents, token_type
+from mtp_modules.data.sources import sources_of
+from mtp_modules.data.streams import SplitBuffer, TokenStream, duplicates
 
 SPLITS = ("train", "val", "test")
 """The splits of a corpus."""
 
-STDLIB = "stdlib"
-"""A source that exists on every machine: the standard library of the running interpreter."""
+SHARED = "sources"
+"""The sources that are divided among the splits by shares."""
 
-# Some installations lack these folders; leaving them out gives the same text on every machine.
-_NOT_IN_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
+Sources: TypeAlias = Mapping[str, Sequence[DocumentSource]]
+"""Sources of each split, and under ``SHARED`` those that are divided among them."""
 
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file of the corpus.
-
-    Attributes:
-        path: Where it is on this machine.
-        name: Its path relative to the source it was found in, with forward slashes: the same on every machine.
-        required: Whether it was named explicitly, so that it must not be left out silently.
-        document: Which document of a file of tokens it is; ``None`` for text.
-    """
-
-    path: Path
-    name: str
-    required: bool = False
-    document: int | None = None
+_LINE_SEARCH = 4096
+_MOST_IN_MEMORY = 2**29
 
 
-@dataclass(frozen=True)
-class TokenStream:
-    """Concatenated documents.
+def split_of(key: str, *, val_share: float, test_share: float) -> str:
+    """Return the split of a document: a pure function of its key and the shares.
 
-    Attributes:
-        tokens: All token ids, ``uint16`` or ``uint32``.
-        document_starts: Where each document starts; ascending from 0.
-        names: Name of each document.
-    """
-
-    tokens: npt.NDArray[np.unsignedinteger[Any]]
-    document_starts: IntArray
-    names: tuple[str, ...]
-
-    def digest(self) -> str:
-        """Return a short hash of the tokens and the document boundaries."""
-        state = hashlib.blake2b(np.ascontiguousarray(self.tokens).data, digest_size=16)
-        state.update(self.document_starts.data)
-        return state.hexdigest()
-
-
-def find_files(sources: Sequence[str], suffixes: Sequence[str] = (".py",)) -> list[SourceFile]:
-    """Return the files of the sources, each once, in an order that is the same on every machine.
+    Adding or removing other documents never changes it.
 
     Args:
-        sources: Files, folders, glob patterns, or the word ``stdlib``. A file of tokens (``.bin``) that is named by
-            itself counts as one file for each of its documents.
-        suffixes: Which files of a folder to take. Explicit files and patterns are not filtered.
-
-    Raises:
-        ValueError: If a source does not exist, or holds no file.
+        key: Of the document: the path of a file relative to its source, or the content of a record.
+        val_share: Share of the documents for validation.
+        test_share: Share of the documents for testing.
     """
-    if isinstance(sources, str) or not sources:
-        refuse(
-            "TextDataModule",
-            f"sources must be a list of at least one file, folder, pattern or 'stdlib', got {sources!r}.",
-        )
-    found: dict[tuple[Path, int | None], SourceFile] = {}
-    for source in sources:
-        files = _files_of(source, tuple(suffixes))
-        if not files:
-            refuse(
-                "TextDataModule",
-                f"source {source!r} holds no file that ends in {' or '.join(suffixes)}; name other files or suffixes.",
-            )
-        for file in files:
-            found.setdefault((file.path.resolve(), file.document), file)
-    return list(found.values())
-
-
-def _files_of(source: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
-    if source == STDLIB:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        return _named(root, (path for path in root.rglob("*.py") if not _NOT_IN_STDLIB & _folders(root, path)))
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _named(path, (file for file in path.rglob("*") if file.name.endswith(suffixes)))
-    if path.exists() and path.suffix == SUFFIX:
-        count = len(read_documents(path)[0])
-        return [SourceFile(path, f"{path.name}/{index}", required=True, document=index) for index in range(count)]
-    if path.exists():
-        return [SourceFile(path, path.name, required=True)]
-    if not glob.has_magic(source):
-        refuse("TextDataModule", f"source {source!r} does not exist; give a file, a folder, a pattern, or 'stdlib'.")
-    root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-    return _named(root, (Path(match) for match in glob.iglob(str(path), recursive=True)))
-
-
-def _folders(root: Path, path: Path) -> set[str]:
-    return set(path.relative_to(root).parts[:-1])
-
-
-def _named(root: Path, paths: Iterable[Path]) -> list[SourceFile]:
-    files = (SourceFile(path, path.relative_to(root).as_posix()) for path in paths if path.is_file())
-    return sorted((file for file in files if not _hidden(file.name)), key=lambda file: file.name)
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in name.split("/"))
-
-
-def split_of(name: str, *, val_share: float, test_share: float) -> str:
-    """Return the split of a file: a pure function of its name and the shares.
-
-    Adding or removing other files never changes it.
-
-    Args:
-        name: Path relative to the source.
-        val_share: Share of the files for validation.
-        test_share: Share of the files for testing.
-    """
-    digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
     if place < test_share:
         return "test"
@@ -154,120 +54,192 @@ def check_shares(val_share: float, test_share: float) -> None:
     if val_share + test_share >= 1:
         refuse(
             "TextDataModule",
-            f"val_share + test_share must be below 1, got {val_share} + {test_share}; leave some files to train on.",
+            f"val_share + test_share must be below 1, got {val_share} + {test_share}; leave some text to train on.",
         )
 
 
-def split_files(files: Sequence[SourceFile], *, val_share: float, test_share: float) -> dict[str, list[SourceFile]]:
-    """Assign every file to one split.
-
-    A split whose share is 0 is left out; any other split must get a file.
+def effective_shares(sources: Sources, *, val_share: float, test_share: float) -> dict[str, float]:
+    """Return the share of each split in the divided sources; 0 for splits with sources of their own.
 
     Args:
-        files: The corpus.
-        val_share: Share of the files for validation.
-        test_share: Share of the files for testing.
+        sources: Of the corpus.
+        val_share: Share of the documents for validation.
+        test_share: Share of the documents for testing.
 
     Raises:
-        ValueError: If the shares leave nothing to train on, or a split got no file.
+        ValueError: If the shares leave nothing to train on.
     """
     check_shares(val_share, test_share)
-    shares = {"train": 1.0, "val": val_share, "test": test_share}
-    splits: dict[str, list[SourceFile]] = {split: [] for split in SPLITS if shares[split] > 0}
-    for file in files:
-        splits[split_of(file.name, val_share=val_share, test_share=test_share)].append(file)
-    for split, members in splits.items():
-        if not members:
-            remedy = (
-                "lower the other shares" if split == "train" else f"raise {split}_share, or set it to 0 to go without"
-            )
-            refuse("TextDataModule", f"the {split} split got none of the {len(files)} files; add files, {remedy}.")
-    return splits
+    given = {"val": val_share, "test": test_share}
+    shares = {split: 0.0 if sources.get(split) or not sources.get(SHARED) else given[split] for split in given}
+    return {"train": 1.0 - sum(shares.values()) if sources.get(SHARED) else 0.0, **shares}
 
 
-def encode_files(files: Sequence[SourceFile], tokenizer: Tokenizer) -> TokenStream:
-    """Read files into one stream, each followed by the tokenizer's end token.
-
-    Empty files are left out, and so are files of a folder or a pattern that are not UTF-8 text, with a warning.
+def assigned_documents(
+    sources: Sources, tokenizer: Tokenizer, shares: Mapping[str, float]
+) -> Iterator[tuple[str, Document]]:
+    """Yield every document with its split.
 
     Args:
-        files: Files to read.
-        tokenizer: Turns the text into token ids.
+        sources: Of the corpus.
+        tokenizer: Of the model.
+        shares: Of each split in the divided sources.
 
     Raises:
-        ValueError: If an explicitly named file is not text, or the tokenizer returns ids outside its vocabulary.
+        ValueError: If a source does not give documents.
     """
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    end = [] if tokenizer.end_token is None else [tokenizer.end_token]
-    pieces: list[npt.NDArray[np.unsignedinteger[Any]]] = []
-    names: list[str] = []
-    not_text: list[str] = []
-    token_files: dict[Path, list[npt.NDArray[np.unsignedinteger[Any]]]] = {}
-    for file in files:
-        if file.document is not None:
-            if file.path not in token_files:
-                token_files[file.path] = _documents(file, tokenizer)
-            pieces.append(token_files[file.path][file.document].astype(dtype))
-            names.append(file.name)
-            continue
-        try:
-            text = file.path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            if file.required:
-                refuse("TextDataModule", f"file {str(file.path)!r} is not UTF-8 text; convert it or leave it out.")
-            not_text.append(file.name)
-            continue
-        ids = np.array(tokenizer.encode(text) + end, dtype=np.int64) if text else np.empty(0, dtype=np.int64)
-        if not ids.size:
-            continue
-        if ids.min() < 0 or ids.max() >= tokenizer.vocab_size:
+    for given, parts in sources.items():
+        for source in parts:
+            for document in source.documents(tokenizer):
+                key = document.name if document.key is None else document.key
+                divided = given == SHARED
+                yield (
+                    split_of(key, val_share=shares["val"], test_share=shares["test"]) if divided else given,
+                    document,
+                )
+
+
+def read_streams(
+    sources: Sources, tokenizer: Tokenizer, *, val_share: float, test_share: float
+) -> dict[str, TokenStream]:
+    """Read and encode all documents into memory.
+
+    Args:
+        sources: Of the corpus.
+        tokenizer: Turns text into token ids.
+        val_share: Share of the documents of the divided sources for validation.
+        test_share: Share of the documents of the divided sources for testing.
+
+    Raises:
+        ValueError: If a source or a share is invalid, a split gets no document, or the text is too long for memory.
+    """
+    shares = effective_shares(sources, val_share=val_share, test_share=test_share)
+    buffers = {split: SplitBuffer(token_type(tokenizer.vocab_size)) for split in splits_of(sources, shares)}
+    total = 0
+    for piece in encode_documents(assigned_documents(sources, tokenizer, shares), tokenizer):
+        buffers[piece.split].add(piece)
+        total += len(piece.tokens)
+        if total > _MOST_IN_MEMORY:
             refuse(
                 "TextDataModule",
-                f"{type(tokenizer).__name__} gave {file.name!r} a token outside 0..{tokenizer.vocab_size - 1}.",
+                f"the text has more than {_MOST_IN_MEMORY} tokens, which are kept in memory; give cache, a folder for "
+                "tokens on disk.",
             )
-        pieces.append(ids.astype(dtype))
-        names.append(file.name)
-    if not_text:
-        message = (
-            f"TextDataModule: left out {len(not_text)} files that are not UTF-8 text, the first is {not_text[0]!r}."
-        )
-        warnings.warn(message, stacklevel=2)
-    lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
-    tokens = np.concatenate([np.empty(0, dtype=dtype), *pieces])
-    return TokenStream(tokens, lengths.cumsum() - lengths, tuple(names))
+    return finished({split: buffer.stream() for split, buffer in buffers.items()}, sources, shares, tokenizer)
 
 
-def _documents(file: SourceFile, tokenizer: Tokenizer) -> list[npt.NDArray[np.unsignedinteger[Any]]]:
-    """Read a file of tokens, and reject those of another vocabulary."""
-    documents, vocab_size = read_documents(file.path)
-    if vocab_size != tokenizer.vocab_size:
-        refuse(
-            "TextDataModule",
-            f"{file.path} holds tokens of a vocabulary of {vocab_size}, {type(tokenizer).__name__} has "
-            f"{tokenizer.vocab_size}; give the tokenizer that the tokens were sampled with.",
+def splits_of(sources: Sources, shares: Mapping[str, float]) -> list[str]:
+    """Return the splits that a corpus has.
+
+    Args:
+        sources: Of the corpus.
+        shares: Of each split in the divided sources.
+    """
+    return [split for split in SPLITS if shares[split] > 0 or sources.get(split)]
+
+
+def finished(
+    streams: Mapping[str, TokenStream], sources: Sources, shares: Mapping[str, float], tokenizer: Tokenizer
+) -> dict[str, TokenStream]:
+    """Cut a single document where the shares are of one, and reject a split that got no document.
+
+    Args:
+        streams: Of each split.
+        sources: Of the corpus.
+        shares: Of each split in the divided sources.
+        tokenizer: Of the model.
+
+    Raises:
+        ValueError: If a split got no document.
+    """
+    divided = [split for split in streams if shares[split] > 0]
+    count = sum(len(streams[split].document_starts) for split in divided)
+    if count == 1 and len(divided) > 1 and not sources.get("train"):
+        whole = next(streams[split] for split in divided if len(streams[split].document_starts))
+        return {**streams, **_cut(whole, {split: shares[split] for split in divided}, tokenizer)}
+    for split in divided:
+        if count and not len(streams[split].document_starts):
+            remedy = (
+                "lower the other shares"
+                if split == "train"
+                else f"raise {split}_share, give {split} sources of its own, or set the share to 0 to go without"
+            )
+            refuse(
+                "TextDataModule",
+                f"the {split} split got none of the {count} documents; add documents, {remedy}.",
+            )
+    return dict(streams)
+
+
+def _cut(whole: TokenStream, shares: Mapping[str, float], tokenizer: Tokenizer) -> dict[str, TokenStream]:
+    """Give each split its share of a single document, in order, cut at line starts where there are any."""
+    starts_line = line_starts(tokenizer)
+    splits, places, reached = list(shares), [0], 0.0
+    for split in splits[:-1]:
+        reached += shares[split]
+        place = round(reached * len(whole.tokens))
+        following = whole.tokens[max(place - 1, 0) : place - 1 + _LINE_SEARCH]
+        places.append(next((place + step for step, token in enumerate(following) if starts_line(int(token))), place))
+    places.append(len(whole.tokens))
+    return {
+        split: replace(
+            whole,
+            tokens=whole.tokens[start:end],
+            loss_mask=None if whole.loss_mask is None else whole.loss_mask[start:end],
+            hashes=None,
+            known_digest=None,
         )
-    return documents
+        for split, start, end in zip(splits, places, places[1:], strict=False)
+    }
+
+
+def line_starts(tokenizer: Tokenizer) -> Callable[[int], bool]:
+    """Return a function that tells whether a line starts after a token.
+
+    Args:
+        tokenizer: Of the tokens.
+    """
+    known: dict[int, bool] = {}
+
+    def starts(token: int) -> bool:
+        if token not in known:
+            known[token] = tokenizer.decode([token]).endswith("\n")
+        return known[token]
+
+    return starts
 
 
 def load_splits(
-    sources: Sequence[str],
+    sources: Sequence[DocumentSource | str],
     tokenizer: Tokenizer,
     *,
-    suffixes: Sequence[str] = (".py",),
     val_share: float = 0.05,
     test_share: float = 0.05,
 ) -> dict[str, TokenStream]:
-    """Find, split and encode: the corpus of :class:`TextDataModule` for use without Lightning.
+    """Read, split and encode: the corpus of :class:`TextDataModule` for use without Lightning.
 
     Args:
-        sources: Files, folders, glob patterns, or the word ``stdlib``.
+        sources: Sources, or files, folders and glob patterns, or the word ``stdlib``.
         tokenizer: Turns the text into token ids.
-        suffixes: Which files of a folder to take.
-        val_share: Share of the files for validation.
-        test_share: Share of the files for testing.
+        val_share: Share of the documents for validation.
+        test_share: Share of the documents for testing.
 
     Raises:
         ValueError: If a source or a share is invalid.
     """
-    splits = split_files(find_files(sources, suffixes), val_share=val_share, test_share=test_share)
-    return {split: encode_files(files, tokenizer) for split, files in splits.items()}
+    given = {SHARED: sources_of("load_splits", sources)}
+    streams = read_streams(given, tokenizer, val_share=val_share, test_share=test_share)
+    for sentence in said_of(given.values(), streams):
+        warnings.warn(sentence, stacklevel=2)
+    return streams
+
+
+def said_of(sources: Iterable[Sequence[DocumentSource]], streams: Mapping[str, TokenStream]) -> list[str]:
+    """Return what a user should know of a corpus: what was left out, and what is in two splits.
+
+    Args:
+        sources: After they were read.
+        streams: Of each split.
+    """
+    skipped = [skipped_sentence(source) for part in sources for source in part]
+    return [*(sentence for sentence in skipped if sentence is not None), *duplicates(streams)]

@@ -68,12 +68,12 @@ def read_documents(path: Path) -> tuple[list[npt.NDArray[np.unsignedinteger[Any]
             raise ValueError
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         refuse(
-            "TextDataModule",
+            "TokenFiles",
             f"{path} needs {path.with_suffix('.json').name} beside it, both as the command sample wrote them.",
         )
     if size != needed:
         refuse(
-            "TextDataModule",
+            "TokenFiles",
             f"{path} has {size} bytes, but its index says {needed}: it was cut off or changed; write it again with the "
             "command sample.",
         )

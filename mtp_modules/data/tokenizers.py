@@ -2,6 +2,10 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import Tokenizer
@@ -35,6 +39,10 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         """Return the bytes of a text."""
         return list(text.encode("utf-8"))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer[Any]]]:
+        """Return the bytes of texts."""
+        return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of bytes; invalid UTF-8 becomes the replacement character, an id above 255 nothing.

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mtp_modules.core.checks import refuse, whole
-from mtp_modules.data.corpus import TokenStream
 from mtp_modules.data.rows import IntArray, TokenRows
+from mtp_modules.data.streams import TokenStream
 
 
 class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):
@@ -50,11 +50,10 @@ class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):
         return len(self.fixed_ids())
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return ``tokens`` and ``document_ids``, both ``(window + lookahead,)``."""
+        """Return ``tokens``, ``document_ids`` and, if the stream has one, ``loss_mask``: ``(window + lookahead,)``."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        tokens, document_ids = self._rows(np.array([index * self.window]))
-        return {"tokens": tokens[0], "document_ids": document_ids[0]}
+        return {name: values[0] for name, values in self._rows(np.array([index * self.window])).items()}
 
     def epoch_ids(self, generator: np.random.Generator) -> IntArray:
         """Tile the stream from a random offset, and shuffle; every offset is equally likely."""
@@ -66,7 +65,7 @@ class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):
         return np.arange(0, len(self.stream.tokens) - (self.window + self.lookahead) + 1, self.window, dtype=np.int64)
 
     def batch(self, ids: IntArray) -> dict[str, Tensor]:
-        """Return ``tokens``, and ``document_ids`` only if a row holds several documents.
+        """Return ``tokens``, ``loss_mask`` if the stream has one, ``document_ids`` if a row holds several documents.
 
         Most rows hold one document, and attention is faster without a mask.
 
@@ -74,21 +73,25 @@ class WindowDataset(TokenRows, Dataset[dict[str, Tensor]]):
             ids: Where the rows start, ``(B,)``.
 
         Shape:
-            both ``(B, window + lookahead)``.
+            each ``(B, window + lookahead)``.
         """
-        tokens, document_ids = self._rows(ids)
-        crossing = bool((document_ids[:, 0] != document_ids[:, -1]).any())
-        return {"tokens": tokens, "document_ids": document_ids} if crossing else {"tokens": tokens}
+        rows = self._rows(ids)
+        if (rows["document_ids"][:, 0] == rows["document_ids"][:, -1]).all():
+            del rows["document_ids"]
+        return rows
 
     def digest(self) -> str:
         """Return a hash of the text and the sizes."""
         text = f"{self.stream.digest()} {self.window} {self.lookahead} {self._last_phase}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def _rows(self, starts: IntArray) -> tuple[Tensor, Tensor]:
+    def _rows(self, starts: IntArray) -> dict[str, Tensor]:
         places = starts[:, None] + np.arange(self.window + self.lookahead)
         documents = np.searchsorted(self.stream.document_starts, places, side="right") - 1
-        return torch.from_numpy(self.stream.tokens[places].astype(np.int64)), torch.from_numpy(documents)
+        rows = {"tokens": self.stream.tokens[places].astype(np.int64), "document_ids": documents}
+        if self.stream.loss_mask is not None:
+            rows["loss_mask"] = self.stream.loss_mask[places]
+        return {name: torch.from_numpy(values) for name, values in rows.items()}
 
 
 def check_window(owner: object, window: int, lookahead: int) -> None:

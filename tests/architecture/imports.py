@@ -52,6 +52,8 @@ FILES: dict[str, set[str]] = {
     "trunks/huggingface_loading.py": {"transformers"},
     "trunks/huggingface_cache.py": {"transformers"},
     "data/huggingface.py": {"transformers", "tokenizers"},
+    "data/sources/tables.py": {"datasets"},
+    "data/streamed.py": {"litdata"},
 }
 PACKAGES: dict[str, set[str]] = {
     "core": {"torch", "numpy", "jaxtyping"},

@@ -97,7 +97,14 @@ def test_whatever_is_imported_is_a_declared_dependency() -> None:
     extras = project["optional-dependencies"]
     declared = {
         re.split(r"[\[<>=!~; ]", requirement)[0]
-        for requirement in [*project["dependencies"], *extras["studies"], *extras["hf"], *extras["hub"]]
+        for requirement in [
+            *project["dependencies"],
+            *extras["studies"],
+            *extras["hf"],
+            *extras["hub"],
+            *extras["data"],
+            *extras["litdata"],
+        ]
     }
     names = set().union(*PACKAGES.values(), *FILES.values())
     assert {DISTRIBUTIONS.get(name, name) for name in names} <= declared

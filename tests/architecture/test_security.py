@@ -31,6 +31,7 @@ CALLS = {
 MODULES = {
     *("subprocess", "socket", "urllib", "http", "requests", "httpx", "ftplib", "ssl", "asyncio", "multiprocessing"),
     *("ctypes", "marshal", "shelve", "runpy", "huggingface_hub", "transformers", "tokenizers", "fsspec", "webbrowser"),
+    *("datasets", "litdata"),
 }
 LOADS = {"AutoTokenizer.from_pretrained", "AutoConfig.from_pretrained", "AutoModelForCausalLM.from_pretrained"}
 
@@ -54,6 +55,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "tokenizers": "parses the content of a tokenizer, which is no code",
         "AutoTokenizer.from_pretrained": "trust_remote_code is false; refused where a file names it",
     },
+    "data/sources/tables.py": {"datasets": "reads tables and data sets that the user names; runs no code of theirs"},
     "commands/held_out.py": {"get_loader": "a run's own configuration: this package's classes only"},
     "configuration/yaml_text.py": {
         "get_loader": "bounded by parse_yaml",
@@ -80,6 +82,8 @@ ALLOWED: dict[str, dict[str, str]] = {
         "AutoConfig.from_pretrained": "trust_remote_code is false; refused where a file names it",
         "AutoModelForCausalLM.from_pretrained": "trust_remote_code is false, safetensors only; refused as above",
     },
+    "data/streamed.py": {"litdata": "reads tokens at a place that the user names"},
+    "data/shards.py": {"np.memmap": "integers only, as many as the files have"},
     "data/token_files.py": {"np.memmap": "integers only, and no more than the file has"},
     "decoders/graphs/inductor.py": {"torch.compile": "compiles this package's own functions"},
 }

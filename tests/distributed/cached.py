@@ -43,7 +43,6 @@ def train(corpus: Path, folder: Path, world_size: int) -> tuple[dict[str, int], 
         made = MTPModule(trunk=trunk, heads=heads, loss=MultiTokenLoss(), freeze=run.freeze)
     data = TextDataModule(
         sources=[str(corpus)],
-        suffixes=[".txt"],
         window=8,
         lookahead=3,
         batch_size=ROWS // world_size,

@@ -22,7 +22,7 @@ from tests.helpers import assert_same
 from tests.unit.training.running import data, module, trainer
 
 NOTEBOOK, QUICKSTART = ROOT / "configs" / "notebook.yaml", ROOT / "configs" / "quickstart.yaml"
-COMMANDS = "fit, validate, test, predict, generate, study, diagnose, report, export, import, sample"
+COMMANDS = "fit, validate, test, predict, generate, study, diagnose, report, export, import, sample, prepare"
 
 
 def fit(config: Path, *arguments: str | Path) -> str:
@@ -102,14 +102,14 @@ def sources(path: Path) -> str:
 
 def test_a_missing_path(tmp_path: Path) -> None:
     assert fit(QUICKSTART, sources(tmp_path / "gone")) == (
-        f"TextDataModule: source '{tmp_path / 'gone'}' does not exist; give a file, a folder, a pattern, or 'stdlib'."
+        f"TextFiles: source '{tmp_path / 'gone'}' does not exist; give a file, a folder, a pattern, or 'stdlib'."
     )
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert fit(QUICKSTART, sources(tmp_path / "empty")) == (
-        f"TextDataModule: source '{tmp_path / 'empty'}' holds no file that ends in .py; name other files or suffixes."
+        f"TextFiles: source '{tmp_path / 'empty'}' holds no file; name other files or suffixes."
     )
 
 
@@ -172,7 +172,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "data": (
         *("data/class_path", "ProgressionsDataModule"),
         "data: unknown class 'ProgressionsDataModule'; did you mean ProgressionDataModule?"
-        + own("ProgressionDataModule, TaskDataModule, TextDataModule"),
+        + own("ProgressionDataModule, StreamedDataModule, TaskDataModule, TextDataModule"),
     ),
     "data by its import path": (
         *("data/class_path", "mtp_modules.data.ProgresionDataModule"),

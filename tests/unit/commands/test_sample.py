@@ -98,5 +98,5 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["tokens.bin", "tokens.json"]
     for content in (path.read_bytes()[:-2], path.read_bytes()[:-1], path.read_bytes() + b"12"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"^TextDataModule: .*tokens\.bin has \d+ bytes, but its index says 12: "):
+        with pytest.raises(ValueError, match=r"^TokenFiles: .*tokens\.bin has \d+ bytes, but its index says 12: "):
             read_documents(path)

@@ -56,6 +56,8 @@ def test_a_configuration_that_was_found_names_only_this_package() -> None:
         {"class_path": "beside.Data"},
         {"class_path": "TextDataModule", "init_args": {"tokenizer": {"class_path": "mtp_modulesx.Tokenizer"}}},
         {"class_path": "TextDataModule", "init_args": {"tokenizer": {"init_args": {"pretrained": "gpt2"}}}},
+        {"class_path": "TextDataModule", "init_args": {"sources": [{"init_args": {"dataset": "a/b"}}]}},
+        {"class_path": "StreamedDataModule", "init_args": {"train": "s3://bucket/tokens"}},
     ):
         with pytest.raises(InputError, match=r"came with the checkpoint and names .*give data=config\.yaml"):
             _check_found(Path("config.yaml"), section)

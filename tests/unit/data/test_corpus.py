@@ -1,14 +1,17 @@
-"""Files are found once, split by name alone, and encoded without loss."""
+"""Documents are split by name or content alone, cut inside a single one, and encoded without loss."""
 
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.data import ByteTokenizer, load_splits
-from mtp_modules.data.corpus import SPLITS, SourceFile, encode_files, find_files, split_files, split_of
+from mtp_modules.data import ByteTokenizer, Document, DocumentSource, JsonLines, TextFiles, TokenStream, load_splits
+from mtp_modules.data.corpus import SHARED, SPLITS, read_streams, said_of, split_of
+from mtp_modules.data.documents import FileHash
 
 
 class Words(Tokenizer):
@@ -32,64 +35,31 @@ class Words(Tokenizer):
         return " ".join("x" * token for token in tokens)
 
 
-def test_folder_takes_files_of_the_suffixes_only(corpus: Path) -> None:
-    assert len(find_files([str(corpus)])) == 60
-    assert [file.name for file in find_files([str(corpus)], [".md"])] == ["notes.md"]
-    assert len(find_files([str(corpus)], [".md", ".py"])) == 61
+class Given(DocumentSource):
+    """Documents from a list."""
+
+    def __init__(self, *documents: Document) -> None:
+        self.given = documents
+
+    def documents(self, tokenizer: Tokenizer) -> Iterator[Document]:
+        yield from self.given
+
+    def fingerprint(self, hash_file: FileHash) -> str:
+        return str(self.given)
 
 
-def test_hidden_files_and_caches_are_left_out(corpus: Path) -> None:
-    for folder in (".git", "__pycache__"):
-        (corpus / folder).mkdir()
-        (corpus / folder / "x.py").write_text("no", encoding="utf-8")
-    assert len(find_files([str(corpus)])) == 60
-
-
-def test_patterns_and_files_are_taken_as_they_are(corpus: Path) -> None:
-    assert [file.name for file in find_files([str(corpus / "*.md")])] == ["notes.md"]
-    assert {file.name.split("/")[0] for file in find_files([str(corpus / "part[01]" / "*.py")])} <= {
-        "part0",
-        "part1",
-    } | {f"file{number}.py" for number in range(60)}
-    assert len(find_files([str(corpus / "**" / "*.py")])) == 60
-    assert [file.name for file in find_files([str(corpus / "notes.md")])] == ["notes.md"]
-
-
-def test_a_pattern_is_relative_to_the_folder_before_it(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(corpus)
-    absolute = find_files([str(corpus / "**" / "*.py")])
-    assert [file.name for file in find_files(["**/*.py"])] == [file.name for file in absolute]
-    assert {file.name.split("/")[0] for file in absolute} == {"part0", "part1", "part2"}
-
-
-def test_a_file_of_two_sources_counts_once(corpus: Path) -> None:
-    files = find_files([str(corpus), str(corpus / "part0"), str(corpus / "part0" / "*.py")])
-    assert len(files) == 60
-    assert files[0].name.startswith("part")
-
-
-def test_the_standard_library_is_a_corpus() -> None:
-    files = find_files(["stdlib"])
-    names = {file.name for file in files}
-    assert {"typing.py", "json/decoder.py"} <= names
-    assert not any("site-packages" in name or "/tests/" in name for name in names)
-    assert sum(file.path.stat().st_size for file in files) > 5_000_000
-    assert all(side for side in split_files(files, val_share=0.05, test_share=0.05).values())
+def whole(*sources: DocumentSource | str, tokenizer: Tokenizer | None = None) -> TokenStream:
+    return load_splits(sources, tokenizer or ByteTokenizer(), val_share=0.0, test_share=0.0)["train"]
 
 
 def test_the_split_is_the_same_on_another_machine(corpus: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere" / "copy"
     shutil.copytree(corpus, copy)
-    shares = {"val_share": 0.2, "test_share": 0.2}
-    here, there = (split_files(find_files([str(root)]), **shares) for root in (corpus, copy))
+    here, there = (load_splits([str(root)], ByteTokenizer(), val_share=0.2, test_share=0.2) for root in (corpus, copy))
+    assert list(here) == list(SPLITS)
     for split in SPLITS:
-        assert [file.name for file in here[split]] == [file.name for file in there[split]]
-
-
-def test_every_file_is_on_exactly_one_side(corpus: Path) -> None:
-    files = find_files([str(corpus)])
-    sides = split_files(files, val_share=0.2, test_share=0.2)
-    assert sorted(file.name for side in sides.values() for file in side) == sorted(file.name for file in files)
+        assert here[split].names == there[split].names
+    assert sum(len(stream.names) for stream in here.values()) == 61
 
 
 def test_the_split_is_pinned() -> None:
@@ -103,88 +73,123 @@ def test_the_split_is_pinned() -> None:
 
 
 def test_a_share_of_zero_leaves_the_side_out(corpus: Path) -> None:
-    assert list(split_files(find_files([str(corpus)]), val_share=0.0, test_share=0.0)) == ["train"]
+    assert list(load_splits([str(corpus)], ByteTokenizer(), val_share=0.0, test_share=0.0)) == ["train"]
 
 
-def test_streams_hold_every_file_and_its_end(corpus: Path) -> None:
+def test_streams_hold_every_document_and_its_end(corpus: Path) -> None:
     tokenizer = ByteTokenizer()
-    files = find_files([str(corpus)])
-    stream = encode_files(files, tokenizer)
+    source = TextFiles(paths=[str(corpus)])
+    stream = whole(source)
     assert stream.tokens.dtype == np.uint16
     texts = tokenizer.decode(stream.tokens.tolist()).split("\0")
-    assert texts == [file.path.read_text(encoding="utf-8") for file in files] + [""]
+    assert texts == [document.text for document in source.documents(tokenizer)] + [""]
     assert [texts[0], texts[1]] == [
         tokenizer.decode(stream.tokens[start : end - 1].tolist())
         for start, end in zip(stream.document_starts[:2], stream.document_starts[1:3], strict=True)
     ]
-    assert stream.names == tuple(file.name for file in files)
+    assert stream.names == tuple(document.name for document in source.documents(tokenizer))
 
 
-def test_large_vocabularies_and_tokenizers_without_an_end(tmp_path: Path) -> None:
-    (tmp_path / "a.py").write_text("a bb ccc", encoding="utf-8")
-    (tmp_path / "b.py").write_text("dddd", encoding="utf-8")
-    stream = encode_files(find_files([str(tmp_path)]), Words(size=2**16 + 1))
+def test_large_vocabularies_and_tokenizers_without_an_end() -> None:
+    source = Given(Document("a", text="a bb ccc"), Document("b", text="dddd"), Document("empty", text=""))
+    stream = whole(source, tokenizer=Words(size=2**16 + 1))
     assert stream.tokens.dtype == np.uint32
     assert stream.tokens.tolist() == [1, 2, 3, 4]
     assert stream.document_starts.tolist() == [0, 3]
-    with_end = encode_files(find_files([str(tmp_path)]), Words(size=9, end=8))
-    assert with_end.tokens.tolist() == [1, 2, 3, 8, 4, 8]
-    with pytest.raises(ValueError, match=r"Words gave 'a.py' a token outside 0..2"):
-        encode_files(find_files([str(tmp_path)]), Words(size=3))
+    assert whole(source, tokenizer=Words(size=9, end=8)).tokens.tolist() == [1, 2, 3, 8, 4, 8]
+    with pytest.raises(ValueError, match=r"Words gave 'a' a token outside 0..2"):
+        whole(source, tokenizer=Words(size=3))
 
 
-def test_what_is_no_text_is_left_out_with_a_warning_or_refused(corpus: Path) -> None:
-    (corpus / "bad.py").write_bytes(b"\xff\xfe\x00")
-    (corpus / "empty.py").write_text("", encoding="utf-8")
-    with pytest.warns(UserWarning, match=r"left out 1 files that are not UTF-8 text, the first is 'bad.py'"):
-        stream = encode_files(find_files([str(corpus)]), ByteTokenizer())
-    assert len(stream.names) == 60
-    with pytest.raises(ValueError, match="is not UTF-8 text; convert it or leave it out"):
-        encode_files(find_files([str(corpus / "bad.py")]), ByteTokenizer())
+def test_tokens_and_their_mask_are_taken_as_they_are() -> None:
+    tokens, mask = np.array([5, 6, 7]), np.array([False, True, True])
+    stream = whole(Given(Document("text", text="ab"), Document("ids", tokens=tokens, loss_mask=mask)))
+    assert stream.tokens.tolist() == [97, 98, 0, 5, 6, 7]
+    assert stream.loss_mask.tolist() == [True, True, True, False, True, True]
+    with pytest.raises(ValueError, match=r"^documents: 'x' has 3 tokens and 2 values of loss_mask\.$"):
+        whole(Given(Document("x", tokens=tokens, loss_mask=mask[:2])))
+    with pytest.raises(ValueError, match=r"'x' has a token outside 0..255; give the tokenizer it was encoded with"):
+        whole(Given(Document("x", tokens=tokens + 250)))
+    with pytest.raises(ValueError, match=r"'x' holds messages, .* put its source into a Chat source"):
+        whole(Given(Document("x", messages=[{"role": "user", "content": "?"}])))
 
 
-def test_digest_follows_tokens_and_boundaries(corpus: Path) -> None:
-    stream = encode_files(find_files([str(corpus)]), ByteTokenizer())
-    assert stream.digest() == encode_files(find_files([str(corpus)]), ByteTokenizer()).digest()
-    assert stream.digest() != encode_files(find_files([str(corpus)])[1:], ByteTokenizer()).digest()
+def test_digest_follows_tokens_and_boundaries() -> None:
+    first = whole(Given(Document("a", text="abc"), Document("b", text="d")))
+    assert first.digest() == whole(Given(Document("x", text="abc"), Document("b", text="d"))).digest()
+    assert first.digest() != whole(Given(Document("a", text="abd"), Document("b", text="d"))).digest()
+    assert first.digest() != whole(Given(Document("a", text="abc\0d"))).digest()
 
 
-@pytest.mark.parametrize(
-    ("sources", "message"),
-    [
-        ([], "sources must be a list of at least one"),
-        (["no/such/path"], "source 'no/such/path' does not exist; give a file"),
-        (["no/such/*.py"], r"source 'no/such/\*.py' holds no file"),
-    ],
-)
-def test_sources_that_hold_nothing_are_refused(sources: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        find_files(sources)
-
-
-def test_a_folder_without_matching_files_is_refused(corpus: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no file that ends in .txt or .c; name other files or suffixes"):
-        find_files([str(corpus)], [".txt", ".c"])
-
-
-def test_a_side_without_a_file_is_refused_with_the_way_out() -> None:
-    files = [SourceFile(Path("a"), "a")]
-    with pytest.raises(ValueError, match="split got none of the 1 files; add files"):
-        split_files(files, val_share=0.05, test_share=0.05)
-    with pytest.raises(ValueError, match="val_share, or set it to 0 to go without"):
-        split_files(files, val_share=0.05, test_share=0)
-    name = next(str(number) for number in range(99) if split_of(str(number), val_share=0.9, test_share=0) == "val")
-    with pytest.raises(ValueError, match="train split got none of the 1 files; add files, lower the other shares"):
-        split_files([SourceFile(Path(name), name)], val_share=0.9, test_share=0)
+def test_a_side_without_a_document_is_refused_with_the_way_out() -> None:
+    names = [name for name in map(str, range(99)) if split_of(name, val_share=0.05, test_share=0.05) == "train"]
+    some = Given(*(Document(name, text="x") for name in names[:3]))
+    with pytest.raises(ValueError, match="the val split got none of the 3 documents; add documents, raise val_share, "):
+        load_splits([some], ByteTokenizer())
+    none = Given(
+        *(Document(name, text="x") for name in "012345678" if split_of(name, val_share=0.9, test_share=0) != "train")
+    )
+    with pytest.raises(ValueError, match=r"the train split got none of the .* add documents, lower the other shares"):
+        load_splits([none], ByteTokenizer(), val_share=0.9, test_share=0.0)
 
 
 @pytest.mark.parametrize(("val_share", "test_share"), [(0.5, 0.5), (1.0, 0.0)])
 def test_shares_that_leave_no_training_are_refused(val_share: float, test_share: float) -> None:
     with pytest.raises(ValueError, match=r"val_share \+ test_share must be below 1"):
-        split_files([], val_share=val_share, test_share=test_share)
+        load_splits(["stdlib"], ByteTokenizer(), val_share=val_share, test_share=test_share)
 
 
-def test_load_splits_is_the_three_steps(corpus: Path) -> None:
-    splits = load_splits([str(corpus)], ByteTokenizer(), val_share=0.2, test_share=0.2)
-    assert list(splits) == ["train", "val", "test"]
-    assert sum(len(stream.names) for stream in splits.values()) == 60
+def test_a_single_text_is_cut_at_line_starts(tmp_path: Path) -> None:
+    lines = [f"line {number} of a story\n" for number in range(1000)]
+    (tmp_path / "input.txt").write_text("".join(lines), encoding="utf-8")
+    streams = load_splits([str(tmp_path / "input.txt")], ByteTokenizer(), val_share=0.1, test_share=0.2)
+    texts = [ByteTokenizer().decode(stream.tokens.tolist()) for stream in streams.values()]
+    assert "".join(texts) == "".join(lines) + "\0"
+    assert all(text.startswith("line ") for text in texts)
+    shares = [len(text) / sum(map(len, texts)) for text in texts]
+    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.002)
+    assert len({stream.digest() for stream in streams.values()}) == 3
+
+
+def test_sources_of_their_own_and_shares_of_the_rest(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "held.txt").write_text("held out", encoding="utf-8")
+    shared, own = TextFiles(paths=[str(corpus)]), TextFiles(paths=[str(tmp_path / "held.txt")])
+    streams = read_streams({SHARED: [shared], "val": [own]}, ByteTokenizer(), val_share=0.3, test_share=0.3)
+    assert streams["val"].names == ("held.txt",)
+    assert len(streams["train"].names) + len(streams["test"].names) == 61
+    only = read_streams({"train": [shared], "test": [own]}, ByteTokenizer(), val_share=0.3, test_share=0.3)
+    assert {split: len(stream.names) for split, stream in only.items()} == {"train": 61, "test": 1}
+
+
+def test_documents_of_two_splits_are_counted_and_named(tmp_path: Path) -> None:
+    for name, texts in {"a": ["once", "twice", "three"], "b": ["three", "four", "once"]}.items():
+        for number, text in enumerate(texts):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{name}{number}.txt").write_text(text, encoding="utf-8")
+    sources = {"train": [TextFiles(paths=[str(tmp_path / "a")])], "val": [TextFiles(paths=[str(tmp_path / "b")])]}
+    streams = read_streams(sources, ByteTokenizer(), val_share=0.0, test_share=0.0)
+    assert said_of(sources.values(), streams) == [
+        "2 of the 3 documents of the val split are also in the train split, such as 'b0.txt', which equals 'a2.txt'."
+    ]
+
+
+def test_equal_records_are_in_one_split(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"record {number % 50}"}) for number in range(200)]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    streams = load_splits(
+        [JsonLines(paths=[str(tmp_path / "x.jsonl")])], ByteTokenizer(), val_share=0.3, test_share=0.3
+    )
+    assert sum(len(stream.names) for stream in streams.values()) == 200
+    assert all(len(set(stream.hashes.tolist())) == len(stream.names) // 4 for stream in streams.values())
+    assert said_of([], streams) == []
+
+
+def test_a_long_text_is_encoded_in_parts_as_if_it_were_whole() -> None:
+    line = "parts are joined; nothing is lost   at a cut\n"
+    texts = {"lines": line * 9000, "blank": (line + "\n \n") * 9000, "one": "x" * 400_000, "words": "ab cd " * 70_000}
+    stream = whole(Given(*(Document(name, text=text) for name, text in texts.items())))
+    assert ByteTokenizer().decode(stream.tokens.tolist()) == "".join(text + "\0" for text in texts.values())
+    assert stream.names == tuple(texts)
+    words = Words(size=60, end=59)
+    cut = whole(Given(Document("words", text=texts["words"])), tokenizer=words)
+    assert cut.tokens.tolist() == [*words.encode(texts["words"]), 59]

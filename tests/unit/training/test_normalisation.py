@@ -38,7 +38,6 @@ def corpus(tmp_path: Path) -> Path:
 def texts(corpus: Path, batch_size: int) -> TextDataModule:
     return TextDataModule(
         sources=[str(corpus)],
-        suffixes=[".txt"],
         window=8,
         lookahead=H,
         batch_size=batch_size,

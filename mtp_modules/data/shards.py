@@ -1,0 +1,312 @@
+"""Tokens on disk: written once, in shards that are memory-mapped, under a key of the documents and the tokenizer."""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mtp_modules.core.checks import refuse
+from mtp_modules.core.component import describe
+from mtp_modules.core.saving import atomic_file, check_folder, finish_folder, write_text
+from mtp_modules.core.tokenizer import Tokenizer
+from mtp_modules.data.corpus import (
+    Sources,
+    assigned_documents,
+    effective_shares,
+    finished,
+    splits_of,
+)
+from mtp_modules.data.documents import FileHash
+from mtp_modules.data.encoding import encode_documents, token_type
+from mtp_modules.data.streams import SplitBuffer, TokenStream
+
+FORMAT = 1
+SEGMENT = 2**24
+"""Tokens after which what was read so far is written; an interrupted run goes on from there."""
+
+_LONG = 2**26
+_INDEX, _PROGRESS = "index.json", "progress.json"
+Progress = Callable[[int, int | None], None]
+"""Is told the bytes that were read, and all bytes if they are known."""
+
+
+class ShardedArray:
+    """Memory-mapped files, one behind the other, read like one array.
+
+    Another process that gets it maps the files again.
+
+    Args:
+        paths: Of files of plain numbers; empty ones do not count.
+        dtype: Of the numbers.
+        start: First element.
+        end: Behind the last element; that of the files if ``None``.
+    """
+
+    def __init__(self, paths: Sequence[Path], dtype: Any, *, start: int = 0, end: int | None = None) -> None:
+        self.paths, self.dtype = tuple(path for path in paths if path.stat().st_size), np.dtype(dtype)
+        self._map()
+        self._start = start
+        self._end = (int(self._ends[-1]) if self._parts else 0) if end is None else end
+
+    def _map(self) -> None:
+        self._parts = [np.memmap(path, dtype=self.dtype, mode="r") for path in self.paths]
+        self._ends = np.array([len(part) for part in self._parts], dtype=np.int64).cumsum()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the maps."""
+        return {name: value for name, value in vars(self).items() if name not in ("_parts", "_ends")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the files.
+
+        Args:
+            state: Result of ``__getstate__``.
+        """
+        vars(self).update(state)
+        self._map()
+
+    def __len__(self) -> int:
+        return self._end - self._start
+
+    def __getitem__(self, places: Any) -> Any:
+        """Return the elements at places, or a slice; a very long slice is another view of the same files.
+
+        Args:
+            places: A slice without step, or whole numbers of any shape.
+        """
+        if isinstance(places, slice):
+            start, end, _ = places.indices(len(self))
+            start, end = self._start + start, self._start + end
+            long = end - start > _LONG
+            return ShardedArray(self.paths, self.dtype, start=start, end=end) if long else self._read(start, end)
+        wanted = np.asarray(places)
+        wanted = np.where(wanted < 0, wanted + len(self), wanted) + self._start
+        parts = np.searchsorted(self._ends, wanted, side="right")
+        found = np.empty(wanted.shape, dtype=self.dtype)
+        for part in np.unique(parts):
+            here = parts == part
+            found[here] = self._parts[part][wanted[here] - (self._ends[part] - len(self._parts[part]))]
+        return found if found.ndim else found[()]
+
+    def _read(self, start: int, end: int) -> npt.NDArray[Any]:
+        pieces: list[npt.NDArray[Any]] = [np.empty(0, dtype=self.dtype)]
+        for part, behind in zip(self._parts, self._ends.tolist(), strict=True):
+            begin = behind - len(part)
+            if begin < end and behind > start:
+                pieces.append(part[max(start - begin, 0) : end - begin])
+        return np.concatenate(pieces)
+
+
+class _Names(Sequence[str]):
+    """Names of documents in files, read when one is asked for."""
+
+    def __init__(self, files: Sequence[Path], count: int) -> None:
+        self._files, self._count = files, count
+        self._names: list[str] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._names is None:
+            self._names = [json.loads(line) for file in self._files for line in file.read_text("utf-8").splitlines()]
+        return self._names[index]
+
+
+class _RememberedHashes(FileHash):
+    """Hashes files, and remembers the hash of a file whose size and time are as before."""
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        try:
+            self._known: dict[str, list[Any]] = json.loads(memory.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self._known = {}
+        self._changed = False
+
+    def __call__(self, path: Path) -> str:
+        state = path.stat()
+        key = str(path.resolve())
+        known = self._known.get(key)
+        if known is None or known[:2] != [state.st_size, state.st_mtime_ns]:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            self._known[key] = known = [state.st_size, state.st_mtime_ns, found]
+            self._changed = True
+        return str(known[2])
+
+    def save(self) -> None:
+        if self._changed:
+            write_text(self._memory, json.dumps(self._known))
+
+
+def cached_streams(
+    folder: Path,
+    sources: Sources,
+    tokenizer: Tokenizer,
+    *,
+    val_share: float,
+    test_share: float,
+    progress: Progress | None = None,
+) -> dict[str, TokenStream]:
+    """Return the streams of a corpus from a cache, which is built first if it lacks them.
+
+    One process builds, others wait for it; one that was interrupted goes on where the last segment ended. Another
+    content of a file, another tokenizer or another share is another entry.
+
+    Args:
+        folder: Of the cache.
+        sources: Of the corpus.
+        tokenizer: Turns text into token ids.
+        val_share: Share of the divided sources for validation.
+        test_share: Share of the divided sources for testing.
+        progress: Is told how far building is.
+
+    Raises:
+        ValueError: If a source or a share is invalid, a split gets no document, or the folder cannot be written to.
+    """
+    shares = effective_shares(sources, val_share=val_share, test_share=test_share)
+    check_folder("cache", folder)
+    with _lock(folder / ".lock"):
+        hashes = _RememberedHashes(folder / "files.json")
+        entry = folder / cache_key(sources, tokenizer, shares, hashes)
+        hashes.save()
+        if not (entry / _INDEX).is_file():
+            _build(entry, sources, tokenizer, shares, progress)
+    return finished(_read(entry), sources, shares, tokenizer)
+
+
+def cache_key(sources: Sources, tokenizer: Tokenizer, shares: Mapping[str, float], hash_file: FileHash) -> str:
+    """Return the name of a cache's entry: a hash of all that its tokens depend on.
+
+    Args:
+        sources: Of the corpus.
+        tokenizer: Turns text into token ids.
+        shares: Of each split in the divided sources.
+        hash_file: Hashes the content of a file.
+    """
+    state = hashlib.blake2b(digest_size=12)
+    state.update(json.dumps([FORMAT, describe(tokenizer), shares]).encode())
+    for split, parts in sources.items():
+        for source in parts:
+            state.update(f"{split} {type(source).__qualname__}\n{source.fingerprint(hash_file)}\0".encode())
+    return state.hexdigest()
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(
+    entry: Path, sources: Sources, tokenizer: Tokenizer, shares: Mapping[str, float], progress: Progress | None
+) -> None:
+    partial = entry.with_name(f"{entry.name}.partial")
+    partial.mkdir(exist_ok=True)
+    try:
+        state = json.loads((partial / _PROGRESS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        shutil.rmtree(partial)
+        partial.mkdir()
+        splits = splits_of(sources, shares)
+        state = {"segments": 0, "pieces": 0, "bytes": 0}
+        state |= {"open": dict.fromkeys(splits, ""), "tokens": dict.fromkeys(splits, 0)}
+    sizes = [source.size() for parts in sources.values() for source in parts]
+    total = None if None in sizes else sum(size for size in sizes if size is not None)
+    dtype = token_type(tokenizer.vocab_size)
+
+    def empty() -> dict[str, SplitBuffer]:
+        return {split: SplitBuffer(dtype, bytes.fromhex(digest)) for split, digest in state["open"].items()}
+
+    buffers = empty()
+    documents = assigned_documents(sources, tokenizer, shares)
+    for piece in encode_documents(documents, tokenizer, skip=state["pieces"]):
+        buffers[piece.split].add(piece)
+        state["pieces"] += 1
+        state["bytes"] += piece.num_bytes
+        if progress is not None:
+            progress(state["bytes"], total)
+        if sum(buffer.num_tokens for buffer in buffers.values()) >= SEGMENT:
+            _write_segment(partial, state, buffers)
+            buffers = empty()
+    _write_segment(partial, state, buffers)
+    _fill_masks(partial, buffers, state["segments"], np.dtype(dtype).itemsize)
+    (partial / _PROGRESS).unlink()
+    index: dict[str, Any] = {"dtype": np.dtype(dtype).name, "segments": state["segments"], "digests": {}}
+    write_text(partial / _INDEX, json.dumps(index))
+    index["digests"] = {split: stream.digest() for split, stream in _read(partial).items()}
+    write_text(partial / _INDEX, json.dumps(index))
+    finish_folder(partial, entry)
+
+
+def _write_segment(folder: Path, state: dict[str, Any], buffers: Mapping[str, SplitBuffer]) -> None:
+    """Write what was read since the last segment, and then how far that is."""
+    number = state["segments"]
+    for split, buffer in buffers.items():
+        arrays: dict[str, npt.NDArray[Any]] = {"tokens": buffer.tokens()}
+        arrays["starts"] = np.array(buffer.starts, dtype=np.int64) + state["tokens"][split]
+        arrays["hashes"] = np.array(buffer.hashes, dtype=np.uint64)
+        if buffer.masked:
+            arrays["mask"] = buffer.mask()
+        for kind, array in arrays.items():
+            with atomic_file(folder / f"{split}.{number:05}.{kind}") as file:
+                array.tofile(file)
+        write_text(folder / f"{split}.{number:05}.names", "".join(f"{json.dumps(name)}\n" for name in buffer.names))
+        state["open"][split] = buffer.open_digest.hex()
+        state["tokens"][split] += buffer.num_tokens
+    state["segments"] += 1
+    write_text(folder / _PROGRESS, json.dumps(state))
+
+
+def _read(entry: Path) -> dict[str, TokenStream]:
+    """Return the streams of an entry, memory-mapped."""
+    try:
+        index = json.loads((entry / _INDEX).read_text(encoding="utf-8"))
+        numbers = range(int(index["segments"]))
+        splits = [file.name.split(".")[0] for file in sorted(entry.glob("*.00000.tokens"))]
+        ordered = [split for split in ("train", "val", "test") if split in splits]
+        dtype = np.dtype({"uint16": np.uint16, "uint32": np.uint32}[index["dtype"]])
+        return {split: _stream(entry, split, numbers, dtype, index["digests"].get(split)) for split in ordered}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        refuse("cache", f"{entry} is damaged ({error!s:.100}); remove it, and it is built again.")
+
+
+def _stream(entry: Path, split: str, numbers: Sequence[int], dtype: Any, digest: str | None) -> TokenStream:
+    def files(kind: str) -> list[Path]:
+        return [entry / f"{split}.{number:05}.{kind}" for number in numbers]
+
+    def read(kind: str, of: Any) -> npt.NDArray[Any]:
+        mapped = ShardedArray(files(kind), of)
+        return np.asarray(mapped[: len(mapped)] if len(mapped) <= _LONG else mapped[np.arange(len(mapped))])
+
+    masked = files("mask")[0].is_file()
+    starts = read("starts", np.int64)
+    return TokenStream(
+        ShardedArray(files("tokens"), dtype),
+        starts,
+        _Names(files("names"), len(starts)),
+        ShardedArray(files("mask"), np.bool_) if masked else None,
+        read("hashes", np.uint64),
+        known_digest=digest,
+    )
+
+
+def _fill_masks(folder: Path, splits: Iterable[str], segments: int, itemsize: int) -> None:
+    """Give every segment of a split a loss mask where one has one."""
+    for split in splits:
+        files = [folder / f"{split}.{number:05}.mask" for number in range(segments)]
+        for file in files if any(file.is_file() for file in files) else []:
+            if not file.is_file():
+                count = file.with_suffix(".tokens").stat().st_size // itemsize
+                with atomic_file(file) as partial:
+                    np.ones(count, dtype=bool).tofile(partial)

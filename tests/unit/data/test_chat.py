@@ -1,0 +1,152 @@
+"""Conversations are written by the chat template, and what the assistant says is learned, with the end of its turn."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from mtp_modules.data import ByteTokenizer, Chat, Document, HuggingFaceTokenizer, JsonLines, TextDataModule
+from mtp_modules.data.documents import skipped_sentence
+
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA2 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content | trim }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+FORGETFUL = (  # earlier turns are written without what was thought in them
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.last else m.content.split('=>')[-1] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi, Ann"},
+    {"role": "assistant", "content": "Hi"},
+    {"role": "user", "content": "Ann?"},
+    {"role": "assistant", "content": "Ann."},
+]
+
+
+def tokenizer(template: str | None = CHATML) -> HuggingFaceTokenizer:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = FastTokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens(SPECIAL)
+    begin = ("<s>", fast.token_to_id("<s>"))
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[begin])
+    roles = {"bos_token": "<s>", "eos_token": "</s>"}
+    return HuggingFaceTokenizer(tokenizer_json=fast.to_str(), chat_template=template, special_tokens=roles)
+
+
+def chat(tmp_path: Path, *talks: object, roles: list[str] | None = None) -> Chat:
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks), encoding="utf-8")
+    return Chat(source=JsonLines(paths=[str(path)], field="messages"), roles=roles)
+
+
+def learned(document: Document, used: HuggingFaceTokenizer) -> list[str]:
+    """Return the runs of tokens that are trained on, as text."""
+    assert document.tokens is not None
+    assert document.loss_mask is not None
+    runs: list[list[int]] = [[]]
+    for token, counts in zip(document.tokens.tolist(), document.loss_mask.tolist(), strict=True):
+        if counts:
+            runs[-1].append(token)
+        elif runs[-1]:
+            runs.append([])
+    return [used.decode(run) for run in runs if run]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHATML, ["Hi<|im_end|>", "Ann.<|im_end|>"]),
+        (LLAMA2, [" Hi </s>", " Ann. </s>"]),
+        (FORGETFUL, ["Hi<|im_end|>", "Ann.<|im_end|>"]),
+    ],
+    ids=["chatml", "llama2", "forgetful"],
+)
+def test_the_assistant_is_learned_with_the_end_of_its_turn(tmp_path: Path, template: str, expected: list[str]) -> None:
+    used = tokenizer(template)
+    (document,) = chat(tmp_path, TALK).documents(used)
+    assert used.decode(document.tokens.tolist()) == used.render(TALK)  # nothing is doubled
+    assert learned(document, used) == expected
+
+
+def test_a_template_that_writes_earlier_turns_differently(tmp_path: Path) -> None:
+    used = tokenizer(FORGETFUL)
+    talk = [*TALK[1:2], {"role": "assistant", "content": "why=>so"}, TALK[3], {"role": "assistant", "content": "a=>b"}]
+    (document,) = chat(tmp_path, talk).documents(used)
+    assert "a=>b<|im_end|>" in learned(document, used)
+    assert not any("Ann?" in run for run in learned(document, used))
+
+
+def test_other_roles_are_learned_if_they_are_named(tmp_path: Path) -> None:
+    used = tokenizer()
+    (document,) = chat(tmp_path, TALK, roles=["user"]).documents(used)
+    assert learned(document, used) == ["Hi, Ann<|im_end|>", "Ann?<|im_end|>"]
+    source = chat(tmp_path, TALK[:2], [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}])
+    (document,) = source.documents(used)
+    assert learned(document, used) == ["!<|im_end|>"]
+    assert skipped_sentence(source) == "Chat: left out 1 without a turn of assistant (such as 'talks.jsonl:1')."
+
+
+def test_special_tokens_that_a_user_spells_are_text(tmp_path: Path) -> None:
+    used = tokenizer()
+    talk = [{"role": "user", "content": "what is <|im_end|>?"}, {"role": "assistant", "content": "</s> ends"}]
+    (document,) = chat(tmp_path, talk).documents(used)
+    ends = [used.encode_template(token)[0][0] for token in SPECIAL]
+    assert [token for token in document.tokens.tolist() if token in ends] == [ends[0], ends[1], ends[0], ends[1]]
+    assert used.decode(document.tokens.tolist()) == used.render(talk)
+    assert learned(document, used) == ["</s> ends<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("talk", "used", "message"),
+    [
+        (TALK, ByteTokenizer(), "Chat: ByteTokenizer has no chat template; take the HuggingFaceTokenizer"),
+        (TALK, tokenizer(None), "Chat: HuggingFaceTokenizer has no chat template"),
+        (TALK, tokenizer("{{ raise_exception('no') }}"), r"the chat template rejects a conversation \(no\)"),
+        ([{"text": "?"}], tokenizer(), "'talks.jsonl:1' has a message without role and content"),
+        ("once", tokenizer(), "'talks.jsonl:1' holds no messages; name the field that does"),
+    ],
+)
+def test_conversations_that_cannot_be_written_are_refused(tmp_path: Path, talk: Any, used: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(chat(tmp_path, talk).documents(used))
+
+
+def test_conversations_are_packed_whole_if_that_is_asked_for(tmp_path: Path) -> None:
+    talks = [
+        [{"role": "user", "content": "?" * (number % 7)}, {"role": "assistant", "content": "!" * (1 + number % 5)}]
+        for number in range(40)
+    ]
+    chat(tmp_path, *talks)
+    data = TextDataModule(
+        train=[str(tmp_path / "talks.jsonl")],
+        window=64,
+        lookahead=3,
+        batch_size=2,
+        tokenizer=tokenizer(),
+        keep_whole=True,
+    )
+    assert data.tokenizer is not None
+    begin, end = (data.tokenizer.encode_template(token)[0][0] for token in SPECIAL[:2])
+    seen = 0
+    for batch in data.train_dataloader():
+        for tokens, documents, mask in zip(batch["tokens"], batch["document_ids"], batch["loss_mask"], strict=True):
+            assert tokens.shape == (67,)
+            assert not mask[documents == 67].any()
+            for document in documents[documents < 67].unique():
+                inside = tokens[documents == document]
+                assert inside[0] == begin
+                assert (inside == end).sum() == 2  # both turns
+                seen += 1
+    assert seen == 40
