@@ -118,7 +118,7 @@ def lock(session: nox.Session) -> None:
     """Write every package of a run with its hashes, for `pip install --require-hashes -r .requirements.lock`."""
     session.install("uv>=0.9")
     arguments = ["--generate-hashes", "--universal", "--no-header", "--no-annotate", "--python-version", "3.11"]
-    extras = [argument for extra in ("hf", "hub", "studies") for argument in ("--extra", extra)]
+    extras = [argument for extra in ("data", "hf", "hub", "studies") for argument in ("--extra", extra)]
     session.run(
         *("uv", "pip", "compile", "pyproject.toml", *arguments, *extras, "--constraint", CONSTRAINTS),
         *("--quiet", "--output-file", LOCKED, *session.posargs),

@@ -64,7 +64,7 @@ def test_every_declared_dependency_is_pinned() -> None:
 def test_the_locked_versions_are_those_of_the_constraints() -> None:
     """`nox -s lock` was run since the constraints or the dependencies changed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = (project["optional-dependencies"][extra] for extra in ("hf", "hub", "studies"))
+    extras = (project["optional-dependencies"][extra] for extra in ("data", "hf", "hub", "studies"))
     requirements = map(Requirement, chain(project["dependencies"], *extras))
     names = {requirement.name.lower().replace("_", "-") for requirement in requirements}
     pinned = {
