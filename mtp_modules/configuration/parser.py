@@ -22,7 +22,7 @@ from mtp_modules.training.parallel import Sharding
 from mtp_modules.training.schedules import LearningRateSchedule
 from mtp_modules.training.teacher import TeacherModel
 
-_ROLES: dict[str, type] = {
+ROLES: dict[str, type] = {
     "trunk": Trunk,
     "heads": Heads,
     "loss": MultiTokenLoss,
@@ -37,6 +37,7 @@ _ROLES: dict[str, type] = {
     "optimizer": Optimizer,
     "data": LightningDataModule,
 }
+"""The base class of each argument that names a class."""
 _KEY = re.compile(r'(?:Parser key|Key) "([^"]+)"')
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _UNKNOWN_OPTION = re.compile(
@@ -73,7 +74,7 @@ def sentence(message: str, known: Sequence[str]) -> str:
         return f"{key}: {found[1].rpartition('.')[2]} needs {found[2]}; give it in init_args."
     if found := _UNKNOWN_CLASS.search(message):
         role = key.rpartition(".")[2]
-        names = _known(_ROLES[role]) if role in _ROLES else []
+        names = list(known_classes(ROLES[role])) if role in ROLES else []
         close = difflib.get_close_matches(found[1], names, n=1)
         meant = f"; did you mean {close[0]}?" if close else "."
         known = f" Known: {', '.join(names)}." if names else ""
@@ -100,15 +101,20 @@ def missing_package(message: str) -> str | None:
     return f"trainer.logger: needs {package}, which is not installed; install it with: pip install '{package}'."
 
 
-def _known(base: type) -> list[str]:
-    """Return the short names of the concrete subclasses of a base, ours and torch's."""
-    found, waiting = set(), [base]
+def known_classes(base: type) -> dict[str, type]:
+    """Return the concrete subclasses of a base by short name, ours and torch's.
+
+    Args:
+        base: Such as ``Heads``.
+    """
+    found, waiting = {}, [base]
     while waiting:
         cls = waiting.pop()
         waiting.extend(cls.__subclasses__())
-        if not inspect.isabstract(cls) and cls.__module__.startswith(("mtp_modules.", "torch.optim.")):
-            found.add(cls.__name__)
-    return sorted(found - {"Optimizer"})
+        own = cls.__module__.startswith(("mtp_modules.", "torch.optim.")) and not cls.__name__.startswith("_")
+        if own and cls is not Optimizer and not inspect.isabstract(cls):
+            found[cls.__name__] = cls
+    return dict(sorted(found.items()))
 
 
 def _unknown_option(key: str, class_path: str, option: str) -> str:

@@ -14,6 +14,7 @@ import yaml
 
 import mtp_modules.heads
 from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk, TransformerTrunk
+from mtp_modules.commands.catalogue import OWN, TRAINER
 from mtp_modules.data.tokenizers import ByteTokenizer
 from mtp_modules.loading import load_model
 from mtp_modules.training import MTPModule, draft_tokens
@@ -22,7 +23,7 @@ from tests.helpers import assert_same
 from tests.unit.training.running import data, module, trainer
 
 NOTEBOOK, QUICKSTART = ROOT / "configs" / "notebook.yaml", ROOT / "configs" / "quickstart.yaml"
-COMMANDS = "fit, validate, test, predict, generate, study, diagnose, report, export, import, sample"
+COMMANDS = ", ".join([*TRAINER, *OWN])
 
 
 def fit(config: Path, *arguments: str | Path) -> str:
