@@ -28,6 +28,7 @@ class Home(NamedTuple):
 
 OWN = {
     "generate": Home("generate", "generate"),
+    "chat": Home("chat", "chat"),
     "diagnose": Home("diagnose", "diagnose"),
     "report": Home("report", "report"),
     "study": Home("study", "study"),

@@ -16,6 +16,7 @@ from mtp_modules.core.checks import InputError
 from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
 from mtp_modules.core.objective import HorizonWeights, LinearCrossEntropy
 from mtp_modules.data import Augmentation, Task
+from mtp_modules.decoders import Acceptance, Decoder, Drafter, DraftPolicy, DraftTree, SamplingParams
 from mtp_modules.losses import MultiTokenLoss
 from mtp_modules.training.module import MTPModule
 from mtp_modules.training.parallel import Sharding
@@ -36,6 +37,12 @@ ROLES: dict[str, type] = {
     "augmentation": Augmentation,
     "optimizer": Optimizer,
     "data": LightningDataModule,
+    "decoder": Decoder,
+    "drafter": Drafter,
+    "acceptance": Acceptance,
+    "policy": DraftPolicy,
+    "tree": DraftTree,
+    "sampling": SamplingParams,
 }
 """The base class of each argument that names a class."""
 _KEY = re.compile(r'(?:Parser key|Key) "([^"]+)"')
@@ -152,7 +159,8 @@ class SentenceParser(_TextFiles, ArgumentParser):
         """Raise an error; parsers of nested classes leave it to the outermost one."""
         if not self.exit_on_error:
             super().error(message, ex)
-        known = [action.dest for action in self._actions if action.dest not in ("help", "print_shtab")]
+        own = [action.dest for action in self._actions if action.dest != "print_shtab"]
+        known = [name for name in own if name.rpartition(".")[2] != "help"]
         raise InputError(sentence(message, known)) from ex
 
 

@@ -491,7 +491,7 @@ PROMPTS: dict[str, tuple[str, list[str], str]] = {
     "argument": (
         *("bytes", ["--promt", "x"]),
         "unknown argument 'promt'. Known: ckpt_path, prompt, max_new_tokens, num_drafts, temperature, top_k, top_p, "
-        "seed, stop, compare, repeats, compile, device.",
+        "seed, stop, decoder, sampling, compare, repeats, compile, device.",
     ),
     "compare": (
         *("plain", ["--prompt", "1", "--compare", "true"]),
