@@ -1,5 +1,6 @@
 """The command line: one command, its errors as one sentence."""
 
+import logging
 import sys
 import warnings
 
@@ -14,7 +15,15 @@ _HARMLESS = (
     "Couldn't infer the batch indices",
     "Precision bf16-mixed is not supported by the model summary",
     "FSDP2-wrapped module .* returned a view",
+    "`isinstance.treespec, LeafSpec.` is deprecated",
+    "(Checkpoint|Experiment logs) directory .* exists and is not empty",
 )
+_ASIDE = ("\N{ELECTRIC LIGHT BULB} Tip:", "Trainer already configured with model summary callbacks")
+
+
+def _of_the_run(record: logging.LogRecord) -> bool:
+    """Return whether a message is about the run, and not about other products or Lightning itself."""
+    return not record.getMessage().startswith(_ASIDE)
 
 
 def main() -> None:
@@ -22,6 +31,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     warnings.filterwarnings("ignore", message="|".join(_HARMLESS))
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_of_the_run)
     if answered(sys.argv[1:]):
         return
     command = sys.argv[1]

@@ -8,16 +8,20 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
 from mtp_modules.commands.catalogue import DEBUG, OWN, PROG
+from mtp_modules.commands.next_step import next_command
 from mtp_modules.configuration import LightningSentenceParser, check_sizes, link_sizes
 from mtp_modules.configuration.run_folder import (
+    RunConfiguration,
     RunFolder,
     configured_folder,
     find_named,
     requeued_checkpoint,
+    save_in,
     use_folder,
 )
 from mtp_modules.core.checks import refuse
@@ -25,9 +29,12 @@ from mtp_modules.core.component import Description
 from mtp_modules.loading import CHECKPOINT_KEY, find_checkpoint, is_sharded, read_checkpoint
 from mtp_modules.training import (
     GracefulStop,
+    GroupedCharts,
     HeadsProgressBar,
     HeadsTable,
+    LastCheckpoint,
     MTPModule,
+    PartsSummary,
     PredictionWriter,
     check_strategy_name,
     check_trainer,
@@ -58,6 +65,7 @@ class MTPCLI(LightningCLI):
                 model_class=MTPModule,
                 datamodule_class=LightningDataModule,
                 subclass_mode_data=True,
+                save_config_callback=RunConfiguration,
                 save_config_kwargs={"overwrite": True},
                 trainer_defaults={},
                 parser_class=LightningSentenceParser,
@@ -115,6 +123,8 @@ class MTPCLI(LightningCLI):
         checkpoint = read_checkpoint(found, mapped=itself)
         if self.config.subcommand == "fit":
             check_resumable(checkpoint, sharded=is_sharded(found))
+        if config.get("weights_only") is None:
+            config.weights_only = True  # a checkpoint of this package holds no objects
         self.saved = checkpoint[CHECKPOINT_KEY]
         self.saved_model = self.saved["model"]
         if not itself and found.is_file():
@@ -149,6 +159,8 @@ class MTPCLI(LightningCLI):
         fill_data_parallel_size(self.trainer)
         check_trainer(self.trainer)
         self.graceful_stop.trainer = self.trainer
+        if self.run_folder is not None:
+            save_in(self.run_folder.path, self.trainer)
         write_atomically(self.trainer, *(self.held or ()))
         if self.saved_model is not None:
             check_same_model(self.model.model, tokenizer_of(self), self.saved, "ckpt_path")
@@ -160,7 +172,12 @@ class MTPCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks of every run."""
         trainer_config = self._get(self.config_init, "trainer")
-        own = [self.graceful_stop, HeadsTable()]
+        own = [self.graceful_stop, HeadsTable(), GroupedCharts()]
+        given = trainer_config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        summarised = any(isinstance(callback, ModelSummary) for callback in given)
+        if trainer_config.get("enable_model_summary") is not False and not summarised:
+            own.append(PartsSummary())
         if trainer_config.get("enable_progress_bar") is not False:
             own.append(HeadsProgressBar())
         if self.subcommand == "predict":
@@ -190,9 +207,17 @@ class MTPCLI(LightningCLI):
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # lightning sets it dynamically
             return
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
-        if best and self.trainer.is_global_zero:
-            print(f"Checkpoint: {best}\nNext: python -m mtp_modules generate --ckpt_path {best} --compare true")
+        self.trainer.test(
+            self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False, weights_only=True
+        )
+        if self.trainer.is_global_zero and (saved := best or self._last()):
+            command = next_command(saved, self.model.model, tokenizer_of(self), self.trainer.test_dataloaders)
+            print(f"Checkpoint: {saved}\nNext: {command}")
+
+    def _last(self) -> str:
+        """Return the checkpoint of the last step, if there is one."""
+        savers = (callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint))
+        return next((str(saver.path) for saver in savers if saver.path is not None and saver.path.exists()), "")
 
 
 class _ParserMade(Exception):  # noqa: N818  # no error
