@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from mtp_modules.commands.catalogue import OWN, TRAINER
 from mtp_modules.commands.front import overview, own_help
@@ -64,14 +65,21 @@ def test_the_help_of_a_command_says_everything_once(command: str) -> None:
     assert "Args:" not in said + long
 
 
+@pytest.fixture(scope="module")
+def parsers() -> dict[str, ArgumentParser]:
+    return trainer_parsers()
+
+
 @pytest.mark.parametrize("command", TRAINER)
-def test_the_short_help_ends_within_two_screens_and_names_real_options(command: str) -> None:
+def test_the_short_help_ends_within_two_screens_and_names_real_options(
+    command: str, parsers: dict[str, ArgumentParser]
+) -> None:
     lines = trainer_help(command).splitlines()
     assert len(lines) <= 2 * SCREEN
     assert max(map(len, lines)) <= 88
     named = [line.split()[0] for line in lines if line.startswith("  --")]
     assert len(named) == len(set(named)) > 10
-    known = {option for action in trainer_parsers()[command]._actions for option in action.option_strings}
+    known = {option for action in parsers[command]._actions for option in action.option_strings}
     for option in named:
         if option not in known:  # an argument of a class that another option names
             owner, _, argument = option.rpartition(".")
