@@ -146,7 +146,8 @@ def configured_folder(trainer: Namespace) -> Path:
     for logger in _other_loggers(trainer):
         name, place = logger.init_args.get("name"), logger.init_args.get("save_dir") or "."
         if name or str(place) != ".":  # Weights & Biases writes to the working directory if it is told nothing
-            return Path(place, name or "")
+            # The configuration of a run, which use_folder has changed, means the folder of that run.
+            return Path(place) if name in (None, "", Path(place).name) else Path(place, name)
     return Path(trainer.get("default_root_dir") or "runs/fit")
 
 
@@ -168,6 +169,8 @@ def use_folder(trainer: Namespace, folder: Path) -> None:
     for logger in _other_loggers(trainer):
         if "save_dir" in logger.init_args:
             logger.init_args["save_dir"] = str(folder)
+            if logger.init_args.get("name"):
+                logger.init_args["name"] = folder.name
     if not _folder_loggers(trainer):
         trainer.default_root_dir = str(folder)
 

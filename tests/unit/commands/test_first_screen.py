@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
+from mtp_modules.configuration.run_folder import configured_folder
 from tests.command_line import ROOT, run
 
 SMALL = (
@@ -164,6 +166,10 @@ def test_a_run_with_another_logger_is_found_again(capsys: pytest.CaptureFixture[
     run(*SMALL, *options, "--ckpt_path=last", "--trainer.max_epochs=2")
     last = torch.load("runs/notebook-2/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 4
+    saved = yaml.safe_load(Path("runs/notebook-2/config.yaml").read_text(encoding="utf-8"))
+    logger = saved["trainer"]["logger"]
+    logger = Namespace(class_path=logger["class_path"], init_args=Namespace(**logger["init_args"]))
+    assert configured_folder(Namespace(logger=logger)) == Path("runs/notebook-2")
 
 
 def test_weights_and_biases_offline(capsys: pytest.CaptureFixture[str]) -> None:
