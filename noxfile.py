@@ -12,6 +12,7 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_external_run = True
 nox.options.sessions = ["tests"]
 
+PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
 CONSTRAINTS = ".constraints.txt"
 LOCKED = ".requirements.lock"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -37,6 +38,13 @@ def install(session: nox.Session, *extras: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Unit tests, properties, configs and the examples in docstrings; arguments go to pytest."""
+    install(session, "test")
+    session.run(*PYTEST, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(python=PYTHONS)
+def pythons(session: nox.Session) -> None:
+    """The same tests with every Python of the classifiers that this machine has: `nox -s pythons`, `pythons-3.13`."""
     install(session, "test")
     session.run(*PYTEST, *session.posargs, env=ONE_THREAD)
 

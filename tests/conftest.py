@@ -13,6 +13,13 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
+from mtp_modules.decoders.request import DecodableModel  # noqa: E402
+from mtp_modules.losses.multi_token import MultiTokenModel  # noqa: E402
+from mtp_modules.model import MTPModel  # noqa: E402
+
+for protocol in (DecodableModel, MultiTokenModel):
+    protocol.register(MTPModel)  # from Python 3.12 on, the check of a protocol does not see an nn.Module's parts
+
 _SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile(
     "ci", derandomize=True, deadline=None, max_examples=25, suppress_health_check=_SLOW_IS_FINE, database=None

@@ -1,9 +1,7 @@
 """``python -m mtp_modules generate``: decode a prompt with a checkpoint."""
 
-import os
 import statistics
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,25 +9,22 @@ from rich.console import Console
 from rich.table import Table
 
 from mtp_modules.commands.common import encode, load_on
+from mtp_modules.commands.decoding import decoder_for, end_tokens, sampling_for, stop_for
+from mtp_modules.commands.writing import TokenWriter, in_colour
 from mtp_modules.core.checks import at_least, refuse
-from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.decoders import (
     AutoregressiveDecoder,
     Decoder,
+    ExactMatch,
     Generation,
     SamplingParams,
     SpeculativeDecoder,
-    StopRule,
-    StreamingDetokenizer,
     compile_for_decoding,
 )
 from mtp_modules.decoders.graphs.compiled import CompiledModel
 from mtp_modules.decoders.request import DecodableModel
 from mtp_modules.interop import with_own_trunk
-
-_OWN = "\033[0m"
-_SHADES = (46, 40, 34, 28, 22)
-"""Green shades of a 256-colour terminal, from light to dark, for the depth at which a token was drafted."""
+from mtp_modules.model import MTPModel
 
 
 def generate(
@@ -42,6 +37,8 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     stop: list[str] | None = None,
+    decoder: Decoder | None = None,
+    sampling: SamplingParams | None = None,
     compare: bool = False,
     repeats: int = 3,
     compile: bool = False,
@@ -49,8 +46,8 @@ def generate(
 ) -> None:
     """Continue a prompt with a trained model, and print tokens as they are generated.
 
-    In a terminal, accepted drafts are green, darker for greater depth. Sampled tokens are those that plain decoding
-    samples with the same seed.
+    In a terminal, accepted drafts are underlined, in a colour for each depth. Unless an acceptance rule is lossy,
+    sampled tokens are those that plain decoding samples with the same seed.
 
     Args:
         ckpt_path: A checkpoint file, the folder of a run, or a folder that save_pretrained wrote.
@@ -62,6 +59,9 @@ def generate(
         top_p: Sample from the smallest set of most likely tokens with at least this probability.
         seed: Seed of the samples.
         stop: Stop after any of these strings.
+        decoder: Class of the decoder, such as SpeculativeDecoder or BeamDecoder; its parts by class name too, such as
+            --decoder.drafter PromptLookup, --decoder.policy, --decoder.tree and --decoder.acceptance.
+        sampling: SamplingParams, for what has no option here, such as --sampling.min_p 0.05.
         compare: Also run plain decoding; print speed, tokens per forward, acceptance by depth, and if outputs agree.
         repeats: Number of runs of each decoder with compare; medians are printed.
         compile: Compile the decoding rounds, which takes minutes before the first token and then decodes faster. A
@@ -71,59 +71,41 @@ def generate(
     at_least("generate", "repeats", repeats, 1)
     model, tokenizer = load_on(ckpt_path, device)
     tokens = encode(prompt, tokenizer)
-    end = [] if tokenizer is None or tokenizer.end_token is None else [tokenizer.end_token]
-    rule = StopRule(tokens=end, strings=stop or (), tokenizer=tokenizer)
-    sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
-    decoder: Decoder = AutoregressiveDecoder()
-    if len(model.horizons) > 1:
-        decoder = SpeculativeDecoder(num_drafts=num_drafts)
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-
-    sys.stdout.write(prompt)
-    written = _Writer(tokenizer, colour, tokens)
+    end, chosen = end_tokens(tokenizer), decoder_for(model, decoder, num_drafts)
+    if compare and not isinstance(chosen, SpeculativeDecoder):
+        who = f"{type(chosen).__name__} does not draft" if decoder else _cannot_draft(model)
+        refuse("compare", f"{who}; omit compare.")
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "stop": stop_for(tokenizer, stop),
+        "sampling": sampling_for(chosen, sampling, temperature, top_k, top_p),
+        "seed": seed,
+    }
     used: DecodableModel = model
     if compile:
         used = compile_for_decoding(with_own_trunk(model), freeze=device == "cpu")
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": rule, "sampling": sampling, "seed": seed}
-    for done in decoder.stream(used, [tokens], **options):
+
+    written = TokenWriter(tokenizer, in_colour(), tokens)
+    rounds = chosen.stream(used, [tokens], **options)
+    sys.stdout.write(prompt)
+    for done in rounds:
         for token, depth in zip(done.tokens[0], done.depths[0], strict=True):
             if token not in end:
                 sys.stdout.write(written.write(token, depth=depth))
         sys.stdout.flush()
     sys.stdout.write(written.flush() + "\n")
     if compare:
-        if len(model.horizons) == 1:
-            refuse("compare", f"{type(model.heads).__name__} with one horizon cannot draft; omit compare.")
-        _compare(used, decoder, tokens, options, repeats)
+        assert isinstance(chosen, SpeculativeDecoder)
+        _compare(used, chosen, tokens, options, repeats)
 
 
-class _Writer:
-    """Turn tokens into text as soon as it is certain, each character in the colour of its last token."""
-
-    def __init__(self, tokenizer: Tokenizer | None, colour: bool, prompt: Sequence[int] = ()) -> None:
-        self.text = None if tokenizer is None else StreamingDetokenizer(tokenizer, prompt=prompt)
-        self.colour = colour
-        self.depth = 0
-
-    def write(self, token: int, *, depth: int) -> str:
-        """Return what can be shown now."""
-        text = f" {token}" if self.text is None else self.text.push(token)
-        return self._shown(text, depth) if text else ""
-
-    def flush(self) -> str:
-        """Return what is left, and the terminal's own colour."""
-        left = "" if self.text is None else self.text.finish()
-        return left + self._shown("", 0)
-
-    def _shown(self, text: str, depth: int) -> str:
-        if not self.colour or depth == self.depth:
-            return text
-        self.depth = depth
-        colour = f"\033[38;5;{_SHADES[min(depth, len(_SHADES)) - 1]}m" if depth else _OWN
-        return colour + text
+def _cannot_draft(model: MTPModel) -> str:
+    return f"{type(model.heads).__name__} with one horizon cannot draft"
 
 
-def _compare(model: DecodableModel, decoder: Decoder, prompt: list[int], options: dict[str, Any], repeats: int) -> None:
+def _compare(
+    model: DecodableModel, decoder: SpeculativeDecoder, prompt: list[int], options: dict[str, Any], repeats: int
+) -> None:
     """Alternate plain and speculative decoding, and print medians."""
     decoders: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), "self-speculative": decoder}
     runs: dict[str, list[Generation]] = {name: [] for name in decoders}
@@ -148,14 +130,18 @@ def _compare(model: DecodableModel, decoder: Decoder, prompt: list[int], options
     console.print(f"accepted by depth   {depths}")
     console.print(f"speed-up            {speeds['self-speculative'] / speeds['plain']:.2f}x")
     plain, drafted = (runs[name][0].tokens[0] for name in ("plain", "self-speculative"))
-    console.print(f"outputs             {_difference(plain, drafted)}")
+    console.print(f"outputs             {_difference(plain, drafted, decoder)}")
 
 
-def _difference(plain: list[int], drafted: list[int]) -> str:
+def _difference(plain: list[int], drafted: list[int], decoder: SpeculativeDecoder | None = None) -> str:
     if plain == drafted:
         return "identical"
     first = next(
         (i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b), min(len(plain), len(drafted))
     )
+    if decoder is not None and not isinstance(decoder.acceptance, ExactMatch):
+        rule = decoder.acceptance
+        why = "keeps the distribution, not the samples" if rule.lossless else "is lossy"
+        return f"differ from token {first + 1} on: {type(rule).__name__} {why}"
     precision = torch.get_default_dtype()
     return f"differ from token {first + 1} on: two logits there are closer than the rounding error of {precision}"

@@ -16,13 +16,14 @@ from mtp_modules.core.checks import InputError
 from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
 from mtp_modules.core.objective import HorizonWeights, LinearCrossEntropy
 from mtp_modules.data import Augmentation, Task
+from mtp_modules.decoders import Acceptance, Decoder, Drafter, DraftPolicy, DraftTree, SamplingParams
 from mtp_modules.losses import MultiTokenLoss
 from mtp_modules.training.module import MTPModule
 from mtp_modules.training.parallel import Sharding
 from mtp_modules.training.schedules import LearningRateSchedule
 from mtp_modules.training.teacher import TeacherModel
 
-_ROLES: dict[str, type] = {
+ROLES: dict[str, type] = {
     "trunk": Trunk,
     "heads": Heads,
     "loss": MultiTokenLoss,
@@ -36,7 +37,14 @@ _ROLES: dict[str, type] = {
     "augmentation": Augmentation,
     "optimizer": Optimizer,
     "data": LightningDataModule,
+    "decoder": Decoder,
+    "drafter": Drafter,
+    "acceptance": Acceptance,
+    "policy": DraftPolicy,
+    "tree": DraftTree,
+    "sampling": SamplingParams,
 }
+"""The base class of each argument that names a class."""
 _KEY = re.compile(r'(?:Parser key|Key) "([^"]+)"')
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _UNKNOWN_OPTION = re.compile(
@@ -74,7 +82,7 @@ def sentence(message: str, known: Sequence[str]) -> str:
         return f"{key}: {found[1].rpartition('.')[2]} needs {found[2]}; give it in init_args."
     if found := _UNKNOWN_CLASS.search(message):
         role = key.rpartition(".")[2]
-        names = _known(_ROLES[role]) if role in _ROLES else []
+        names = list(known_classes(ROLES[role])) if role in ROLES else []
         close = difflib.get_close_matches(found[1], names, n=1)
         meant = f"; did you mean {close[0]}?" if close else "."
         known = f" Known: {', '.join(names)}." if names else ""
@@ -120,15 +128,20 @@ def missing_package(message: str) -> str | None:
     return f"trainer.logger: needs {package}, which is not installed; install it with: pip install '{package}'."
 
 
-def _known(base: type) -> list[str]:
-    """Return the short names of the concrete subclasses of a base, ours and torch's."""
-    found, waiting = set(), [base]
+def known_classes(base: type) -> dict[str, type]:
+    """Return the concrete subclasses of a base by short name, ours and torch's.
+
+    Args:
+        base: Such as ``Heads``.
+    """
+    found, waiting = {}, [base]
     while waiting:
         cls = waiting.pop()
         waiting.extend(cls.__subclasses__())
-        if not inspect.isabstract(cls) and cls.__module__.startswith(("mtp_modules.", "torch.optim.")):
-            found.add(cls.__name__)
-    return sorted(found - {"Optimizer"})
+        own = cls.__module__.startswith(("mtp_modules.", "torch.optim.")) and not cls.__name__.startswith("_")
+        if own and cls is not Optimizer and not inspect.isabstract(cls):
+            found[cls.__name__] = cls
+    return dict(sorted(found.items()))
 
 
 def _unknown_option(key: str, class_path: str, option: str) -> str:
@@ -166,7 +179,8 @@ class SentenceParser(_TextFiles, ArgumentParser):
         """Raise an error; parsers of nested classes leave it to the outermost one."""
         if not self.exit_on_error:
             super().error(message, ex)
-        known = [action.dest for action in self._actions if action.dest not in ("help", "print_shtab")]
+        own = [action.dest for action in self._actions if action.dest != "print_shtab"]
+        known = [name for name in own if name.rpartition(".")[2] != "help"]
         raise InputError(sentence(message, known)) from ex
 
 

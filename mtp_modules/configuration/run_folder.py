@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import IO
 
 from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.saving import remove_partial, write_text
@@ -19,6 +23,7 @@ from mtp_modules.training.signals import slurm_job
 CHECKPOINTS = "checkpoints"
 ORIGIN = ".configured_as"
 """File with the name of the folder that the run was configured with, before it got a number."""
+_WITH_FOLDERS = ("TensorBoardLogger", "CSVLogger")
 _TRACES = ("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*", "*.ckpt", f"{CHECKPOINTS}/*.ckpt")
 
 
@@ -187,6 +192,11 @@ def configured_folder(trainer: Namespace) -> Path:
     """
     for logger in _folder_loggers(trainer):
         return _folder_of(logger)
+    for logger in _other_loggers(trainer):
+        name, place = logger.init_args.get("name"), logger.init_args.get("save_dir") or "."
+        if name or str(place) != ".":  # Weights & Biases writes to the working directory if it is told nothing
+            # The configuration of a run, which use_folder has changed, means the folder of that run.
+            return Path(place) if name in (None, "", Path(place).name) else Path(place, name)
     return Path(trainer.get("default_root_dir") or "runs/fit")
 
 
@@ -205,15 +215,59 @@ def use_folder(trainer: Namespace, folder: Path) -> None:
         if _folder_of(logger) == wanted:
             for name, value in named.items():
                 logger.init_args[name] = value
+    for logger in _other_loggers(trainer):
+        if "save_dir" in logger.init_args:
+            logger.init_args["save_dir"] = str(folder)
+            if logger.init_args.get("name"):
+                logger.init_args["name"] = folder.name
     if not _folder_loggers(trainer):
         trainer.default_root_dir = str(folder)
 
 
+class RunConfiguration(SaveConfigCallback):
+    """Write ``config.yaml`` to the folder of the run, which a logger need not name."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it, on rank 0."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is broadcast
+        if trainer.is_global_zero and not self.already_saved:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = str(folder / self.config_filename)
+            self.parser.save(self.config, path, skip_unset=False, overwrite=self.overwrite, multifile=self.multifile)
+            self.already_saved = True
+
+
+def save_in(folder: Path, trainer: Trainer) -> None:
+    """Let checkpoints go to a run's folder, where the logger, asked by Lightning, would name one of its own.
+
+    Args:
+        folder: Of the run.
+        trainer: Before its callbacks are set up.
+    """
+    first = trainer.loggers[0] if trainer.loggers else None
+    if first is None or isinstance(first, TensorBoardLogger | CSVLogger):
+        return
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(folder.absolute() / CHECKPOINTS)
+
+
 def _folder_loggers(trainer: Namespace) -> list[Namespace]:
     """Return the configured loggers that write to a folder ``save_dir/name/version``."""
+    return [one for one in _loggers(trainer) if one.class_path.rpartition(".")[2] in _WITH_FOLDERS]
+
+
+def _other_loggers(trainer: Namespace) -> list[Namespace]:
+    """Return the others, such as Weights & Biases, with the arguments that they are given."""
+    others = [one for one in _loggers(trainer) if one.class_path.rpartition(".")[2] not in _WITH_FOLDERS]
+    for logger in others:
+        logger.init_args = logger.get("init_args") or Namespace()  # type: ignore[no-untyped-call]
+    return others
+
+
+def _loggers(trainer: Namespace) -> list[Namespace]:
     found = trainer.get("logger")
-    loggers = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, Namespace)]
-    return [one for one in loggers if one.class_path.rpartition(".")[2] in ("TensorBoardLogger", "CSVLogger")]
+    return [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, Namespace)]
 
 
 def _folder_of(logger: Namespace) -> Path:

@@ -16,6 +16,7 @@ from mtp_modules.decoders.drafting.policies import ConfidentDepth, CostAwareDept
 from mtp_modules.decoders.drafting.trees import DraftTree, DynamicTree, StaticTree
 from mtp_modules.decoders.generation import Decoder, Generation
 from mtp_modules.decoders.graphs.compiled import CompiledModel, compile_for_decoding
+from mtp_modules.decoders.graphs.continued import ContinuedExecutor
 from mtp_modules.decoders.graphs.warming import warm_up
 from mtp_modules.decoders.results import DecodingStats, Round, RoundArrays, RoundDistributions
 from mtp_modules.decoders.sampling.parameters import SamplingParams
@@ -40,6 +41,7 @@ __all__ = [
     "BlockVerification",
     "CompiledModel",
     "ConfidentDepth",
+    "ContinuedExecutor",
     "CostAwareDepth",
     "Decoder",
     "DecodingStats",

@@ -2,6 +2,7 @@
 
 from mtp_modules.training.blocks import checkpoint_blocks, compile_blocks, prepare_blocks
 from mtp_modules.training.callbacks import HeadsProgressBar, HeadsTable, PredictionWriter
+from mtp_modules.training.charts import GroupedCharts
 from mtp_modules.training.checkpoint_io import AtomicCheckpointIO
 from mtp_modules.training.draft_tokens import choose_draft_tokens
 from mtp_modules.training.flops import flops_per_token, step_flops, training_flops
@@ -25,6 +26,7 @@ from mtp_modules.training.strategies import (
     check_trainer,
     fill_data_parallel_size,
 )
+from mtp_modules.training.summary import PartsSummary
 from mtp_modules.training.teacher import TeacherModel
 from mtp_modules.training.tensor_parallel import (
     check_same_tokens,
@@ -38,12 +40,14 @@ __all__ = [
     "AtomicCheckpointIO",
     "GracefulStop",
     "GradientConflict",
+    "GroupedCharts",
     "HeadsProgressBar",
     "HeadsTable",
     "LastCheckpoint",
     "LearningRateSchedule",
     "MTPModule",
     "MuonWithAdamW",
+    "PartsSummary",
     "PredictionWriter",
     "Sharding",
     "TeacherModel",

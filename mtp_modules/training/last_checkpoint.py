@@ -55,7 +55,7 @@ class LastCheckpoint(Checkpoint):
         """
         assert self.path is not None
         if self._saved_step != trainer.global_step:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             self._saved_step, self._due = trainer.global_step, False
         return self.path
 

@@ -233,6 +233,7 @@ class MTPModule(LightningModule):
         if logs_this_step(self.trainer):
             norms = gradient_norms(self.model, loss_scale=pending_loss_scale(self.trainer, optimizer))
             self.log_dict({f"train/grad_norm/{part}": norm for part, norm in norms.items()})
+            self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
         self.finite_steps.check(self.trainer, self, optimizer)
 
     def configure_callbacks(self) -> list[Callback]:

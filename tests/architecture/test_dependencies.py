@@ -72,7 +72,7 @@ def test_the_check_finds_a_forbidden_import(path: str, source: str, forbidden: s
     [
         ("core/targets.py", "import math\nfrom collections.abc import Sequence\nimport torch.nn.functional as F"),
         ("heads/linear.py", "from mtp_modules.layers.cache import KeyValueState\nfrom .common import check_num_drafts"),
-        ("cli.py", "from mtp_modules import data, heads\nfrom mtp_modules.training import MTPModule"),
+        ("commands/trainer.py", "from mtp_modules import data, heads\nfrom mtp_modules.training import MTPModule"),
     ],
 )
 def test_the_check_lets_a_permitted_import_pass(path: str, source: str) -> None:

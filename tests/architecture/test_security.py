@@ -56,6 +56,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "AutoTokenizer.from_pretrained": "trust_remote_code is false; refused where a file names it",
     },
     "data/sources/tables.py": {"datasets": "reads tables and data sets that the user names; runs no code of theirs"},
+    "commands/running.py": {"importlib.import_module": "this package's own commands, of a fixed table"},
     "commands/held_out.py": {"get_loader": "a run's own configuration: this package's classes only"},
     "configuration/yaml_text.py": {
         "get_loader": "bounded by parse_yaml",

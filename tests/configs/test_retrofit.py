@@ -1,7 +1,10 @@
 """The retrofit of a trained model, with a small one in the place of SmolLM2: the commands of docs/retrofit.md."""
 
+import contextlib
+import io
 import json
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
@@ -54,11 +57,24 @@ def config(small: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(config: Path) -> tuple[MTPModel, Tokenizer | None]:
+def finished(config: Path) -> str:
+    """Train, and return the last line that the run printed."""
     folder = config.parent / "run"
     ends = ["--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.logger=false"]
-    run("fit", "--config", config, *ends, "--trainer.accelerator=cpu", f"--trainer.default_root_dir={folder}")
-    return load_model(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run("fit", "--config", config, *ends, "--trainer.accelerator=cpu", f"--trainer.default_root_dir={folder}")
+    return printed.getvalue().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def trained(config: Path, finished: str) -> tuple[MTPModel, Tokenizer | None]:
+    return load_model(config.parent / "run")
+
+
+def test_the_last_line_of_the_run_is_a_command_that_works(finished: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(finished.removeprefix("Next: python -m mtp_modules "))
+    run(*words, "--max_new_tokens=12", "--repeats=1")
+    assert "outputs             identical" in capsys.readouterr().out
 
 
 @torch.inference_mode()

@@ -1,5 +1,8 @@
 """Every configuration runs: a few real steps of each command, and decoding from nothing but the checkpoint."""
 
+import contextlib
+import io
+import shlex
 from pathlib import Path
 
 import pytest
@@ -36,12 +39,18 @@ def other_data(config: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run_folder(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train three steps, and return the folder of the run."""
+def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Train three steps, and return the folder of the run and the last line that it printed."""
     folder = tmp_path_factory.mktemp(config.stem)
     steps = ["--trainer.max_steps=3", "--trainer.val_check_interval=3", f"--trainer.default_root_dir={folder}"]
-    run("fit", "--config", config, *LIMITS, *steps)
-    return folder
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run("fit", "--config", config, *LIMITS, *steps)
+    return folder, printed.getvalue().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def run_folder(finished: tuple[Path, str]) -> Path:
+    return finished[0]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +101,15 @@ def test_fit_goes_on_from_a_folder(config: Path, run_folder: Path, other_data: l
     )
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
+
+
+def test_the_last_line_of_a_run_is_a_command_that_works(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = "Next: python -m mtp_modules "
+    assert finished[1].startswith(f"{start}generate --ckpt_path {finished[0]}")
+    run(*shlex.split(finished[1].removeprefix(start)), "--max_new_tokens=16", "--repeats=1")
+    assert "outputs             identical" in capsys.readouterr().out
 
 
 def test_generate_needs_nothing_but_the_checkpoint(

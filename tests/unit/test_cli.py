@@ -14,6 +14,7 @@ import yaml
 
 import mtp_modules.heads
 from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk, TransformerTrunk
+from mtp_modules.commands.catalogue import OWN, TRAINER
 from mtp_modules.data.tokenizers import ByteTokenizer
 from mtp_modules.loading import load_model
 from mtp_modules.training import MTPModule, draft_tokens
@@ -22,7 +23,7 @@ from tests.helpers import assert_same
 from tests.unit.training.running import data, module, trainer
 
 NOTEBOOK, QUICKSTART = ROOT / "configs" / "notebook.yaml", ROOT / "configs" / "quickstart.yaml"
-COMMANDS = "fit, validate, test, predict, generate, study, diagnose, report, export, import, sample, prepare"
+COMMANDS = ", ".join([*TRAINER, *OWN])
 
 
 def fit(config: Path, *arguments: str | Path) -> str:
@@ -500,7 +501,7 @@ PROMPTS: dict[str, tuple[str, list[str], str]] = {
     "argument": (
         *("bytes", ["--promt", "x"]),
         "unknown argument 'promt'. Known: ckpt_path, prompt, max_new_tokens, num_drafts, temperature, top_k, top_p, "
-        "seed, stop, compare, repeats, compile, device.",
+        "seed, stop, decoder, sampling, compare, repeats, compile, device.",
     ),
     "compare": (
         *("plain", ["--prompt", "1", "--compare", "true"]),

@@ -30,6 +30,7 @@ class Log(Callback):
 
 TRAINING_ONLY = {
     "train/loss",
+    "train/lr",
     "train/grad_norm/trunk",
     "train/grad_norm/heads",
     "train/tokens_per_second",

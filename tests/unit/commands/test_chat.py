@@ -1,0 +1,86 @@
+"""A conversation keeps its context between turns, and says what each took."""
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtp_modules import AutoregressiveDecoder, LinearHeads, MTPModel, RecurrentTrunk, TransformerTrunk
+from mtp_modules.data.tokenizers import ByteTokenizer
+from tests.command_line import run
+
+TURN = re.compile(
+    r"\[(\d+) tokens, (\d+) accepted drafts, (\d+) tokens/s(?:, (\d+) of (\d+) context tokens were read before)?\]"
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> MTPModel:
+    torch.manual_seed(0)
+    trunk = TransformerTrunk(vocab_size=128, d_model=8, num_layers=1, num_heads=2, max_positions=64)
+    return MTPModel(trunk=trunk, heads=LinearHeads(d_model=8, num_horizons=3)).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(model: MTPModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder, tokenizer=ByteTokenizer())
+    return folder
+
+
+@pytest.fixture
+def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def lines(folder: Path, typed: str, *options: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        run("chat", folder, "--max_new_tokens", "8", *options)
+        return capsys.readouterr()
+
+    return lines
+
+
+def test_a_turn_continues_the_turns_before(model: MTPModel, folder: Path, talk) -> None:
+    out, _ = talk(folder, "hello\n\nmore\n")
+    context = list(b"hello\n")
+    for _ in range(2):
+        new = AutoregressiveDecoder().generate(model, [context], max_new_tokens=8).tokens[0]
+        answer = bytes(new).decode()
+        assert answer in out
+        context = [*context, *new, *b"\nmore\n"]
+    first, second = TURN.findall(out)
+    assert (first[0], first[3], first[4]) == ("8", "0", "6")
+    # All but the last token of the first answer were read in the first turn, or its states were too small.
+    assert second[3:] in (("13", "20"), ("0", "20"))
+    assert int(first[1]) <= 5
+    assert int(first[2]) > 0
+
+
+def test_a_new_conversation_knows_nothing_of_the_last(folder: Path, talk) -> None:
+    out, _ = talk(folder, "ab\n/new\nab\n/end\nnever read\n")
+    turns = TURN.findall(out)
+    assert [turn[4] for turn in turns] == ["3", "3"]
+    one, other = (part.rpartition("> ")[2] for part in out.split("[8 tokens")[:2])
+    assert one == other
+
+
+def test_a_full_context_begins_anew(folder: Path, talk) -> None:
+    out, err = talk(folder, f"{'x' * 40}\n{'y' * 20}\n{'z' * 80}\n")
+    assert "The context of 64 tokens is full; this is a new conversation." in err
+    assert [turn[4] for turn in TURN.findall(out)] == ["41", "21"]
+    assert "error: generate: prompt 0 has 81 tokens, the trunk reads at most max_positions=64" in out
+
+
+def test_beams_answer_too(folder: Path, talk) -> None:
+    out, _ = talk(folder, "ab\n", "--decoder=BeamDecoder", "--decoder.num_beams=2")
+    ((tokens, _, _, held, _),) = TURN.findall(out)
+    assert (tokens, held) == ("8", "")
+
+
+def test_a_model_without_a_tokenizer_talks_in_numbers(tmp_path: Path, talk) -> None:
+    trunk = RecurrentTrunk(vocab_size=9, d_model=8)
+    MTPModel(trunk=trunk, heads=LinearHeads(d_model=8, num_horizons=2)).save_pretrained(tmp_path)
+    out, _ = talk(tmp_path, "1 2\nthree\n4\n")
+    assert [turn[4] for turn in TURN.findall(out)] == ["2", "11"]
+    assert "error: prompt: this model has no tokenizer" in out
