@@ -8,10 +8,10 @@ from torch import nn
 
 from mtp_modules.core.budget import named_values
 from mtp_modules.core.checks import InputError, refuse
+from mtp_modules.core.checksums import CHECKSUMS, damaged_file, damaged_record
 from mtp_modules.core.component import build, build_within
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.pickles import check_pickle, check_shards, load_pickle
-from mtp_modules.core.saving import CHECKSUMS, damaged_file, damaged_record
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.model import MTPModel, check_format
 

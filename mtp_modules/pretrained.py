@@ -15,7 +15,8 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.saving import atomic_file, tensor_checksum, write_text
+from mtp_modules.core.checksums import tensor_checksum
+from mtp_modules.core.saving import atomic_file, write_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT_KEY = "mtp_modules"

@@ -10,8 +10,6 @@ import os
 import platform
 import shutil
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,10 +18,9 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.shapes import Tensor
+from mtp_modules.core.checksums import CHECKSUMS, SealedFile, damaged_record, file_checksum
 
 _SUFFIX = ".partial"
-_MARK = b"mtp_modules crc32 "
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _HERE = -100  # AT_FDCWD
 
@@ -93,7 +90,7 @@ def save_checkpoint(content: Any, path: str | Path) -> None:
     try:
         with atomic_file(path) as partial:
             with partial.open("wb") as file:
-                writer = _Writer(file)
+                writer = SealedFile(file)
                 try:
                     torch.save(content, cast(BinaryIO, writer))
                 except RuntimeError as error:  # torch's writer raises its own error after a write that failed
@@ -109,47 +106,6 @@ def save_checkpoint(content: Any, path: str | Path) -> None:
         torch.serialization.set_crc32_options(crc32)
 
 
-def damaged_record(path: Path) -> str | None:
-    """Return which tensor is damaged in a file of ``torch.save``; ``None`` if none is.
-
-    :func:`save_checkpoint` writes a checksum of the whole file into the comment of its zip archive. Of other files, the
-    checksum of every record is compared, which torch itself does not do. An empty name means that the file is none of
-    ``torch.save``, or that its list of records is damaged.
-
-    Args:
-        path: Of the file.
-    """
-    try:
-        whole = _holds(path)
-        return None if whole else _damaged_record(path, sealed=whole is not None)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error):
-        return ""
-
-
-def _holds(path: Path) -> bool | None:
-    """Return whether a file has the checksum that stands at its end; ``None`` if none stands there."""
-    size, mark = path.stat().st_size, len(_MARK) + 8
-    with path.open("rb") as file:
-        file.seek(max(0, size - mark))
-        text = file.read()
-        if not text.startswith(_MARK):
-            return None
-        file.seek(0)
-        return text == _MARK + b"%08x" % _checksum_of(file, size - mark)
-
-
-def _damaged_record(path: Path, *, sealed: bool) -> str | None:
-    with zipfile.ZipFile(path) as archive:
-        if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
-            return ""  # records overlap, and would be read again and again
-        for record in archive.infolist():
-            if record.compress_type != zipfile.ZIP_STORED or record.is_dir() or record.external_attr & 0x10:
-                return ""
-        if (damaged := archive.testzip()) is not None:
-            return damaged
-        return "" if sealed or archive.comment else None  # the damage lies in the headers
-
-
 def finish_folder(partial: Path, path: Path) -> None:
     """Replace a folder by another that is complete, with the checksum of each of its files.
 
@@ -162,7 +118,7 @@ def finish_folder(partial: Path, path: Path) -> None:
     """
     try:
         files = sorted(file for file in partial.rglob("*") if file.is_file())
-        lines = "".join(f"{_checksum(file):08x} {file.relative_to(partial)}\n" for file in files)
+        lines = "".join(f"{file_checksum(file):08x} {file.relative_to(partial)}\n" for file in files)
         (partial / CHECKSUMS).write_text(lines, encoding="utf-8")
         for file in (*files, partial / CHECKSUMS, partial):
             flush(file)
@@ -180,38 +136,6 @@ def finish_folder(partial: Path, path: Path) -> None:
         refuse(
             "saving", f"{path} could not be written ({_reason(error)}); what was there is unchanged. {_advice(error)}"
         )
-
-
-CHECKSUMS = "checksums.txt"
-"""File with the CRC-32 of every other file of a folder that :func:`finish_folder` wrote."""
-
-
-def damaged_file(folder: Path) -> str | None:
-    """Return what is damaged in a folder that :func:`finish_folder` wrote; ``None`` if nothing is.
-
-    Args:
-        folder: Of the checkpoint.
-    """
-    try:
-        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-        pairs = [line.split(" ", 1) for line in lines]
-        there = {
-            str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and not file.is_symlink()
-        }
-        wrong = (name for expected, name in pairs if name not in there or f"{_checksum(folder / name):08x}" != expected)
-        missing = CHECKSUMS if not pairs else None
-        return next(wrong, missing)
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "filename", None) or CHECKSUMS)
-
-
-def tensor_checksum(tensor: Tensor) -> int:
-    """Return the CRC-32 of a tensor's values.
-
-    Args:
-        tensor: On any device.
-    """
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def check_folder(owner: object, folder: Path, *, needed: int = 0, what: str = "one checkpoint") -> None:
@@ -300,50 +224,6 @@ def _exchange(first: Path, second: Path) -> bool:
         return False
     done: int = rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE)
     return done == 0
-
-
-def _checksum(path: Path) -> int:
-    with path.open("rb") as file:
-        return _checksum_of(file, path.stat().st_size)
-
-
-def _checksum_of(file: BinaryIO, length: int) -> int:
-    """Return the CRC-32 of the next bytes of a file."""
-    value = 0
-    while block := file.read(min(length, 1 << 20)):
-        value, length = zlib.crc32(block, value), length - len(block)
-    return value
-
-
-class _Writer:
-    """A file for ``torch.save`` that remembers why a write failed, and ends with the checksum of all before it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._checksum, self._length = 0, b""  # the archive ends with the length of its comment, two bytes
-        self.error: OSError | None = None
-
-    def write(self, block: bytes | memoryview) -> int:
-        try:
-            written = self._file.write(block)
-        except OSError as error:
-            self.error = error
-            raise
-        if len(block) < 2:
-            block = self._length + bytes(block)
-        else:
-            self._checksum = zlib.crc32(self._length, self._checksum)
-        self._checksum, self._length = zlib.crc32(block[:-2], self._checksum), bytes(block[-2:])
-        return written
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def finish(self) -> None:
-        """Write the comment."""
-        length = (len(_MARK) + 8).to_bytes(2, "little")
-        self._file.seek(-2, os.SEEK_END)
-        self._file.write(length + _MARK + b"%08x" % zlib.crc32(length, self._checksum))
 
 
 def _reason(error: OSError) -> str:

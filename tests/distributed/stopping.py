@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import distributed as dist
 
-from mtp_modules.core.saving import damaged_file
+from mtp_modules.core.checksums import damaged_file
 from mtp_modules.loading import read_checkpoint
 from mtp_modules.training import LastCheckpoint
 from tests.distributed.runs import Run, data, fsdp2_strategy, module, trainer

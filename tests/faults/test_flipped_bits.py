@@ -10,7 +10,8 @@ import torch
 from torch.distributed import checkpoint as sharded
 
 from mtp_modules.core.checks import InputError
-from mtp_modules.core.saving import damaged_record, finish_folder
+from mtp_modules.core.checksums import damaged_record
+from mtp_modules.core.saving import finish_folder
 from mtp_modules.loading import read_checkpoint
 from tests.faults.processes import times
 from tests.unit.training.running import SaveAt, data, module, trainer

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributed import checkpoint as sharded
 
-from mtp_modules.core.saving import damaged_file, damaged_record, remove_partial, save_checkpoint
+from mtp_modules.core.checksums import damaged_file, damaged_record
+from mtp_modules.core.saving import remove_partial, save_checkpoint
 from tests.faults.processes import killed_midway, started, times
 from tests.faults.saving import SIZE, content, elsewhere, save_files, save_folders
 

@@ -12,7 +12,7 @@ FINITE = "unit/training/test_finite.py::"
 MUTANTS = (
     Mutant(
         "checkpoints-not-checked",
-        "core/saving.py",
+        "core/checksums.py",
         "return None if whole else _damaged_record(path, sealed=whole is not None)",
         "return None",
         "a flipped bit loads as another weight",
@@ -21,7 +21,7 @@ MUTANTS = (
     ),
     Mutant(
         "headers-not-checked",
-        "core/saving.py",
+        "core/checksums.py",
         "return None if whole else _damaged_record(path, sealed=whole is not None)",
         "return _damaged_record(path, sealed=False)",
         "a flipped bit in an archive's lists loads as another weight",
@@ -30,8 +30,8 @@ MUTANTS = (
     ),
     Mutant(
         "shards-not-checked",
-        "core/saving.py",
-        'name not in there or f"{_checksum(folder / name):08x}" != expected',
+        "core/checksums.py",
+        'name not in there or f"{file_checksum(folder / name):08x}" != expected',
         "name not in there",
         "a flipped bit in a shard loads as another weight",
         OURS,

@@ -22,8 +22,8 @@ from torch import nn
 from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk, TransformerTrunk, load_model
 from mtp_modules.core import build, describe
 from mtp_modules.core.checks import InputError
+from mtp_modules.core.checksums import CHECKSUMS, damaged_file
 from mtp_modules.core.pickles import check_shards, load_pickle, only_weights
-from mtp_modules.core.saving import CHECKSUMS, damaged_file
 from mtp_modules.data import ByteTokenizer, HuggingFaceTokenizer
 from mtp_modules.data.token_files import read_documents, write_documents
 from mtp_modules.interop import export_model, import_model
