@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mtp_modules.core.checks import refuse, tokens_in_vocabulary
-from mtp_modules.core.component import Component, build, build_within, describe, redescribe
+from mtp_modules.core.component import Component, build, build_within, check_describable, describe, redescribe
 from mtp_modules.core.fitting import check_draft_tokens, check_dtypes, check_widths, dtype_of, heads_for
 from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
@@ -197,8 +197,10 @@ class MTPModel(Component, nn.Module):
             tokenizer: Written into the configuration, so that decoding needs no other file.
 
         Raises:
-            ValueError: If they cannot be written.
+            ValueError: If they cannot be written, or a part was made with an argument that no file can describe, such
+                as a module.
         """
+        check_describable(self, self)
         tokens = None if tokenizer is None else describe(tokenizer)
         write_model(Path(folder), {FORMAT_KEY: FORMAT, "model": describe(self), "tokenizer": tokens}, self)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from mtp_modules.core.budget import named_values
 from mtp_modules.core.checks import refuse
-from mtp_modules.trunks.huggingface_parts import Loaded, check_uncapped, in_parts, no_cap
+from mtp_modules.trunks.huggingface_parts import Loaded, check_uncapped, in_parts, without_cap
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OF_A_PLACE = (
@@ -136,7 +136,8 @@ def _config(
         model_type = config.pop("model_type")
         if model_type not in transformers.CONFIG_MAPPING:
             refuse(owner, f"config.model_type {model_type!r} is unknown to transformers {transformers.__version__}.")
-        config = {name: value if value is not None else no_cap(name) for name, value in _decoded(config).items()}
+        kind = transformers.CONFIG_MAPPING[model_type]
+        config = {name: without_cap(kind, name, value) for name, value in _decoded(config).items()}
         try:
             return transformers.AutoConfig.for_model(model_type, **config)
         except (TypeError, ValueError, KeyError) as error:
@@ -148,7 +149,7 @@ def _config(
     for name, value in config.items():
         if not hasattr(made, name):
             refuse(owner, f"config.{name} is not in the configuration of {pretrained!r}; leave it out.")
-        setattr(made, name, value if value is not None else no_cap(name))
+        setattr(made, name, without_cap(type(made), name, value))
     return made
 
 

@@ -37,13 +37,21 @@ class Loaded(NamedTuple):
     num_caches: int | None
 
 
-def no_cap(name: str) -> float | None:
-    """Return what stands for ``None`` in a configuration: for a cap on logits one that no logit reaches.
+def without_cap(kind: type, name: str, value: Any) -> Any:
+    """Return the value of a configuration; instead of ``None``, for a cap that must be a number, one that none reaches.
 
     Args:
+        kind: Class of the configuration.
         name: Of the value.
+        value: What is wanted.
     """
-    return _NO_CAP if name in _SOFT_CAPS else None
+    if value is not None or name not in _SOFT_CAPS:
+        return value
+    try:
+        kind(**{name: None})
+    except Exception:  # the validation of transformers has errors of its own
+        return _NO_CAP
+    return None
 
 
 def check_uncapped(owner: object, config: Any, *, in_memory: bool = False) -> None:
