@@ -91,7 +91,15 @@ def load(
         whole = transformers.AutoModelForCausalLM.from_config(made, trust_remote_code=False, **how)
     else:
         whole = _with_weights(owner, transformers, pretrained, made, {**origin, **how})
-    return in_parts(owner, whole.eval(), num_caches)
+    return _rebuildable(owner, in_parts(owner, whole.eval(), num_caches), transformers)
+
+
+def _rebuildable(owner: object, loaded: Loaded, transformers: Any) -> Loaded:
+    """Return the parts, if a saved trunk can be built again from the configuration of the part that reads tokens."""
+    if type(loaded.config) not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = loaded.config.model_type
+        refuse(owner, f"transformers has no causal language model of type {kind!r} alone; take a model of text only.")
+    return loaded
 
 
 def _in_memory(owner: object, whole: Any, also: list[str]) -> Loaded:
@@ -115,7 +123,7 @@ def _in_memory(owner: object, whole: Any, also: list[str]) -> Loaded:
 
         whole.set_attn_implementation(ATTENTION)
     trains = whole.training
-    loaded = in_parts(owner, whole.eval(), num_caches)
+    loaded = _rebuildable(owner, in_parts(owner, whole.eval(), num_caches), transformers)
     whole.train(trains)
     return loaded
 

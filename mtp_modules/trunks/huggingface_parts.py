@@ -66,7 +66,7 @@ def check_uncapped(owner: object, config: Any, *, in_memory: bool = False) -> No
         ValueError: If it has a cap that a logit can reach.
     """
     for cap in _SOFT_CAPS:
-        value = getattr(config, cap, None)
+        value = getattr(config.get_text_config(), cap, None)
         if value is not None and value < _NO_LOGIT:
             way = f"set model.config.{cap} = 1e30" if in_memory else f"load it with config={{{cap!r}: None}}"
             refuse(
@@ -88,12 +88,11 @@ def in_parts(owner: object, whole: Any, num_caches: int | None) -> Loaded:
         ValueError: If the model has other parts, is not causal, or has a weight that is not finite.
     """
     name = type(whole).__name__
-    try:
-        model, head, embedding = (
-            whole.base_model,
-            whole.get_output_embeddings(),
-            whole.base_model.get_input_embeddings(),
-        )
+    try:  # of a model that reads images or sounds too, the part that reads tokens
+        composed = whole.config.get_text_config() is not whole.config
+        model = whole.get_decoder() if composed else whole.base_model
+        model = whole.model if model is whole else model
+        head, embedding = whole.get_output_embeddings(), model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         head = embedding = None
     if not isinstance(head, nn.Linear) or not isinstance(embedding, nn.Embedding) or model is whole:
@@ -105,8 +104,8 @@ def in_parts(owner: object, whole: Any, num_caches: int | None) -> Loaded:
     _own_memory(model)
     output = OutputMatrix(head.weight, head.bias)
     if output.weight.is_meta:
-        return Loaded(model, whole.config, output, _scale_unseen(owner, whole), num_caches)
-    tokens = _usual_tokens(whole.config.get_text_config(), len(embedding.weight)).to(output.weight.device)
+        return Loaded(model, model.config, output, _scale_unseen(owner, model), num_caches)
+    tokens = _usual_tokens(model.config, len(embedding.weight)).to(output.weight.device)
     try:
         with torch.no_grad():
             wanted: Tensor = whole(input_ids=tokens, use_cache=False).logits
@@ -119,7 +118,7 @@ def in_parts(owner: object, whole: Any, num_caches: int | None) -> Loaded:
             f"{name} does not read tokens alone ({str(error).strip().partition(chr(10))[0]:.200}); wrap it by "
             "RecomputedTrunk (the page about trunks), or take another model.",
         )
-    return Loaded(model, whole.config, output, _scale(owner, whole, hidden, wanted, output), num_caches)
+    return Loaded(model, model.config, output, _scale(owner, name, model, hidden, wanted, output), num_caches)
 
 
 def _usual_tokens(config: Any, vocab_size: int) -> Tensor:
@@ -182,7 +181,7 @@ def _scale_unseen(owner: object, whole: Any) -> float:
 
 
 @torch.no_grad()
-def _scale(owner: object, whole: Any, hidden: Tensor, wanted: Tensor, output: OutputMatrix) -> float:
+def _scale(owner: object, name: str, model: nn.Module, hidden: Tensor, wanted: Tensor, output: OutputMatrix) -> float:
     """Return the factor on logits: one from the configuration that reproduces the model's logits."""
     coarse = max(torch.finfo(wanted.dtype).eps, torch.finfo(output.weight.dtype).eps)
     wanted = wanted.double()
@@ -190,11 +189,11 @@ def _scale(owner: object, whole: Any, hidden: Tensor, wanted: Tensor, output: Ou
     if hidden.shape[-1] == output.weight.shape[1]:
         plain: Tensor = nn.functional.linear(hidden.double(), output.weight.double())
         tolerance = 64 * coarse * float(wanted.abs().max()) + 1e-12
-        for factor in sorted(_named_scales(whole.config), key=lambda value: value != 1.0):
+        for factor in sorted(_named_scales(model.config), key=lambda value: value != 1.0):
             if float((plain * factor + bias - wanted).abs().max()) <= tolerance:
                 return factor
     refuse(
         owner,
-        f"the logits of {type(whole).__name__} are not its output matrix times its last hidden state, by any factor in "
+        f"the logits of {name} are not its output matrix times its last hidden state, by any factor in "
         "its configuration; wrap it by RecomputedTrunk (the page about trunks), or take another model.",
     )

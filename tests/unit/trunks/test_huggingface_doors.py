@@ -1,5 +1,6 @@
 """Models of transformers in memory and by one line, what is rejected and what to do instead, and what is saved."""
 
+import re
 import subprocess
 import sys
 from functools import partial
@@ -233,6 +234,39 @@ def test_what_cannot_be_taken_apart_is_one_sentence(model_type: str, sizes: dict
             HuggingFaceTrunk(**source)
 
 
+SMALL_BART = {"vocab_size": VOCAB, "d_model": WIDTH, "decoder_layers": 1, "encoder_layers": 1, "decoder_ffn_dim": 8}
+SMALL_BART |= {"decoder_attention_heads": 2, "max_position_embeddings": 48}
+SMALL_BERT = {**TINY, "intermediate_size": 12, "num_attention_heads": 2, "is_decoder": True}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes"),
+    [
+        ("bart", SMALL_BART),
+        ("trocr", SMALL_BART),
+        ("bert", SMALL_BERT),
+        ("rembert", SMALL_BERT | {"input_embedding_size": 4, "output_embedding_size": 6}),
+    ],
+)
+def test_the_way_out_on_the_page_works_for_them(model_type: str, sizes: dict[str, Any], tmp_path: Path) -> None:
+    page = (ROOT / "docs/trunks.md").read_text(encoding="utf-8")
+    (code,) = (
+        block for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "class WholeTrunk" in block
+    )
+    names: dict[str, Any] = {}
+    exec(compile(code, "trunks.md", "exec"), names)
+    own = made(model_type, **sizes)
+    own.save_pretrained(tmp_path)
+    trunk = names["WholeTrunk"](config={"model_type": model_type, **sizes}, pretrained=str(tmp_path), max_positions=40)
+    heads = ResidualHeads(d_model=trunk.d_model, num_horizons=2)
+    bias = own.get_output_embeddings().bias is not None
+    model = MTPModel(trunk=trunk, heads=heads, tie_embeddings=False, output_bias=bias).eval()
+    own.generation_config.eos_token_id = own.generation_config.forced_eos_token_id = None
+    prompt = [5, 3, 7, 4]
+    wanted = own.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0, 4:].tolist()
+    assert SpeculativeDecoder().generate(model, [prompt], max_new_tokens=6).tokens == [wanted]
+
+
 @pytest.mark.parametrize(
     ("model_type", "cap", "sizes"),
     [
@@ -311,3 +345,20 @@ def test_weights_that_are_views_are_saved(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again, _ = MTPModel.from_pretrained(tmp_path)
     assert torch.equal(again.trunk.model.layers[0].mlp.gate_proj.weight, both[12:])
+
+
+def test_a_model_that_reads_images_too_is_taken_for_its_text(tmp_path: Path) -> None:
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    parts = {
+        "text_config": SMALL_GEMMA | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4},
+        "vision_config": vision | {"image_size": 16, "patch_size": 8},
+    }
+    own = made("gemma3", **parts, mm_tokens_per_image=4, image_token_index=10, boi_token_index=9, eoi_token_index=9)
+    own.generation_config.eos_token_id = None
+    prompt = [5, 3, 7, 4]
+    wanted = own.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0, 4:].tolist()
+    model = MTPModel.from_hugging_face(own, heads=ResidualHeads, num_horizons=2)
+    model.save_pretrained(tmp_path)
+    for each in (model, MTPModel.from_pretrained(tmp_path)[0]):
+        assert SpeculativeDecoder().generate(each, [prompt], max_new_tokens=6).tokens == [wanted]
+    assert describe(model.trunk)["init_args"]["config"]["model_type"] == "gemma3_text"
