@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         MultiTokenLoss,
         NaiveLinearCrossEntropy,
         UniformWeights,
+        multi_token_loss,
     )
     from mtp_modules.metrics import PerHeadMetrics
     from mtp_modules.model import MTPModel
@@ -70,6 +71,7 @@ _HOMES = {
         "MultiTokenLoss",
         "NaiveLinearCrossEntropy",
         "UniformWeights",
+        "multi_token_loss",
     ),
     "metrics": ("PerHeadMetrics",),
     "model": ("MTPModel",),
@@ -114,6 +116,7 @@ __all__ = [
     "describe",
     "future_targets",
     "load_model",
+    "multi_token_loss",
 ]
 
 

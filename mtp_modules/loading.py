@@ -13,7 +13,8 @@ from mtp_modules.core.component import build, build_within
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.pickles import check_pickle, check_shards, load_pickle
 from mtp_modules.core.shapes import Tensor
-from mtp_modules.model import MTPModel, check_format
+from mtp_modules.model import MTPModel
+from mtp_modules.pretrained import check_format
 
 CHECKPOINT_KEY = "mtp_modules"
 """Key of a training checkpoint with the description of its model and tokenizer."""

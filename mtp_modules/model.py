@@ -1,7 +1,7 @@
 """The complete model: trunk, heads and unembedding. It is usable without Lightning."""
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +9,14 @@ import torch
 from torch import nn
 
 from mtp_modules.core.checks import refuse, tokens_in_vocabulary
-from mtp_modules.core.component import Component, build, build_within, describe, redescribe
-from mtp_modules.core.fitting import check_draft_tokens, check_dtypes, check_widths, dtype_of
+from mtp_modules.core.component import Component, build, build_within, check_describable, describe, redescribe
+from mtp_modules.core.fitting import check_draft_tokens, check_dtypes, check_widths, dtype_of, heads_for
 from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import num_positions, tokens_between
 from mtp_modules.core.unembedding import TokenIds, Unembedding, plain_ids
-from mtp_modules.pretrained import CONFIG, FORMAT_KEY, load_pretrained, read_model, write_model
-
-FORMAT = 2
-"""Version of the stored weights. It increases when their layout changes but not their shapes."""
+from mtp_modules.pretrained import CONFIG, FORMAT, FORMAT_KEY, check_format, load_pretrained, read_model, write_model
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -201,8 +198,10 @@ class MTPModel(Component, nn.Module):
             tokenizer: Written into the configuration, so that decoding needs no other file.
 
         Raises:
-            ValueError: If they cannot be written.
+            ValueError: If they cannot be written, or a part was made with an argument that no file can describe, such
+                as a module.
         """
+        check_describable(self, self)
         tokens = None if tokenizer is None else describe(tokenizer)
         write_model(Path(folder), {FORMAT_KEY: FORMAT, "model": describe(self), "tokenizer": tokens}, self)
 
@@ -268,25 +267,62 @@ class MTPModel(Component, nn.Module):
         tokenizer = build(found, trusted=trusted, role=Tokenizer) if (found := config.get("tokenizer")) else None
         return model.eval(), tokenizer
 
+    @classmethod
+    def from_hugging_face(
+        cls,
+        model: str | Path | nn.Module,
+        *,
+        heads: Heads | Callable[..., Heads],
+        num_horizons: int | None = None,
+        own_unembeddings: bool = False,
+        num_draft_tokens: int | None = None,
+        revision: str | None = None,
+        dtype: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        feature_layers: Sequence[int] = (),
+        max_positions: int | None = None,
+    ) -> "MTPModel":
+        """Give heads to a model of ``transformers``, whose output matrix and bias stay what they are.
+
+        Args:
+            model: A name on the hub, a folder, or a model in memory.
+            heads: A class of heads, or anything that makes them from ``d_model``; or heads.
+            num_horizons: Passed to ``heads``, if given.
+            own_unembeddings: See the class.
+            num_draft_tokens: See the class.
+            revision: See :class:`~mtp_modules.HuggingFaceTrunk`, as for the following.
+            dtype: Precision of the weights, those of the heads that are made too.
+            config: Changes to the configuration.
+            feature_layers: Inner layers for heads that read them.
+            max_positions: Longest sequence.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            ValueError: If the trunk or the heads cannot be made, or do not fit.
+        """
+        from mtp_modules.trunks import HuggingFaceTrunk  # transformers takes seconds, and is an extra
+
+        trunk = HuggingFaceTrunk(
+            model if isinstance(model, nn.Module) else None,
+            pretrained=None if isinstance(model, nn.Module) else str(model),
+            config=config,
+            revision=revision,
+            dtype=dtype,
+            feature_layers=feature_layers,
+            max_positions=max_positions,
+        )
+        made, output = heads_for(cls.__name__, trunk, heads, num_horizons), trunk.output_layer
+        return cls(
+            trunk=trunk,
+            heads=made,
+            tie_embeddings=output is not None and output.weight is trunk.embedding.weight,
+            own_unembeddings=own_unembeddings,
+            output_bias=output is not None and output.bias is not None,
+            num_draft_tokens=num_draft_tokens,
+        ).eval()
+
 
 def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def check_format(owner: object, found: object, origin: object) -> None:
-    """Raise an error for weights that were stored in another layout.
-
-    Args:
-        owner: Named in the error message.
-        found: The stored format version.
-        origin: Where the weights come from, for the error message.
-
-    Raises:
-        ValueError: If it is not :data:`FORMAT`.
-    """
-    if found != FORMAT:
-        refuse(
-            owner,
-            f"{origin} holds weights of format {found}, this version reads format {FORMAT}; "
-            "use the version of mtp_modules that wrote it, or train again.",
-        )

@@ -20,6 +20,8 @@ from mtp_modules.core.saving import atomic_file, write_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT_KEY = "mtp_modules"
+FORMAT = 2
+"""Version of the stored weights. It increases when their layout changes but not their shapes."""
 _DESCRIPTION, _CHECKSUM, _CHECKSUMS, _BELONGS = "mtp_modules", "checksum", "checksums", "weights"
 
 
@@ -107,6 +109,25 @@ def read_model(owner: str, folder: Path) -> SavedModel:
             "you changed it yourself.",
         )
     return SavedModel(config if belongs is None else described, shapes, dtypes, checksums)
+
+
+def check_format(owner: object, found: object, origin: object) -> None:
+    """Raise an error for weights that were stored in another layout.
+
+    Args:
+        owner: Named in the error message.
+        found: The stored format version.
+        origin: Where the weights come from, for the error message.
+
+    Raises:
+        ValueError: If it is not :data:`FORMAT`.
+    """
+    if found != FORMAT:
+        refuse(
+            owner,
+            f"{origin} holds weights of format {found}, this version reads format {FORMAT}; "
+            "use the version of mtp_modules that wrote it, or train again.",
+        )
 
 
 def load_pretrained(owner: str, module: nn.Module, folder: Path, checksums: dict[str, int]) -> None:

@@ -3,7 +3,7 @@
 from mtp_modules.core.component import Component, build, describe
 from mtp_modules.core.drafts import Draft
 from mtp_modules.core.interfaces import DecodingState, Heads, MixtureStates, Tokenizer, Trunk, TrunkOutput
-from mtp_modules.core.targets import future_targets
+from mtp_modules.core.targets import count_targets, future_targets, tokens_between
 
 __all__ = [
     "Component",
@@ -15,6 +15,8 @@ __all__ = [
     "Trunk",
     "TrunkOutput",
     "build",
+    "count_targets",
     "describe",
     "future_targets",
+    "tokens_between",
 ]

@@ -10,7 +10,10 @@ import importlib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, SupportsFloat, TypeAlias
+
+import torch
 
 from mtp_modules.core.budget import Budget, named_values
 from mtp_modules.core.checks import InputError, refuse, whole
@@ -123,14 +126,49 @@ def _record(component: Component, description: Description) -> None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Component):
-        return describe(value)
+        return _recorded(value) or describe(value)
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    return str(value)
+    plain = str(value)
+    return plain if isinstance(value, PurePath | torch.dtype | torch.device) else _Indescribable(plain)
+
+
+class _Indescribable(str):
+    """Text of an argument that cannot be built again from it."""
+
+    __slots__ = ()
+
+
+def check_describable(owner: object, component: Component) -> None:
+    """Raise an error for a component that no file can describe, because an argument is neither plain nor a component.
+
+    Args:
+        owner: Named in the error message.
+        component: Would be saved.
+
+    Raises:
+        ValueError: If it, or a component within it, was given such an argument.
+    """
+    waiting: list[Any] = [_recorded(component)]
+    while waiting:
+        described = waiting.pop()
+        if not isinstance(described, Mapping):
+            waiting += described if isinstance(described, list) else []
+            continue
+        waiting += described.values()
+        for name, value in described.get("init_args", {}).items() if "class_path" in described else ():
+            parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
+            if any(isinstance(part, _Indescribable) for part in parts):
+                kind, shown = str(described["class_path"]).rpartition(".")[2], " ".join(str(value).split())
+                refuse(
+                    owner,
+                    f"{kind} was made with {name}={shown:.60}, which no file can describe; give its constructor sizes "
+                    f"and names, and let it build its {name} itself, so that a saved model can be built again.",
+                )
 
 
 def redescribe(component: Component, **arguments: Any) -> None:
@@ -140,7 +178,7 @@ def redescribe(component: Component, **arguments: Any) -> None:
         component: Usually called by its own constructor.
         arguments: Constructor arguments; the others do not change.
     """
-    recorded = describe(component)
+    recorded = _recorded(component) or describe(component)
     plain = {name: _plain(value) for name, value in arguments.items()}
     _record(component, {"class_path": recorded["class_path"], "init_args": {**recorded["init_args"], **plain}})
 
@@ -154,11 +192,20 @@ def describe(component: Component) -> Description:
     Raises:
         ValueError: If the object has no constructor of its own to describe.
     """
-    description = _recorded(component)
+    description = _without_marks(_recorded(component))
     if description is None:
         class_path = f"{type(component).__module__}.{type(component).__qualname__}"
         description = {"class_path": class_path, "init_args": {}}
     return description
+
+
+def _without_marks(value: Any) -> Any:
+    """Return a copy of a description, of plain values only."""
+    if isinstance(value, Mapping):
+        return {name: _without_marks(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_marks(item) for item in value]
+    return str(value) if isinstance(value, _Indescribable) else value
 
 
 def build(description: Description, *, trusted: Sequence[str] = ("mtp_modules",), role: type = Component) -> Any:

@@ -1,11 +1,51 @@
 """Checks that a trunk, heads and an output matrix fit together."""
 
+import inspect
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import Heads, Trunk
 from mtp_modules.core.objective import OutputMatrix
+
+
+def heads_for(owner: str, trunk: Trunk, heads: Heads | Callable[..., Heads], num_horizons: int | None = None) -> Heads:
+    """Return heads of the widths, on the device and in the precision of a trunk.
+
+    Args:
+        owner: Named in error messages.
+        trunk: The trunk.
+        heads: Heads, returned as they are; or what makes them, called with ``d_model`` and, if it takes it,
+            ``embedding_width``.
+        num_horizons: Passed on, if given.
+
+    Raises:
+        ValueError: If heads are given with a number of horizons, or what makes them needs more.
+    """
+    if isinstance(heads, Heads):
+        if num_horizons is not None:
+            refuse(owner, f"num_horizons is {num_horizons}, but the heads are built already; leave it out.")
+        return heads
+    takes = inspect.signature(heads).parameters
+    sizes = {"d_model": trunk.d_model} | ({} if num_horizons is None else {"num_horizons": num_horizons})
+    if "embedding_width" in takes and trunk.embedding_width != trunk.d_model:
+        sizes["embedding_width"] = trunk.embedding_width
+    try:
+        inspect.signature(heads).bind(**sizes)
+    except TypeError as error:
+        name = getattr(heads, "__name__", type(heads).__name__)
+        refuse(
+            owner,
+            f"heads={name} cannot be called with {', '.join(sizes)} alone ({error}); give the rest by "
+            f"functools.partial({name}, ...), or num_horizons.",
+        )
+    made = heads(**sizes)
+    if not isinstance(made, Heads):
+        refuse(owner, f"heads must make Heads, got {type(made).__name__}; give a class such as RecurrentHeads.")
+    where = next(trunk.parameters()).device
+    return made.to(where, dtype_of(trunk))
 
 
 def check_draft_tokens(count: int, trunk: Trunk, heads: Heads) -> None:

@@ -3,10 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from mtp_modules.core.component import Component
-from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 
 class CrossEntropyTerms(NamedTuple):
@@ -103,6 +103,32 @@ class LinearCrossEntropy(Component, ABC):
             label_smoothing: Share of the loss that is spread evenly over the vocabulary.
             z_loss: Coefficient of the squared logarithm of the softmax's normaliser.
         """
+
+
+@runtime_checkable
+class OutputLayer(Protocol):
+    """What the loss asks of an output layer; :class:`~mtp_modules.core.unembedding.Unembedding` is one."""
+
+    def matrix(self, horizon_index: int) -> OutputMatrix | None:
+        """Return the output matrix of one horizon; ``None`` if its states are logits."""
+
+    def draftable(self, tokens: Int[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
+        """Return whether horizons beyond the first score each token."""
+
+    def __call__(
+        self,
+        states: Float[Tensor, "N D"],
+        targets: Int[Tensor, " N"],
+        example_weights: Float[Tensor, " N"],
+        backend: LinearCrossEntropy,
+        teacher: Teacher | None = None,
+        *,
+        sizes: Sequence[int],
+        detach_far: bool = False,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> CrossEntropyTerms:
+        """Score states."""
 
 
 class HorizonWeights(Component, ABC):

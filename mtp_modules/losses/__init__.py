@@ -1,6 +1,7 @@
 """Losses: targets, weights, and the output matrix with its cross-entropy."""
 
 from mtp_modules.core.outputs import LossTerms
+from mtp_modules.losses.functional import multi_token_loss
 from mtp_modules.losses.linear_cross_entropy import (
     FusedLinearCrossEntropy,
     NaiveLinearCrossEntropy,
@@ -27,4 +28,5 @@ __all__ = [
     "StepwiseWeightSchedule",
     "TorchLinearCrossEntropy",
     "UniformWeights",
+    "multi_token_loss",
 ]

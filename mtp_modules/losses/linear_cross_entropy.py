@@ -11,7 +11,8 @@ from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.fused import fused_terms, wide_dtype, wide_logits, without_autocast
-from mtp_modules.losses.infinities import blended, weighted
+from mtp_modules.losses.infinities import weighted
+from mtp_modules.losses.plain import plain_terms
 from mtp_modules.losses.plan import default_rows, groups_of, rows_taught, spans
 from mtp_modules.losses.vocabulary_parallel import held_part, refuse_sharded
 
@@ -271,32 +272,13 @@ def _plainly(
     z_loss: float,
 ) -> CrossEntropyTerms:
     """Score examples that share a matrix and all have a teacher or none, by ordinary autograd."""
-    logits = wide_logits(states, matrix)
-    counts, targets = targets >= 0, targets.clamp(min=0)
-    nll = F.cross_entropy(logits, targets, reduction="none")
-    example_loss = nll
-    if label_smoothing:
-        example_loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+    logits, taught = wide_logits(states, matrix), None
     if teacher is not None:
-        temperature = teacher.temperature
         with torch.no_grad():
-            teacher_logits = wide_logits(teacher.states, teacher.matrix or teacher_matrix, like=states)
-            probs = (teacher_logits / temperature).softmax(dim=-1)
-        log_probs = (logits / temperature).log_softmax(dim=-1)
-        imitation = -torch.where(probs > 0, probs * log_probs, 0.0).sum(dim=-1)  # 0 log 0 is 0
-        if teacher.total_variation:
-            variation = 0.5 * (log_probs.exp() - probs).abs().sum(dim=-1)
-            imitation = blended(imitation, variation, teacher.total_variation)
-        imitation = temperature**2 * imitation
-        example_loss = blended(example_loss, imitation, teacher.share.to(nll.dtype))
-    if z_loss:
-        example_loss = example_loss + z_loss * logits.logsumexp(dim=1).square()
-    with torch.no_grad():
-        own = logits.gather(1, targets[:, None])
-        rank = (logits > own).sum(dim=1)
-        predicted = logits.argmax(dim=1)
-    loss = weighted(example_loss, example_weights, counts).sum()
-    return CrossEntropyTerms(loss, torch.where(counts, nll.detach(), 0.0), rank, predicted)
+            taught = wide_logits(teacher.states, teacher.matrix or teacher_matrix, like=states)
+    return plain_terms(
+        logits, targets, example_weights, teacher, taught, label_smoothing=label_smoothing, z_loss=z_loss
+    )
 
 
 def _cast(matrix: OutputMatrix, dtype: torch.dtype) -> OutputMatrix:

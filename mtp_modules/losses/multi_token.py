@@ -1,7 +1,7 @@
 """The multi-token loss: targets, horizon weights and normalisation around one linear + cross-entropy."""
 
 from collections.abc import Collection, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -9,7 +9,14 @@ from torch import nn
 from mtp_modules.core.checks import at_least, fraction, refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, MixtureStates, TrunkOutput
-from mtp_modules.core.objective import CrossEntropyTerms, HorizonWeights, LinearCrossEntropy, NextTokenTeacher, Teacher
+from mtp_modules.core.objective import (
+    CrossEntropyTerms,
+    HorizonWeights,
+    LinearCrossEntropy,
+    NextTokenTeacher,
+    OutputLayer,
+    Teacher,
+)
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.core.targets import at_positions, num_positions, positions_of_horizon_one, sample_positions
@@ -26,7 +33,7 @@ class MultiTokenModel(Protocol):
     """Protocol of the models that the loss accepts; :class:`mtp_modules.MTPModel` is one."""
 
     heads: Heads
-    unembedding: Unembedding
+    unembedding: OutputLayer
 
     def __call__(
         self,
@@ -156,6 +163,13 @@ class MultiTokenLoss(Component, nn.Module):
                 and an option does not support it; if ``weights`` or ``counts`` do not have one number per horizon, or
                 one is negative, infinite or not a number (counts on an accelerator are not read).
         """
+        if not (hasattr(model, "heads") and hasattr(model, "unembedding")):
+            refuse(
+                self,
+                f"model must have heads and an unembedding, as MTPModel has, got {type(model).__name__}; states or "
+                "logits that another model has computed go to multi_token_loss(states, tokens, matrix=...), and a "
+                "wrapper such as DistributedDataParallel goes around a module that calls the loss.",
+            )
         horizons, unembedding = model.heads.horizons, model.unembedding
         if counts is not None:
             counts = torch.as_tensor(counts)
@@ -174,7 +188,7 @@ class MultiTokenLoss(Component, nn.Module):
         scale = examples.scale(weights, counts, _real(states[0].dtype))
         if isinstance(states, MixtureStates):
             self._check_mixture(model.heads, inputs, teacher)
-            terms = self._mixture(unembedding, states, examples, scale, counts)
+            terms = self._mixture(cast("Unembedding", unembedding), states, examples, scale, counts)
         else:
             self._check_balance(model.heads)
             taught = self._teacher(states[0], teacher, examples.positions, horizons)
@@ -205,7 +219,7 @@ class MultiTokenLoss(Component, nn.Module):
 
     def _cross_entropy(
         self,
-        unembedding: Unembedding,
+        unembedding: OutputLayer,
         states: Sequence[Tensor],
         examples: Examples,
         scale: Float[Tensor, " H"],
@@ -248,7 +262,7 @@ class MultiTokenLoss(Component, nn.Module):
         uneven = imbalance(states.log_weights, examples.far_valid.any(dim=2))
         return terms._replace(loss=terms.loss + self.balance * part.to(scale.dtype) * uneven)
 
-    def _check_balance(self, heads: Heads) -> None:
+    def _check_balance(self, heads: object) -> None:
         """Reject ``balance`` for heads without components."""
         if self.balance:
             refuse(self, f"balance is {self.balance}, but {type(heads).__name__} have no components; set it to 0.")
@@ -263,9 +277,10 @@ class MultiTokenLoss(Component, nn.Module):
             if part is not None:
                 refuse(self, f"{name} is given, but {type(heads).__name__} do not support it; leave it out.")
 
-    def _scores_first(self, unembedding: Unembedding, first: Float[Tensor, "B T D"]) -> bool:
+    def _scores_first(self, unembedding: OutputLayer, first: Float[Tensor, "B T D"]) -> bool:
         """Return whether horizon 1 is scored; not in training if it is fully frozen."""
-        trained = first.requires_grad or any(part is not None and part.requires_grad for part in unembedding.matrix(0))
+        parts = unembedding.matrix(0) or ()
+        trained = first.requires_grad or any(part is not None and part.requires_grad for part in parts)
         return trained or not self.training or not torch.is_grad_enabled()
 
     def _positions(self, tokens: Tensor, length: int) -> Int[Tensor, "B P"] | None:

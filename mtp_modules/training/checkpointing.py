@@ -12,7 +12,8 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Description, build, class_paths, describe
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.loading import CHECKPOINT_KEY, check_weights
-from mtp_modules.model import MTPModel, check_format
+from mtp_modules.model import MTPModel
+from mtp_modules.pretrained import check_format
 
 
 def check_checkpoint(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:

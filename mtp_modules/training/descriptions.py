@@ -9,7 +9,8 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Description, describe
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.loading import CHECKPOINT_KEY
-from mtp_modules.model import MTPModel, check_format
+from mtp_modules.model import MTPModel
+from mtp_modules.pretrained import check_format
 
 FREE = {
     "dropout": "acts in training only, and has no weights",

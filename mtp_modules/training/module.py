@@ -19,7 +19,8 @@ from mtp_modules.data.module import TokenDataModule
 from mtp_modules.loading import CHECKPOINT_KEY
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.metrics.per_head import PerHeadMetrics
-from mtp_modules.model import FORMAT, MTPModel
+from mtp_modules.model import MTPModel
+from mtp_modules.pretrained import FORMAT
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.cached_states import read_cached_rows
 from mtp_modules.training.checkpoint_io import on_rank_zero, write_atomically

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from mtp_modules.core.checks import ascending_layers, at_least, content_only, refuse, within_positions
@@ -12,7 +13,8 @@ from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.layers.documents import positions_in_documents
-from mtp_modules.trunks.huggingface_loading import Loaded, check_plain_config, load, plain_config
+from mtp_modules.trunks.huggingface_loading import check_plain_config, load, plain_config
+from mtp_modules.trunks.huggingface_parts import Loaded
 from mtp_modules.trunks.recomputed import ReplayState, read_unpacked, recompute
 
 
@@ -40,7 +42,11 @@ class HuggingFaceTrunk(Trunk):
     **Packed documents** do not attend to each other. With a KV cache, positions restart and the mask ends at the
     document's start; otherwise, each document is read in a separate row.
 
+    **A model in memory** shares its weights with the trunk, nothing is copied, and keeps its mode. Its attention
+    becomes that of this package, which does the same.
+
     Args:
+        model: A causal language model of ``transformers`` in memory, fine-tuned for instance.
         pretrained: A folder, or a name on the hub; ``None`` to initialise new weights by ``config``.
         config: ``model_type`` and sizes, by the names of ``transformers``; with ``pretrained``, changes to its own
             configuration.
@@ -69,6 +75,7 @@ class HuggingFaceTrunk(Trunk):
 
     def __init__(
         self,
+        model: nn.Module | None = None,
         *,
         pretrained: str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -80,8 +87,9 @@ class HuggingFaceTrunk(Trunk):
     ) -> None:
         super().__init__()
         loaded: Loaded = load(
-            self, pretrained=pretrained, config=config, gguf_file=gguf_file, revision=revision, dtype=dtype
+            self, model=model, pretrained=pretrained, config=config, gguf_file=gguf_file, revision=revision, dtype=dtype
         )
+        trained = model is not None or pretrained is not None
         self.model: nn.Module = loaded.model
         self.config = loaded.config
         self.num_caches: int | None = loaded.num_caches
@@ -89,8 +97,8 @@ class HuggingFaceTrunk(Trunk):
         self.d_model, self.vocab_size = loaded.output.weight.shape[1], self.embedding.weight.shape[0]
         self.embedding_width = self.embedding.weight.shape[1]
         plain = loaded.output.weight is self.embedding.weight and loaded.output.bias is None
-        self._output_is_embedding = pretrained is not None and plain
-        self._output: OutputMatrix | None = None if pretrained is None or plain else loaded.output
+        self._output_is_embedding = trained and plain
+        self._output: OutputMatrix | None = loaded.output if trained and not plain else None
         self._output_taken = False
         if loaded.output.weight.shape[0] != self.vocab_size:
             rows = f"{loaded.output.weight.shape[0]} rows, its embedding {self.vocab_size}"
@@ -102,8 +110,10 @@ class HuggingFaceTrunk(Trunk):
                 refuse(self, f"max_positions must be at most {self.max_positions} for this model, got {max_positions}.")
             self.max_positions = max_positions
         self.feature_layers = ascending_layers(self, feature_layers, len(self.blocks) - 1)
-        self.train(pretrained is None)
-        redescribe(self, pretrained=None, gguf_file=None, revision=None, dtype=None, config=plain_config(loaded.config))
+        self.train(self.model.training if model is not None else not trained)
+        described = dict.fromkeys(("model", "pretrained", "gguf_file", "revision", "dtype"))
+        redescribe(self, **described, config=plain_config(loaded.config))
+        self._suit_precision()
 
     @classmethod
     def check_stored(cls, arguments: Mapping[str, Any]) -> None:
@@ -116,6 +126,11 @@ class HuggingFaceTrunk(Trunk):
         """The model's own embedding; where the module scales its output, heads read it scaled."""
         found: nn.Embedding = self.model.get_input_embeddings()  # type: ignore[operator]
         return found
+
+    @property
+    def output_layer(self) -> OutputMatrix | None:
+        """The trained output matrix and bias, until :meth:`take_trained_output`; ``None`` if there is none."""
+        return OutputMatrix(self.embedding.weight) if self._output_is_embedding else self._output
 
     @property
     def keeps_keys(self) -> bool:
@@ -141,8 +156,7 @@ class HuggingFaceTrunk(Trunk):
         """
         if self._output_taken:
             refuse(self, "its output matrix is in another model already; make a trunk for each model.")
-        like = self.embedding.weight
-        found = OutputMatrix(like) if self._output_is_embedding else self._output
+        like, found = self.embedding.weight, self.output_layer
         if found is None:
             return None
         check_trained_output(self, found, tied=tied, bias=bias)
@@ -176,7 +190,13 @@ class HuggingFaceTrunk(Trunk):
             now = getattr(module, own_name)
             if now.dtype != buffer.dtype:
                 setattr(module, own_name, buffer.to(now.device))
+        self._suit_precision()
         return self
+
+    def _suit_precision(self) -> None:
+        """Multiply experts one by one in float64, which torch's grouped products do not support."""
+        if self.embedding.weight.dtype == torch.float64:
+            self.model.set_experts_implementation("eager")  # type: ignore[operator]
 
     def forward(
         self,

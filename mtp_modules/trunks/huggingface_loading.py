@@ -1,17 +1,16 @@
-"""Build models of ``transformers``, from a configuration or from weights, and check how they compute their logits."""
+"""Build models of ``transformers``, from a configuration or from weights."""
 
 import json
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from mtp_modules.core.budget import named_values
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.objective import OutputMatrix
-from mtp_modules.core.shapes import Tensor
+from mtp_modules.trunks.huggingface_parts import Loaded, check_uncapped, in_parts, without_cap
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OF_A_PLACE = (
@@ -28,30 +27,14 @@ _OF_A_PLACE = (
     *("chunk_size_feed_forward", "is_encoder_decoder"),
 )
 """Keys of a configuration that refer to its origin, or to other tasks."""
-_SOFT_CAPS = ("final_logit_softcapping", "logit_softcap", "logits_soft_cap", "output_logits_soft_cap")
-
-
-class Loaded(NamedTuple):
-    """A model in parts.
-
-    Attributes:
-        model: Without its output matrix, in evaluation mode.
-        config: Its configuration.
-        output: The output matrix and its bias; tied to the embedding or not.
-        output_scale: Factor on the hidden state before the output matrix.
-        num_caches: Number of layers with a KV cache; ``None`` if the model cannot decode with it.
-    """
-
-    model: nn.Module
-    config: Any
-    output: OutputMatrix
-    output_scale: float
-    num_caches: int | None
+_FLOAT = "__float__"
+"""Key under which ``transformers`` writes a number that JSON does not have, such as infinity."""
 
 
 def load(
     owner: object,
     *,
+    model: nn.Module | None,
     pretrained: str | None,
     config: Mapping[str, Any] | None,
     gguf_file: str | None,
@@ -62,6 +45,7 @@ def load(
 
     Args:
         owner: Named in the error message.
+        model: A model in memory, instead of all others.
         pretrained: A folder, or a name on the hub.
         config: Sizes, or changes.
         gguf_file: In the folder.
@@ -71,8 +55,17 @@ def load(
     Raises:
         ValueError: If a package, a file or a weight is missing, or the model is not supported.
     """
+    if model is not None:
+        given = {
+            "pretrained": pretrained,
+            "config": config,
+            "gguf_file": gguf_file,
+            "revision": revision,
+            "dtype": dtype,
+        }
+        return _in_memory(owner, model, [name for name, value in given.items() if value is not None])
     if (pretrained is None) and not (config and "model_type" in config):
-        refuse(owner, "needs pretrained, or a config with a model_type such as llama; give one of them.")
+        refuse(owner, "needs a model, pretrained, or a config with a model_type such as llama; give one of them.")
     for name, value in (("gguf_file", gguf_file), ("revision", revision)):
         if value is not None and pretrained is None:
             refuse(owner, f"{name} is {value!r}, but pretrained is not given; name the folder or model.")
@@ -85,13 +78,7 @@ def load(
     kind = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(made), None)
     if kind is None:
         refuse(owner, f"transformers has no causal language model of type {made.model_type!r}; take one that is.")
-    for cap in _SOFT_CAPS:
-        if getattr(made, cap, None) is not None:
-            refuse(
-                owner,
-                f"{made.model_type} caps its logits ({cap} is {getattr(made, cap)}), which an output matrix cannot; "
-                f"choices by likelihood are the same without, so set config.{cap} to null if that is enough.",
-            )
+    check_uncapped(owner, made)
     num_caches = _num_caches(kind, made)
     how: dict[str, Any] = {"dtype": _DTYPES[dtype] if dtype else torch.get_default_dtype()}
     if how["dtype"] == torch.float64:
@@ -104,8 +91,41 @@ def load(
         whole = transformers.AutoModelForCausalLM.from_config(made, trust_remote_code=False, **how)
     else:
         whole = _with_weights(owner, transformers, pretrained, made, {**origin, **how})
-    whole.eval()
-    return _in_parts(owner, whole, num_caches)
+    return _rebuildable(owner, in_parts(owner, whole.eval(), num_caches), transformers)
+
+
+def _rebuildable(owner: object, loaded: Loaded, transformers: Any) -> Loaded:
+    """Return the parts, if a saved trunk can be built again from the configuration of the part that reads tokens."""
+    if type(loaded.config) not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = loaded.config.model_type
+        refuse(owner, f"transformers has no causal language model of type {kind!r} alone; take a model of text only.")
+    return loaded
+
+
+def _in_memory(owner: object, whole: Any, also: list[str]) -> Loaded:
+    """Take a model of ``transformers`` apart, in the mode and the precision that it has."""
+    if also:
+        refuse(owner, f"model is given, and {also[0]} too; give one of them.")
+    transformers = _transformers(owner)
+    if not isinstance(whole, transformers.PreTrainedModel):
+        merge = (
+            "merge its adapters first (merge_and_unload)" if hasattr(whole, "merge_and_unload") else "wrap it yourself"
+        )
+        refuse(
+            owner,
+            f"model must be a causal language model of transformers, got {type(whole).__name__}; {merge}, see the page "
+            "about trunks.",
+        )
+    check_uncapped(owner, whole.config, in_memory=True)
+    num_caches = _num_caches(type(whole), whole.config)
+    if num_caches is not None:
+        from mtp_modules.trunks.huggingface_cache import ATTENTION
+
+        whole.set_attn_implementation(ATTENTION)
+    trains = whole.training
+    loaded = _rebuildable(owner, in_parts(owner, whole.eval(), num_caches), transformers)
+    whole.train(trains)
+    return loaded
 
 
 def _transformers(owner: object) -> ModuleType:
@@ -124,6 +144,8 @@ def _config(
         model_type = config.pop("model_type")
         if model_type not in transformers.CONFIG_MAPPING:
             refuse(owner, f"config.model_type {model_type!r} is unknown to transformers {transformers.__version__}.")
+        kind = transformers.CONFIG_MAPPING[model_type]
+        config = {name: without_cap(kind, name, value) for name, value in _decoded(config).items()}
         try:
             return transformers.AutoConfig.for_model(model_type, **config)
         except (TypeError, ValueError, KeyError) as error:
@@ -135,8 +157,17 @@ def _config(
     for name, value in config.items():
         if not hasattr(made, name):
             refuse(owner, f"config.{name} is not in the configuration of {pretrained!r}; leave it out.")
-        setattr(made, name, value)
+        setattr(made, name, without_cap(type(made), name, value))
     return made
+
+
+def _decoded(value: Any) -> Any:
+    """Return plain values with the numbers that JSON does not have; ``transformers`` reads them from files only."""
+    if isinstance(value, Mapping):
+        if set(value) == {_FLOAT}:
+            return float(value[_FLOAT])
+        return {name: _decoded(item) for name, item in value.items()}
+    return [_decoded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _with_weights(owner: object, transformers: Any, pretrained: str, config: Any, how: dict[str, Any]) -> nn.Module:
@@ -159,46 +190,6 @@ def _with_weights(owner: object, transformers: Any, pretrained: str, config: Any
                 f"{', '.join(names[:3])}{' and more' if len(names) > 3 else ''}; get all of the files again.",
             )
     return model
-
-
-def _in_parts(owner: object, whole: Any, num_caches: int | None) -> Loaded:
-    """Separate the output matrix from the rest, and check that together they compute the model's logits."""
-    model, head = whole.base_model, whole.get_output_embeddings()
-    if model is whole or not isinstance(head, nn.Linear) or not isinstance(whole.get_input_embeddings(), nn.Embedding):
-        refuse(owner, f"{type(whole).__name__} has no embedding, layers and output matrix apart; take another model.")
-    output = OutputMatrix(head.weight, head.bias)
-    scale = _output_scale(owner, whole, model, output)
-    return Loaded(model, whole.config, output, scale, num_caches)
-
-
-@torch.no_grad()
-def _output_scale(owner: object, whole: Any, model: nn.Module, output: OutputMatrix) -> float:
-    """Return the factor on logits: one from the configuration that reproduces the model's logits."""
-    config = whole.config
-    named = {1.0}
-    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
-        if isinstance(value := getattr(config, name, None), int | float) and value:
-            named |= {float(value), 1.0 / float(value)}
-    if output.weight.is_meta:
-        if len(named) > 1:
-            refuse(owner, f"{config.model_type} scales its logits and cannot be built on the meta device.")
-        return 1.0
-    tokens = torch.arange(min(4, config.vocab_size), device=output.weight.device)[None]
-    wanted = whole(input_ids=tokens, use_cache=False).logits
-    coarse = max(torch.finfo(wanted.dtype).eps, torch.finfo(output.weight.dtype).eps)
-    wanted = wanted.double()
-    hidden = model(input_ids=tokens, use_cache=False).last_hidden_state
-    bias = 0.0 if output.bias is None else output.bias.double()
-    plain: Tensor = nn.functional.linear(hidden.double(), output.weight.double())
-    tolerance = 64 * coarse * float(wanted.abs().max()) + 1e-12
-    for factor in sorted(named, key=lambda value: value != 1.0):
-        if float((plain * factor + bias - wanted).abs().max()) <= tolerance:
-            return factor
-    refuse(
-        owner,
-        f"the logits of {type(whole).__name__} are not its output matrix times its last hidden state, by any factor in "
-        "its configuration; take another model.",
-    )
 
 
 def _num_caches(kind: Any, config: Any) -> int | None:

@@ -34,8 +34,8 @@ UNITS: dict[str, set[str]] = {
     "metrics": {"core"},
     "data": {"core"},
     "pretrained": {"core"},
-    "model": {"core", "pretrained"},
-    "loading": {"core", "model"},
+    "model": {"core", "pretrained", "trunks"},  # from_hugging_face
+    "loading": {"core", "model", "pretrained"},
     "training": {"core", "layers", "trunks", "heads", "losses", "metrics", "data", "model", "loading", "pretrained"},
     "interop": {"core", "layers", "trunks", "heads", "model"},
     "configuration": {"core", *PARTS},

@@ -33,6 +33,7 @@ PUBLIC = {
     "describe",
     "future_targets",
     "load_model",
+    "multi_token_loss",
 }
 LONGEST_FILE = 330
 TEXT_FILES = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ""}

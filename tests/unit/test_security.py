@@ -29,7 +29,7 @@ from mtp_modules.data.token_files import read_documents, write_documents
 from mtp_modules.interop import export_model, import_model
 from mtp_modules.interop.files import read_tensors
 from mtp_modules.loading import CHECKPOINT_KEY, read_checkpoint
-from mtp_modules.model import FORMAT
+from mtp_modules.pretrained import FORMAT
 from mtp_modules.training.checkpointing import check_description
 from tests.interop import glm
 from tests.unit.training.running import data, module, trainer

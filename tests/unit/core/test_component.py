@@ -4,16 +4,27 @@ import copy
 import json
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from mtp_modules import AuxiliaryWeights, ExplicitWeights, GeometricWeights, MultiTokenLoss, UniformWeights
+from mtp_modules import (
+    AuxiliaryWeights,
+    ExplicitWeights,
+    GeometricWeights,
+    LinearHeads,
+    MTPModel,
+    MultiTokenLoss,
+    SpeculativeDecoder,
+    UniformWeights,
+)
 from mtp_modules.core import Component, build, describe
-from mtp_modules.core.component import redescribe
+from mtp_modules.core.component import check_describable, redescribe
 from mtp_modules.losses import NaiveLinearCrossEntropy
+from mtp_modules.trunks import RecomputedTrunk
 from tests.helpers import EVERY_HEADS, TRUNKS, make_heads, make_model, make_trunk
 
 COMPONENTS = {
@@ -189,3 +200,56 @@ def test_a_class_that_is_not_trusted_is_refused_before_its_import(stranger: str)
 def test_bad_descriptions(description: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}"):
         build(description)
+
+
+class Wrapped(Component):
+    """Something with arguments of any kind."""
+
+    def __init__(self, *, inner: object, others: list[object] | None = None) -> None:
+        self.inner, self.others = inner, others
+
+
+@pytest.mark.parametrize(
+    ("made", "argument"),
+    [
+        (lambda: Wrapped(inner=nn.Linear(2, 3)), r"inner=Linear\(in_features=2"),
+        (lambda: Wrapped(inner=Wrapped(inner=1, others=[2, torch.zeros(1)])), r"others=\[2, 'tensor\(\[0\.\]\)'\]"),
+        (lambda: Wrapped(inner={"how": len}), r"inner=\{'how': '<built-in function len>'\}"),
+    ],
+)
+def test_an_argument_that_cannot_be_described_is_named(made: Callable[[], Component], argument: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"^Here: Wrapped was made with {argument}.*, which no file can describe; give"
+    ):
+        check_describable("Here", copy.deepcopy(made()))
+    plain = json.loads(json.dumps(describe(made())))
+    assert plain == describe(made())
+    assert type(describe(Wrapped(inner=nn.Identity()))["init_args"]["inner"]) is str
+
+
+def test_what_can_be_described_is_accepted() -> None:
+    check_describable("Here", Wrapped(inner=Path("a"), others=[torch.float32, None, {"b": Wrapped(inner=[1])}]))
+    check_describable("Here", make_model("lstm", "recurrent", 2))
+
+
+class OwnTrunk(RecomputedTrunk):
+    """A trunk around a module that is given."""
+
+    def __init__(self, *, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.embedding = module, nn.Embedding(11, 8)
+        self.vocab_size, self.d_model, self.embedding_width, self.max_positions = 11, 8, 8, None
+
+    def hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.module(self.embedding(tokens))
+
+
+def test_a_trunk_around_a_module_decodes_and_is_not_saved(tmp_path: Path) -> None:
+    model = MTPModel(trunk=OwnTrunk(module=nn.Linear(8, 8)), heads=LinearHeads(d_model=8, num_horizons=2)).eval()
+    assert len(SpeculativeDecoder().generate(model, [[1, 2]], max_new_tokens=4).tokens[0]) == 4
+    sentence = (
+        r"^MTPModel: OwnTrunk was made with module=Linear.*; give its constructor sizes and names, and let it build"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

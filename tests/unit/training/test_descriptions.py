@@ -16,7 +16,7 @@ from mtp_modules.core import Heads, Trunk
 from mtp_modules.core.component import Component, describe
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.data import ByteTokenizer, WordTokenizer
-from mtp_modules.model import FORMAT
+from mtp_modules.pretrained import FORMAT
 from mtp_modules.training.descriptions import FREE, check_same_model, differences
 from tests.unit.training.running import SaveAt, data, module, trainer
 
