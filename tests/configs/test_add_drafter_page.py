@@ -87,6 +87,7 @@ for rule in (None, IndependentMatch()):
 """
 
 
+@pytest.mark.slow
 def test_a_compiled_round_holds_both() -> None:
     """In a process without checks of shapes, which cannot be compiled."""
     subprocess.run([sys.executable, "-c", CODE + COMPILED], cwd=ROOT, check=True)

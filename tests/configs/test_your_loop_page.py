@@ -80,6 +80,7 @@ def test_the_trainer_of_transformers_does_the_same_step(plain: dict[str, Any], t
     assert not torch.equal(found[0]["trunk.embedding.weight"], plain["make_model"]().trunk.embedding.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of accelerate
 def test_two_processes_of_accelerate_train_as_one_does() -> None:
     one = accelerated(4)

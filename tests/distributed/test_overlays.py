@@ -69,7 +69,9 @@ def test_two_processes_train_and_the_checkpoint_decodes(
     assert capsys.readouterr().out.startswith("def ")
 
 
-@pytest.mark.parametrize(("overlay", "readings"), [("ddp", [False]), ("fsdp2", [True, True])])
+@pytest.mark.parametrize(
+    ("overlay", "readings"), [("ddp", [False]), pytest.param("fsdp2", [True, True], marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_reads_the_weights_of_its_checkpoint_once(
     tmp_path: Path, overlay: str, readings: list[bool]
 ) -> None:

@@ -96,7 +96,7 @@ def compare(model: MTPModel, fast: CompiledModel, cases: list[tuple[Decoder, Sam
 
 def main(backend: str, *, quick: bool) -> None:
     """Compare tokens and counts, count graphs, and see that they follow weights that change."""
-    few = [CASES[index] for index in (0, 2, 3, 10, 12)]
+    few = [CASES[index] for index in (0, 3, 12)]
     pairs = [("transformer_previous", "recurrent", few)]
     if not quick:
         pairs = [
@@ -110,7 +110,8 @@ def main(backend: str, *, quick: bool) -> None:
 
         def compiler(graph: torch.fx.GraphModule, inputs: object, graphs: list[int] = graphs) -> object:
             graphs.append(len(graph.graph.nodes))
-            return torch._dynamo.lookup_backend(backend)(graph, inputs)
+            with torch._inductor.config.patch(inductor.options_for_noise({})):  # a backend that is a function gets none
+                return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
         prompt_sizes = (3,) if len(cases) > 2 else ()
         fast = compile_for_decoding(model, batch_sizes=(1, 2), prompt_sizes=prompt_sizes, backend=compiler)

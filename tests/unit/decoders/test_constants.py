@@ -67,6 +67,7 @@ class _Steps(nn.Module):
         return state
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of inductor about itself
 def test_a_weight_is_laid_out_once_for_all_products_of_all_graphs() -> None:
     steps, shared = _Steps().eval(), _Noting()

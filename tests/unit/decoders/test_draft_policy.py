@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
@@ -107,6 +107,7 @@ def test_runs_that_are_short_find_what_is_best_between_them() -> None:
         assert chooser.depth(1) == (0 if cost > 1 else 4)
 
 
+@settings(max_examples=8)
 @given(most=st.integers(1, 9), held=st.floats(0, 1), slope=st.floats(0, 3))
 def test_it_stays_within_what_it_may_and_tries_everything_once(most: int, held: float, slope: float) -> None:
     depths = run(CostAwareDepth(explore_every=4).start(most), lambda depth: 1 + slope * depth, held)

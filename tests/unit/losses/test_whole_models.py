@@ -166,7 +166,7 @@ def test_backward_inside_forward_is_caught(use: Callable) -> None:
         use(LiteralRecipe())
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compiler", [pytest.param(name, marks=pytest.mark.slow) for name in ("aot_eager", "inductor")])
 def test_the_loss_compiles_without_a_break(compiler: str) -> None:
     """In a process of its own: the compiler cannot look into the checker of shapes."""
     run_ranks(compiled.compare, compiler, world_size=1, timeout=150)

@@ -136,7 +136,7 @@ class Steps(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if len(self.gradients) > len(self.figures):
             known = trainer.callback_metrics.items()
-            left_out = ("per_second", "grad_norm")
+            left_out = ("per_second", "grad_norm", "train/lr")
             self.figures.append({name: float(value) for name, value in known if not any(x in name for x in left_out)})
 
 
