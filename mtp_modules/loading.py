@@ -113,7 +113,7 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     described = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(described, dict) or not needed <= checkpoint.keys():
         refuse("ckpt_path", f"{path} was not written by this package: it does not describe its model.")
-    named_values("ckpt_path", {name: value for name, value in described.items() if name != "optimizer_names"})
+    named_values("ckpt_path", described)
     check_format("ckpt_path", described.get("format"), path)
     state = checkpoint.get("state_dict", {})
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)

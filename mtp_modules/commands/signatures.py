@@ -15,13 +15,11 @@ class Argument:
 
     Attributes:
         name: Its name.
-        kind: Its annotation, as it is spelled.
         default: Its default, as it is spelled; ``None`` if it is required.
         meaning: What its docstring says of it.
     """
 
     name: str
-    kind: str
     default: str | None
     meaning: str
 
@@ -59,10 +57,7 @@ def signature_of(command: str) -> Signature:
     return Signature(
         sentence,
         details,
-        [
-            Argument(one.arg, ast.unparse(one.annotation) if one.annotation else "", default, meanings[one.arg])
-            for one, default in zip(given, spelled, strict=True)
-        ],
+        [Argument(one.arg, default, meanings[one.arg]) for one, default in zip(given, spelled, strict=True)],
     )
 
 

@@ -194,7 +194,7 @@ def configured_folder(trainer: Namespace) -> Path:
         return _folder_of(logger)
     for logger in _other_loggers(trainer):
         name, place = logger.init_args.get("name"), logger.init_args.get("save_dir") or "."
-        if name or str(place) != ".":  # Weights & Biases writes to the working directory if it is told nothing
+        if name or str(place) != ".":  # Weights & Biases writes to the working directory if no folder is given
             # The configuration of a run, which use_folder has changed, means the folder of that run.
             return Path(place) if name in (None, "", Path(place).name) else Path(place, name)
     return Path(trainer.get("default_root_dir") or "runs/fit")

@@ -138,14 +138,13 @@ def finish_folder(partial: Path, path: Path) -> None:
         )
 
 
-def check_folder(owner: object, folder: Path, *, needed: int = 0, what: str = "one checkpoint") -> None:
+def check_folder(owner: object, folder: Path, *, needed: int = 0) -> None:
     """Raise an error for a folder that cannot be written to, before any work is done for it.
 
     Args:
         owner: Named in the error message.
         folder: Created if it does not exist.
         needed: Bytes that files there will take.
-        what: Those files, for the error message.
 
     Raises:
         ValueError: If no file can be written there, or less than ``needed`` bytes are free.
@@ -159,7 +158,7 @@ def check_folder(owner: object, folder: Path, *, needed: int = 0, what: str = "o
     except OSError as error:
         refuse(owner, f"{folder} cannot be written to ({_reason(error)}). {_advice(error)}")
     if free < needed:
-        refuse(owner, f"{folder} has {_size(free)} free, and {what} may take {_size(needed)}; free some space.")
+        refuse(owner, f"{folder} has {_size(free)} free, and its files may take {_size(needed)}; free some space.")
 
 
 def remove_partial(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Tokenizers of Hugging Face. ``transformers`` and ``tokenizers`` are imported when one is made."""
 
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -90,6 +91,8 @@ class HuggingFaceTokenizer(Tokenizer):
             refuse(self, f"tokenizer_json is no content of a tokenizer.json ({error}).")
         self._fast.no_truncation()
         self._fast.no_padding()  # a file could ask for any length
+        self._fast.encode_special_tokens = not parse_special
+        self._of_templates: Any = None
         self._vocab_size = 1 + max(self._fast.get_vocab(with_added_tokens=True).values())
         if end_token is not None and not 0 <= end_token < self._vocab_size:
             refuse(self, f"end_token must lie in 0..{self._vocab_size - 1}, got {end_token}.")
@@ -131,11 +134,11 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text that goes on: ``begin_tokens`` first, and nothing behind it."""
-        return [*self._begin_tokens, *self._ids([text], parse_special=self.parse_special)[0]]
+        return [*self._begin_tokens, *self._ids([text])[0]]
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer[Any]]]:
         """Return the token ids of texts alone, encoded in parallel."""
-        return [np.array(ids, dtype=np.int64) for ids in self._ids(texts, parse_special=self.parse_special)]
+        return [np.array(ids, dtype=np.int64) for ids in self._ids(texts)]
 
     def encode_template(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return ids of a text in which special tokens are spelled out, and the characters that each stands for.
@@ -143,8 +146,10 @@ class HuggingFaceTokenizer(Tokenizer):
         Args:
             text: As a chat template gives it; nothing is added.
         """
-        self._fast.encode_special_tokens = False
-        encoded = self._fast.encode(text, add_special_tokens=False)
+        if self._of_templates is None:  # an own one: a thread may be encoding text with the other meanwhile
+            self._of_templates = copy.deepcopy(self._fast)
+            self._of_templates.encode_special_tokens = False
+        encoded = self._of_templates.encode(text, add_special_tokens=False)
         return list(encoded.ids), list(encoded.offsets)
 
     def special_texts(self) -> set[str]:
@@ -175,9 +180,8 @@ class HuggingFaceTokenizer(Tokenizer):
             refuse(self, f"the chat template rejects a conversation ({error!s:.200}); leave it out, or repair it.")
         return rendered
 
-    def _ids(self, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or forked workers print a warning
-        self._fast.encode_special_tokens = not parse_special
         encoded = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 

@@ -44,14 +44,6 @@ class PackedRows(TokenRows):
         self._pieces = order
         self._first = np.searchsorted(rows[order], np.arange(self.num_rows + 1))
 
-    def epoch_ids(self, generator: np.random.Generator) -> IntArray:
-        """Shuffle all rows."""
-        return generator.permutation(self.num_rows)
-
-    def fixed_ids(self) -> IntArray:
-        """Return all rows in order."""
-        return np.arange(self.num_rows)
-
     def batch(self, ids: IntArray) -> dict[str, Tensor]:
         """Return ``tokens``, ``document_ids`` and ``loss_mask``, which is false at padding.
 

@@ -19,17 +19,17 @@ class TokenRows(ABC):
 
     num_rows: int
 
-    @abstractmethod
     def epoch_ids(self, generator: np.random.Generator) -> IntArray:
-        """Return the shuffled ids of one epoch, ``(num_rows,)``, in training order.
+        """Return the ids of one epoch, ``(num_rows,)``, in training order: every row once, shuffled.
 
         Args:
             generator: The only source of randomness.
         """
+        return generator.permutation(self.num_rows)
 
-    @abstractmethod
     def fixed_ids(self) -> IntArray:
-        """Return the ids for evaluation, in an order that never changes."""
+        """Return the ids for evaluation, in an order that never changes: every row once."""
+        return np.arange(self.num_rows)
 
     @abstractmethod
     def batch(self, ids: IntArray) -> dict[str, Tensor]:

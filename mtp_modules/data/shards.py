@@ -34,7 +34,7 @@ SEGMENT = 2**24
 _LONG = 2**26
 _INDEX, _PROGRESS = "index.json", "progress.json"
 Progress = Callable[[int, int | None], None]
-"""Is told the bytes that were read, and all bytes if they are known."""
+"""Called with the bytes read so far, and all bytes if they are known."""
 
 
 class ShardedArray:
@@ -94,6 +94,10 @@ class ShardedArray:
             here = parts == part
             found[here] = self._parts[part][wanted[here] - (self._ends[part] - len(self._parts[part]))]
         return found if found.ndim else found[()]
+
+    def whole(self) -> npt.NDArray[Any]:
+        """Return all elements in memory."""
+        return self._read(self._start, self._end)
 
     def _read(self, start: int, end: int) -> npt.NDArray[Any]:
         pieces: list[npt.NDArray[Any]] = [np.empty(0, dtype=self.dtype)]
@@ -167,7 +171,7 @@ def cached_streams(
         tokenizer: Turns text into token ids.
         val_share: Share of the divided sources for validation.
         test_share: Share of the divided sources for testing.
-        progress: Is told how far building is.
+        progress: Called while the cache is built.
 
     Raises:
         ValueError: If a source or a share is invalid, a split gets no document, or the folder cannot be written to.
@@ -285,18 +289,14 @@ def _stream(entry: Path, split: str, numbers: Sequence[int], dtype: Any, digest:
     def files(kind: str) -> list[Path]:
         return [entry / f"{split}.{number:05}.{kind}" for number in numbers]
 
-    def read(kind: str, of: Any) -> npt.NDArray[Any]:
-        mapped = ShardedArray(files(kind), of)
-        return np.asarray(mapped[: len(mapped)] if len(mapped) <= _LONG else mapped[np.arange(len(mapped))])
-
     masked = files("mask")[0].is_file()
-    starts = read("starts", np.int64)
+    starts = ShardedArray(files("starts"), np.int64).whole()
     return TokenStream(
         ShardedArray(files("tokens"), dtype),
         starts,
         _Names(files("names"), len(starts)),
         ShardedArray(files("mask"), np.bool_) if masked else None,
-        read("hashes", np.uint64),
+        ShardedArray(files("hashes"), np.uint64).whole(),
         known_digest=digest,
     )
 

@@ -97,10 +97,6 @@ class StreamedRows(TokenRows):
     def _ids(self, chunk: int) -> IntArray:
         return np.arange(self._bounds[chunk], self._bounds[chunk + 1], dtype=np.int64)
 
-    def fixed_ids(self) -> IntArray:
-        """Return all rows in order."""
-        return np.arange(self.num_rows, dtype=np.int64)
-
     def batch(self, ids: IntArray) -> dict[str, Tensor]:
         """Return ``tokens``, and ``document_ids`` if a row holds several documents.
 

@@ -127,14 +127,6 @@ class ProgressionRows(TokenRows):
         self.num_rows = num_rows
         self.tokens: IntArray = first[:, None] + np.array(steps, dtype=np.int64)[chosen, None] * np.arange(row_length)
 
-    def epoch_ids(self, generator: np.random.Generator) -> IntArray:
-        """Shuffle all rows."""
-        return generator.permutation(self.num_rows)
-
-    def fixed_ids(self) -> IntArray:
-        """Return all rows in the order they were sampled in."""
-        return np.arange(self.num_rows)
-
     def batch(self, ids: IntArray) -> dict[str, Tensor]:
         """Return ``tokens``, ``(B, row_length)``.
 

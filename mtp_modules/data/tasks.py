@@ -115,14 +115,6 @@ class TaskRows(TokenRows):
             "so make the task larger.",
         )
 
-    def epoch_ids(self, generator: np.random.Generator) -> IntArray:
-        """Shuffle all rows."""
-        return generator.permutation(self.num_rows)
-
-    def fixed_ids(self) -> IntArray:
-        """Return all rows in order."""
-        return np.arange(self.num_rows)
-
     def batch(self, ids: IntArray) -> dict[str, Tensor]:
         """Return ``tokens``, ``answer_mask`` and ``loss_mask``, and ``inputs`` where answers must not be read.
 

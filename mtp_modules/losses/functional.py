@@ -82,7 +82,8 @@ def multi_token_loss(
             f"horizons must ascend from 1, one for each of {len(given)} states, got {list(offsets)}; give a horizon "
             "that is not to be trained the weight 0.",
         )
-    output = _Logits(given[0].shape[2]) if matrix is None else _Matrices(given, matrix, bias)
+    matrices = None if matrix is None else _matrices(given, matrix, bias)
+    output = _Output(given[0].shape[2] if matrices is None else len(matrices[0].weight), matrices)
     if matrix is None and (bias is not None or backend is not None):
         refuse(_NAME, f"{'bias' if bias is not None else 'backend'} needs a matrix; logits are taken as they are.")
     if not (weights is None or isinstance(weights, HorizonWeights)):
@@ -155,7 +156,7 @@ def _like(tokens: Tensor, values: Tensor | None, name: str, ahead: int) -> Tenso
 class _Computed:
     """States that are there, in the form of a model."""
 
-    def __init__(self, states: tuple[Tensor, ...], horizons: tuple[int, ...], output: "_Logits | _Matrices") -> None:
+    def __init__(self, states: tuple[Tensor, ...], horizons: tuple[int, ...], output: "_Output") -> None:
         self.states, self.horizons, self.unembedding = states, horizons, output
 
     @property
@@ -168,19 +169,24 @@ class _Computed:
         return self.states
 
 
-class _Logits:
-    """Output layer of states that are logits already."""
+class _Output:
+    """Output layer of states that are logits already, or of given matrices.
 
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+    Args:
+        vocab_size: Number ``V`` of token ids.
+        matrices: One per horizon; ``None`` if the states are logits.
+    """
+
+    def __init__(self, vocab_size: int, matrices: list[OutputMatrix] | None) -> None:
+        self.vocab_size, self.matrices = vocab_size, matrices
 
     def draftable(self, tokens: Tensor) -> Tensor:
         """Return that every token is scored."""
         return torch.ones_like(tokens, dtype=torch.bool)
 
     def matrix(self, horizon_index: int) -> OutputMatrix | None:
-        """Return no matrix."""
-        return None
+        """Return the output matrix of one horizon, if there is one."""
+        return None if self.matrices is None else self.matrices[horizon_index]
 
     def __call__(
         self,
@@ -195,63 +201,45 @@ class _Logits:
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> CrossEntropyTerms:
-        """Score logits; where there is a teacher, it is horizon 1, of all the others."""
+        """Score logits, or compute linear + cross-entropy with a backend."""
+        options: dict[str, Any] = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+        if self.matrices is not None:
+            return backend(states, self.matrices, sizes, targets, example_weights, teacher, **options)
         logits = states.to(torch.promote_types(states.dtype, torch.float32))
         if teacher is None:
-            return plain_terms(logits, targets, example_weights, label_smoothing=label_smoothing, z_loss=z_loss)
-        parts = []
-        for rows, taught in ((slice(sizes[0]), None), (slice(sizes[0], None), teacher)):
-            given = (logits[rows], targets[rows], example_weights[rows], taught)
-            told = None if taught is None else taught.states.to(logits.dtype)
-            parts.append(plain_terms(*given, told, label_smoothing=label_smoothing, z_loss=z_loss))
-        near, far = parts
-        nll, rank, predicted = (torch.cat(pair) for pair in zip(near[1:], far[1:], strict=True))
-        return CrossEntropyTerms(near.loss + far.loss, nll, rank, predicted)
+            return plain_terms(logits, targets, example_weights, **options)
+        near, far = slice(sizes[0]), slice(sizes[0], None)  # horizon 1 teaches all others
+        taught = teacher.states.to(logits.dtype)
+        parts = (
+            plain_terms(logits[near], targets[near], example_weights[near], **options),
+            plain_terms(logits[far], targets[far], example_weights[far], teacher, taught, **options),
+        )
+        nll, rank, predicted = (torch.cat(pair) for pair in zip(parts[0][1:], parts[1][1:], strict=True))
+        return CrossEntropyTerms(parts[0].loss + parts[1].loss, nll, rank, predicted)
 
 
-class _Matrices(_Logits):
-    """Output layer of given matrices: one for all horizons, or one per horizon."""
+def _matrices(states: tuple[Tensor, ...], matrix: Any, bias: Any) -> list[OutputMatrix]:
+    """Return one output matrix per horizon, if they fit the states."""
+    width, count = states[0].shape[2], len(states)
+    weights = _one_each("matrix", matrix, count, 2)
+    biases = [None] * count if bias is None else _one_each("bias", bias, count, 1)
+    vocab_size = len(weights[0])
+    for weight, own in zip(weights, biases, strict=True):
+        if weight.shape != (vocab_size, width):
+            refuse(
+                _NAME,
+                f"matrix must have the shape (V, {width}) for states of that width, got {tuple(weight.shape)}; of a "
+                "linear layer, give its weight.",
+            )
+        if own is not None and len(own) != vocab_size:
+            refuse(_NAME, f"bias must hold {vocab_size} numbers, as matrix has rows, got {len(own)}.")
+    return [OutputMatrix(weight, own) for weight, own in zip(weights, biases, strict=True)]
 
-    def __init__(self, states: tuple[Tensor, ...], matrix: Any, bias: Any) -> None:
-        weights = self._one_each("matrix", matrix, len(states), 2)
-        biases = [None] * len(states) if bias is None else self._one_each("bias", bias, len(states), 1)
-        self.matrices = [OutputMatrix(weight, own) for weight, own in zip(weights, biases, strict=True)]
-        super().__init__(len(weights[0]))
-        for weight, own in self.matrices:
-            if weight.shape != (self.vocab_size, states[0].shape[2]):
-                refuse(
-                    _NAME,
-                    f"matrix must have the shape (V, {states[0].shape[2]}) for states of that width, got "
-                    f"{tuple(weight.shape)}; of a linear layer, give its weight.",
-                )
-            if own is not None and len(own) != self.vocab_size:
-                refuse(_NAME, f"bias must hold {self.vocab_size} numbers, as matrix has rows, got {len(own)}.")
 
-    def _one_each(self, name: str, given: Any, count: int, dimensions: int) -> list[Any]:
-        """Return one tensor per horizon."""
-        parts = [given] * count if isinstance(given, Tensor) else list(given)
-        if len(parts) != count or any(part.ndim != dimensions for part in parts):
-            shapes = [tuple(part.shape) for part in parts]
-            refuse(_NAME, f"{name} must be one {dimensions}-D tensor, or one for each of {count} states, got {shapes}.")
-        return parts
-
-    def matrix(self, horizon_index: int) -> OutputMatrix | None:
-        """Return the output matrix of one horizon."""
-        return self.matrices[horizon_index]
-
-    def __call__(
-        self,
-        states: Tensor,
-        targets: Tensor,
-        example_weights: Tensor,
-        backend: LinearCrossEntropy,
-        teacher: Teacher | None = None,
-        *,
-        sizes: Sequence[int],
-        detach_far: bool = False,
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
-    ) -> CrossEntropyTerms:
-        """Compute linear + cross-entropy with a backend."""
-        given = (states, self.matrices, sizes, targets, example_weights, teacher)
-        return backend(*given, label_smoothing=label_smoothing, z_loss=z_loss)
+def _one_each(name: str, given: Any, count: int, dimensions: int) -> list[Any]:
+    """Return one tensor per horizon."""
+    parts = [given] * count if isinstance(given, Tensor) else list(given)
+    if len(parts) != count or any(part.ndim != dimensions for part in parts):
+        shapes = [tuple(part.shape) for part in parts]
+        refuse(_NAME, f"{name} must be one {dimensions}-D tensor, or one for each of {count} states, got {shapes}.")
+    return parts

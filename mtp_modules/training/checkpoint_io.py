@@ -95,6 +95,11 @@ def on_rank_zero(strategy: Strategy, function: Callable[..., Any], *arguments: A
             function(*arguments)
         except InputError as error:
             refused = str(error)
+    _raise_everywhere(strategy, refused)
+
+
+def _raise_everywhere(strategy: Strategy, refused: str | None) -> None:
+    """Raise on all ranks what rank 0 refuses."""
     if (refused := strategy.broadcast(refused)) is not None:
         raise InputError(refused)
 
@@ -116,8 +121,7 @@ class _SharedSaving:
             self.write(checkpoint, path, storage_options)
         except InputError as error:
             refused = str(error)
-        if (refused := strategy.broadcast(refused)) is not None:
-            raise InputError(refused)
+        _raise_everywhere(strategy, refused)
 
     def _write_shards(self, checkpoint: dict[str, Any], path: Path) -> None:
         strategy, partial = self.strategy, path.with_name(f".{path.name}.shards.partial")

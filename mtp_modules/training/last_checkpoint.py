@@ -126,7 +126,7 @@ def check_save_folders(trainer: Trainer, module: LightningModule) -> None:
             files[Path(folder)] = files.get(Path(folder), 0) + kept
     for path, count in files.items():
         there = len(list(path.glob("*.ckpt"))) if path.is_dir() else 0
-        check_folder("checkpoints", path, needed=size * max(1, count - there), what=f"{count} checkpoints")
+        check_folder("checkpoints", path, needed=size * max(1, count - there))
         remove_partial(path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,19 @@ def test_special_tokens_in_a_text_are_text_unless_wanted(tmp_path: Path) -> None
     parsing = HuggingFaceTokenizer(pretrained=path, parse_special=True)
     assert parsing.encode("a line</s>")[-1] == 2
     assert build(describe(parsing)).encode("a line</s>")[-1] == 2
+
+
+def test_templates_and_texts_are_encoded_at_once_each_in_its_own_way(tmp_path: Path) -> None:
+    """A corpus of texts and conversations encodes texts in a thread while it reads the next conversations."""
+    tokenizer = HuggingFaceTokenizer(pretrained=str(trained(tmp_path / "tokenizer.json", single=None)))
+    text = "a b </s> c " * 20
+    plain, template = tokenizer.encode_batch([text])[0].tolist(), tokenizer.encode_template(text)[0]
+    assert plain != template
+    with ThreadPoolExecutor(1) as thread:
+        texts = thread.submit(lambda: [tokenizer.encode_batch([text])[0].tolist() for _ in range(3000)])
+        while not texts.done():
+            assert tokenizer.encode_template(text)[0] == template
+    assert all(ids == plain for ids in texts.result())
 
 
 def test_a_bare_file_or_a_folder_with_nothing_else(tmp_path: Path) -> None:
