@@ -181,3 +181,31 @@ class SpelledBytes(Spelled):
 
     def decode(self, tokens: list[int]) -> str:
         return super().decode(tokens).encode("latin-1").decode(errors="replace")
+
+
+TURNS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA2 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content | trim }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+FORGETFUL = (  # earlier turns are written without what was thought in them
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.last else m.content.split('=>')[-1] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat_tokenizer(template: str | None = CHATML) -> HuggingFaceTokenizer:
+    """Return a tokenizer of bytes with a chat template."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = FastTokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens(TURNS)
+    begin = ("<s>", fast.token_to_id("<s>"))
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[begin])
+    roles = {"bos_token": "<s>", "eos_token": "</s>"}
+    return HuggingFaceTokenizer(tokenizer_json=fast.to_str(), chat_template=template, special_tokens=roles)

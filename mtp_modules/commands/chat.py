@@ -3,12 +3,12 @@
 import sys
 import time
 
-from mtp_modules.commands.common import encode, load_on
-from mtp_modules.commands.decoding import decoder_for, end_tokens, sampling_for, stop_for
+from mtp_modules.commands.common import load_on
+from mtp_modules.commands.conversation import Conversation, conversation
+from mtp_modules.commands.decoding import decoder_for, sampling_for
 from mtp_modules.commands.writing import TokenWriter, in_colour
 from mtp_modules.core.checks import InputError, at_least
-from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.decoders import ContinuedExecutor, Decoder, DecodingStats, SamplingParams
+from mtp_modules.decoders import ContinuedExecutor, Decoder, DecodingStats, SamplingParams, StopRule
 from mtp_modules.decoders.beam.decoders import BeamSearchDecoder
 from mtp_modules.model import MTPModel
 
@@ -26,12 +26,15 @@ def chat(
     stop: list[str] | None = None,
     decoder: Decoder | None = None,
     sampling: SamplingParams | None = None,
+    system: str | None = None,
+    use_template: bool = True,
     separator: str = "\n",
     device: str = "cpu",
 ) -> None:
-    """Talk with a trained model: it continues the conversation so far, after every line that is typed.
+    """Talk with a trained model: it answers every line that is typed.
 
-    The context is all that was typed and generated, as one text; the keys and values of earlier turns are used again.
+    The conversation is written by the tokenizer's chat template; without one it is one text, which the model continues.
+    The keys and values of earlier turns are used again.
     After every turn stand its tokens, the accepted drafts among them, and tokens a second. /new begins a new
     conversation; /end, or an end of file, ends. Ctrl-C interrupts an answer.
 
@@ -46,18 +49,21 @@ def chat(
         stop: End an answer after any of these strings.
         decoder: Class of the decoder, as for generate.
         sampling: SamplingParams, as for generate.
-        separator: Text between what was typed and the answer, and after it; without a tokenizer there is none.
+        system: What the system says at the beginning, through the chat template.
+        use_template: Whether to use the tokenizer's chat template, if it has one.
+        separator: Without a template, the text between what was typed and the answer, and after it.
         device: Device to run on, such as cpu or cuda.
     """
     at_least("chat", "max_new_tokens", max_new_tokens, 1)
     model, tokenizer = load_on(ckpt_path, device)
     chosen = decoder_for(model, decoder, num_drafts)
+    talk = conversation(tokenizer, separator=separator, system=system, use_template=use_template)
     options = {
         "max_new_tokens": max_new_tokens,
-        "stop": stop_for(tokenizer, stop),
+        "stop": StopRule(tokens=talk.ends, strings=stop or (), tokenizer=tokenizer),
         "sampling": sampling_for(chosen, sampling, temperature, top_k, top_p),
     }
-    conversation = _Conversation(model, tokenizer, chosen, options, "" if tokenizer is None else separator)
+    assistant = _Assistant(model, talk, chosen, options)
     print(f"{_NEW} begins a new conversation, {_END} ends.", file=sys.stderr)
     while True:
         try:
@@ -68,34 +74,25 @@ def chat(
         if typed == _END:
             return
         if typed == _NEW:
-            conversation.forget()
+            assistant.forget()
         elif typed:
             try:
-                conversation.answer(typed, seed)
+                assistant.answer(typed, seed)
             except InputError as error:
                 print(f"error: {error}")
             seed += 1
 
 
-class _Conversation:
-    """The tokens so far, and the states that hold them."""
+class _Assistant:
+    """Answers lines, and holds the states of the conversation so far."""
 
-    def __init__(
-        self,
-        model: MTPModel,
-        tokenizer: Tokenizer | None,
-        decoder: Decoder,
-        options: dict[str, object],
-        separator: str,
-    ) -> None:
-        self.model, self.tokenizer, self.decoder, self.options = model, tokenizer, decoder, options
-        self.separator, self.end = separator, end_tokens(tokenizer)
+    def __init__(self, model: MTPModel, talk: Conversation, decoder: Decoder, options: dict[str, object]) -> None:
+        self.model, self.talk, self.decoder, self.options = model, talk, decoder, options
         self.states = ContinuedExecutor(model)
-        self.tokens: list[int] = []
 
     def forget(self) -> None:
         """Begin a new conversation."""
-        self.tokens = []
+        self.talk.forget()
         self.states.forget()
 
     def answer(self, typed: str, seed: int) -> None:
@@ -104,30 +101,29 @@ class _Conversation:
         Raises:
             ValueError: If the line has no tokens, or there is no room for it.
         """
-        before = self.separator if self.tokens else ""
-        prompt = [*self.tokens, *encode(before + typed + self.separator, self.tokenizer)]
+        prompt = self.talk.prompt(typed)
         limit = self.model.trunk.max_positions
-        if limit is not None and len(prompt) > limit and self.tokens:
+        if limit is not None and len(prompt) > limit and self.talk.tokens:
             print(f"The context of {limit} tokens is full; this is a new conversation.", file=sys.stderr)
             self.forget()
-            prompt = encode(typed + self.separator, self.tokenizer)
+            prompt = self.talk.prompt(typed)
         beams = isinstance(self.decoder, BeamSearchDecoder)
         used = self.model if beams else self.states
-        written, stats, new = TokenWriter(self.tokenizer, in_colour(), prompt), DecodingStats(), list[int]()
+        written, stats, new = TokenWriter(self.talk.tokenizer, in_colour(), prompt), DecodingStats(), list[int]()
         started = time.perf_counter()
         try:
             for done in self.decoder.stream(used, [prompt], seed=seed, **self.options):  # type: ignore[arg-type]
                 stats.count(done)
                 for token, depth in zip(done.tokens[0], done.depths[0], strict=True):
                     new.append(token)
-                    if token not in self.end:
+                    if token not in self.talk.ends:
                         sys.stdout.write(written.write(token, depth=depth))
                 sys.stdout.flush()
         except KeyboardInterrupt:
             self.states.forget()  # it may have come in the middle of a forward pass
         seconds = time.perf_counter() - started
         sys.stdout.write(written.flush() + "\n")
-        self.tokens = [*prompt, *(new[:-1] if new[-1:] == self.end else new)]
+        self.talk.answered(typed, prompt, new)
         held = "" if beams else f", {self.states.num_reused} of {len(prompt)} context tokens were read before"
         print(
             f"[{stats.tokens} tokens, {sum(stats.accepted)} accepted drafts, "

@@ -36,10 +36,7 @@ def encode(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
     Raises:
         ValueError: If the prompt is not UTF-8, or there is no tokenizer and it is no list of numbers.
     """
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError:  # Python keeps foreign bytes of the command line as lone surrogates
-        refuse("prompt", f"holds bytes that are not UTF-8, {prompt!a}; convert it, or set the locale of the terminal.")
+    utf8(prompt)
     if tokenizer is not None:
         return tokenizer.encode(prompt)
     try:
@@ -48,6 +45,22 @@ def encode(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
         refuse(
             "prompt", f"this model has no tokenizer, so the prompt must be numbers with spaces between, got {prompt!r}."
         )
+
+
+def utf8(text: str) -> str:
+    """Return a text that was typed.
+
+    Args:
+        text: The text.
+
+    Raises:
+        ValueError: If it holds bytes that are not UTF-8.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # Python keeps foreign bytes of the command line as lone surrogates
+        refuse("prompt", f"holds bytes that are not UTF-8, {text!a}; convert it, or set the locale of the terminal.")
+    return text
 
 
 def writable(argument: str, path: str | None) -> None:

@@ -55,7 +55,7 @@ class Chat(DocumentSource):
             messages = [_message(self, document.name, message) for message in document.messages]
             text, learned, contents = _written(messages, self.roles, tokenizer)
             if learned:
-                tokens, starts = _encoded(text, contents, tokenizer)
+                tokens, starts = encode_rendered(text, contents, tokenizer)
                 mask = np.zeros(len(tokens), dtype=bool)
                 for start, end in learned:
                     mask |= (starts >= start) & (starts < end)
@@ -94,15 +94,9 @@ def _written(
     text = tokenizer.render(messages)
     special = tokenizer.special_texts()
     learned: list[_Span] = []
-    contents: list[_Span] = []
-    reached = 0
-    for index, message in enumerate(messages):
-        content = message["content"].strip() if isinstance(message["content"], str) else ""
-        found = text.find(content, reached)
-        start, end = (found, found + len(content)) if found >= 0 else (reached, reached)
-        contents.append((start, end))
-        reached = end
-        if message["role"] not in roles or (found < 0 and not content):
+    contents = content_spans(messages, text)
+    for index, (message, (start, end)) in enumerate(zip(messages, contents, strict=True)):
+        if message["role"] not in roles:
             continue
         prompt = _rendered(messages[:index], tokenizer, prompt=True) if message["role"] == "assistant" else None
         if prompt is not None and text.startswith(prompt) and len(prompt) <= start:
@@ -120,6 +114,39 @@ def _written(
     return text, learned, contents
 
 
+def content_spans(messages: Sequence[Mapping[str, Any]], text: str) -> list[tuple[int, int]]:
+    """Return where the contents of messages stand in a conversation; one that is not found takes no room.
+
+    Args:
+        messages: Of the conversation.
+        text: As the chat template writes it.
+    """
+    spans: list[_Span] = []
+    reached = 0
+    for message in messages:
+        content = message["content"].strip() if isinstance(message["content"], str) else ""
+        found = text.find(content, reached)
+        start, reached = (found, found + len(content)) if found >= 0 else (reached, reached)
+        spans.append((start, reached))
+    return spans
+
+
+def turn_end(tokenizer: HuggingFaceTokenizer) -> list[int]:
+    """Return the special token that the chat template writes behind what the assistant says, if there is one.
+
+    Args:
+        tokenizer: One with a chat template.
+
+    Raises:
+        ValueError: If the template rejects a conversation of two turns.
+    """
+    asked, answered = "first turn", "second turn"
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    behind = tokenizer.render(turns).rpartition(answered)[2].lstrip()
+    special = [token for token in tokenizer.special_texts() if behind.startswith(token)]
+    return tokenizer.encode_template(max(special, key=len))[0] if special else []
+
+
 def _rendered(messages: list[dict[str, Any]], tokenizer: HuggingFaceTokenizer, *, prompt: bool) -> str | None:
     """Return the text of the first turns; ``None`` if the template does not write them alone."""
     if not messages:
@@ -130,8 +157,14 @@ def _rendered(messages: list[dict[str, Any]], tokenizer: HuggingFaceTokenizer, *
         return None
 
 
-def _encoded(text: str, contents: list[_Span], tokenizer: HuggingFaceTokenizer) -> tuple[Any, Any]:
-    """Return token ids and the character that each begins at."""
+def encode_rendered(text: str, contents: Sequence[_Span], tokenizer: HuggingFaceTokenizer) -> tuple[Any, Any]:
+    """Return token ids and the character that each begins at. Special tokens that are spelled out in contents are text.
+
+    Args:
+        text: As a chat template writes it.
+        contents: Where the contents of its messages stand.
+        tokenizer: Whose template it is.
+    """
     special = tokenizer.special_texts()
     spelled = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
     literal = [match.span() for start, end in contents for match in spelled.finditer(text, start, end)]

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from mtp_modules import AutoregressiveDecoder, LinearHeads, MTPModel, RecurrentTrunk, TransformerTrunk
+from mtp_modules.commands.conversation import Messages
 from mtp_modules.data.tokenizers import ByteTokenizer
 from tests.command_line import run
+from tests.small_tokenizers import CHATML, FORGETFUL, LLAMA2, chat_tokenizer
 
 TURN = re.compile(
     r"\[(\d+) tokens, (\d+) accepted drafts, (\d+) tokens/s(?:, (\d+) of (\d+) context tokens were read before)?\]"
@@ -84,3 +86,65 @@ def test_a_model_without_a_tokenizer_talks_in_numbers(tmp_path: Path, talk) -> N
     out, _ = talk(tmp_path, "1 2\nthree\n4\n")
     assert [turn[4] for turn in TURN.findall(out)] == ["2", "11"]
     assert "error: prompt: this model has no tokenizer" in out
+
+
+def templated(folder: Path, template: str = CHATML, *, says: str = "abcdefghijklmnop") -> MTPModel:
+    """Save a model with a chat template, which says some letters or special tokens alone."""
+    torch.manual_seed(0)
+    tokenizer = chat_tokenizer(template)
+    trunk = TransformerTrunk(vocab_size=tokenizer.vocab_size, d_model=8, num_layers=1, num_heads=2, max_positions=256)
+    model = MTPModel(trunk=trunk, heads=LinearHeads(d_model=8, num_horizons=3), output_bias=True).eval()
+    assert model.unembedding.bias is not None
+    with torch.no_grad():
+        model.unembedding.bias[tokenizer.encode_template(says)[0]] = 1e3
+    model.save_pretrained(folder, tokenizer=tokenizer)
+    return model
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA2, FORGETFUL])
+def test_a_conversation_is_written_by_the_chat_template(template: str, tmp_path: Path, talk) -> None:
+    model, tokenizer = templated(tmp_path, template), chat_tokenizer(template)
+    out, _ = talk(tmp_path, "Hi =>, Ann\nAnn?\n")
+    turns = []
+    for typed, (number, _, _, held, read) in zip(["Hi =>, Ann", "Ann?"], TURN.findall(out), strict=True):
+        turns.append({"role": "user", "content": typed})
+        prompt = tokenizer.encode_template(tokenizer.render(turns, prompt=True))[0]
+        assert int(read) == len(prompt)
+        new = AutoregressiveDecoder().generate(model, [prompt], max_new_tokens=8).tokens[0]
+        assert int(number) == len(new)
+        assert tokenizer.decode(new) in out
+        turns.append({"role": "assistant", "content": tokenizer.decode(new)})
+        assert (int(held) == 0) or template == CHATML
+
+
+def test_what_is_typed_is_text_and_earlier_turns_keep_their_tokens() -> None:
+    tokenizer = chat_tokenizer()
+    talk = Messages(tokenizer, "Be brief.")
+    end = tokenizer.encode_template("<|im_end|>")[0]
+    asked = talk.prompt("<|im_end|> is text")
+    assert asked.count(end[0]) == 2  # of the system's turn and the user's
+    invalid = tokenizer.encode_batch(["é"])[0][:1].tolist()
+    talk.answered("<|im_end|> is text", asked, [*invalid, *end])
+    again = talk.prompt("more")
+    assert again[: len(asked) + 1] == [*asked, *invalid]  # half a character is no text that could be encoded again
+    assert tokenizer.decode(again[len(asked) + 1 :]) == (
+        "<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n"
+    )
+    talk.forget()
+    assert talk.prompt("more")[:20] == asked[:20]
+
+
+def test_the_end_of_a_turn_ends_an_answer(tmp_path: Path, talk) -> None:
+    templated(tmp_path, says="<|im_end|>")
+    out, _ = talk(tmp_path, "Hi\n")
+    assert [turn[0] for turn in TURN.findall(out)] == ["1"]
+    assert "<|im_end|>" not in out
+    out, _ = talk(tmp_path, "Hi\n", "--use_template=false")
+    assert [(turn[0], turn[4]) for turn in TURN.findall(out)] == [
+        ("8", "4")
+    ]  # a begin token, two letters, a line's end
+
+
+def test_a_system_needs_a_template(folder: Path, talk) -> None:
+    with pytest.raises(SystemExit):
+        talk(folder, "Hi\n", "--system=Be brief.")

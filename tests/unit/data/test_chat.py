@@ -5,25 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers, processors
 
 from mtp_modules.data import ByteTokenizer, Chat, Document, HuggingFaceTokenizer, JsonLines, TextDataModule
 from mtp_modules.data.documents import skipped_sentence
+from tests.small_tokenizers import CHATML, FORGETFUL, LLAMA2, TURNS, chat_tokenizer
 
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA2 = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]"
-    "{% elif m.role == 'assistant' %} {{ m.content | trim }} {{ eos_token }}{% endif %}{% endfor %}"
-)
-FORGETFUL = (  # earlier turns are written without what was thought in them
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.last else m.content.split('=>')[-1] }}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 TALK = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi, Ann"},
@@ -31,18 +17,6 @@ TALK = [
     {"role": "user", "content": "Ann?"},
     {"role": "assistant", "content": "Ann."},
 ]
-
-
-def tokenizer(template: str | None = CHATML) -> HuggingFaceTokenizer:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    fast = FastTokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.decoder = decoders.ByteLevel()
-    fast.add_special_tokens(SPECIAL)
-    begin = ("<s>", fast.token_to_id("<s>"))
-    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[begin])
-    roles = {"bos_token": "<s>", "eos_token": "</s>"}
-    return HuggingFaceTokenizer(tokenizer_json=fast.to_str(), chat_template=template, special_tokens=roles)
 
 
 def chat(tmp_path: Path, *talks: object, roles: list[str] | None = None) -> Chat:
@@ -74,14 +48,14 @@ def learned(document: Document, used: HuggingFaceTokenizer) -> list[str]:
     ids=["chatml", "llama2", "forgetful"],
 )
 def test_the_assistant_is_learned_with_the_end_of_its_turn(tmp_path: Path, template: str, expected: list[str]) -> None:
-    used = tokenizer(template)
+    used = chat_tokenizer(template)
     (document,) = chat(tmp_path, TALK).documents(used)
     assert used.decode(document.tokens.tolist()) == used.render(TALK)  # nothing is doubled
     assert learned(document, used) == expected
 
 
 def test_a_template_that_writes_earlier_turns_differently(tmp_path: Path) -> None:
-    used = tokenizer(FORGETFUL)
+    used = chat_tokenizer(FORGETFUL)
     talk = [*TALK[1:2], {"role": "assistant", "content": "why=>so"}, TALK[3], {"role": "assistant", "content": "a=>b"}]
     (document,) = chat(tmp_path, talk).documents(used)
     assert "a=>b<|im_end|>" in learned(document, used)
@@ -89,7 +63,7 @@ def test_a_template_that_writes_earlier_turns_differently(tmp_path: Path) -> Non
 
 
 def test_other_roles_are_learned_if_they_are_named(tmp_path: Path) -> None:
-    used = tokenizer()
+    used = chat_tokenizer()
     (document,) = chat(tmp_path, TALK, roles=["user"]).documents(used)
     assert learned(document, used) == ["Hi, Ann<|im_end|>", "Ann?<|im_end|>"]
     source = chat(tmp_path, TALK[:2], [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}])
@@ -99,10 +73,10 @@ def test_other_roles_are_learned_if_they_are_named(tmp_path: Path) -> None:
 
 
 def test_special_tokens_that_a_user_spells_are_text(tmp_path: Path) -> None:
-    used = tokenizer()
+    used = chat_tokenizer()
     talk = [{"role": "user", "content": "what is <|im_end|>?"}, {"role": "assistant", "content": "</s> ends"}]
     (document,) = chat(tmp_path, talk).documents(used)
-    ends = [used.encode_template(token)[0][0] for token in SPECIAL]
+    ends = [used.encode_template(token)[0][0] for token in TURNS]
     assert [token for token in document.tokens.tolist() if token in ends] == [ends[0], ends[1], ends[0], ends[1]]
     assert used.decode(document.tokens.tolist()) == used.render(talk)
     assert learned(document, used) == ["</s> ends<|im_end|>"]
@@ -112,10 +86,10 @@ def test_special_tokens_that_a_user_spells_are_text(tmp_path: Path) -> None:
     ("talk", "used", "message"),
     [
         (TALK, ByteTokenizer(), "Chat: ByteTokenizer has no chat template; take the HuggingFaceTokenizer"),
-        (TALK, tokenizer(None), "Chat: HuggingFaceTokenizer has no chat template"),
-        (TALK, tokenizer("{{ raise_exception('no') }}"), r"the chat template rejects a conversation \(no\)"),
-        ([{"text": "?"}], tokenizer(), "'talks.jsonl:1' has a message without role and content"),
-        ("once", tokenizer(), "'talks.jsonl:1' holds no messages; name the field that does"),
+        (TALK, chat_tokenizer(None), "Chat: HuggingFaceTokenizer has no chat template"),
+        (TALK, chat_tokenizer("{{ raise_exception('no') }}"), r"the chat template rejects a conversation \(no\)"),
+        ([{"text": "?"}], chat_tokenizer(), "'talks.jsonl:1' has a message without role and content"),
+        ("once", chat_tokenizer(), "'talks.jsonl:1' holds no messages; name the field that does"),
     ],
 )
 def test_conversations_that_cannot_be_written_are_refused(tmp_path: Path, talk: Any, used: Any, message: str) -> None:
@@ -134,11 +108,11 @@ def test_conversations_are_packed_whole_if_that_is_asked_for(tmp_path: Path) -> 
         window=64,
         lookahead=3,
         batch_size=2,
-        tokenizer=tokenizer(),
+        tokenizer=chat_tokenizer(),
         keep_whole=True,
     )
     assert data.tokenizer is not None
-    begin, end = (data.tokenizer.encode_template(token)[0][0] for token in SPECIAL[:2])
+    begin, end = (data.tokenizer.encode_template(token)[0][0] for token in TURNS[:2])
     seen = 0
     for batch in data.train_dataloader():
         for tokens, documents, mask in zip(batch["tokens"], batch["document_ids"], batch["loss_mask"], strict=True):
