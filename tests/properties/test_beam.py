@@ -123,7 +123,7 @@ def test_a_model_that_drafts_well_needs_few_forward_passes(num_beams: int, num_d
 
 
 @pytest.mark.parametrize(("trunk", "heads"), TRUNKS_WITH_HEADS)
-@settings(max_examples=settings.default.max_examples)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(data=st.data())
 def test_the_search_over_blocks_equals_the_naive_one(trunk: str, heads: str, data: st.DataObject) -> None:
     horizons = data.draw(st.integers(2, 4), label="H")

@@ -5,14 +5,12 @@ import torch
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from tests.drafting import clock
-from tests.helpers import EVERY_HEADS, VOCAB, float64, make_model
+from tests.helpers import EVERY_HEADS, VOCAB, covering, float64, make_model
 
 PROMPTS = [[1, 2, 3], [4], [5, 6]]
 
 
-@pytest.mark.parametrize("heads", EVERY_HEADS)
-@pytest.mark.parametrize("trunk", ["transformer", "gru"])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("heads", "trunk", "bias"), covering(EVERY_HEADS, ["transformer", "gru"], [True, False]))
 def test_speculative_decoding_with_own_matrices_equals_plain_decoding(heads: str, trunk: str, bias: bool) -> None:
     model = make_model(trunk, heads, 4, own=True, bias=bias).eval()
     plain = AutoregressiveDecoder().generate(model, PROMPTS, max_new_tokens=12)
