@@ -100,18 +100,31 @@ def damaged_file(folder: Path) -> str | None:
         folder: Of the checkpoint.
     """
     try:
-        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-        pairs = [line.split(" ", 1) for line in lines]
+        pairs = expected_checksums(folder)
         there = {
             str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and not file.is_symlink()
         }
         wrong = (
-            name for expected, name in pairs if name not in there or f"{file_checksum(folder / name):08x}" != expected
+            name for name, expected in pairs.items() if name not in there or file_checksum(folder / name) != expected
         )
         missing = CHECKSUMS if not pairs else None
         return next(wrong, missing)
     except (OSError, ValueError) as error:
         return str(getattr(error, "filename", None) or CHECKSUMS)
+
+
+def expected_checksums(folder: Path) -> dict[str, int]:
+    """Return the CRC-32 of the files of a folder that :func:`finish_folder` wrote, by their paths in it.
+
+    Args:
+        folder: Of the checkpoint or the cache.
+
+    Raises:
+        ValueError: If the list cannot be read.
+        OSError: If there is none.
+    """
+    lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    return {name: int(value, 16) for value, name in (line.split(" ", 1) for line in lines)}
 
 
 def tensor_checksum(tensor: Tensor) -> int:

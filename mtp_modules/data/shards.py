@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mtp_modules.core.checks import refuse
+from mtp_modules.core.checks import InputError, refuse
+from mtp_modules.core.checksums import CHECKSUMS, expected_checksums
 from mtp_modules.core.component import describe
 from mtp_modules.core.saving import atomic_file, check_folder, finish_folder, write_text
 from mtp_modules.core.tokenizer import Tokenizer
@@ -25,94 +26,23 @@ from mtp_modules.data.corpus import (
 )
 from mtp_modules.data.documents import FileHash
 from mtp_modules.data.encoding import encode_documents, token_type
+from mtp_modules.data.sharded_array import ShardedArray, read_checked
 from mtp_modules.data.streams import SplitBuffer, TokenStream
 
 FORMAT = 1
 SEGMENT = 2**24
 """Tokens after which what was read so far is written; an interrupted run goes on from there."""
 
-_LONG = 2**26
 _INDEX, _PROGRESS = "index.json", "progress.json"
 Progress = Callable[[int, int | None], None]
 """Called with the bytes read so far, and all bytes if they are known."""
 
 
-class ShardedArray:
-    """Memory-mapped files, one behind the other, read like one array.
-
-    Another process that gets it maps the files again.
-
-    Args:
-        paths: Of files of plain numbers; empty ones do not count.
-        dtype: Of the numbers.
-        start: First element.
-        end: Behind the last element; that of the files if ``None``.
-    """
-
-    def __init__(self, paths: Sequence[Path], dtype: Any, *, start: int = 0, end: int | None = None) -> None:
-        self.paths, self.dtype = tuple(path for path in paths if path.stat().st_size), np.dtype(dtype)
-        self._map()
-        self._start = start
-        self._end = (int(self._ends[-1]) if self._parts else 0) if end is None else end
-
-    def _map(self) -> None:
-        self._parts = [np.memmap(path, dtype=self.dtype, mode="r") for path in self.paths]
-        self._ends = np.array([len(part) for part in self._parts], dtype=np.int64).cumsum()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return all but the maps."""
-        return {name: value for name, value in vars(self).items() if name not in ("_parts", "_ends")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the files.
-
-        Args:
-            state: Result of ``__getstate__``.
-        """
-        vars(self).update(state)
-        self._map()
-
-    def __len__(self) -> int:
-        return self._end - self._start
-
-    def __getitem__(self, places: Any) -> Any:
-        """Return the elements at places, or a slice; a very long slice is another view of the same files.
-
-        Args:
-            places: A slice without step, or whole numbers of any shape.
-        """
-        if isinstance(places, slice):
-            start, end, _ = places.indices(len(self))
-            start, end = self._start + start, self._start + end
-            long = end - start > _LONG
-            return ShardedArray(self.paths, self.dtype, start=start, end=end) if long else self._read(start, end)
-        wanted = np.asarray(places)
-        wanted = np.where(wanted < 0, wanted + len(self), wanted) + self._start
-        parts = np.searchsorted(self._ends, wanted, side="right")
-        found = np.empty(wanted.shape, dtype=self.dtype)
-        for part in np.unique(parts):
-            here = parts == part
-            found[here] = self._parts[part][wanted[here] - (self._ends[part] - len(self._parts[part]))]
-        return found if found.ndim else found[()]
-
-    def whole(self) -> npt.NDArray[Any]:
-        """Return all elements in memory."""
-        return self._read(self._start, self._end)
-
-    def _read(self, start: int, end: int) -> npt.NDArray[Any]:
-        pieces: list[npt.NDArray[Any]] = [np.empty(0, dtype=self.dtype)]
-        for part, behind in zip(self._parts, self._ends.tolist(), strict=True):
-            begin = behind - len(part)
-            if begin < end and behind > start:
-                pieces.append(part[max(start - begin, 0) : end - begin])
-        return np.concatenate(pieces)
-
-
 class _Names(Sequence[str]):
     """Names of documents in files, read when one is asked for."""
 
-    def __init__(self, files: Sequence[Path], count: int) -> None:
-        self._files, self._count = files, count
+    def __init__(self, files: Sequence[Path], count: int, checksums: Mapping[str, int]) -> None:
+        self._files, self._count, self._checksums = files, count, checksums
         self._names: list[str] | None = None
 
     def __len__(self) -> int:
@@ -120,7 +50,8 @@ class _Names(Sequence[str]):
 
     def __getitem__(self, index: Any) -> Any:
         if self._names is None:
-            self._names = [json.loads(line) for file in self._files for line in file.read_text("utf-8").splitlines()]
+            texts = [read_checked(file, self._checksums).decode() for file in self._files]
+            self._names = [json.loads(line) for text in texts for line in text.splitlines()]
         return self._names[index]
 
 
@@ -275,28 +206,38 @@ def _write_segment(folder: Path, state: dict[str, Any], buffers: Mapping[str, Sp
 def _read(entry: Path) -> dict[str, TokenStream]:
     """Return the streams of an entry, memory-mapped."""
     try:
-        index = json.loads((entry / _INDEX).read_text(encoding="utf-8"))
+        checksums = expected_checksums(entry) if (entry / CHECKSUMS).is_file() else {}  # none while it is built
+        index = json.loads(read_checked(entry / _INDEX, checksums))
         numbers = range(int(index["segments"]))
         splits = [file.name.split(".")[0] for file in sorted(entry.glob("*.00000.tokens"))]
         ordered = [split for split in ("train", "val", "test") if split in splits]
         dtype = np.dtype({"uint16": np.uint16, "uint32": np.uint32}[index["dtype"]])
-        return {split: _stream(entry, split, numbers, dtype, index["digests"].get(split)) for split in ordered}
+        return {
+            split: _stream(entry, split, numbers, dtype, index["digests"].get(split), checksums) for split in ordered
+        }
+    except InputError:
+        raise
     except (OSError, KeyError, TypeError, ValueError) as error:
         refuse("cache", f"{entry} is damaged ({error!s:.100}); remove it, and it is built again.")
 
 
-def _stream(entry: Path, split: str, numbers: Sequence[int], dtype: Any, digest: str | None) -> TokenStream:
+def _stream(
+    entry: Path, split: str, numbers: Sequence[int], dtype: Any, digest: str | None, checksums: Mapping[str, int]
+) -> TokenStream:
     def files(kind: str) -> list[Path]:
         return [entry / f"{split}.{number:05}.{kind}" for number in numbers]
 
+    def array(kind: str, dtype: Any) -> ShardedArray:
+        return ShardedArray(files(kind), dtype, checksums=checksums)
+
     masked = files("mask")[0].is_file()
-    starts = ShardedArray(files("starts"), np.int64).whole()
+    starts = array("starts", np.int64).whole()
     return TokenStream(
-        ShardedArray(files("tokens"), dtype),
+        array("tokens", dtype),
         starts,
-        _Names(files("names"), len(starts)),
-        ShardedArray(files("mask"), np.bool_) if masked else None,
-        ShardedArray(files("hashes"), np.uint64).whole(),
+        _Names(files("names"), len(starts), checksums),
+        array("mask", np.bool_) if masked else None,
+        array("hashes", np.uint64).whole(),
         known_digest=digest,
     )
 

@@ -84,7 +84,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "AutoModelForCausalLM.from_pretrained": "trust_remote_code is false, safetensors only; refused as above",
     },
     "data/streamed.py": {"litdata": "reads tokens at a place that the user names"},
-    "data/shards.py": {"np.memmap": "integers only, as many as the files have"},
+    "data/sharded_array.py": {"np.memmap": "integers only, as many as the files have"},
     "data/token_files.py": {"np.memmap": "integers only, and no more than the file has"},
     "decoders/graphs/inductor.py": {"torch.compile": "compiles this package's own functions"},
 }

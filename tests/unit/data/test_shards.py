@@ -14,7 +14,8 @@ import pytest
 from mtp_modules.core.tokenizer import Tokenizer
 from mtp_modules.data import ByteTokenizer, Document, TextDataModule, TextFiles, WordTokenizer, shards
 from mtp_modules.data.corpus import SHARED, Sources, read_streams
-from mtp_modules.data.shards import ShardedArray, cached_streams
+from mtp_modules.data.sharded_array import ShardedArray
+from mtp_modules.data.shards import cached_streams
 from tests.command_line import run
 
 SHARES = {"val_share": 0.2, "test_share": 0.1}
@@ -145,7 +146,7 @@ def test_files_are_read_like_one_array(tmp_path: Path, monkeypatch: pytest.Monke
     paths = [tmp_path / name for name in "abc"]
     for path, part in zip(paths, np.split(numbers, [30, 30]), strict=True):
         part.tofile(path)
-    monkeypatch.setattr(shards, "_LONG", 50)
+    monkeypatch.setattr("mtp_modules.data.sharded_array._LONG", 50)
     array = ShardedArray(paths, np.uint16)
     again = pickle.loads(pickle.dumps(array))
     assert len(pickle.dumps(array)) < 600
@@ -193,7 +194,32 @@ def test_a_damaged_index_is_a_sentence(corpus: Path, tmp_path: Path) -> None:
     cached_streams(tmp_path / "cache", sources, ByteTokenizer(), **SHARES)
     (index,) = (tmp_path / "cache").glob("*/index.json")
     index.write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"is damaged .*; remove it, and it is built again"):
+    with pytest.raises(ValueError, match=r"is damaged .*; remove .*, and it is built again"):
         cached_streams(tmp_path / "cache", sources, ByteTokenizer(), **SHARES)
     with pytest.raises(ValueError, match="WordTokenizer: the word 'no' is unknown"):
         cached_streams(tmp_path / "cache", sources, WordTokenizer(words=["a"]), **SHARES)
+
+
+def read_all(folder: Path, sources: Sources) -> None:
+    for stream in cached_streams(folder, sources, ByteTokenizer(), **SHARES).values():
+        assert len(stream.tokens[np.arange(len(stream.tokens))])
+        assert stream.names[0]
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_a_flipped_bit_is_never_trained_on(corpus: Path, tmp_path: Path) -> None:
+    """Each file is checked when something of it is read, so that opening a large cache takes no time."""
+    sources = {SHARED: [TextFiles(paths=[str(corpus)])]}
+    cached_streams(tmp_path / "cache", sources, ByteTokenizer(), **SHARES)
+    (entry,) = (tmp_path / "cache").glob("*/")
+    last = {path.suffix: path for path in sorted(entry.iterdir()) if path.stat().st_size}
+    assert last.keys() == {".tokens", ".starts", ".hashes", ".names", ".json", ".txt"}
+    for path in (last[kind] for kind in last if kind != ".txt"):
+        good = path.read_bytes()
+        bad = bytearray(good)
+        bad[len(good) // 2] ^= 4
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match=rf"^cache: {path} is damaged .*; remove {entry}, and it is built again"):
+            read_all(tmp_path / "cache", sources)
+        path.write_bytes(good)
+    assert_same(sources, tmp_path / "cache")
