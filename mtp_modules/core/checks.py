@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32
+
 
 class InputError(ValueError):
     """Bad input, described in one sentence. The command line prints it without a traceback."""
@@ -48,7 +50,7 @@ def at_least(owner: object, argument: str, value: float, limit: float) -> None:
 
 
 def finite(owner: object, argument: str, value: Any, limit: float = -math.inf, *, above: bool = False) -> float:
-    """Return a number as a ``float``; raise an error if it is below ``limit``, infinite or not a number.
+    """Return a number as a ``float``; raise an error if it is below ``limit``, infinite in float32 or not a number.
 
     Args:
         owner: The object that rejects it.
@@ -67,6 +69,8 @@ def finite(owner: object, argument: str, value: Any, limit: float = -math.inf, *
     if not math.isfinite(number) or number < limit or (above and number == limit):
         rule = "" if limit == -math.inf else f" {'above' if above else 'of at least'} {limit}"
         refuse(owner, f"{argument} must be a finite number{rule}, got {value}.")
+    if abs(number) > _LARGEST:
+        refuse(owner, f"{argument} must lie within {_LARGEST:.3g}, the largest number of float32, got {value}.")
     return number
 
 

@@ -1,16 +1,9 @@
 """Weights of the horizons in the loss."""
 
-import math
 from collections.abc import Sequence
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import finite, refuse
 from mtp_modules.core.objective import HorizonWeights
-
-
-def _finite(weights: HorizonWeights, argument: str, value: float) -> None:
-    at_least(weights, argument, value, 0)
-    if math.isinf(value):
-        refuse(weights, f"{argument} must be finite, got {value}.")
 
 
 def _preserving_total(weights: list[float], preserve_total: bool) -> list[float]:
@@ -33,8 +26,7 @@ def checked_weights(owner: object, weights: Sequence[float], num_horizons: int) 
     if len(values) != num_horizons:
         refuse(owner, f"weights must hold one number per horizon ({num_horizons}), got {len(values)}.")
     for index, value in enumerate(values):
-        if not 0 <= value < math.inf:
-            refuse(owner, f"weights[{index}] must be at least 0 and finite, got {value}.")
+        finite(owner, f"weights[{index}]", value, 0)
     return values
 
 
@@ -73,12 +65,16 @@ class GeometricWeights(HorizonWeights):
     """
 
     def __init__(self, *, gamma: float, preserve_total: bool = False) -> None:
-        _finite(self, "gamma", gamma)
+        finite(self, "gamma", gamma, 0)
         self.gamma, self.preserve_total = gamma, preserve_total
 
     def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
         """Return one weight per horizon."""
-        return _preserving_total([self.gamma**index for index in range(num_horizons)], self.preserve_total)
+        try:
+            weights = [self.gamma**index for index in range(num_horizons)]
+        except OverflowError:
+            refuse(self, f"gamma must be smaller for {num_horizons} horizons, got {self.gamma}.")
+        return _preserving_total(weights, self.preserve_total)
 
 
 class AuxiliaryWeights(HorizonWeights):
@@ -98,7 +94,7 @@ class AuxiliaryWeights(HorizonWeights):
     """
 
     def __init__(self, *, weight: float) -> None:
-        _finite(self, "weight", weight)
+        finite(self, "weight", weight, 0)
         self.weight = weight
 
     def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
@@ -122,7 +118,7 @@ class ExplicitWeights(HorizonWeights):
 
     def __init__(self, *, values: Sequence[float]) -> None:
         for index, value in enumerate(values):
-            _finite(self, f"values[{index}]", value)
+            finite(self, f"values[{index}]", value, 0)
         if not any(values):
             refuse(self, f"values must hold a weight above 0, got {list(values)}.")
         self.values = list(values)

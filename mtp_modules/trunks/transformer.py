@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from mtp_modules.core.checks import ascending_layers, at_least, refuse, within_positions
+from mtp_modules.core.checks import ascending_layers, at_least, finite, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import same_document_keys, tokens_before
@@ -85,7 +85,7 @@ class TransformerTrunk(Trunk):
             at_least(self, name, value, 1)
         self.vocab_size, self.d_model, self.max_positions = vocab_size, d_model, max_positions
         at_least(self, "num_previous", num_previous, 0)
-        at_least(self, "embedding_std", embedding_std, 0)
+        finite(self, "embedding_std", embedding_std, 0)
         self.feature_layers = ascending_layers(self, feature_layers, num_layers)
         self.embedding_width, self.num_previous, self.embedding_std = d_model, num_previous, embedding_std
         self.embedding = nn.Embedding(vocab_size, d_model)

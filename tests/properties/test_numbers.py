@@ -21,7 +21,7 @@ from mtp_modules.layers import transformer
 from mtp_modules.training import GradientConflict, MuonWithAdamW, TokenThroughput, WarmupDecay
 from tests.helpers import make_model, random_tokens
 
-BAD = (-1, 0, 2.5, math.nan, math.inf, -math.inf)
+BAD = (-1, 0, 2.5, 1e300, math.nan, math.inf, -math.inf)
 
 
 def _finite(*tensors: torch.Tensor) -> None:

@@ -152,9 +152,9 @@ class Given(HorizonWeights):
 BAD_NUMBERS: dict[str, Any] = {
     r"weights must hold one number per horizon \(3\), got 2": [1.0, 1.0],
     r"weights must hold one number per horizon \(3\), got 4": [1.0] * 4,
-    r"weights\[1\] must be at least 0 and finite, got -1\.0": [1.0, -1.0, 1.0],
-    r"weights\[2\] must be at least 0 and finite, got nan": [1.0, 1.0, float("nan")],
-    r"weights\[0\] must be at least 0 and finite, got inf": [float("inf"), 1.0, 1.0],
+    r"weights\[1\] must be a finite number of at least 0, got -1\.0": [1.0, -1.0, 1.0],
+    r"weights\[2\] must be a finite number of at least 0, got nan": [1.0, 1.0, float("nan")],
+    r"weights\[0\] must be a finite number of at least 0, got inf": [float("inf"), 1.0, 1.0],
     r"counts must hold one number per horizon \(3\), got shape \(2,\)": torch.tensor([1, 1]),
     r"counts must be at least 0 and finite, got \[1, -1, 1\]": torch.tensor([1, -1, 1]),
     r"counts must be at least 0 and finite, got \[1\.0, nan, 1\.0\]": torch.tensor([1.0, float("nan"), 1.0]),
