@@ -28,11 +28,26 @@ def test_three_horizons(weights: HorizonWeights, expected: list[float]) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: GeometricWeights(gamma=-1.0), r"GeometricWeights: gamma must be a finite number of at least 0, got -1\.0\."),
-        (lambda: GeometricWeights(gamma=float("nan")), r"GeometricWeights: gamma must be a finite number of at least 0, got nan\."),
-        (lambda: AuxiliaryWeights(weight=-0.5), r"AuxiliaryWeights: weight must be a finite number of at least 0, got -0\.5\."),
-        (lambda: ExplicitWeights(values=[1.0, -1.0]), r"ExplicitWeights: values\[1] must be a finite number of at least 0, got -1\.0\."),
-        (lambda: ExplicitWeights(values=[float("inf")]), r"ExplicitWeights: values\[0] must be a finite number of at least 0, got inf\."),
+        (
+            lambda: GeometricWeights(gamma=-1.0),
+            r"GeometricWeights: gamma must be a finite number of at least 0, got -1\.0\.",
+        ),
+        (
+            lambda: GeometricWeights(gamma=float("nan")),
+            r"GeometricWeights: gamma must be a finite number of at least 0, got nan\.",
+        ),
+        (
+            lambda: AuxiliaryWeights(weight=-0.5),
+            r"AuxiliaryWeights: weight must be a finite number of at least 0, got -0\.5\.",
+        ),
+        (
+            lambda: ExplicitWeights(values=[1.0, -1.0]),
+            r"ExplicitWeights: values\[1] must be a finite number of at least 0, got -1\.0\.",
+        ),
+        (
+            lambda: ExplicitWeights(values=[float("inf")]),
+            r"ExplicitWeights: values\[0] must be a finite number of at least 0, got inf\.",
+        ),
         (
             lambda: ExplicitWeights(values=[0.0, 0]),
             r"ExplicitWeights: values must hold a weight above 0, got \[0\.0, 0\]\.",
