@@ -5,8 +5,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 
-from mtp_modules.core.checks import at_least, refuse
+from mtp_modules.core.checks import InputError, at_least, refuse
+from mtp_modules.core.component import Component, check_describable
 from mtp_modules.core.saving import check_folder, remove_partial
 
 LAST = "last.ckpt"
@@ -116,6 +118,8 @@ def check_save_folders(trainer: Trainer, module: LightningModule) -> None:
     """
     if _off(trainer):
         return
+    if isinstance(model := getattr(module, "model", None), Component):
+        _warn_of_what_cannot_be_described(model)
     # Weights, and in training the two moments that AdamW keeps of each.
     size = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters())
     files: dict[Path, int] = {}
@@ -128,6 +132,16 @@ def check_save_folders(trainer: Trainer, module: LightningModule) -> None:
         there = len(list(path.glob("*.ckpt"))) if path.is_dir() else 0
         check_folder("checkpoints", path, needed=size * max(1, count - there))
         remove_partial(path)
+
+
+def _warn_of_what_cannot_be_described(model: Component) -> None:
+    try:
+        check_describable("fit", model)
+    except InputError as error:
+        rank_zero_warn(
+            f"{error} The checkpoints of this run can be resumed by the program that made the model, but no other can "
+            "load them."
+        )
 
 
 def check_save_points(trainer: Trainer) -> None:

@@ -8,9 +8,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from mtp_modules import LinearHeads, MultiTokenLoss, RecurrentTrunk
+from mtp_modules.loading import load_model
 from mtp_modules.training import LastCheckpoint, MTPModule
 from tests.helpers import assert_same
-from tests.unit.training.running import data, module, trainer
+from tests.unit.training.running import VOCAB, data, module, trainer
 
 
 def step_of(path: Path) -> int:
@@ -123,3 +125,27 @@ def test_a_run_goes_on_from_it_as_if_it_had_not_ended(
         run.fit(resumed, data(), ckpt_path=last if start else None)
         assert step_of(last) == end
     assert_same(resumed.state_dict(), whole.state_dict(), tolerance=0)
+
+
+class Wrapped(RecurrentTrunk):
+    """A trunk that is given a module, which no file can describe."""
+
+    def __init__(self, *, inner: torch.nn.Module) -> None:
+        super().__init__(vocab_size=VOCAB, d_model=8)
+        self.inner = inner
+
+
+@pytest.mark.filterwarnings("ignore:fit. Wrapped was made with")
+def test_a_model_that_no_file_describes_can_be_resumed_and_that_is_said(tmp_path: Path) -> None:
+    def made() -> MTPModule:
+        trunk, heads = Wrapped(inner=torch.nn.Identity()), LinearHeads(d_model=8, num_horizons=2)
+        return MTPModule(trunk=trunk, heads=heads, loss=MultiTokenLoss())
+
+    saver = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+    with pytest.warns(UserWarning, match=r"^fit: Wrapped was made with inner=Identity\(\), which no file can describe"):
+        trainer(tmp_path, saver, enable_checkpointing=True, max_steps=3).fit(made(), data())
+    again = trainer(tmp_path, enable_checkpointing=False, max_steps=5)
+    again.fit(made(), data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert again.global_step == 5
+    with pytest.raises(ValueError, match="Wrapped"):
+        load_model(tmp_path / "last.ckpt")
