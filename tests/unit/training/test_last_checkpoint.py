@@ -135,7 +135,7 @@ class Wrapped(RecurrentTrunk):
         self.inner = inner
 
 
-@pytest.mark.filterwarnings("ignore:fit. Wrapped was made with")
+@pytest.mark.filterwarnings("ignore:fit. Wrapped was made with", "ignore:Checkpoint directory")
 def test_a_model_that_no_file_describes_can_be_resumed_and_that_is_said(tmp_path: Path) -> None:
     def made() -> MTPModule:
         trunk, heads = Wrapped(inner=torch.nn.Identity()), LinearHeads(d_model=8, num_horizons=2)
@@ -144,7 +144,7 @@ def test_a_model_that_no_file_describes_can_be_resumed_and_that_is_said(tmp_path
     saver = ModelCheckpoint(dirpath=tmp_path, save_last=True)
     with pytest.warns(UserWarning, match=r"^fit: Wrapped was made with inner=Identity\(\), which no file can describe"):
         trainer(tmp_path, saver, enable_checkpointing=True, max_steps=3).fit(made(), data())
-    again = trainer(tmp_path, enable_checkpointing=False, max_steps=5)
+    again = trainer(tmp_path, ModelCheckpoint(dirpath=tmp_path, save_last=True), enable_checkpointing=True, max_steps=5)
     again.fit(made(), data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert again.global_step == 5
     with pytest.raises(ValueError, match="Wrapped"):
