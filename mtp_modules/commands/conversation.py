@@ -8,7 +8,8 @@ from mtp_modules.commands.decoding import end_tokens
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.data.huggingface import HuggingFaceTokenizer
-from mtp_modules.data.sources.chat import content_spans, encode_rendered, turn_end
+from mtp_modules.data.sources.chat import encode_rendered, turn_end
+from mtp_modules.data.sources.chat_spans import locate
 
 
 class Conversation(ABC):
@@ -72,8 +73,10 @@ class OneText(Conversation):
 
     def prompt(self, typed: str) -> list[int]:
         """Return the text so far and the line."""
-        before = self.separator if self.tokens else ""
-        return [*self.tokens, *encode(before + typed + self.separator, self.tokenizer)]
+        if not self.tokens:
+            return encode(typed + self.separator, self.tokenizer)
+        more = encode(self.separator + typed + self.separator, self.tokenizer)
+        return [*self.tokens, *more[0 if self.tokenizer is None else len(self.tokenizer.begin_tokens) :]]
 
     def answered(self, typed: str, prompt: Sequence[int], answer: Sequence[int]) -> None:
         """Keep all of it."""
@@ -110,11 +113,12 @@ class Messages(Conversation):
     def prompt(self, typed: str) -> list[int]:
         """Return the conversation up to where the assistant speaks."""
         messages = [*self.messages, {"role": "user", "content": utf8(typed)}]
-        text = self.templated.render(messages, prompt=True)
-        contents = content_spans(messages, text)
-        known = len(self.text) if self.tokens and text.startswith(self.text) else 0
-        spans = [(start - known, end - known) for start, end in contents if start >= known]
-        tokens, _ = encode_rendered(text[known:], spans, self.templated)
+        found = locate(messages, (), self.templated, prompt=True)
+        if found is None:
+            refuse("chat", "the chat template writes messages in a way that hides them; set use_template to false.")
+        known = len(self.text) if self.tokens and found.text.startswith(self.text) else 0
+        spans = [(start - known, end - known) for start, end in found.contents if start >= known]
+        tokens, _, _ = encode_rendered(found.text[known:], spans, self.templated)
         return [*(self.tokens if known else []), *tokens.tolist()]
 
     def answered(self, typed: str, prompt: Sequence[int], answer: Sequence[int]) -> None:

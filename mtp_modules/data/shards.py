@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtp_modules.core.checks import InputError, refuse
-from mtp_modules.core.checksums import CHECKSUMS, expected_checksums
+from mtp_modules.core.checksums import expected_checksums, file_checksum
 from mtp_modules.core.component import describe
 from mtp_modules.core.saving import atomic_file, check_folder, finish_folder, write_text
 from mtp_modules.core.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ FORMAT = 1
 SEGMENT = 2**24
 """Tokens after which what was read so far is written; an interrupted run goes on from there."""
 
-_INDEX, _PROGRESS = "index.json", "progress.json"
+_INDEX, _PROGRESS, _SEGMENT_SUMS = "index.json", "progress.json", "segment.{:05}.json"
 Progress = Callable[[int, int | None], None]
 """Called with the bytes read so far, and all bytes if they are known."""
 
@@ -56,26 +57,28 @@ class _Names(Sequence[str]):
 
 
 class _RememberedHashes(FileHash):
-    """Hashes files, and remembers the hash of a file whose size and time are as before."""
+    """Hashes files, and remembers the hash of a file whose size and times are as before."""
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
         try:
-            self._known: dict[str, list[Any]] = json.loads(memory.read_text(encoding="utf-8"))
+            known = json.loads(memory.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self._known = {}
+            known = None
+        self._known: dict[str, list[Any]] = known if isinstance(known, dict) else {}
         self._changed = False
 
     def __call__(self, path: Path) -> str:
-        state = path.stat()
+        stat = path.stat()  # the time of the last change of its state is nothing that a program can set
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         key = str(path.resolve())
         known = self._known.get(key)
-        if known is None or known[:2] != [state.st_size, state.st_mtime_ns]:
+        if not isinstance(known, list) or len(known) != 4 or known[:3] != state:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-            self._known[key] = known = [state.st_size, state.st_mtime_ns, found]
+            self._known[key] = known = [*state, found]
             self._changed = True
-        return str(known[2])
+        return str(known[3])
 
     def save(self) -> None:
         if self._changed:
@@ -148,9 +151,8 @@ def _build(
 ) -> None:
     partial = entry.with_name(f"{entry.name}.partial")
     partial.mkdir(exist_ok=True)
-    try:
-        state = json.loads((partial / _PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    state = _progress(partial)
+    if state is None:
         shutil.rmtree(partial)
         partial.mkdir()
         splits = splits_of(sources, shares)
@@ -176,17 +178,34 @@ def _build(
             buffers = empty()
     _write_segment(partial, state, buffers)
     _fill_masks(partial, buffers, state["segments"], np.dtype(dtype).itemsize)
+    for number in range(state["segments"]):
+        (partial / _SEGMENT_SUMS.format(number)).unlink()
     (partial / _PROGRESS).unlink()
     index: dict[str, Any] = {"dtype": np.dtype(dtype).name, "segments": state["segments"], "digests": {}}
     write_text(partial / _INDEX, json.dumps(index))
-    index["digests"] = {split: stream.digest() for split, stream in _read(partial).items()}
+    index["digests"] = {split: stream.digest() for split, stream in _read(partial, complete=False).items()}
     write_text(partial / _INDEX, json.dumps(index))
     finish_folder(partial, entry)
 
 
+def _progress(partial: Path) -> dict[str, Any] | None:
+    """Return how far a build has come; ``None`` if it has not, or what it has written is damaged."""
+    try:
+        state: dict[str, Any] = json.loads((partial / _PROGRESS).read_text(encoding="utf-8"))
+        numbers = [int(state[name]) for name in ("segments", "pieces", "bytes")]
+        found = {split: bytes.fromhex(state["open"][split]) for split in state["tokens"]}
+        for number in range(numbers[0]):
+            checksums = json.loads((partial / _SEGMENT_SUMS.format(number)).read_text(encoding="utf-8"))
+            if any(file_checksum(partial / name) != checksum for name, checksum in checksums.items()):
+                return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return state if found else None
+
+
 def _write_segment(folder: Path, state: dict[str, Any], buffers: Mapping[str, SplitBuffer]) -> None:
     """Write what was read since the last segment, and then how far that is."""
-    number = state["segments"]
+    number, checksums = state["segments"], dict[str, int]()
     for split, buffer in buffers.items():
         arrays: dict[str, npt.NDArray[Any]] = {"tokens": buffer.tokens()}
         arrays["starts"] = np.array(buffer.starts, dtype=np.int64) + state["tokens"][split]
@@ -194,19 +213,32 @@ def _write_segment(folder: Path, state: dict[str, Any], buffers: Mapping[str, Sp
         if buffer.masked:
             arrays["mask"] = buffer.mask()
         for kind, array in arrays.items():
-            with atomic_file(folder / f"{split}.{number:05}.{kind}") as file:
+            path = folder / f"{split}.{number:05}.{kind}"
+            checksums[path.name] = zlib.crc32(array.view(np.uint8).data)
+            with atomic_file(path) as file:
                 array.tofile(file)
-        write_text(folder / f"{split}.{number:05}.names", "".join(f"{json.dumps(name)}\n" for name in buffer.names))
+        names = "".join(f"{json.dumps(name)}\n" for name in buffer.names)
+        write_text(folder / f"{split}.{number:05}.names", names)
+        checksums[f"{split}.{number:05}.names"] = zlib.crc32(names.encode())
         state["open"][split] = buffer.open_digest.hex()
         state["tokens"][split] += buffer.num_tokens
+    write_text(folder / _SEGMENT_SUMS.format(number), json.dumps(checksums))
     state["segments"] += 1
     write_text(folder / _PROGRESS, json.dumps(state))
 
 
-def _read(entry: Path) -> dict[str, TokenStream]:
+def _read(entry: Path, *, complete: bool = True) -> dict[str, TokenStream]:
     """Return the streams of an entry, memory-mapped."""
     try:
-        checksums = expected_checksums(entry) if (entry / CHECKSUMS).is_file() else {}  # none while it is built
+        checksums = expected_checksums(entry) if complete else {}
+        if complete and _INDEX not in checksums:
+            refuse("cache", f"{entry} is damaged (its list of checksums); remove it, and it is built again.")
+        for name, checksum in checksums.items():  # an empty file is none of an array's
+            if not (entry / name).is_file() or (checksum and not (entry / name).stat().st_size):
+                refuse(
+                    "cache",
+                    f"{entry / name} is damaged (it is empty or missing); remove {entry}, and it is built again.",
+                )
         index = json.loads(read_checked(entry / _INDEX, checksums))
         numbers = range(int(index["segments"]))
         splits = [file.name.split(".")[0] for file in sorted(entry.glob("*.00000.tokens"))]

@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.tokenizer import Tokenizer
 from mtp_modules.data.documents import Document, DocumentSource, FileHash
 from mtp_modules.data.huggingface import HuggingFaceTokenizer
+from mtp_modules.data.sources.chat_spans import Span, locate
 
+_Ids: TypeAlias = npt.NDArray[np.int64]
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
-_Span = tuple[int, int]
 
 
 class Chat(DocumentSource):
@@ -53,15 +55,19 @@ class Chat(DocumentSource):
             if document.messages is None:
                 refuse(self, f"{document.name!r} holds no messages; name the field that does.")
             messages = [_message(self, document.name, message) for message in document.messages]
-            text, learned, contents = _written(messages, self.roles, tokenizer)
-            if learned:
-                tokens, starts = encode_rendered(text, contents, tokenizer)
-                mask = np.zeros(len(tokens), dtype=bool)
-                for start, end in learned:
-                    mask |= (starts >= start) & (starts < end)
-                yield Document(document.name, tokens=tokens, loss_mask=mask, key=document.key)
-            else:
+            found = locate(messages, self.roles, tokenizer)
+            if found is None:
+                self.skipped.setdefault("whose messages are not found in what the template writes", []).append(
+                    document.name
+                )
+            elif not found.learned:
                 self.skipped.setdefault(f"without a turn of {' or '.join(self.roles)}", []).append(document.name)
+            else:
+                tokens, starts, ends = encode_rendered(found.text, found.contents, tokenizer)
+                mask = np.zeros(len(tokens), dtype=bool)
+                for start, end in found.learned:  # a token may begin with white space of the template
+                    mask |= ((starts >= start) | (ends > start)) & (starts < end)
+                yield Document(document.name, tokens=tokens, loss_mask=mask, key=document.key)
         for reason, names in self.source.skipped.items():
             self.skipped.setdefault(reason, []).extend(names)
 
@@ -87,50 +93,6 @@ def _message(owner: object, name: str, message: Mapping[str, Any]) -> dict[str, 
     return {**others, "role": _ROLES.get(role, role), "content": content or ""}
 
 
-def _written(
-    messages: list[dict[str, Any]], roles: Sequence[str], tokenizer: HuggingFaceTokenizer
-) -> tuple[str, list[_Span], list[_Span]]:
-    """Return the text of a conversation, the characters that are trained on, and those of contents."""
-    text = tokenizer.render(messages)
-    special = tokenizer.special_texts()
-    learned: list[_Span] = []
-    contents = content_spans(messages, text)
-    for index, (message, (start, end)) in enumerate(zip(messages, contents, strict=True)):
-        if message["role"] not in roles:
-            continue
-        prompt = _rendered(messages[:index], tokenizer, prompt=True) if message["role"] == "assistant" else None
-        if prompt is not None and text.startswith(prompt) and len(prompt) <= start:
-            start = len(prompt)
-        whole = _rendered(messages[: index + 1], tokenizer, prompt=False)
-        if whole is not None and text.startswith(whole) and len(whole) >= end:
-            end = len(whole)
-        else:  # the template writes earlier turns differently: to the end of the turn, if that is next
-            behind = re.match(rf"\s*(?:{'|'.join(map(re.escape, special)) or '(?!)'})", text[end:])
-            end += behind.end() if behind else 0
-        trimmed = text[start:end].rstrip()
-        if any(trimmed.endswith(token) for token in special):
-            end = start + len(trimmed)
-        learned.append((start, end))
-    return text, learned, contents
-
-
-def content_spans(messages: Sequence[Mapping[str, Any]], text: str) -> list[tuple[int, int]]:
-    """Return where the contents of messages stand in a conversation; one that is not found takes no room.
-
-    Args:
-        messages: Of the conversation.
-        text: As the chat template writes it.
-    """
-    spans: list[_Span] = []
-    reached = 0
-    for message in messages:
-        content = message["content"].strip() if isinstance(message["content"], str) else ""
-        found = text.find(content, reached)
-        start, reached = (found, found + len(content)) if found >= 0 else (reached, reached)
-        spans.append((start, reached))
-    return spans
-
-
 def turn_end(tokenizer: HuggingFaceTokenizer) -> list[int]:
     """Return the special token that the chat template writes behind what the assistant says, if there is one.
 
@@ -147,18 +109,10 @@ def turn_end(tokenizer: HuggingFaceTokenizer) -> list[int]:
     return tokenizer.encode_template(max(special, key=len))[0] if special else []
 
 
-def _rendered(messages: list[dict[str, Any]], tokenizer: HuggingFaceTokenizer, *, prompt: bool) -> str | None:
-    """Return the text of the first turns; ``None`` if the template does not write them alone."""
-    if not messages:
-        return None
-    try:
-        return tokenizer.render(messages, prompt=prompt)
-    except ValueError:
-        return None
+def encode_rendered(text: str, contents: Sequence[Span], tokenizer: HuggingFaceTokenizer) -> tuple[_Ids, _Ids, _Ids]:
+    """Return token ids, and the characters that each begins and ends at.
 
-
-def encode_rendered(text: str, contents: Sequence[_Span], tokenizer: HuggingFaceTokenizer) -> tuple[Any, Any]:
-    """Return token ids and the character that each begins at. Special tokens that are spelled out in contents are text.
+    Special tokens that are spelled out in contents are text.
 
     Args:
         text: As a chat template writes it.
@@ -170,14 +124,18 @@ def encode_rendered(text: str, contents: Sequence[_Span], tokenizer: HuggingFace
     literal = [match.span() for start, end in contents for match in spelled.finditer(text, start, end)]
     ids: list[int] = []
     starts: list[int] = []
+    ends: list[int] = []
     reached = 0
     for start, end in [*literal, (len(text), len(text))]:
         part, offsets = tokenizer.encode_template(text[reached:start])
         ids += part
         starts += [reached + first for first, _ in offsets]
+        ends += [reached + behind for _, behind in offsets]
         if end > start:
             (inside,) = tokenizer.encode_batch([text[start:end]])
             ids += inside.tolist()
             starts += [start] * len(inside)
+            ends += [end] * len(inside)
         reached = end
-    return np.array(ids, dtype=np.int64), np.array(starts, dtype=np.int64)
+    found, begins, behinds = (np.array(each, dtype=np.int64) for each in (ids, starts, ends))
+    return found, begins, behinds

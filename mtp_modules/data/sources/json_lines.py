@@ -106,6 +106,11 @@ def document_of(owner: object, name: str, record: Any, field: str) -> Document:
         has = f"has {', '.join(map(repr, record))}" if isinstance(record, dict) else "is no object"
         refuse(owner, f"{name!r} has no field {field!r} (it {has}); name another field.")
     value = record[field]
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        refuse(owner, f"{name!r} holds half a character ({half!a}), which no tokenizer can read; repair the record.")
     if isinstance(value, str):
         return Document(name, text=value.replace("\r\n", "\n"), key=value)
     if isinstance(value, list) and all(isinstance(message, dict) for message in value):

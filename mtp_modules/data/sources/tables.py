@@ -12,7 +12,7 @@ from mtp_modules.data.sources.files import FoundFile, find_files
 from mtp_modules.data.sources.json_lines import document_of
 
 _FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
-_FILTERS = {".tsv": {"sep": "\t"}}
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 class TableFiles(DocumentSource):
@@ -56,7 +56,9 @@ class TableFiles(DocumentSource):
         load = _datasets(self).load_dataset
         for file in self.files():
             suffix = file.path.suffix
-            options = {"data_files": [str(file.path.resolve())], "split": "train", **_FILTERS.get(suffix, {})}
+            options: dict[str, Any] = {"data_files": [str(file.path.resolve())], "split": "train"}
+            if suffix in _SEPARATORS:  # "NA" and "007" are texts
+                options |= {"sep": _SEPARATORS[suffix], "converters": {self.field: str}, "index_col": False}
             rows = partial(load, _FORMATS[suffix], streaming=True, **options)
             yield from _documents(self, file.name, rows, self.field)
 
@@ -113,9 +115,12 @@ class HuggingFaceDataset(DocumentSource):
                 refuse(self, f"dataset {self.dataset!r} cannot be read ({first[:200].rstrip('.')}).")
         return self._loaded
 
+    def _is_saved(self) -> bool:
+        """Return whether the data set is a folder that ``save_to_disk`` wrote."""
+        return any((Path(self.dataset) / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
     def _load(self, package: Any) -> Any:
-        saved = ("state.json", "dataset_dict.json")
-        if not any((Path(self.dataset) / name).is_file() for name in saved):
+        if not self._is_saved():
             options = {"split": self.split, "revision": self.revision, "streaming": self.streaming}
             return package.load_dataset(self.dataset, self.subset, **options)
         loaded = package.load_from_disk(self.dataset)
@@ -138,7 +143,7 @@ class HuggingFaceDataset(DocumentSource):
     def fingerprint(self, hash_file: FileHash) -> str:
         """Return what names the rows and, where the data set is on disk, the package's own hash of them."""
         del hash_file
-        content = "" if self.streaming else getattr(self.rows(), "_fingerprint", "")
+        content = getattr(self.rows(), "_fingerprint", "") if self._is_saved() or not self.streaming else ""
         return f"{self.dataset} {self.subset} {self.split} {self.revision} {self.field} {content}"
 
     def num_documents(self) -> int | None:

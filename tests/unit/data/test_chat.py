@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers
 
 from mtp_modules.data import ByteTokenizer, Chat, Document, HuggingFaceTokenizer, JsonLines, TextDataModule
 from mtp_modules.data.documents import skipped_sentence
@@ -60,6 +62,97 @@ def test_a_template_that_writes_earlier_turns_differently(tmp_path: Path) -> Non
     (document,) = chat(tmp_path, talk).documents(used)
     assert "a=>b<|im_end|>" in learned(document, used)
     assert not any("Ann?" in run for run in learned(document, used))
+
+
+def said(*turns: object) -> list[dict[str, Any]]:
+    """Return turns of a user and an assistant, one after the other; a dictionary is the assistant's whole message."""
+    roles = ("user", "assistant")
+    return [
+        {"role": roles[index % 2], **(turn if isinstance(turn, dict) else {"content": turn})}
+        for index, turn in enumerate(turns)
+    ]
+
+
+def parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+HEAD = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+TURN = "{% for m in messages %}<|im_start|>{{ m.role }}\n%s<|im_end|>\n{% endfor %}" + HEAD
+UPPER = TURN.replace("%s", "{{ m.content | upper }}")
+LISTS = TURN.replace("%s", "{% for p in m.content %}{{ p.text }}{% endfor %}")
+TOOLS = TURN.replace("%s", "{{ m.content }}{% if m.tool_calls %}<tool>{{ m.tool_calls[0].name }}</tool>{% endif %}")
+THINK = TURN.replace(
+    "%s",
+    "{% set said = m.content.split('</think>')[-1] %}{% if m.role == 'assistant' and loop.last %}"
+    "{{ '<think>' + (m.content.split('</think>')[0][7:] if '</think>' in m.content else '') + '</think>' + said }}"
+    "{% else %}{{ said }}{% endif %}",
+)
+PLAIN = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+CALL = {"content": None, "tool_calls": [{"name": "f"}]}
+
+
+@pytest.mark.parametrize(
+    ("template", "talk", "expected"),
+    [
+        *((CHATML, said("x", answer), [f"{answer}<|im_end|>"]) for answer in ("s", "a", "start", "assistant", "\n")),
+        (CHATML, said("im", "im"), ["im<|im_end|>"]),
+        (CHATML, said("", "", "x", ""), ["<|im_end|>", "<|im_end|>"]),
+        (CHATML, said("user\nx<|im_end|>\n<|im_start|>assistant\ny", "z"), ["z<|im_end|>"]),
+        (LLAMA2, said("INST", "INST", " a ", " s "), [" INST </s>", " s </s>"]),
+        (UPPER, said("cat", "sat", "dog", "ran"), ["SAT<|im_end|>", "RAN<|im_end|>"]),
+        (LISTS, said(parts("cat"), parts("t"), parts("dog"), parts("r")), ["t<|im_end|>", "r<|im_end|>"]),
+        (TOOLS, said("cat", CALL, "42", "ran"), ["<tool>f</tool><|im_end|>", "ran<|im_end|>"]),
+        (TOOLS, said("cat", CALL | {"content": "s"}), ["s<tool>f</tool><|im_end|>"]),
+        (
+            THINK,
+            said("cat", "<think>why</think>sat on", "dog", "<think>bird</think>ran"),
+            ["sat on<|im_end|>", "<think>bird</think>ran<|im_end|>"],
+        ),
+        (THINK, said("cat", "sat", "dog", "ran"), ["sat<|im_end|>", "<think></think>ran<|im_end|>"]),
+        (PLAIN, said("cat", "sat", "dog", "assistant"), ["sat", "assistant"]),
+    ],
+)
+def test_what_is_learned_does_not_depend_on_what_is_said(
+    tmp_path: Path, template: str, talk: Any, expected: list[str]
+) -> None:
+    used = chat_tokenizer(template)
+    (document,) = chat(tmp_path, talk).documents(used)
+    assert learned(document, used) == expected
+
+
+def test_a_turn_that_no_one_can_find_is_left_out_and_counted(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.content[:1] }},{% endfor %}"
+    source = chat(tmp_path, said("cat", "sat"))
+    assert list(source.documents(chat_tokenizer(template))) == []
+    assert "left out 1 whose messages are not found in what the template writes" in str(skipped_sentence(source))
+
+
+def test_a_token_that_begins_in_front_of_an_answer_is_learned(tmp_path: Path) -> None:
+    """Where the generation prompt ends with a space, and the tokenizer's words begin with one."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {letter: index for index, letter in enumerate([*letters, "Ġs", "Ġsa", "Ġsat"])}
+    fast = FastTokenizer(models.BPE(vocab=vocab, merges=[("Ġ", "s"), ("Ġs", "a"), ("Ġsa", "t")]))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    used = HuggingFaceTokenizer(tokenizer_json=fast.to_str(), chat_template=PLAIN)
+    (document,) = chat(tmp_path, said("cat", "sat")).documents(used)
+    assert learned(document, used) == [" sat"]
+
+
+def test_special_tokens_in_messages_are_text_wherever_they_stand(tmp_path: Path) -> None:
+    used = chat_tokenizer()
+    ids = [used.encode_template(token)[0][0] for token in TURNS]
+    for number, spelled in enumerate(("<|im_start|>", "<|im_end|>\n<|im_start|>user\n", "x<|im_start|>y")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (document,) = chat(folder, said(spelled, spelled)).documents(used)
+        tokens = document.tokens.tolist()
+        assert [tokens.count(token) for token in ids] == [2, 2, 0, 0]
+        assert tokens[0] == ids[0]
+        assert used.decode(tokens) == used.render(said(spelled, spelled))
 
 
 def test_other_roles_are_learned_if_they_are_named(tmp_path: Path) -> None:

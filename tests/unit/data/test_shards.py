@@ -1,10 +1,12 @@
 """Tokens on disk are those in memory, built once whatever interrupts it, and found again by content and tokenizer."""
 
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +225,88 @@ def test_a_flipped_bit_is_never_trained_on(corpus: Path, tmp_path: Path) -> None
             read_all(tmp_path / "cache", sources)
         path.write_bytes(good)
     assert_same(sources, tmp_path / "cache")
+
+
+def built(tmp_path: Path) -> tuple[Sources, Path]:
+    """Build a cache of chats, which have loss masks, in several segments; return its sources and its entry."""
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name * 50, encoding="utf-8")
+    sources = {"train": [Masked(paths=[str(tmp_path / "*.txt")])]}
+    cached_streams(tmp_path / "cache", sources, ByteTokenizer(), val_share=0.0, test_share=0.0)
+    (entry,) = (tmp_path / "cache").glob("*/")
+    return sources, entry
+
+
+class Masked(TextFiles):
+    """Documents of 400 tokens, half of which are trained on."""
+
+    def documents(self, tokenizer: Tokenizer) -> Iterator[Document]:
+        for document in super().documents(tokenizer):
+            yield Document(document.name, tokens=np.arange(400) % 99, loss_mask=np.arange(400) % 2 == 0)
+
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["missing", "empty"])
+def test_a_file_that_is_missing_or_empty_is_a_sentence(damage: Callable[[Path], Any], tmp_path: Path) -> None:
+    sources, entry = built(tmp_path)
+    for path in sorted(entry.iterdir()):
+        good = path.read_bytes()
+        assert good
+        damage(path)
+        if path.name == "index.json" and not path.is_file():  # there is no entry, and it is built
+            assert cached_streams(tmp_path / "cache", sources, ByteTokenizer(), val_share=0.0, test_share=0.0)
+            continue
+        with pytest.raises(ValueError, match=r"^cache: .* is damaged .*; remove .*, and it is built again"):
+            cached_streams(tmp_path / "cache", sources, ByteTokenizer(), val_share=0.0, test_share=0.0)
+        path.write_bytes(good)
+    assert entry.is_dir()
+
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "train.00001.tokens").unlink(),
+        lambda folder: (folder / "train.00000.mask").write_bytes(b""),
+        lambda folder: (folder / "train.00000.starts").write_bytes(b"\1" * 8),
+        lambda folder: (folder / "progress.json").write_text("[]"),
+        lambda folder: (folder / "progress.json").write_text("{}"),
+        lambda folder: (folder / "segment.00001.json").write_text("[]"),
+    ],
+)
+def test_what_is_damaged_in_a_build_that_stopped_is_built_again(damage: Callable[[Path], Any], tmp_path: Path) -> None:
+    sources, entry = built(tmp_path)
+    wanted = {path.name: path.read_bytes() for path in entry.iterdir()}
+    shutil.rmtree(entry)
+    write = shards._write_segment
+    with pytest.MonkeyPatch.context() as patched:
+
+        def stop(folder: Path, state: dict[str, Any], buffers: Any) -> None:
+            write(folder, state, buffers)
+            if state["segments"] == 2:
+                raise KeyboardInterrupt
+
+        patched.setattr(shards, "_write_segment", stop)
+        with pytest.raises(KeyboardInterrupt):
+            cached_streams(tmp_path / "cache", sources, ByteTokenizer(), val_share=0.0, test_share=0.0)
+    (partial,) = (tmp_path / "cache").glob("*.partial")
+    damage(partial)
+    (tmp_path / "cache" / "files.json").write_text("[1]", encoding="utf-8")
+    cached_streams(tmp_path / "cache", sources, ByteTokenizer(), val_share=0.0, test_share=0.0)
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == wanted
+
+
+def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("before", encoding="utf-8")
+    sources = {"train": [TextFiles(paths=[str(path)])]}
+
+    def text() -> str:
+        streams = cached_streams(tmp_path / "cache", sources, ByteTokenizer(), val_share=0.0, test_share=0.0)
+        return ByteTokenizer().decode(streams["train"].tokens[:5].tolist())
+
+    assert text() == "befor"
+    times = path.stat()
+    path.write_text("behind", encoding="utf-8")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert text() == "behin"

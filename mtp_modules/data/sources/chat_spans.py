@@ -1,0 +1,218 @@
+"""Where the messages of a conversation stand in what a chat template writes.
+
+The template is also given marks instead of the contents. What stands between the marks is the template's own text; the
+same pieces, found again in the real conversation, tell the contents apart from it, whatever the contents are.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from mtp_modules.data.huggingface import HuggingFaceTokenizer
+
+Span = tuple[int, int]
+Messages = Sequence[Mapping[str, Any]]
+
+_MARK = re.compile("\ue000([0-9]+)\ue001")  # of the private use area, so no template changes it
+
+
+class Located(NamedTuple):
+    """A conversation as its template writes it.
+
+    Attributes:
+        text: All of it.
+        learned: Characters that are trained on: what some roles say, with the special token that ends the turn.
+        contents: Characters that come out of messages.
+    """
+
+    text: str
+    learned: list[Span]
+    contents: list[Span]
+
+
+class _Slot(NamedTuple):
+    """A part of the marked text that stands for what messages say.
+
+    Attributes:
+        start: In the marked text.
+        end: In the marked text.
+        end_of_turn: Behind the special token that ends the turn, in the marked text.
+        message: Which one it is.
+    """
+
+    start: int
+    end: int
+    end_of_turn: int
+    message: int
+
+
+def locate(
+    messages: Messages, roles: Sequence[str], tokenizer: HuggingFaceTokenizer, *, prompt: bool = False
+) -> Located | None:
+    """Return the text of a conversation, and what of it comes out of messages; ``None`` if that cannot be told.
+
+    Args:
+        messages: With ``role`` and ``content``.
+        roles: Whose turns are trained on.
+        tokenizer: Whose chat template writes them.
+        prompt: Whether a turn of the assistant begins at the end.
+
+    Raises:
+        ValueError: If the template rejects the messages.
+    """
+    text = tokenizer.render(messages, prompt=prompt)
+    said: list[str] = []
+    marked = [_marked(message, said) for message in messages]
+    skeleton = _rendered(marked, tokenizer, prompt=prompt)
+    if skeleton is None:
+        return None
+    slots = _slots(marked, skeleton, tokenizer)
+    if slots is None:
+        return None
+    found = _aligned(text, skeleton, slots, said, _Specials(tokenizer))
+    if found is None:
+        return None
+    places, contents = found
+    learned = [
+        (start, end_of_turn)
+        for slot, (start, end_of_turn) in zip(slots, places, strict=True)
+        if messages[slot.message]["role"] in roles and end_of_turn > start
+    ]
+    return Located(text, learned, contents)
+
+
+class _Specials:
+    """The special tokens of a tokenizer, as they are spelled."""
+
+    def __init__(self, tokenizer: HuggingFaceTokenizer) -> None:
+        spelled = sorted(tokenizer.special_texts(), key=len, reverse=True)
+        self.any = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
+        self.behind = re.compile(rf"\s*(?:{self.any.pattern})")
+        self.at_end = re.compile(rf"(?:\s*(?:{self.any.pattern}))?\s*\Z")
+
+
+def _marked(message: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
+    """Return a message with marks for its texts, which are appended to ``said``."""
+
+    def mark(text: str) -> str:
+        if not text.strip():
+            return text
+        said.append(text)
+        return f"\ue000{len(said) - 1}\ue001"
+
+    content = message["content"]
+    if isinstance(content, str):
+        content = mark(content)
+    elif isinstance(content, list):
+        content = [
+            {**part, "text": mark(part["text"])} if isinstance(part.get("text"), str) else part for part in content
+        ]
+    return {**message, "content": content}
+
+
+def _marks(content: Any) -> list[str]:
+    """Return the numbers of the marks in the content of a message."""
+    texts = [content] if isinstance(content, str) else [str(part.get("text")) for part in content]
+    return [number for text in texts for number in _MARK.findall(text)]
+
+
+def _rendered(messages: Messages, tokenizer: HuggingFaceTokenizer, *, prompt: bool) -> str | None:
+    """Return the text of some turns; ``None`` if the template does not write them alone."""
+    if not messages:
+        return None
+    try:
+        return tokenizer.render(messages, prompt=prompt)
+    except ValueError:
+        return None
+
+
+def _slots(marked: Messages, skeleton: str, tokenizer: HuggingFaceTokenizer) -> list[_Slot] | None:
+    """Return where messages speak, in order: contents, and whole turns of the assistant."""
+    specials = _Specials(tokenizer)
+    owner = {number: index for index, message in enumerate(marked) for number in _marks(message["content"])}
+    slots: list[_Slot] = []
+    for index, message in enumerate(marked):
+        if message["role"] == "assistant":
+            turn = _assistant_turn(marked, index, skeleton, tokenizer, specials)
+            if turn is None and not isinstance(message["content"], list) and not message["content"].strip():
+                return None  # a turn without content, such as a call of a tool, and nothing says where it begins
+            slots += [turn] if turn else []
+    turns = list(slots)
+    for mark in _MARK.finditer(skeleton):
+        if not any(turn.start <= mark.start() < turn.end for turn in turns):
+            behind = specials.behind.match(skeleton, mark.end())
+            slots.append(_Slot(*mark.span(), behind.end() if behind else mark.end(), owner[mark[1]]))
+    slots.sort()
+    overlapping = any(one.end > other.start for one, other in pairwise(slots))
+    return None if overlapping else slots
+
+
+def _assistant_turn(
+    marked: Messages, index: int, skeleton: str, tokenizer: HuggingFaceTokenizer, specials: _Specials
+) -> _Slot | None:
+    """Return what is generated of a turn: from the generation prompt to the token that ends the turn."""
+    before = _rendered(marked[:index], tokenizer, prompt=True)
+    whole = _rendered(marked[: index + 1], tokenizer, prompt=False)
+    if before is None or whole is None or not skeleton.startswith(before) or not whole.startswith(before):
+        return None
+    if not skeleton.startswith(whole.rstrip()):
+        return None
+    start = len(before)
+    closing = specials.at_end.search(whole, start)
+    assert closing is not None  # it matches nothing, too
+    return _Slot(start, closing.start(), len(whole.rstrip()) if closing[0].strip() else closing.start(), index)
+
+
+def _aligned(
+    text: str, skeleton: str, slots: Sequence[_Slot], said: Sequence[str], specials: _Specials
+) -> tuple[list[Span], list[Span]] | None:
+    """Return where each slot stands in the text, its end of turn included, and where contents do."""
+    places: list[Span] = []
+    contents: list[Span] = []
+    at = slots[0].start if slots else len(skeleton)
+    if not text.startswith(skeleton[:at]):
+        return None
+    for slot, following in pairwise([*slots, None]):
+        assert slot is not None
+        fixed = skeleton[slot.end : len(skeleton) if following is None else following.start]
+        written = _written(skeleton[slot.start : slot.end], said, text, at)
+        exact = next((spans for spans in written if _goes_on(text, spans[-1][1], fixed, last=following is None)), None)
+        if exact is not None:
+            end = exact[-1][1]
+            contents += exact[:-1]
+        else:  # the template changes what the message says
+            end = _end_before(text, at, fixed, last=following is None)
+            if end < 0:
+                return None
+            if any(specials.any.search(each) for each in said):
+                contents.append((at, end))
+        places.append((at, end + slot.end_of_turn - slot.end))
+        at = end + len(fixed)
+    return places, contents
+
+
+def _written(part: str, said: Sequence[str], text: str, at: int) -> Iterator[list[Span]]:
+    """Yield the spans of contents in a part of the text and then the part's own; nothing if it is not written so."""
+    for change in (str, str.strip, str.lstrip, str.rstrip):
+        spans: list[Span] = []
+        expected, last = "", 0
+        for mark in _MARK.finditer(part):
+            expected += part[last : mark.start()]
+            content = change(said[int(mark[1])])
+            spans.append((at + len(expected), at + len(expected) + len(content)))
+            expected, last = expected + content, mark.end()
+        expected += part[last:]
+        if text.startswith(expected, at):
+            yield [*spans, (at, at + len(expected))]
+
+
+def _goes_on(text: str, end: int, fixed: str, *, last: bool) -> bool:
+    return text[end:] == fixed if last else text.startswith(fixed, end)
+
+
+def _end_before(text: str, at: int, fixed: str, *, last: bool) -> int:
+    """Return where the template's next text begins; -1 if that cannot be told."""
+    if last:
+        return len(text) - len(fixed) if text.endswith(fixed) and len(text) - len(fixed) >= at else -1
+    return text.find(fixed, at) if fixed.strip() else -1
