@@ -251,7 +251,8 @@ def test_a_file_that_is_missing_or_empty_is_a_sentence(damage: Callable[[Path], 
     sources, entry = built(tmp_path)
     for path in sorted(entry.iterdir()):
         good = path.read_bytes()
-        assert good
+        if not good:
+            continue  # a segment in which no document begins
         damage(path)
         if path.name == "index.json" and not path.is_file():  # there is no entry, and it is built
             assert cached_streams(tmp_path / "cache", sources, ByteTokenizer(), val_share=0.0, test_share=0.0)
