@@ -49,13 +49,18 @@ class Growth(NamedTuple):
     seconds: tuple[float, float]
 
 
+_EVERY = 20  # steps: what is noted at each step grows itself
+
+
 class Usage(Callback):
-    """Notes what this process uses, step by step."""
+    """Notes what this process uses, every 20 steps."""
 
     def __init__(self) -> None:
         self.found: list[tuple[float, int, int, float]] = []
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step % _EVERY:
+            return
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         used = pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd"))
         self.found.append((time.monotonic(), *used, time.process_time()))
@@ -92,7 +97,7 @@ def train(minutes: float) -> Growth:
         return float(statistics.median(row[place] for row in part))
 
     def step(part: list[Any]) -> float:
-        return statistics.median(after[3] - before[3] for before, after in itertools.pairwise(part))
+        return statistics.median((after[3] - before[3]) / _EVERY for before, after in itertools.pairwise(part))
 
     pairs = [(median(early, place), median(late, place)) for place in (1, 2)]
     return Growth(*pairs, (step(early), step(late)))
