@@ -94,16 +94,17 @@ class MTPCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Let ``fit`` start from the weights of another run."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "fit":
-            start = "A checkpoint, a run's folder or a save_pretrained folder whose weights a new run starts from."
-            parser.add_argument("--init_from", type=str | None, default=None, help=start)
+        start = "A checkpoint, a run's folder or a save_pretrained folder whose weights a new run starts from."
+        if subcommand != "fit":
+            start = "Of the configuration that fit wrote; not used here."
+        parser.add_argument("--init_from", type=str | None, default=None, help=start)
         return parser
 
     def _parse_ckpt_path(self) -> None:
         """Find and read the checkpoint, and reject an invalid one before anything is built."""
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
-        if path and config.get("init_from"):
+        if self.config.subcommand == "fit" and path and config.get("init_from"):
             refuse("init_from", "starts a new run, and ckpt_path continues one; leave one of them out (null).")
         if not path and self.config.subcommand == "fit":
             path = requeued_checkpoint(configured_folder(config.trainer))

@@ -156,7 +156,7 @@ def _pieces(batch: list[_Part], encoded: list[Ids], tokenizer: Tokenizer) -> Ite
             if part.context and np.array_equal(ids[: len(before)], before):
                 ids = ids[len(before) :]
             elif part.context:  # a token spans the cut
-                (ids,) = tokenizer.encode_batch([part.text])
+                ids = _behind_a_line(part.text, tokenizer)
             if not (part.first and part.last and not len(ids)):
                 ids = np.concatenate([begin * part.first, ids, end * part.last]).astype(np.int64)
             length = len(part.text)
@@ -170,3 +170,12 @@ def _pieces(batch: list[_Part], encoded: list[Ids], tokenizer: Tokenizer) -> Ite
         if mask is not None and mask.shape != ids.shape:
             refuse("documents", f"{document.name!r} has {len(ids)} tokens and {len(mask)} values of loss_mask.")
         yield Piece(part.split, document.name, part.first, part.last, ids.astype(dtype), mask, length)
+
+
+def _behind_a_line(text: str, tokenizer: Tokenizer) -> Ids:
+    """Return the ids of a text as they are where it goes on: some tokenizers put a space before one that begins."""
+    line, whole = tokenizer.encode_batch(["\n", f"\n{text}"])
+    if np.array_equal(whole[: len(line)], line):
+        return whole[len(line) :]
+    (alone,) = tokenizer.encode_batch([text])
+    return alone

@@ -227,7 +227,9 @@ def _content(owner: object, pretrained: str, *, gguf_file: str | None, revision:
     fast = getattr(loaded, "backend_tokenizer", None)
     if fast is None:
         refuse(owner, f"the tokenizer of {pretrained!r} is none of the fast ones, which alone can be saved as a whole.")
-    template = loaded.chat_template if isinstance(loaded.chat_template, str) else None
+    template = loaded.chat_template
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default")
     named = {role: str(token) for role in ("bos_token", "eos_token") if (token := getattr(loaded, role)) is not None}
     return _Content(str(fast.to_str()), loaded.eos_token_id, template, named)
 

@@ -118,7 +118,7 @@ def cached_streams(
         hashes.save()
         if not (entry / _INDEX).is_file():
             _build(entry, sources, tokenizer, shares, progress)
-    return finished(_read(entry), sources, shares, tokenizer)
+    return finished(_read(entry, sources), sources, shares, tokenizer)
 
 
 def cache_key(sources: Sources, tokenizer: Tokenizer, shares: Mapping[str, float], hash_file: FileHash) -> str:
@@ -183,7 +183,8 @@ def _build(
     (partial / _PROGRESS).unlink()
     index: dict[str, Any] = {"dtype": np.dtype(dtype).name, "segments": state["segments"], "digests": {}}
     write_text(partial / _INDEX, json.dumps(index))
-    index["digests"] = {split: stream.digest() for split, stream in _read(partial, complete=False).items()}
+    index["digests"] = {split: stream.digest() for split, stream in _read(partial).items()}
+    index["skipped"] = [source.skipped for parts in sources.values() for source in parts]
     write_text(partial / _INDEX, json.dumps(index))
     finish_folder(partial, entry)
 
@@ -227,11 +228,11 @@ def _write_segment(folder: Path, state: dict[str, Any], buffers: Mapping[str, Sp
     write_text(folder / _PROGRESS, json.dumps(state))
 
 
-def _read(entry: Path, *, complete: bool = True) -> dict[str, TokenStream]:
-    """Return the streams of an entry, memory-mapped."""
+def _read(entry: Path, complete: Sources | None = None) -> dict[str, TokenStream]:
+    """Return the streams of an entry, memory-mapped; tell the sources of a complete one what they left out."""
     try:
-        checksums = expected_checksums(entry) if complete else {}
-        if complete and _INDEX not in checksums:
+        checksums = expected_checksums(entry) if complete is not None else {}
+        if complete is not None and _INDEX not in checksums:
             refuse("cache", f"{entry} is damaged (its list of checksums); remove it, and it is built again.")
         for name, checksum in checksums.items():  # an empty file is none of an array's
             if not (entry / name).is_file() or (checksum and not (entry / name).stat().st_size):
@@ -243,6 +244,10 @@ def _read(entry: Path, *, complete: bool = True) -> dict[str, TokenStream]:
         numbers = range(int(index["segments"]))
         splits = [file.name.split(".")[0] for file in sorted(entry.glob("*.00000.tokens"))]
         ordered = [split for split in ("train", "val", "test") if split in splits]
+        for source, skipped in zip(
+            (source for parts in (complete or {}).values() for source in parts), index.get("skipped", ()), strict=False
+        ):
+            source.skipped = skipped
         dtype = np.dtype({"uint16": np.uint16, "uint32": np.uint32}[index["dtype"]])
         return {
             split: _stream(entry, split, numbers, dtype, index["digests"].get(split), checksums) for split in ordered

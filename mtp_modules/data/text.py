@@ -163,10 +163,10 @@ class TextDataModule(TokenDataModule):
         else:
             folder = Path(self.cache)
             streams = cached_streams(folder, sources, self.tokenizer, progress=progress, **shares)
-        for sentence in said_of(sources.values(), {} if progress is not None else streams):
-            rank_zero_info(sentence)
         if progress is not None:
             return streams
+        for sentence in said_of(sources.values(), streams):
+            rank_zero_info(sentence)
         if self.tokenizer.end_token is None and any(len(stream.document_starts) > 1 for stream in streams.values()):
             rank_zero_info(
                 f"{type(self.tokenizer).__name__} has no end token: nothing marks the end of a document, and "

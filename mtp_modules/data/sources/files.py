@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mtp_modules.core.checks import refuse
@@ -129,6 +130,8 @@ def _sorted(root: Path, paths: Iterable[Path], skipped: dict[str, list[str]]) ->
             skipped.setdefault("hidden", []).append(name)
         elif path.is_file():
             files.append(FoundFile(path, name))
+        elif not path.is_dir():
+            skipped.setdefault("that are links to nothing, or no files", []).append(name)
     return sorted(files, key=lambda file: file.name)
 
 
@@ -157,6 +160,8 @@ def read_text(owner: object, file: FoundFile) -> str | Iterator[str] | None:
         beginning = opened.read(_WHOLE + 1)
     encoding = next((name for mark, name in _MARKS.items() if beginning.startswith(mark)), "utf-8")
     if len(beginning) > _WHOLE and _is_text(beginning[:_WHOLE], encoding):
+        if not (file.required or _is_text_throughout(file.path, encoding)):
+            return None
         return _parts_of_file(owner, file, encoding)
     try:
         text = beginning.decode(encoding)
@@ -174,6 +179,14 @@ def _is_text(beginning: bytes, encoding: str) -> bool:
         return "\0" not in beginning.decode(encoding)
     except UnicodeDecodeError as error:
         return error.end > len(beginning) - 4 and "\0" not in beginning[: error.start].decode(encoding)
+
+
+def _is_text_throughout(path: Path, encoding: str) -> bool:
+    with path.open(encoding=encoding, newline="") as opened:
+        try:
+            return not any("\0" in block for block in iter(partial(opened.read, PART), ""))
+        except UnicodeDecodeError:
+            return False
 
 
 def _parts_of_file(owner: object, file: FoundFile, encoding: str) -> Iterator[str]:

@@ -58,7 +58,12 @@ class TableFiles(DocumentSource):
             suffix = file.path.suffix
             options: dict[str, Any] = {"data_files": [str(file.path.resolve())], "split": "train"}
             if suffix in _SEPARATORS:  # "NA" and "007" are texts
-                options |= {"sep": _SEPARATORS[suffix], "converters": {self.field: str}, "index_col": False}
+                options |= {
+                    "sep": _SEPARATORS[suffix],
+                    "keep_default_na": False,
+                    "converters": {self.field: str},
+                    "index_col": False,
+                }
             rows = partial(load, _FORMATS[suffix], streaming=True, **options)
             yield from _documents(self, file.name, rows, self.field)
 

@@ -7,9 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, normalizers
 
 from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.data import ByteTokenizer, Document, DocumentSource, JsonLines, TextFiles, TokenStream, load_splits
+from mtp_modules.data import (
+    ByteTokenizer,
+    Document,
+    DocumentSource,
+    HuggingFaceTokenizer,
+    JsonLines,
+    TextFiles,
+    TokenStream,
+    load_splits,
+)
 from mtp_modules.data.corpus import SHARED, SPLITS, read_streams, said_of, split_of
 from mtp_modules.data.documents import FileHash
 
@@ -190,6 +201,13 @@ def test_a_long_text_is_encoded_in_parts_as_if_it_were_whole() -> None:
     stream = whole(Given(*(Document(name, text=text) for name, text in texts.items())))
     assert ByteTokenizer().decode(stream.tokens.tolist()) == "".join(text + "\0" for text in texts.values())
     assert stream.names == tuple(texts)
+    fast = FastTokenizer(models.BPE(vocab={"▁": 0, "a": 1, "a▁": 2, "\n": 3}, merges=[("a", "▁")]))
+    fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    across = whole(
+        Given(Document("a", text="a " * 150_000)), tokenizer=HuggingFaceTokenizer(tokenizer_json=fast.to_str())
+    )
+    pieces = "".join(["▁", "a", "a▁", "\n"][token] for token in across.tokens.tolist())
+    assert pieces == "▁" + "a▁" * 150_000  # one space in front of all, and none at the cuts, which tokens span
     words = Words(size=60, end=59)
     cut = whole(Given(Document("words", text=texts["words"])), tokenizer=words)
     assert cut.tokens.tolist() == [*words.encode(texts["words"]), 59]

@@ -123,6 +123,24 @@ def test_what_is_named_must_be_text_and_what_begins_as_text_must_stay_so(tmp_pat
         "".join(read(TextFiles(paths=[str(tmp_path / "long.txt")]))["long.txt"].text)
 
 
+def test_what_is_no_text_in_a_folder_is_left_out_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("text", encoding="utf-8")
+    (tmp_path / "late.txt").write_bytes(b"line\n" * 300_000 + b"\xff")
+    (tmp_path / "nothing.txt").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "pipe.txt")
+    source = TextFiles(paths=[str(tmp_path)])
+    assert list(read(source)) == ["good.txt"]
+    said = str(skipped_sentence(source))
+    assert "1 that are not text (such as 'late.txt')" in said
+    assert "2 that are links to nothing, or no files" in said
+
+
+def test_half_a_character_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "a\\ud800b"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^JsonLines: 'a\.jsonl:2' holds half a character \('\\ud800'\)"):
+        read(JsonLines(paths=[str(tmp_path / "a.jsonl")]))
+
+
 def test_a_long_file_is_read_in_parts(tmp_path: Path) -> None:
     text = "".join(f"{'é' * (number % 70)} {number}\n" for number in range(60_000))
     (tmp_path / "long.txt").write_text(text, encoding="utf-8")

@@ -35,6 +35,21 @@ def test_rows_of_tables_are_documents(tmp_path: Path, suffix: str) -> None:
         read(TableFiles(paths=[str(path)]))
 
 
+def test_what_a_table_says_is_text(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id,body\n1,NA\n2,null\n3,007\n4,1e3\n5,\n", encoding="utf-8")
+    assert list(read(TableFiles(paths=[str(tmp_path)], field="body")).values()) == ["NA", "null", "007", "1e3"]
+
+
+def test_a_saved_data_set_with_other_rows_is_another(tmp_path: Path) -> None:
+    for streaming in (False, True):
+        found = []
+        for text in ("one", "two"):
+            datasets.Dataset.from_dict({"text": [text]}).save_to_disk(tmp_path / f"set-{streaming}")
+            source = HuggingFaceDataset(dataset=str(tmp_path / f"set-{streaming}"), streaming=streaming)
+            found.append(source.fingerprint(str))
+        assert found[0] != found[1]
+
+
 def test_messages_come_out_of_parquet(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     datasets.Dataset.from_dict({"messages": [talk]}).to_parquet(tmp_path / "t.parquet")
