@@ -286,7 +286,8 @@ class MTPModel(Component, nn.Module):
 
         Args:
             model: A name on the hub, a folder, or a model in memory.
-            heads: A class of heads, or anything that makes them from ``d_model``; or heads.
+            heads: A class of heads, or anything that makes them from ``d_model``; or heads. Linear, parallel and
+                chained ones also change the prediction of the next token, until they are trained.
             num_horizons: Passed to ``heads``, if given.
             own_unembeddings: See the class.
             num_draft_tokens: See the class.

@@ -85,6 +85,9 @@ class MTPCLI(LightningCLI):
         """Parse the words of the command line, unless only the parser is asked for."""
         if self.only_parser:
             raise _ParserMade
+        words = [str(word) for word in (sys.argv[1:] if args is None else args)]
+        if words[:1] != ["fit"] and any(word.partition("=")[0] == "--init_from" for word in words):
+            refuse("init_from", "is for fit; name the model's checkpoint by ckpt_path.")
         super().parse_arguments(parser, args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

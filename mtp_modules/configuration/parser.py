@@ -87,7 +87,7 @@ def sentence(message: str, known: Sequence[str]) -> str:
         meant = f"; did you mean {close[0]}?" if close else "."
         known = f" Known: {', '.join(names)}." if names else ""
         remedy = "Name a class of your own by its import path, package.module.Class."
-        return f"{key}: unknown class {found[1]!r}{meant}{known} {remedy}"
+        return f"{f'{key}: ' if key else ''}unknown class {found[1]!r}{meant}{known} {remedy}"
     if expected := _WRONG_TYPE.findall(message):
         given = _GIVEN.search(message)
         value = given[1] if given else expected[0][1]

@@ -28,6 +28,10 @@ def heads_for(owner: str, trunk: Trunk, heads: Heads | Callable[..., Heads], num
         if num_horizons is not None:
             refuse(owner, f"num_horizons is {num_horizons}, but the heads are built already; leave it out.")
         return heads
+    if not callable(heads):
+        refuse(
+            owner, f"heads must be a class of heads, or heads, got {heads!r:.60}; give a class such as RecurrentHeads."
+        )
     takes = inspect.signature(heads).parameters
     sizes = {"d_model": trunk.d_model} | ({} if num_horizons is None else {"num_horizons": num_horizons})
     if "embedding_width" in takes and trunk.embedding_width != trunk.d_model:
@@ -35,7 +39,8 @@ def heads_for(owner: str, trunk: Trunk, heads: Heads | Callable[..., Heads], num
     try:
         inspect.signature(heads).bind(**sizes)
     except TypeError as error:
-        name = getattr(heads, "__name__", type(heads).__name__)
+        made_by = getattr(heads, "func", heads)
+        name = getattr(made_by, "__name__", type(made_by).__name__)
         refuse(
             owner,
             f"heads={name} cannot be called with {', '.join(sizes)} alone ({error}); give the rest by "

@@ -95,6 +95,8 @@ def in_parts(owner: object, whole: Any, num_caches: int | None) -> Loaded:
         head, embedding = whole.get_output_embeddings(), model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         head = embedding = None
+    if head is None and isinstance(embedding, nn.Embedding):
+        refuse(owner, f"{name} has no output matrix; take the class that has one, such as AutoModelForCausalLM.")
     if not isinstance(head, nn.Linear) or not isinstance(embedding, nn.Embedding) or model is whole:
         refuse(
             owner,
@@ -156,7 +158,12 @@ def _check_causal(owner: object, whole: Any, model: nn.Module, tokens: Tensor, h
     rounding = 64 if hidden.dtype in (torch.float32, torch.float64) else 4
     if tokens.shape[1] > 1 and float(earlier) > rounding * torch.finfo(hidden.dtype).eps * float(hidden.abs().max()):
         switch = next((each for each in ("is_decoder", "causal") if getattr(whole.config, each, None) is False), None)
-        way = f"load it with config={{{switch!r}: True}} if it was trained so" if switch else "take a causal model"
+        way = "take a causal model"
+        if switch:
+            way = (
+                f"if it was trained so, let from_pretrained load it with {switch}=True, or give its name and "
+                f"config={{{switch!r}: True}}"
+            )
         refuse(owner, f"{type(whole).__name__} is not causal: its states depend on later tokens; {way}.")
 
 

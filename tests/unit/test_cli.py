@@ -274,11 +274,11 @@ def test_an_unknown_command_is_answered_with_the_known(command: list[str]) -> No
 # Numbers.
 
 NUMBERS = {
-    "negative gamma": ("GeometricWeights", {"gamma": -1.0}, "gamma must be at least 0, got -1.0."),
-    "NaN gamma": ("GeometricWeights", {"gamma": float("nan")}, "gamma must be at least 0, got nan."),
-    "negative": ("ExplicitWeights", {"values": [1.0, -0.5, 1.0]}, "values[1] must be at least 0, got -0.5."),
-    "NaN": ("ExplicitWeights", {"values": [1.0, 1.0, float("nan")]}, "values[2] must be at least 0, got nan."),
-    "infinite": ("ExplicitWeights", {"values": [1.0, 1.0, float("inf")]}, "values[2] must be finite, got inf."),
+    "negative gamma": ("GeometricWeights", {"gamma": -1.0}, "gamma must be a finite number of at least 0, got -1.0."),
+    "NaN gamma": ("GeometricWeights", {"gamma": float("nan")}, "gamma must be a finite number of at least 0, got nan."),
+    "negative": ("ExplicitWeights", {"values": [1.0, -0.5, 1.0]}, "values[1] must be a finite number of at least 0, got -0.5."),
+    "NaN": ("ExplicitWeights", {"values": [1.0, 1.0, float("nan")]}, "values[2] must be a finite number of at least 0, got nan."),
+    "infinite": ("ExplicitWeights", {"values": [1.0, 1.0, float("inf")]}, "values[2] must be a finite number of at least 0, got inf."),
     "too few": ("ExplicitWeights", {"values": [1.0]}, "values holds 1 weights for 3 horizons; give one per horizon."),
 }
 
@@ -293,7 +293,7 @@ def test_a_nan_as_yaml_spells_it(tmp_path: Path) -> None:
     text = NOTEBOOK.read_text(encoding="utf-8")
     new = "{class_path: GeometricWeights, init_args: {gamma: .nan}}"
     (tmp_path / "nan.yaml").write_text(text.replace("{class_path: UniformWeights}", new), encoding="utf-8")
-    assert fit(tmp_path / "nan.yaml") == "GeometricWeights: gamma must be at least 0, got nan."
+    assert fit(tmp_path / "nan.yaml") == "GeometricWeights: gamma must be a finite number of at least 0, got nan."
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
@@ -462,7 +462,9 @@ def test_what_no_run_starts_from(checkpoints: Path) -> None:
     )
     for name, other in (("numbers.ckpt", "model.trunk.vocab_size is"), ("bytes", "model.trunk is")):
         assert sentence("--init_from", checkpoints / name).startswith(f"init_from: {other}")
-    assert "init_from" in refusal("validate", "--config", NOTEBOOK, "--init_from", numbers)
+    assert refusal("validate", "--config", NOTEBOOK, "--init_from", numbers) == (
+        "init_from: is for fit; name the model's checkpoint by ckpt_path."
+    )
 
 
 # Prompts.
