@@ -122,6 +122,10 @@ def _checked_states(states: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
 def _ahead(tokens: Tensor, state: Tensor, farthest: int) -> int:
     """Return how many tokens are not known after the last one, up to the farthest horizon of the last position."""
     rows, length = state.shape[:2]
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        refuse(
+            _NAME, f"tokens must be whole numbers, got {tokens.dtype}; give the ids, not what was computed from them."
+        )
     if tokens.ndim != 2 or len(tokens) != rows or not length <= tokens.shape[1] <= length + farthest:
         refuse(
             _NAME,

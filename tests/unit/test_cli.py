@@ -276,9 +276,21 @@ def test_an_unknown_command_is_answered_with_the_known(command: list[str]) -> No
 NUMBERS = {
     "negative gamma": ("GeometricWeights", {"gamma": -1.0}, "gamma must be a finite number of at least 0, got -1.0."),
     "NaN gamma": ("GeometricWeights", {"gamma": float("nan")}, "gamma must be a finite number of at least 0, got nan."),
-    "negative": ("ExplicitWeights", {"values": [1.0, -0.5, 1.0]}, "values[1] must be a finite number of at least 0, got -0.5."),
-    "NaN": ("ExplicitWeights", {"values": [1.0, 1.0, float("nan")]}, "values[2] must be a finite number of at least 0, got nan."),
-    "infinite": ("ExplicitWeights", {"values": [1.0, 1.0, float("inf")]}, "values[2] must be a finite number of at least 0, got inf."),
+    "negative": (
+        "ExplicitWeights",
+        {"values": [1.0, -0.5, 1.0]},
+        "values[1] must be a finite number of at least 0, got -0.5.",
+    ),
+    "NaN": (
+        "ExplicitWeights",
+        {"values": [1.0, 1.0, float("nan")]},
+        "values[2] must be a finite number of at least 0, got nan.",
+    ),
+    "infinite": (
+        "ExplicitWeights",
+        {"values": [1.0, 1.0, float("inf")]},
+        "values[2] must be a finite number of at least 0, got inf.",
+    ),
     "too few": ("ExplicitWeights", {"values": [1.0]}, "values holds 1 weights for 3 horizons; give one per horizon."),
 }
 

@@ -136,6 +136,7 @@ def test_the_class_says_where_states_go() -> None:
             {"tokens": random_tokens(2, 9)},
             r"tokens must have the shape \(2, 6\), .* got \(2, 9\); give the tokens that",
         ),
+        ({"tokens": random_tokens(2, 6).float()}, r"tokens must be whole numbers, got torch\.float32; give the ids"),
         ({"tokens": torch.full((2, 6), 11)}, r"token 11 is outside the vocabulary 0\.\.10; mark"),
         (
             {"matrix": torch.zeros(8, 11)},
