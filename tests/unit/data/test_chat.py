@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mtp_modules.data import ByteTokenizer, Chat, Document, HuggingFaceTokenizer, JsonLines, TextDataModule
 from mtp_modules.data.documents import skipped_sentence
@@ -217,3 +218,10 @@ def test_conversations_are_packed_whole_if_that_is_asked_for(tmp_path: Path) -> 
                 assert (inside == end).sum() == 2  # both turns
                 seen += 1
     assert seen == 40
+
+
+def test_of_several_templates_the_default_one_is_taken(tmp_path: Path) -> None:
+    fast = FastTokenizer.from_str(chat_tokenizer()._fast.to_str())
+    several = {"default": CHATML, "other": LLAMA2}
+    PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="</s>", chat_template=several).save_pretrained(tmp_path)
+    assert HuggingFaceTokenizer(pretrained=str(tmp_path)).chat_template == CHATML
