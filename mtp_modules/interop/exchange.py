@@ -74,6 +74,8 @@ def export_model(
         model.save_pretrained(folder, tokenizer=tokenizer)
         return
     chosen = _format(format)
+    if model.unembedding.bias is not None:
+        refuse(chosen.name, "the format has no output bias; train with output_bias=False.")
     conventions = chosen.conventions(model)
     check_export(chosen.name, chosen.takes, conventions)
     sidecar = {"format": chosen.name, "conventions": conventions._asdict()} | _horizons(model)

@@ -36,8 +36,8 @@ def residual_heads(owner: str, model: MTPModel) -> ResidualHeads:
         refuse(owner, f"the format stores ResidualHeads, the model has {type(heads).__name__}; see docs/interop.md.")
     if not len(heads.stacks):
         refuse(owner, "the heads have no horizon beyond the first, so there is nothing to write.")
-    if len(model.unembedding.own_biases):
-        refuse(owner, "the format has no output biases; train with output_bias=False.")
+    if heads.stride != 1:
+        refuse(owner, f"readers of this format predict every next token, and stride is {heads.stride}; train with 1.")
     if hasattr(model.trunk, "norm") and not hasattr(model.trunk.norm, "weight"):
         refuse(owner, "heads of this format read the hidden states after the final norm; build with final_norm=True.")
     return heads
@@ -57,6 +57,7 @@ class Medusa(Format):
     """ResidualHeads and their output matrices, under the names of FasterDecoding's Medusa.
 
     The original code repeats one block if ``medusa_num_layers`` is above 1, so only heads of one block are written.
+    vLLM 0.32 reads these names too, and biases if ``medusa_fc_bias`` is set.
     """
 
     name = "medusa"
@@ -77,12 +78,20 @@ class Medusa(Format):
                 f"the original code repeats one block, and num_layers is {heads.num_layers}; "
                 "train with num_layers=1, or use medusa_vllm.",
             )
+        if model.unembedding.draft_tokens is not None:
+            refuse(
+                self.name,
+                f"heads of this format predict all {model.trunk.vocab_size} tokens, and num_draft_tokens is "
+                f"{len(model.unembedding.draft_tokens)}; train without it, or use medusa_vllm.",
+            )
         written = {f"{i}.{name}": value for i, s in enumerate(heads.stacks) for name, value in s.state_dict().items()}
         for index, matrix in enumerate(output_matrices(model, len(heads.stacks))):
             written[f"{index}.{heads.num_layers}.weight"] = matrix
         counts = {"medusa_num_heads": len(heads.stacks), "medusa_num_layers": heads.num_layers}
         sizes = {"hidden_size": heads.d_model, "vocab_size": model.trunk.vocab_size}
-        return written, counts | sizes | {"base_model_name_or_path": None}
+        of_vllm = {"model_type": "medusa", "architectures": ["MedusaModel"], "medusa_fc_bias": True}
+        dtype = str(model.unembedding.weight.dtype).removeprefix("torch.")
+        return written, counts | sizes | of_vllm | {"base_model_name_or_path": None, "dtype": dtype}
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
         """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""

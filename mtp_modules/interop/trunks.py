@@ -140,8 +140,6 @@ def transformer_trunk(owner: str, model: MTPModel) -> TransformerTrunk:
     shape = shape_of(trunk.layers[0])
     if shape.head_dim * shape.num_heads != trunk.d_model:
         refuse(owner, f"the format requires head_dim = d_model / num_heads, and head_dim is {shape.head_dim}.")
-    if model.unembedding.bias is not None:
-        refuse(owner, "the format has no output bias; train with output_bias=False.")
     return trunk
 
 
@@ -187,13 +185,14 @@ def trunk_config(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, An
     }
 
 
-def write_trunk(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, Tensor]:
+def write_trunk(owner: str, model: MTPModel, style: LayerStyle, *, last: LayerStyle | None = None) -> dict[str, Tensor]:
     """Return the tensors of trunk and output matrix under their names in transformers.
 
     Args:
         owner: Name of the format.
         model: The model that owns the trunk.
         style: Layer style of the format.
+        last: Style of the last layer; ``style`` if ``None``.
     """
     if isinstance(model.trunk, NamedTrunk):
         written = model.trunk.foreign_state()
@@ -201,7 +200,8 @@ def write_trunk(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, Ten
         trunk = transformer_trunk(owner, model)
         written = {"model.embed_tokens.weight": trunk.embedding.weight}
         for index, layer in enumerate(trunk.layers):
-            written |= write_layer(owner, layer, f"model.layers.{index}.", style)
+            own = last if last is not None and index == len(trunk.layers) - 1 else style
+            written |= write_layer(owner, layer, f"model.layers.{index}.", own)
         written["model.norm.weight"] = write_norm(owner, "model.norm.weight", trunk.norm, style)
     if not model.unembedding.tied:
         written["lm_head.weight"] = model.unembedding.weight
@@ -209,7 +209,12 @@ def write_trunk(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, Ten
 
 
 def read_trunk(
-    tensors: Tensors, sizes: Sizes, style: LayerStyle, *, feature_layers: Sequence[int] = ()
+    tensors: Tensors,
+    sizes: Sizes,
+    style: LayerStyle,
+    *,
+    feature_layers: Sequence[int] = (),
+    last: LayerStyle | None = None,
 ) -> tuple[TransformerTrunk, dict[str, Tensor]]:
     """Take the tensors of trunk and output matrix.
 
@@ -218,6 +223,7 @@ def read_trunk(
         sizes: Sizes of the model.
         style: Layer style of the format.
         feature_layers: Layers whose outputs the trunk also returns.
+        last: Style of the last layer; ``style`` if ``None``.
 
     Returns:
         A trunk whose weights are still to be loaded, and the state dict of trunk and output matrix under the names of
@@ -244,7 +250,8 @@ def read_trunk(
     embedding = tensors.take("model.embed_tokens.weight", sizes.vocab_size, width)
     state = {"trunk.embedding.weight": embedding}
     for index in range(sizes.num_layers):
-        read = read_layer(tensors, f"model.layers.{index}.", style, layer)
+        own = last if last is not None and index == sizes.num_layers - 1 else style
+        read = read_layer(tensors, f"model.layers.{index}.", own, layer)
         state |= {f"trunk.layers.{index}.{name}": value for name, value in read.items()}
     state["trunk.norm.weight"] = read_norm(tensors, "model.norm.weight", width, style)
     if sizes.tied:

@@ -112,6 +112,53 @@ EXPORTS: dict[str, Refused] = {
         lambda: interop.glm(trunk={"head_dim": 6}),
         "glm: the format requires head_dim = d_model / num_heads, and head_dim is 6.",
     ),
+    "modules of another width than the last layer": (
+        "glm",
+        lambda: interop.glm(ffn_width=32),
+        "glm: experts of the modules and of the trunk's last layer have one size in this format, but ffn_width is 32 "
+        "for the heads and 24 for the trunk; train heads with the ffn_width of the trunk.",
+    ),
+    "latents that float16 cannot hold": (
+        "deepseek",
+        lambda: interop.deepseek().half(),
+        "deepseek: latents are smaller than float16 has numbers; export the model in bfloat16 or float32.",
+    ),
+    "another eps than that of latents": (
+        "deepseek",
+        lambda: interop.deepseek(trunk={"norm_eps": 1e-5}, norm_eps=1e-5),
+        "deepseek: the norm of latents adds 1e-06 in transformers and the eps of all norms in vLLM, and norm_eps is "
+        "1e-05; build trunk and heads with norm_eps=1e-06.",
+    ),
+    "draft tokens": (
+        "medusa",
+        lambda: _trimmed(interop.medusa()),
+        "medusa: heads of this format predict all 19 tokens, and num_draft_tokens is 3; train without it, or use "
+        "medusa_vllm.",
+    ),
+    "draft tokens of modules": (
+        "glm",
+        lambda: _trimmed(interop.glm()),
+        "glm: modules of this format predict all 19 tokens, and num_draft_tokens is 3; train without.",
+    ),
+    "leaps": (
+        "medusa_vllm",
+        lambda: make(ResidualHeads(d_model=D, num_horizons=3, stride=2)),
+        "medusa_vllm: readers of this format predict every next token, and stride is 2; train with 1.",
+    ),
+    **{
+        f"a bias of logits in {name}": (
+            name,
+            lambda build=build: make(build(), output_bias=True),
+            f"{name}: the format has no output bias; train with output_bias=False.",
+        )
+        for name, build in {
+            "medusa": lambda: ResidualHeads(d_model=D, num_horizons=3),
+            "medusa_vllm": lambda: ResidualHeads(d_model=D, num_horizons=3),
+            "speculators": lambda: sequential(num_horizons=2, qk_norm=True),
+            "mimo": lambda: sequential(embedding_first=False),
+            "founding_paper": lambda: interop.founding().heads,
+        }.items()
+    },
     "a bias of logits": (
         "glm",
         lambda: make(sequential(), output_bias=True),
@@ -183,6 +230,11 @@ EXPORTS: dict[str, Refused] = {
 def _with(model: MTPModel, name: str, value: float) -> MTPModel:
     with torch.no_grad():
         model.get_parameter(name).view(-1)[0] = value
+    return model
+
+
+def _trimmed(model: MTPModel) -> MTPModel:
+    model.trim_drafts([1, 2, 3])
     return model
 
 
@@ -365,7 +417,7 @@ IMPORTS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
     ),
     "a trunk of experts": (
         "glm",
-        lambda folder: edited(folder, first_k_dense_replace=1),
+        lambda folder: edited(folder, first_k_dense_replace=0),
         {},
         r"^glm: layers of the trunk are mixtures of experts, which ours do not support; give trunk\.$",
     ),
