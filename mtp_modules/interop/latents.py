@@ -7,8 +7,9 @@ latent is the layer's input itself. That input has passed a norm with a gain. Th
 the norm of the latent multiplies by it again. Our matrices are stored unchanged.
 
 That norm must not rescale the latent: a normalised vector has a mean square a little below 1, by a share that depends
-on the token. So the first matrix also makes the latent tiny, of a mean square ``eps / 2**26`` at most. The norm divides
-by ``sqrt(mean square + eps)``, which is then ``sqrt(eps)`` up to a factor of ``1 + 2**-27``, less than float32 resolves.
+on the token. So the first matrix also makes the latent tiny, of a mean square of ``eps / 2**26`` at most. The norm
+divides by ``sqrt(mean square + eps)``, which is then ``sqrt(eps)`` up to a factor of ``1 + 2**-27``: less than float32
+resolves.
 """
 
 import math

@@ -63,6 +63,7 @@ class Medusa(Format):
     name = "medusa"
     keeps_trunk = False
     takes = TAKES
+    method = "medusa"
 
     def conventions(self, model: MTPModel) -> Conventions:
         """Return the conventions of a model's heads."""
@@ -92,6 +93,10 @@ class Medusa(Format):
         of_vllm = {"model_type": "medusa", "architectures": ["MedusaModel"], "medusa_fc_bias": True}
         dtype = str(model.unembedding.weight.dtype).removeprefix("torch.")
         return written, counts | sizes | of_vllm | {"base_model_name_or_path": None, "dtype": dtype}
+
+    def with_base(self, config: dict[str, Any], place: Path, base: Mapping[str, Any]) -> dict[str, Any]:
+        """Name the model where Medusa's own code looks for it."""
+        return config | {"base_model_name_or_path": str(place)}
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
         """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""

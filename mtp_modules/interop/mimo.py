@@ -33,6 +33,10 @@ class MiMo(Format):
     name = "mimo"
     keeps_trunk = True
     model_types = ("qwen2", "mimo")
+    method = "mtp"
+    vllm_chain = "after_norm"
+    vllm_state = "before_norm"
+    vllm_masks_first = True
     takes: ClassVar[Takes] = {
         "concatenation": ("state_first",),
         "trunk_state": ("after_norm",),

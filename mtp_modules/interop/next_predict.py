@@ -36,14 +36,16 @@ from mtp_modules.model import MTPModel
 class NextPredict(Format):
     """SequentialHeads and their trunk, under DeepSeek-V3's names for MTP modules.
 
-    Readers build every module with a mixture of experts, and vLLM needs one in the trunk too. The feed-forward layers of
-    the modules and of the trunk's last layer are written as shared experts, and the routed experts output 0.
+    Readers build every module with a mixture of experts, and vLLM needs one in the trunk too. The feed-forward layers
+    of the modules and of the trunk's last layer are written as shared experts, and the routed experts output 0.
 
     Attributes:
         style: Layer style of the trunk.
     """
 
     keeps_trunk = True
+    method = "mtp"
+    vllm_masks_first = True
     style: ClassVar[LayerStyle]
     takes: ClassVar[Takes] = {
         "concatenation": ("embedding_first",),
@@ -159,6 +161,7 @@ class GLM(NextPredict):
 
     name = "glm"
     model_types = ("glm4_moe",)
+    vllm_chain = "before_norm"
     style = LayerStyle()
 
     def attention(self, shape: LayerShape, norm_eps: float) -> dict[str, Any]:
@@ -180,6 +183,7 @@ class DeepSeek(NextPredict):
 
     name = "deepseek"
     model_types = ("deepseek_v3",)
+    vllm_chain = "after_norm"
     style = LayerStyle(latent=True, qk_norm=False)
 
     def attention(self, shape: LayerShape, norm_eps: float) -> dict[str, Any]:
@@ -206,6 +210,8 @@ class DeepSeek(NextPredict):
             "qk_nope_head_dim": 0,
             "v_head_dim": shape.head_dim,
             "rope_interleave": True,
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
         }
 
     def sizes(self, config: Mapping[str, Any]) -> Sizes:

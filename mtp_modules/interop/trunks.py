@@ -122,12 +122,13 @@ def read_sizes(
     )
 
 
-def transformer_trunk(owner: str, model: MTPModel) -> TransformerTrunk:
+def transformer_trunk(owner: str, model: MTPModel, *, any_head_dim: bool = False) -> TransformerTrunk:
     """Return the trunk if a transformers model can represent it.
 
     Args:
         owner: Name of the format.
         model: The model that owns the trunk.
+        any_head_dim: Whether an attention head may have another width than ``d_model / num_heads``.
 
     Raises:
         ValueError: If the trunk is of another class, or has a part that the format cannot store.
@@ -138,23 +139,24 @@ def transformer_trunk(owner: str, model: MTPModel) -> TransformerTrunk:
     if trunk.num_previous:
         refuse(owner, f"the format has no embeddings of previous tokens, and num_previous is {trunk.num_previous}.")
     shape = shape_of(trunk.layers[0])
-    if shape.head_dim * shape.num_heads != trunk.d_model:
+    if not any_head_dim and shape.head_dim * shape.num_heads != trunk.d_model:
         refuse(owner, f"the format requires head_dim = d_model / num_heads, and head_dim is {shape.head_dim}.")
     return trunk
 
 
-def trunk_config(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, Any]:
+def trunk_config(owner: str, model: MTPModel, style: LayerStyle, *, any_head_dim: bool = False) -> dict[str, Any]:
     """Return the trunk's entries of ``config.json``.
 
     Args:
         owner: Name of the format.
         model: The model that owns the trunk.
         style: Layer style of the format.
+        any_head_dim: Whether an attention head may have another width than ``d_model / num_heads``.
 
     Raises:
         ValueError: If the format cannot represent the trunk.
     """
-    trunk = transformer_trunk(owner, model)
+    trunk = transformer_trunk(owner, model, any_head_dim=any_head_dim)
     first = trunk.layers[0]
     shape = shape_of(first)
     if not hasattr(trunk.norm, "eps"):
@@ -197,7 +199,7 @@ def write_trunk(owner: str, model: MTPModel, style: LayerStyle, *, last: LayerSt
     if isinstance(model.trunk, NamedTrunk):
         written = model.trunk.foreign_state()
     else:
-        trunk = transformer_trunk(owner, model)
+        trunk = transformer_trunk(owner, model, any_head_dim=True)  # a format that minds has looked at it
         written = {"model.embed_tokens.weight": trunk.embedding.weight}
         for index, layer in enumerate(trunk.layers):
             own = last if last is not None and index == len(trunk.layers) - 1 else style
