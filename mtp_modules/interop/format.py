@@ -173,12 +173,7 @@ def fill(trunk: Trunk, heads: Heads, state: Mapping[str, Tensor], **options: Any
 
 
 def attach_heads(
-    owner: str,
-    base: MTPModel | None,
-    heads: Heads,
-    state: Mapping[str, Tensor],
-    own: bool = False,
-    num_draft_tokens: int | None = None,
+    owner: str, base: MTPModel | None, heads: Heads, state: Mapping[str, Tensor], own: bool = False
 ) -> MTPModel:
     """Attach heads to the trunk and horizon 1 of another model.
 
@@ -188,7 +183,6 @@ def attach_heads(
         heads: The new heads.
         state: Tensors of the heads and of their own output matrices, under the names of the new model.
         own: Whether every horizon has its own output matrix.
-        num_draft_tokens: How many tokens horizons beyond the first predict, if not all.
 
     Raises:
         ValueError: If ``base`` is ``None``, its width differs, or its heads transform the hidden state for horizon 1.
@@ -209,13 +203,7 @@ def attach_heads(
         refuse(owner, "the model given as trunk has an output bias, which the format does not support.")
     tied = base.unembedding.tied
     heads.to(base.unembedding.weight.dtype)
-    model = MTPModel(
-        trunk=copy.deepcopy(base.trunk),
-        heads=heads,
-        tie_embeddings=tied,
-        own_unembeddings=own,
-        num_draft_tokens=num_draft_tokens,
-    )
+    model = MTPModel(trunk=copy.deepcopy(base.trunk), heads=heads, tie_embeddings=tied, own_unembeddings=own)
     kept = {
         name: value
         for name, value in base.state_dict().items()

@@ -36,6 +36,9 @@ def residual_heads(owner: str, model: MTPModel) -> ResidualHeads:
         refuse(owner, f"the format stores ResidualHeads, the model has {type(heads).__name__}; see docs/interop.md.")
     if not len(heads.stacks):
         refuse(owner, "the heads have no horizon beyond the first, so there is nothing to write.")
+    if model.unembedding.draft_tokens is not None:  # vLLM 0.32 has names for them, but rejects what has them
+        count, all_tokens = len(model.unembedding.draft_tokens), model.trunk.vocab_size
+        refuse(owner, f"heads predict all {all_tokens} tokens here, and num_draft_tokens is {count}; train without it.")
     if heads.stride != 1:
         refuse(owner, f"readers of this format predict every next token, and stride is {heads.stride}; train with 1.")
     if hasattr(model.trunk, "norm") and not hasattr(model.trunk.norm, "weight"):
@@ -78,12 +81,6 @@ class Medusa(Format):
                 self.name,
                 f"the original code repeats one block, and num_layers is {heads.num_layers}; "
                 "train with num_layers=1, or use medusa_vllm.",
-            )
-        if model.unembedding.draft_tokens is not None:
-            refuse(
-                self.name,
-                f"heads of this format predict all {model.trunk.vocab_size} tokens, and num_draft_tokens is "
-                f"{len(model.unembedding.draft_tokens)}; train without it, or use medusa_vllm.",
             )
         written = {f"{i}.{name}": value for i, s in enumerate(heads.stacks) for name, value in s.state_dict().items()}
         for index, matrix in enumerate(output_matrices(model, len(heads.stacks))):

@@ -19,8 +19,7 @@ from mtp_modules.model import MTPModel
 class MedusaVLLM(Format):
     """ResidualHeads and their output matrices, under the names of vLLM's Medusa.
 
-    Heads that share one output matrix are written with ``original_lm_head``, which stores it once. Heads that predict a
-    part of the vocabulary have a ``token_map``, with which vLLM 0.32 loads a shared matrix only.
+    Heads that share the output matrix of horizon 1 are written with ``original_lm_head``, which stores it once.
     """
 
     name = "medusa_vllm"
@@ -42,18 +41,9 @@ class MedusaVLLM(Format):
                 block = stack.get_submodule(f"{layer}.linear")
                 for name, value in block.state_dict().items():
                     written[f"blocks.{index}.layers.{layer}.{name}"] = value
-        own_weights, trimmed = model.unembedding.own_weights, model.unembedding.draft_tokens
-        if trimmed is not None and len(own_weights) > 1:
-            refuse(
-                self.name,
-                f"readers of this format load num_draft_tokens={len(trimmed)} with one shared output matrix only, the "
-                f"heads have {len(own_weights)}; train with own_unembeddings=False, or without num_draft_tokens.",
-            )
-        own = len(own_weights) > 0 and trimmed is None
+        own = len(model.unembedding.own_weights) > 0
         for index, matrix in enumerate(output_matrices(model, len(heads.stacks) if own else 1)):
             written[f"lm_heads.{index}.weight"] = matrix
-        if trimmed is not None:
-            written["token_map"] = trimmed
         return written, {
             "model_type": "medusa",
             "architectures": ["MedusaModel"],
@@ -61,7 +51,7 @@ class MedusaVLLM(Format):
             "num_hidden_layers": heads.num_layers,
             "hidden_size": heads.d_model,
             "vocab_size": model.trunk.vocab_size,
-            "truncated_vocab_size": model.trunk.vocab_size if trimmed is None else len(trimmed),
+            "truncated_vocab_size": model.trunk.vocab_size,
             "medusa_fc_bias": True,
             "original_lm_head": not own,
             "dtype": str(model.unembedding.weight.dtype).removeprefix("torch."),
@@ -71,10 +61,8 @@ class MedusaVLLM(Format):
         """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
         width, vocab = field(self.name, config, "hidden_size"), field(self.name, config, "vocab_size")
         count, layers = field(self.name, config, "num_heads"), field(self.name, config, "num_hidden_layers")
-        rows, shared = field(self.name, config, "truncated_vocab_size", vocab), config.get("original_lm_head", False)
-        trimmed = tensors.take("token_map", rows) if rows != vocab else None
-        if trimmed is not None and not shared:
-            refuse(self.name, "heads of a part of the vocabulary (token_map) must share a matrix: original_lm_head.")
+        if field(self.name, config, "truncated_vocab_size", vocab) != vocab or "token_map" in tensors:
+            refuse(self.name, "the heads predict a part of the vocabulary (token_map), and ours predict all of it.")
         if field(self.name, config, "logit_scale", 1.0) != 1.0:
             refuse(self.name, f"logit_scale is {config['logit_scale']}, and our logits are not scaled.")
         base = wanted.trunk
@@ -88,11 +76,9 @@ class MedusaVLLM(Format):
                 state[f"{ours}.weight"] = tensors.take(f"{name}.weight", width, width)
                 bias = tensors.take(f"{name}.bias", width) if biases else torch.zeros_like(state[f"{ours}.weight"][0])
                 state[f"{ours}.bias"] = bias
-        matrices = [tensors.take(f"lm_heads.{head}.weight", rows, width) for head in range(1 if shared else count)]
-        if trimmed is not None:
-            order = trimmed.argsort()  # ours ascend
-            state |= {"unembedding.draft_tokens": trimmed[order], "unembedding.own_weights.0": matrices[0][order]}
-        elif not shared:
+        shared = field(self.name, config, "original_lm_head", False)
+        matrices = [tensors.take(f"lm_heads.{head}.weight", vocab, width) for head in range(1 if shared else count)]
+        if not shared:
             state |= {f"unembedding.own_weights.{head}": matrix for head, matrix in enumerate(matrices)}
         elif base is not None and not torch.equal(matrices[0], base.unembedding.weight):
             refuse(
@@ -101,6 +87,4 @@ class MedusaVLLM(Format):
                 "its values differ; give the model that the heads belong to.",
             )
         heads = ResidualHeads(d_model=width, num_horizons=count + 1, num_layers=layers)
-        return attach_heads(
-            self.name, base, heads, state, own=not shared, num_draft_tokens=None if trimmed is None else rows
-        )
+        return attach_heads(self.name, base, heads, state, own=not shared)

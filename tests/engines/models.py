@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,40 +12,35 @@ _LAYERS: dict[str, Any] = {"d_model": WIDTH, "num_heads": HEADS, "ffn_width": 25
 
 
 class Case(NamedTuple):
-    """A model to train, and the format that it is exported in.
+    """A model to train.
 
     Attributes:
-        format: Name of the format.
         heads: Class of the heads.
         options: Arguments of the heads beyond the sizes.
         trunk: Arguments of the trunk beyond the sizes.
         model: Arguments of the model.
+        formats: Formats that the model is exported in.
     """
 
-    format: str
     heads: str
-    options: dict[str, Any]
-    trunk: dict[str, Any] = {}
-    model: dict[str, Any] = {}
+    options: Mapping[str, Any]
+    trunk: Mapping[str, Any]
+    model: Mapping[str, Any]
+    formats: tuple[str, ...]
 
 
 _SHARED = {"num_horizons": 3, "shared": True}
-_QK = {"qk_norm": True}
+_AFTER = _SHARED | {"chain_norm": True}
+_QK, _ONE_KEY = {"qk_norm": True}, {"num_kv_heads": 1}
 CASES = {
-    "qwen": Case("qwen", "SequentialHeads", _SHARED | _QK | {"chain_norm": True}, _QK),
-    "glm": Case("glm", "SequentialHeads", _SHARED),
-    "mimo": Case("mimo", "SequentialHeads", _SHARED | {"chain_norm": True, "embedding_first": False}),
-    "deepseek": Case(
-        "deepseek", "SequentialHeads", _SHARED | {"chain_norm": True, "num_kv_heads": 1}, {"num_kv_heads": 1}
-    ),
-    "medusa": Case("medusa", "ResidualHeads", {"num_horizons": 4}, {}, {"own_unembeddings": True}),
-    "medusa_vllm": Case("medusa_vllm", "ResidualHeads", {"num_horizons": 4, "num_layers": 2}, _QK),
-    "medusa_vllm_draft_tokens": Case(
-        "medusa_vllm", "ResidualHeads", {"num_horizons": 4}, {}, {"num_draft_tokens": 64}
-    ),
-    "speculators": Case("speculators", "SequentialHeads", _SHARED | _QK | {"chain_norm": True}, _QK),
+    "qwen": Case("SequentialHeads", _AFTER | _QK, _QK, {}, ("qwen", "speculators")),
+    "glm": Case("SequentialHeads", _SHARED, {}, {}, ("glm",)),
+    "mimo": Case("SequentialHeads", _AFTER | {"embedding_first": False}, {}, {}, ("mimo",)),
+    "deepseek": Case("SequentialHeads", _AFTER | _ONE_KEY, _ONE_KEY, {}, ("deepseek",)),
+    "medusa": Case("ResidualHeads", {"num_horizons": 4}, {}, {"own_unembeddings": True}, ("medusa", "medusa_vllm")),
+    "medusa_shared": Case("ResidualHeads", {"num_horizons": 4, "num_layers": 2}, _QK, {}, ("medusa_vllm",)),
 }
-"""Every format that an engine is tried with, by the name of its case."""
+"""The models by name: together they are exported in every format that another program reads as it is."""
 
 
 def configuration(case: Case, folder: Path, steps: int) -> dict[str, Any]:
@@ -56,9 +52,9 @@ def configuration(case: Case, folder: Path, steps: int) -> dict[str, Any]:
         steps: How many steps to train.
     """
     sequential = case.heads == "SequentialHeads"
-    heads = (_LAYERS if sequential else {}) | case.options
+    heads = (_LAYERS if sequential else {}) | dict(case.options)
     heads.pop("d_model", None)
-    trunk = {"vocab_size": 256, "num_layers": 2, "embedding_std": 1.0} | _LAYERS | case.trunk
+    trunk = {"vocab_size": 256, "num_layers": 2, "embedding_std": 1.0} | _LAYERS | dict(case.trunk)
     return {
         "seed_everything": 1,
         "trainer": {
@@ -113,7 +109,7 @@ def train(name: str, folder: Path, steps: int) -> Path:
         steps: How many steps to train.
     """
     run = folder / name
-    if not (run / "last.ckpt").is_file():
+    if not (run / "checkpoints" / "last.ckpt").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{name}.yaml"
         file.write_text(json.dumps(configuration(CASES[name], run, steps)), encoding="utf-8")  # JSON is YAML

@@ -1,6 +1,6 @@
 """Let torchvision be imported beside a torch without CUDA; Python imports this module when it starts.
 
-The torchvision that pip installs is linked to CUDA. Without it, its operators are missing, and one is needed to import
+The torchvision that pip installs is linked to CUDA. Without it, its operators are missing, and two are needed to import
 it. vLLM's models for images import it, and its Qwen3.5 is one of them; its engine starts processes of its own.
 """
 
@@ -13,7 +13,7 @@ _kept: list[Any] = []
 
 
 class _Before(MetaPathFinder):
-    """Declares the missing operator just before it is looked for."""
+    """Declares the missing operators just before they are looked for."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> None:
         if name == "torchvision._meta_registrations" and not _kept:
@@ -23,7 +23,8 @@ class _Before(MetaPathFinder):
                 torch.ops.torchvision.nms  # noqa: B018
             except AttributeError:
                 library = torch.library.Library("torchvision", "FRAGMENT")
-                library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                for operator in ("nms", "qnms"):
+                    library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
                 _kept.append(library)
 
 

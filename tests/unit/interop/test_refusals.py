@@ -132,13 +132,17 @@ EXPORTS: dict[str, Refused] = {
     "draft tokens": (
         "medusa",
         lambda: _trimmed(interop.medusa()),
-        "medusa: heads of this format predict all 19 tokens, and num_draft_tokens is 3; train without it, or use "
-        "medusa_vllm.",
+        "medusa: heads predict all 19 tokens here, and num_draft_tokens is 3; train without it.",
     ),
     "draft tokens of modules": (
         "glm",
         lambda: _trimmed(interop.glm()),
-        "glm: modules of this format predict all 19 tokens, and num_draft_tokens is 3; train without.",
+        "glm: heads predict all 19 tokens here, and num_draft_tokens is 3; train without it.",
+    ),
+    "draft tokens that vLLM rejects": (
+        "medusa_vllm",
+        lambda: _trimmed(interop.medusa()),
+        "medusa_vllm: heads predict all 19 tokens here, and num_draft_tokens is 3; train without it.",
     ),
     "leaps": (
         "medusa_vllm",
