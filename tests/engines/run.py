@@ -25,8 +25,11 @@ BEGIN, END = "<!-- engines: begin -->", "<!-- engines: end -->"
 NEW, STEPS, SAMPLES = 64, 200, 3000
 LOADED_ONLY = {"deepseek": {"VLLM_MLA_DISABLE": "1"}}
 """What vLLM loads on a CPU but cannot compute: its latent attention there has fixed widths. And how it is loaded."""
+CLOSE = 1e-4
+"""How far logits of the same weights may be apart in float32."""
 SERVED = "qwen"
 SAMPLED = "medusa"
+WITH_DRAFTS, WITHOUT_DRAFTS = f"{SAMPLED}, {SAMPLED}", f"{SAMPLED}, without drafts"
 
 
 def export(name: str, format: str, folder: Path) -> tuple[Path, str | None]:
@@ -71,8 +74,8 @@ def judge(name: str, format: str, result: dict[str, Any], ours: Ours | None, eng
     return row(format, name, engine, "yes", "all" if same else "no", *given), wrong
 
 
-def write_table(rows: list[str]) -> None:
-    """Put the table between its markers."""
+def write_table(rows: list[str], said: str) -> None:
+    """Put the table, and what was sampled, between the markers."""
     text = PAGE.read_text(encoding="utf-8")
     head = (
         "| format | model | engine | date | loads | tokens equal | accepted by depth | ours |",
@@ -80,7 +83,7 @@ def write_table(rows: list[str]) -> None:
     )
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text("\n".join((before + BEGIN, *head, *rows, END + after)), encoding="utf-8")
+    PAGE.write_text("\n".join((before + BEGIN, "", *head, *rows, "", said, "", END + after)), encoding="utf-8")
 
 
 def main() -> None:
@@ -95,13 +98,15 @@ def main() -> None:
     expected: dict[str, tuple[str, str, Ours | None]] = {}
     prompts = [list(prompt.encode()) for prompt in PROMPTS]
     commands: dict[str, str] = {}
+    drafts: dict[str, Path] = {}
     for name in given.models:
         print(f"training {name}", flush=True)
         model, _ = load_model(train(name, folder, given.steps))
         ours = decode(model, prompts, NEW)
         for format in CASES[name].formats:
-            _, serves = export(name, format, folder)
+            out, serves = export(name, format, folder)
             if serves is None:
+                drafts[name] = out
                 continue
             label, loaded_only = f"{name}, {format}", format in LOADED_ONLY
             expected[label] = (name, format, None if loaded_only else ours)
@@ -111,20 +116,30 @@ def main() -> None:
                 "prompts": prompts,
                 "max_tokens": NEW,
                 "generate": not loaded_only,
-                "samples": SAMPLES if label == f"{SAMPLED}, {SAMPLED}" else 0,
+                "samples": SAMPLES if label == WITH_DRAFTS else 0,
                 "environment": LOADED_ONLY.get(format, {}),
             }
+    if WITH_DRAFTS in jobs:
+        without = commands[WITH_DRAFTS].partition(" --speculative-config")[0]
+        jobs[WITHOUT_DRAFTS] = jobs[WITH_DRAFTS] | {"command": without}
     results = serve(jobs, folder)
     rows, wrong = [], []
     for label, (name, format, known) in expected.items():
         made, found = judge(name, format, results[label], known, f"vLLM {results['version']}")
         rows.append(made)
         wrong += found
-    wrong += check_samples(results, folder, prompts[0]) if SAMPLED in given.models else []
+    for name, out in drafts.items():
+        made, found = check_speculators(name, out, folder, prompts)
+        rows.append(made)
+        wrong += found
+    said = ""
+    if WITH_DRAFTS in jobs:
+        said, found = check_samples(results, folder, prompts[0])
+        wrong += found
     wrong += check_server(commands, folder, expected) if SERVED in given.models else []
-    print("\n".join(rows), flush=True)
+    print("\n".join((*rows, said)), flush=True)
     if given.models == list(CASES) and not wrong:
-        write_table(rows)
+        write_table(rows, said)
     if wrong:
         sys.exit("\n".join(wrong))
 
@@ -138,17 +153,48 @@ def serve(jobs: dict[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def check_samples(results: dict[str, Any], folder: Path, prompt: list[int]) -> list[str]:
-    """Compare what was sampled with the exact distributions of the first two tokens."""
-    result = results[f"{SAMPLED}, {SAMPLED}"]
-    if "sampled" not in result:
-        return [f"{SAMPLED}: nothing was sampled"]
-    wrong = []
-    for place, exact in enumerate(distributions(load_model(folder / SAMPLED)[0], prompt)):
-        found, limit = distance(result["sampled"][place], exact)
-        print(f"token {place + 1} of {SAMPLES} samples: statistic {found:.1f}, at most {limit:.1f}", flush=True)
-        wrong += [f"{SAMPLED}: token {place + 1} has another distribution"] if found > limit else []
-    return wrong
+def check_speculators(name: str, out: Path, folder: Path, prompts: list[list[int]]) -> tuple[str, list[str]]:
+    """Load a draft model with speculators, which finds the verifier beside it, and compare all logits with ours."""
+    from importlib.metadata import version
+
+    import torch
+    from speculators.models.mtp import MTPDraftModel
+
+    model, theirs = load_model(folder / name)[0], MTPDraftModel.from_pretrained(out).eval()
+    furthest = 0.0
+    with torch.no_grad():
+        for prompt in prompts:
+            tokens = torch.tensor([prompt])
+            states, (logits, _, _) = model(tokens), theirs(tokens, model.trunk(tokens).hidden)
+            for index, (state, other) in enumerate(zip(states[1:], logits, strict=True), 1):
+                ours = model.unembedding.logits(state, index)
+                furthest = max(furthest, (other[:, : ours.shape[1]] - ours).abs().max().item())
+    equal = furthest < CLOSE
+    engine = f"speculators {version('speculators')}"
+    made = row("speculators", name, engine, "yes", "logits" if equal else "no", "", "")
+    return made, [] if equal else [f"{name}, speculators: logits differ by {furthest}"]
+
+
+def check_samples(results: dict[str, Any], folder: Path, prompt: list[int]) -> tuple[str, list[str]]:
+    """Compare samples with the exact distributions of the first two tokens; return a sentence, and what is wrong.
+
+    No draft stands behind the first token. An engine that samples from another distribution once it has drafts is
+    reported; only without drafts is it a matter of what was exported.
+    """
+    exact = distributions(load_model(folder / SAMPLED)[0], prompt)
+    found = {
+        label: [distance(results[label]["sampled"][place], exact[place]) for place in range(2)]
+        for label in (WITHOUT_DRAFTS, WITH_DRAFTS)
+    }
+    parts, wrong = [], []
+    for label, how in ((WITHOUT_DRAFTS, "without drafts"), (WITH_DRAFTS, "with drafts")):
+        for place, (statistic, limit) in enumerate(found[label], 1):
+            parts.append(f"{statistic:.1f} for token {place} {how} (at most {limit:.1f} by chance)")
+            if statistic > limit and (label == WITHOUT_DRAFTS or place == 1):
+                wrong.append(f"{label}: token {place} has another distribution")
+    same = all(statistic <= limit for statistic, limit in found[WITH_DRAFTS])
+    verdict = "The distributions are ours." if same else "So this build samples from another distribution with drafts."
+    return f"Pearson's statistic of {SAMPLES:,} samples of `{SAMPLED}`: {'; '.join(parts)}. {verdict}", wrong
 
 
 def check_server(

@@ -68,7 +68,8 @@ def serve(job: dict[str, Any]) -> dict[str, Any]:
     made = llm.generate(prompts, greedy, use_tqdm=False)
     result["tokens"] = [list(each.outputs[0].token_ids) for each in made]
     found = {metric.name: metric for metric in llm.get_metrics()}
-    result["rounds"], result["accepted"] = found[ROUNDS].value, list(found[ACCEPTED].values)
+    if "--speculative-config" in job["command"]:
+        result["rounds"], result["accepted"] = found[ROUNDS].value, list(found[ACCEPTED].values)
     if job["samples"]:
         sampled = SamplingParams(temperature=1.0, max_tokens=3, detokenize=False, ignore_eos=True, seed=None)
         many = llm.generate(prompts[:1] * job["samples"], sampled, use_tqdm=False)
