@@ -46,12 +46,14 @@ def serve(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: With ``command``, ``prompts``, ``max_tokens``; ``generate`` is false if loading is all; ``samples`` is the
-            number of samples after the first prompt.
+            number of samples after the first prompt; ``mended`` says whether to mend the temperatures of drafts.
     """
     import torch
     from vllm import LLM, SamplingParams
 
     torch.set_num_threads(1)
+    if job["mended"]:
+        mend_temperatures()
     llm = LLM(
         **options(job["command"]),
         enforce_eager=True,
@@ -76,6 +78,19 @@ def serve(job: dict[str, Any]) -> dict[str, Any]:
         counts = [Counter(each.outputs[0].token_ids[place] for each in many) for place in range(3)]
         result["sampled"] = [{str(token): count for token, count in counter.items()} for counter in counts]
     return result
+
+
+def mend_temperatures() -> None:
+    """Give each draft the temperature of its request, which vLLM 0.32 converts, writes, and throws away on a CPU."""
+    import torch
+    from vllm.utils import cpu_triton_utils
+
+    def expand(output: Any, of_requests: Any, ends: Any, replaced: Any, by: Any, **_: Any) -> None:
+        counts = torch.diff(ends, prepend=ends.new_zeros(1)).long()
+        values = torch.where(of_requests == replaced, torch.full_like(of_requests, by), of_requests)
+        output.copy_(values.repeat_interleave(counts))
+
+    cpu_triton_utils._expand_kernel_impl = expand
 
 
 def main() -> None:
