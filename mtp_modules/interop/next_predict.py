@@ -109,7 +109,10 @@ class NextPredict(Format):
         return write_trunk(self.name, model, self.style, last=last), config
 
     def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the modules. Each has a copy of the embedding and the output matrix, which some readers require."""
+        """Return the modules. Each has a copy of the embedding and the output matrix, which some readers require.
+
+        An output matrix that is the embedding is written too, because vLLM does not tie them in these architectures.
+        """
         heads = sequential_heads(self.name, model)
         sizes = self.sizes(config)
         check_sizes(self.name, model, heads, sizes, any_ffn=True)
@@ -126,6 +129,8 @@ class NextPredict(Format):
         for index in range(len(heads.steps)):
             written[f"{names(index).layer}embed_tokens.weight"] = _embedding(model)
             written[f"{names(index).layer}shared_head.head.weight"] = model.unembedding.weight
+        if model.unembedding.tied:
+            written["lm_head.weight"] = model.unembedding.weight
         return written, {"num_nextn_predict_layers": len(heads.steps)}
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:

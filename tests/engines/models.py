@@ -35,6 +35,7 @@ _QK, _ONE_KEY = {"qk_norm": True}, {"num_kv_heads": 1}
 CASES = {
     "qwen": Case("SequentialHeads", _AFTER | _QK, _QK, {}, ("qwen", "speculators")),
     "glm": Case("SequentialHeads", _SHARED, {}, {}, ("glm",)),
+    "glm_tied": Case("SequentialHeads", _SHARED, {"embedding_std": 0.02}, {"tie_embeddings": True}, ("glm",)),
     "mimo": Case("SequentialHeads", _AFTER | {"embedding_first": False}, {}, {}, ("mimo",)),
     "deepseek": Case("SequentialHeads", _AFTER | _ONE_KEY, _ONE_KEY, {}, ("deepseek",)),
     "medusa": Case("ResidualHeads", {"num_horizons": 4}, {}, {"own_unembeddings": True}, ("medusa", "medusa_vllm")),

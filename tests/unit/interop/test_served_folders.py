@@ -154,6 +154,16 @@ def test_mimo_is_a_qwen2_that_vllm_knows(tmp_path: Path) -> None:
     assert "model.norm.weight" in stored(tmp_path / "model.safetensors")
 
 
+@pytest.mark.parametrize(("name", "build"), [("glm", interop.glm), ("deepseek", interop.deepseek)])
+def test_an_output_matrix_is_there_for_readers_that_do_not_tie(name: str, build: Any, tmp_path: Path) -> None:
+    model = build(tied=True)
+    export_model(model, tmp_path, format=name)
+    tensors = stored(tmp_path / "model.safetensors")
+    assert torch.equal(tensors["lm_head.weight"], model.unembedding.weight)
+    assert read_json(tmp_path / "config.json")["tie_word_embeddings"] is True
+    same_logits(tmp_path, model)
+
+
 def test_the_end_of_a_text_is_in_both_configurations(tmp_path: Path) -> None:
     model = interop.qwen()
     export_model(model, tmp_path / "bytes", format="qwen", tokenizer=ByteTokenizer())
