@@ -48,6 +48,7 @@ class Format(ABC):
         vllm_chain: Which state vLLM passes from one module to the next; ``None`` without modules.
         vllm_state: Which state of the trunk vLLM gives to the heads.
         vllm_masks_first: Whether vLLM replaces the embedding at position 0 by zero.
+        vllm_notes: What else vLLM does otherwise, a sentence each.
     """
 
     name: ClassVar[str]
@@ -59,6 +60,7 @@ class Format(ABC):
     vllm_chain: ClassVar[str | None] = None
     vllm_state: ClassVar[str] = "after_norm"
     vllm_masks_first: ClassVar[bool] = False
+    vllm_notes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def conventions(self, model: MTPModel) -> Conventions:
@@ -129,6 +131,7 @@ class Format(ABC):
         notes = notes_of(
             self.method, model, chain=self.vllm_chain, state=self.vllm_state, masks_first=self.vllm_masks_first
         )
+        notes += self.vllm_notes
         if not has_tokenizer:
             notes += ("Without a tokenizer of bytes or of Hugging Face, vLLM takes and returns token ids only.",)
         return Exported(command_of(self.method, model, folder, has_tokenizer=has_tokenizer), notes)

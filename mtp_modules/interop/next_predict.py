@@ -189,6 +189,10 @@ class DeepSeek(NextPredict):
     name = "deepseek"
     model_types = ("deepseek_v3",)
     vllm_chain = "after_norm"
+    vllm_notes = (
+        "vLLM 0.32 loads this format on a CPU, but gives other tokens there, and no GPU was tried: to serve on a CPU, "
+        "export the same heads in the format glm.",
+    )
     style = LayerStyle(latent=True, qk_norm=False)
 
     def attention(self, shape: LayerShape, norm_eps: float) -> dict[str, Any]:

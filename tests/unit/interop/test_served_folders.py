@@ -207,6 +207,8 @@ NOTES: dict[str, tuple[str, MTPModel, int, list[str]]] = {
         "vLLM passes the state after its norm from module to module, these heads were trained on that before it, so "
         "drafts beyond the first are accepted less often: train with chain_norm=True.",
         MASKED,
+        "vLLM 0.32 loads this format on a CPU, but gives other tokens there, and no GPU was tried: to serve on a CPU, "
+        "export the same heads in the format glm.",
     ]),
     "the state before the norm": ("mimo", sequential(shared=True, chain_norm=True, embedding_first=False), 2, [
         "vLLM gives the modules the trunk's state before its final norm, these heads were trained on the one after it, "
