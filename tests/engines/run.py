@@ -188,6 +188,9 @@ def check_samples(results: dict[str, Any], folder: Path, prompt: list[int]) -> t
     parts, wrong = [], []
     cases = ((WITHOUT_DRAFTS, "without drafts"), (WITH_DRAFTS, "with drafts"), (MENDED, "with drafts, mended"))
     for label, how in cases:
+        if "sampled" not in results[label]:
+            wrong.append(f"{label}: nothing was sampled\n{results[label]['error']}")
+            continue
         for place in range(2):
             statistic, limit = distance(results[label]["sampled"][place], exact[place])
             parts.append(f"| {how} | {place + 1} | {statistic:.1f} | {limit:.1f} |")

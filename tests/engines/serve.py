@@ -85,7 +85,7 @@ def mend_temperatures() -> None:
     import torch
     from vllm.utils import cpu_triton_utils
 
-    def expand(output: Any, of_requests: Any, ends: Any, replaced: Any, by: Any, **_: Any) -> None:
+    def expand(output: Any, of_requests: Any, ends: Any, replaced: Any, by: Any, _: Any) -> None:
         counts = torch.diff(ends, prepend=ends.new_zeros(1)).long()
         values = torch.where(of_requests == replaced, torch.full_like(of_requests, by), of_requests)
         output.copy_(values.repeat_interleave(counts))
