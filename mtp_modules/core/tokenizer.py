@@ -54,6 +54,13 @@ class Tokenizer(Component, ABC):
             ValueError: If an id is negative.
         """
 
+    def foreign_files(self) -> dict[str, str]:
+        """Return the content of the files by which ``transformers`` and engines know this tokenizer, by name.
+
+        There are none by default: the tokenizer is known to this package only.
+        """
+        return {}
+
 
 def known_tokens(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
     """Return the ids for which a tokenizer has tokens.

@@ -180,6 +180,41 @@ class HuggingFaceTokenizer(Tokenizer):
             refuse(self, f"the chat template rejects a conversation ({error!s:.200}); leave it out, or repair it.")
         return rendered
 
+    def foreign_files(self) -> dict[str, str]:
+        """Return its content; what a post-processor adds behind a text, which goes on, is left out."""
+        content = json.loads(self._fast.to_str())
+        encoded = self._fast.encode("a", add_special_tokens=True).ids
+        if encoded != self.encode("a"):
+            content["post_processor"] = self._adds_before()
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **self.special_tokens,
+        }
+        if self._end_token is not None:
+            config.setdefault("eos_token", self._fast.id_to_token(self._end_token))
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        return {
+            "tokenizer.json": json.dumps(content, ensure_ascii=False) + "\n",
+            "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+        }
+
+    def _adds_before(self) -> dict[str, Any] | None:
+        """Return a post-processor that adds ``begin_tokens`` and nothing else."""
+        if not self._begin_tokens:
+            return None
+        names = {index: str(self._fast.id_to_token(index)) for index in self._begin_tokens}
+        before = [{"SpecialToken": {"id": names[index], "type_id": 0}} for index in self._begin_tokens]
+        first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+        special = {name: {"id": name, "ids": [index], "tokens": [name]} for index, name in names.items()}
+        return {
+            "type": "TemplateProcessing",
+            "single": [*before, first],
+            "pair": [*before, first, second],
+            "special_tokens": special,
+        }
+
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or forked workers print a warning
         encoded = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)

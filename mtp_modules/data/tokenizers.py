@@ -1,5 +1,6 @@
 """Tokenizers: text to token ids and back."""
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -55,6 +56,35 @@ class ByteTokenizer(Tokenizer):
         except ValueError:  # not all are bytes
             found = bytes(known_tokens(self, tokens))
         return found.decode("utf-8", "replace")
+
+    def foreign_files(self) -> dict[str, str]:
+        """Return a byte-level vocabulary without merges, in which the id of a token is its byte.
+
+        No token is special: what ends a document, byte 0, is named where models are configured.
+        """
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        model = {"type": "BPE", "vocab": {symbol: byte for byte, symbol in enumerate(_byte_symbols())}, "merges": []}
+        content: dict[str, Any] = {
+            "version": "1.0",
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": byte_level,
+            "post_processor": None,
+            "decoder": byte_level,
+            "model": model,
+        }
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        return {
+            "tokenizer.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+            "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+        }
+
+
+def _byte_symbols() -> list[str]:
+    """Return the character by which byte-level tokenizers spell each byte: itself if printed, else one from 256 on."""
+    printed = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printed else next(others)) for byte in range(256)]
 
 
 class WordTokenizer(Tokenizer):

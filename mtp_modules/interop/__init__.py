@@ -1,5 +1,6 @@
 """Export to and import from the checkpoint formats of other programs, one file per format."""
 
+from mtp_modules.interop.card import Facts
 from mtp_modules.interop.conventions import Conventions
 from mtp_modules.interop.exchange import export_model, import_model
 from mtp_modules.interop.format import Format
@@ -10,6 +11,7 @@ from mtp_modules.interop.mimo import MiMo
 from mtp_modules.interop.next_predict import GLM, DeepSeek
 from mtp_modules.interop.own_trunk import with_own_trunk
 from mtp_modules.interop.qwen import Qwen
+from mtp_modules.interop.serving import Exported
 from mtp_modules.interop.speculators import Speculators
 from mtp_modules.interop.tensors import check_trained
 from mtp_modules.interop.trunks import NamedTrunk
@@ -18,6 +20,8 @@ __all__ = [
     "GLM",
     "Conventions",
     "DeepSeek",
+    "Exported",
+    "Facts",
     "Format",
     "FoundingPaper",
     "Medusa",

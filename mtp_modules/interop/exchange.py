@@ -1,5 +1,6 @@
 """Export a model to a foreign format, and import one."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -9,8 +10,11 @@ import torch
 from mtp_modules.core.budget import Budget
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.core.saving import write_text
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.interop import files
+from mtp_modules.interop.base import BASE, no_base, write_base
+from mtp_modules.interop.card import CARD, Facts, card
 from mtp_modules.interop.conventions import check_export, resolve
 from mtp_modules.interop.format import Format, Wanted
 from mtp_modules.interop.founding_paper import FoundingPaper
@@ -19,6 +23,7 @@ from mtp_modules.interop.medusa_vllm import MedusaVLLM
 from mtp_modules.interop.mimo import MiMo
 from mtp_modules.interop.next_predict import GLM, DeepSeek
 from mtp_modules.interop.qwen import Qwen
+from mtp_modules.interop.serving import Exported
 from mtp_modules.interop.speculators import Speculators
 from mtp_modules.interop.tensors import Tensors, check_trained
 from mtp_modules.interop.trunks import NamedTrunk
@@ -48,10 +53,12 @@ def export_model(
     before: MTPModel | None = None,
     add: bool = False,
     tokenizer: Tokenizer | None = None,
-) -> None:
-    """Write a model in the format of another program, or only its heads where the format stores no trunk.
+    facts: Facts | None = None,
+) -> Exported:
+    """Write a model in the format of another program, as a folder that is served as it is.
 
-    The conventions of the heads, which tensor names do not specify, are written to ``mtp_modules.json`` beside them.
+    Where the format stores heads alone, the model without heads is written beside them, in the folder ``base``. The
+    conventions of the heads, which tensor names do not specify, are written to ``mtp_modules.json``.
 
     Args:
         model: The trained model.
@@ -59,7 +66,11 @@ def export_model(
         format: One of :data:`FORMATS`, or :data:`OWN`.
         before: The model before training, to detect heads that were never trained.
         add: Add the heads to the trunk stored in ``out``; every existing file is kept.
-        tokenizer: Saved with the model by our own format; other formats do not store a tokenizer.
+        tokenizer: Saved with the model, where other programs can read it.
+        facts: What else is known of the model, for its card.
+
+    Returns:
+        How the folder is served, and what engines do otherwise than this package.
 
     Raises:
         ValueError: If the format is unknown or cannot represent the model, if heads were not trained, or if ``out``
@@ -72,18 +83,62 @@ def export_model(
             refuse("add", f"only formats that store a trunk can be added to one, and {OWN} writes whole models.")
         files.new_folder("export", folder)
         model.save_pretrained(folder, tokenizer=tokenizer)
-        return
+        exported = Exported(shlex.join(["python", "-m", "mtp_modules", "generate", "--ckpt_path", str(folder)]), ())
+        _write_card(folder, model, OWN, exported, facts)
+        return exported
     chosen = _format(format)
+    if model.unembedding.bias is not None:
+        refuse(chosen.name, "the format has no output bias; train with output_bias=False.")
     conventions = chosen.conventions(model)
     check_export(chosen.name, chosen.takes, conventions)
     sidecar = {"format": chosen.name, "conventions": conventions._asdict()} | _horizons(model)
     if add:
         _add(chosen, model, folder)
     else:
-        tensors, config = _whole(chosen, model)
-        files.new_folder("export", folder)
-        chosen.store(folder, tensors, config)
+        _write(chosen, model, folder, tokenizer)
     files.write_json(folder / files.SIDECAR, sidecar)
+    served = folder if chosen.keeps_trunk else folder / BASE
+    exported = chosen.serving(model, folder, has_tokenizer=(served / "tokenizer_config.json").is_file())
+    if not add:
+        _write_card(folder, model, chosen.name, exported, facts)
+    return exported
+
+
+def _write(chosen: Format, model: MTPModel, folder: Path, tokenizer: Tokenizer | None) -> None:
+    """Write heads and trunk, together or beside each other, and the tokenizer."""
+    tensors, config = _whole(chosen, model)
+    beside = None if chosen.keeps_trunk or no_base(model) is not None else write_base(chosen.name, model)
+    files.new_folder("export", folder)
+    if beside is not None:
+        place = folder / BASE
+        place.mkdir()
+        files.write_tensors(place / files.WEIGHTS, beside[0])
+        _write_tokenizer(place, beside[1], tokenizer)
+        config = chosen.with_base(config, place, beside[1])
+    chosen.store(folder, tensors, config)
+    if chosen.method is not None and chosen.keeps_trunk:
+        _write_tokenizer(folder, config, tokenizer)
+
+
+def _write_tokenizer(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
+    """Write a tokenizer, and a configuration that names the tokens with which a text begins and ends."""
+    ends: dict[str, Any] = {}
+    if tokenizer is not None:
+        for name, content in tokenizer.foreign_files().items():
+            write_text(folder / name, content)
+        begin = tokenizer.begin_tokens
+        ends = {"bos_token_id": begin[0]} if begin else {}
+        ends |= {} if tokenizer.end_token is None else {"eos_token_id": tokenizer.end_token}
+    files.write_json(folder / files.CONFIG, {**config, **ends})
+    if ends:
+        files.write_json(folder / "generation_config.json", ends)
+
+
+def _write_card(folder: Path, model: MTPModel, name: str, exported: Exported, facts: Facts | None) -> None:
+    read_back = ["python", "-m", "mtp_modules", "import", name, "--path", str(folder), "--out", "back"]
+    if name in FORMATS and not FORMATS[name].keeps_trunk:
+        read_back += ["--trunk", "CHECKPOINT_OF_THE_TRUNK"]
+    write_text(folder / CARD, card(model, name, exported, shlex.join(read_back), facts or Facts()))
 
 
 def _horizons(model: MTPModel) -> dict[str, Any]:

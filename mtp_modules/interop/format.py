@@ -12,7 +12,9 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import Heads, Trunk
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.interop import files
+from mtp_modules.interop.base import no_base
 from mtp_modules.interop.conventions import Conventions, Takes
+from mtp_modules.interop.serving import Exported, command_of, notes_of
 from mtp_modules.interop.tensors import Tensors
 from mtp_modules.model import MTPModel
 
@@ -41,12 +43,24 @@ class Format(ABC):
         takes: Values of each convention that its readers accept.
         keeps_trunk: Whether the format stores the trunk together with the heads.
         model_types: Values of ``model_type`` in an existing configuration to which heads can be added.
+        method: vLLM's name for the kind of heads; ``None`` if vLLM does not serve the format.
+        unserved: Why vLLM does not serve it, a sentence.
+        vllm_chain: Which state vLLM passes from one module to the next; ``None`` without modules.
+        vllm_state: Which state of the trunk vLLM gives to the heads.
+        vllm_masks_first: Whether vLLM replaces the embedding at position 0 by zero.
+        vllm_notes: What else vLLM does otherwise, a sentence each.
     """
 
     name: ClassVar[str]
     takes: ClassVar[Takes]
     keeps_trunk: ClassVar[bool]
     model_types: ClassVar[tuple[str, ...]] = ()
+    method: ClassVar[str | None] = None
+    unserved: ClassVar[str] = "No engine serves this format."
+    vllm_chain: ClassVar[str | None] = None
+    vllm_state: ClassVar[str] = "after_norm"
+    vllm_masks_first: ClassVar[bool] = False
+    vllm_notes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def conventions(self, model: MTPModel) -> Conventions:
@@ -91,6 +105,36 @@ class Format(ABC):
         Raises:
             ValueError: If our classes cannot represent the checkpoint.
         """
+
+    def with_base(self, config: dict[str, Any], place: Path, base: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration of heads, naming the model that they belong to.
+
+        Args:
+            config: Configuration of the heads.
+            place: Folder of the model without heads.
+            base: Its configuration.
+        """
+        return config
+
+    def serving(self, model: MTPModel, folder: Path, *, has_tokenizer: bool) -> Exported:
+        """Return how vLLM serves an export, and what it does otherwise than this package.
+
+        Args:
+            model: The model that was written.
+            folder: Where it lies.
+            has_tokenizer: Whether the folder has a tokenizer.
+        """
+        if self.method is None:
+            return Exported(None, (self.unserved,))
+        if not self.keeps_trunk and (reason := no_base(model)) is not None:
+            return Exported(None, (f"Heads alone were written, and no engine serves their trunk: {reason}.",))
+        notes = notes_of(
+            self.method, model, chain=self.vllm_chain, state=self.vllm_state, masks_first=self.vllm_masks_first
+        )
+        notes += self.vllm_notes
+        if not has_tokenizer:
+            notes += ("Without a tokenizer of bytes or of Hugging Face, vLLM takes and returns token ids only.",)
+        return Exported(command_of(self.method, model, folder, has_tokenizer=has_tokenizer), notes)
 
     def store(self, folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
         """Write the files.

@@ -4,14 +4,29 @@ In MLA a matrix compresses the layer's input to a latent, a norm follows, and a 
 query head's value and to the channels of its key that are not rotated. All rotated channels belong to one key that the
 heads share. Our attention with one key-value head is a special case: every channel of the key is rotated, and the
 latent is the layer's input itself. That input has passed a norm with a gain. The first matrix divides by the gain, and
-the norm of the latent, which is then already normalised, multiplies by it again. Our matrices are stored unchanged.
+the norm of the latent multiplies by it again. Our matrices are stored unchanged.
+
+That norm must not rescale the latent: a normalised vector has a mean square a little below 1, by a share that depends
+on the token. So the first matrix also makes the latent tiny, of a mean square of ``eps / 2**26`` at most. The norm
+divides by ``sqrt(mean square + eps)``, which is then ``sqrt(eps)`` up to a factor of ``1 + 2**-27``: less than float32
+resolves.
 """
+
+import math
 
 import torch
 
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Float, Tensor
 from mtp_modules.interop.tensors import Tensors
+
+EPS = 1e-6
+"""Added to the mean square of a latent. vLLM takes ``rms_norm_eps``, transformers this number whatever that is."""
+
+_SHRINK = 8192
+"""How much smaller than ``sqrt(EPS)`` a latent is; a power of two, so gains are not rounded."""
+
+_SCALE = math.sqrt(EPS) / _SHRINK
 
 
 def interleave(rows: Float[Tensor, "R D"], head_dim: int) -> Float[Tensor, "R D"]:
@@ -53,13 +68,15 @@ def write_latents(
         num_heads: Number of query heads.
 
     Raises:
-        ValueError: If a gain is 0.
+        ValueError: If a gain is 0, or the type has too few small numbers.
     """
+    if gain.dtype == torch.float16:
+        refuse(owner, "latents are smaller than float16 has numbers; export the model in bfloat16 or float32.")
     if not bool(gain.all()):
         refuse(owner, f"a gain of {prefix}input_layernorm is 0, which latents cannot invert; use another format.")
     return {
-        f"{prefix}self_attn.kv_a_proj_with_mqa.weight": torch.cat((torch.diag(1 / gain), interleave(keys, len(keys)))),
-        f"{prefix}self_attn.kv_a_layernorm.weight": gain,
+        f"{prefix}self_attn.kv_a_proj_with_mqa.weight": torch.cat((_first_rows(gain), interleave(keys, len(keys)))),
+        f"{prefix}self_attn.kv_a_layernorm.weight": gain * _SHRINK,
         f"{prefix}self_attn.kv_b_proj.weight": values.repeat(num_heads, 1),
     }
 
@@ -80,12 +97,17 @@ def read_latents(
         ValueError: If a tensor is missing, or the latent compresses the input.
     """
     rows = tensors.take(f"{prefix}self_attn.kv_a_proj_with_mqa.weight", width + head_dim, width)
-    gain = tensors.take(f"{prefix}self_attn.kv_a_layernorm.weight", width)
+    gain = tensors.take(f"{prefix}self_attn.kv_a_layernorm.weight", width) / _SHRINK
     values = tensors.take(f"{prefix}self_attn.kv_b_proj.weight", num_heads * head_dim, width)
     each = torch.unflatten(values, 0, (num_heads, head_dim))
-    if not torch.equal(rows[:width], torch.diag(1 / gain)) or not torch.equal(each, each[:1].expand_as(each)):
+    if not torch.equal(rows[:width], _first_rows(gain)) or not torch.equal(each, each[:1].expand_as(each)):
         refuse(
             tensors.owner,
             f"{prefix}self_attn compresses keys and values, which our layers do not; this model cannot be read.",
         )
     return deinterleave(rows[width:], head_dim), each[0]
+
+
+def _first_rows(gain: Float[Tensor, " D"]) -> Float[Tensor, "D D"]:
+    """Return the matrix that takes a gain away and makes the latent tiny."""
+    return torch.diag(_SCALE / gain)

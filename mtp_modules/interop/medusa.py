@@ -36,8 +36,11 @@ def residual_heads(owner: str, model: MTPModel) -> ResidualHeads:
         refuse(owner, f"the format stores ResidualHeads, the model has {type(heads).__name__}; see docs/interop.md.")
     if not len(heads.stacks):
         refuse(owner, "the heads have no horizon beyond the first, so there is nothing to write.")
-    if len(model.unembedding.own_biases):
-        refuse(owner, "the format has no output biases; train with output_bias=False.")
+    if model.unembedding.draft_tokens is not None:  # vLLM 0.32 has names for them, but rejects what has them
+        count, all_tokens = len(model.unembedding.draft_tokens), model.trunk.vocab_size
+        refuse(owner, f"heads predict all {all_tokens} tokens here, and num_draft_tokens is {count}; train without it.")
+    if heads.stride != 1:
+        refuse(owner, f"readers of this format predict every next token, and stride is {heads.stride}; train with 1.")
     if hasattr(model.trunk, "norm") and not hasattr(model.trunk.norm, "weight"):
         refuse(owner, "heads of this format read the hidden states after the final norm; build with final_norm=True.")
     return heads
@@ -57,11 +60,13 @@ class Medusa(Format):
     """ResidualHeads and their output matrices, under the names of FasterDecoding's Medusa.
 
     The original code repeats one block if ``medusa_num_layers`` is above 1, so only heads of one block are written.
+    vLLM 0.32 reads these names too, and biases if ``medusa_fc_bias`` is set.
     """
 
     name = "medusa"
     keeps_trunk = False
     takes = TAKES
+    method = "medusa"
 
     def conventions(self, model: MTPModel) -> Conventions:
         """Return the conventions of a model's heads."""
@@ -82,7 +87,13 @@ class Medusa(Format):
             written[f"{index}.{heads.num_layers}.weight"] = matrix
         counts = {"medusa_num_heads": len(heads.stacks), "medusa_num_layers": heads.num_layers}
         sizes = {"hidden_size": heads.d_model, "vocab_size": model.trunk.vocab_size}
-        return written, counts | sizes | {"base_model_name_or_path": None}
+        of_vllm = {"model_type": "medusa", "architectures": ["MedusaModel"], "medusa_fc_bias": True}
+        dtype = str(model.unembedding.weight.dtype).removeprefix("torch.")
+        return written, counts | sizes | of_vllm | {"base_model_name_or_path": None, "dtype": dtype}
+
+    def with_base(self, config: dict[str, Any], place: Path, base: Mapping[str, Any]) -> dict[str, Any]:
+        """Name the model where Medusa's own code looks for it."""
+        return config | {"base_model_name_or_path": str(place)}
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
         """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""

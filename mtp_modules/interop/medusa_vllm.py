@@ -25,6 +25,7 @@ class MedusaVLLM(Format):
     name = "medusa_vllm"
     keeps_trunk = False
     takes = TAKES
+    method = "medusa"
 
     def conventions(self, model: MTPModel) -> Conventions:
         """Return the conventions of a model's heads."""

@@ -24,11 +24,19 @@ _STYLE = LayerStyle(bias=True, qk_norm=False)
 
 
 class MiMo(Format):
-    """SequentialHeads and their trunk in MiMo's names. Its layers are those of Qwen2; biases are written as 0."""
+    """SequentialHeads and their trunk in MiMo's names. Its layers are those of Qwen2; biases are written as 0.
+
+    The configuration names ``MiMoForCausalLM`` as a ``qwen2``: transformers does not know the released ``mimo``, and
+    vLLM, which does, reads configurations with transformers.
+    """
 
     name = "mimo"
     keeps_trunk = True
-    model_types = ("mimo",)
+    model_types = ("qwen2", "mimo")
+    method = "mtp"
+    vllm_chain = "after_norm"
+    vllm_state = "before_norm"
+    vllm_masks_first = True
     takes: ClassVar[Takes] = {
         "concatenation": ("state_first",),
         "trunk_state": ("after_norm",),
@@ -43,14 +51,17 @@ class MiMo(Format):
     def trunk(self, model: MTPModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the trunk as a Qwen2 model."""
         config = trunk_config(self.name, model, _STYLE)
-        config |= {"architectures": ["MiMoForCausalLM"], "model_type": "mimo", "use_sliding_window": False}
+        config |= {"model_type": "qwen2", "use_sliding_window": False}
         return write_trunk(self.name, model, _STYLE), config
 
     def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the modules."""
         heads = sequential_heads(self.name, model)
         check_sizes(self.name, model, heads, read_sizes(self.name, config, qk_norm=False))
-        return write_modules(self.name, heads, _names, _STYLE), {"num_nextn_predict_layers": len(heads.steps)}
+        return write_modules(self.name, heads, _names, _STYLE), {
+            "architectures": ["MiMoForCausalLM"],  # also where they are added to a Qwen2
+            "num_nextn_predict_layers": len(heads.steps),
+        }
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
         """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""

@@ -9,6 +9,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.interop.conventions import Conventions, Takes
 from mtp_modules.interop.format import Format, Wanted, attach_heads, fill
+from mtp_modules.interop.latents import EPS
 from mtp_modules.interop.layers import Experts, LayerShape, LayerStyle, shape_of
 from mtp_modules.interop.sequential import (
     ModuleNames,
@@ -35,14 +36,16 @@ from mtp_modules.model import MTPModel
 class NextPredict(Format):
     """SequentialHeads and their trunk, under DeepSeek-V3's names for MTP modules.
 
-    Readers build every module with a mixture of experts, even if the trunk's layers are dense. Our feed-forward layer
-    is written as the shared expert, and the routed experts output 0.
+    Readers build every module with a mixture of experts, and vLLM needs one in the trunk too. The feed-forward layers
+    of the modules and of the trunk's last layer are written as shared experts, and the routed experts output 0.
 
     Attributes:
         style: Layer style of the trunk.
     """
 
     keeps_trunk = True
+    method = "mtp"
+    vllm_masks_first = True
     style: ClassVar[LayerStyle]
     takes: ClassVar[Takes] = {
         "concatenation": ("embedding_first",),
@@ -52,11 +55,12 @@ class NextPredict(Format):
     }
 
     @abstractmethod
-    def attention(self, shape: LayerShape) -> dict[str, Any]:
+    def attention(self, shape: LayerShape, norm_eps: float) -> dict[str, Any]:
         """Return the configuration entries of attention and of the model type.
 
         Args:
             shape: Sizes of the trunk's layers.
+            norm_eps: Epsilon of every norm.
 
         Raises:
             ValueError: If the format cannot represent our attention.
@@ -78,13 +82,20 @@ class NextPredict(Format):
         return conventions_of(sequential_heads(self.name, model))
 
     def trunk(self, model: MTPModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the trunk as dense layers."""
+        """Return the trunk as dense layers before one with experts."""
         config = trunk_config(self.name, model, self.style)
         width = shape_of(sequential_heads(self.name, model).steps[0].layer).ffn_width
+        if width != config["intermediate_size"]:
+            refuse(
+                self.name,
+                "experts of the modules and of the trunk's last layer have one size in this format, but ffn_width is "
+                f"{width} for the heads and {config['intermediate_size']} for the trunk; train heads with the "
+                "ffn_width of the trunk.",
+            )
         routed = math.gcd(width, 64)
-        config |= self.attention(shape_of(transformer_trunk(self.name, model).layers[0]))
+        config |= self.attention(shape_of(transformer_trunk(self.name, model).layers[0]), config["rms_norm_eps"])
         config |= {
-            "first_k_dense_replace": config["num_hidden_layers"],
+            "first_k_dense_replace": config["num_hidden_layers"] - 1,
             "n_routed_experts": 2,
             "num_experts_per_tok": 1,
             "n_shared_experts": width // routed,
@@ -94,10 +105,14 @@ class NextPredict(Format):
             "norm_topk_prob": True,
             "routed_scaling_factor": 1.0,
         }
-        return write_trunk(self.name, model, self.style), config
+        last = self.style._replace(experts=_experts(self.name, config))
+        return write_trunk(self.name, model, self.style, last=last), config
 
     def heads(self, model: MTPModel, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the modules. Each has a copy of the embedding and the output matrix, which some readers require."""
+        """Return the modules. Each has a copy of the embedding and the output matrix, which some readers require.
+
+        An output matrix that is the embedding is written too, because vLLM does not tie them in these architectures.
+        """
         heads = sequential_heads(self.name, model)
         sizes = self.sizes(config)
         check_sizes(self.name, model, heads, sizes, any_ffn=True)
@@ -114,6 +129,8 @@ class NextPredict(Format):
         for index in range(len(heads.steps)):
             written[f"{names(index).layer}embed_tokens.weight"] = _embedding(model)
             written[f"{names(index).layer}shared_head.head.weight"] = model.unembedding.weight
+        if model.unembedding.tied:
+            written["lm_head.weight"] = model.unembedding.weight
         return written, {"num_nextn_predict_layers": len(heads.steps)}
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
@@ -124,9 +141,11 @@ class NextPredict(Format):
         shape = sizes.layer._replace(ffn_width=experts.width * experts.shared)
         trunk, state = None, dict[str, Tensor]()
         if wanted.trunk is None:
-            if field(self.name, config, "first_k_dense_replace", 0) < sizes.num_layers:
+            dense = field(self.name, config, "first_k_dense_replace", 0)
+            if dense < sizes.num_layers - 1 or (dense < sizes.num_layers and shape != sizes.layer):
                 refuse(self.name, "layers of the trunk are mixtures of experts, which ours do not support; give trunk.")
-            trunk, state = read_trunk(tensors, sizes, self.style)
+            last = self.style._replace(experts=experts) if dense < sizes.num_layers else None
+            trunk, state = read_trunk(tensors, sizes, self.style, last=last)
             embedding, output = state["trunk.embedding.weight"], state["unembedding.weight"]
         else:
             embedding, output = _embedding(wanted.trunk), wanted.trunk.unembedding.weight
@@ -147,9 +166,10 @@ class GLM(NextPredict):
 
     name = "glm"
     model_types = ("glm4_moe",)
+    vllm_chain = "before_norm"
     style = LayerStyle()
 
-    def attention(self, shape: LayerShape) -> dict[str, Any]:
+    def attention(self, shape: LayerShape, norm_eps: float) -> dict[str, Any]:
         """Return the configuration entries of attention and of the model type."""
         return {"architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "use_qk_norm": shape.qk_norm}
 
@@ -168,15 +188,26 @@ class DeepSeek(NextPredict):
 
     name = "deepseek"
     model_types = ("deepseek_v3",)
+    vllm_chain = "after_norm"
+    vllm_notes = (
+        "vLLM 0.32 loads this format on a CPU, but gives other tokens there, and no GPU was tried: to serve on a CPU, "
+        "export the same heads in the format glm.",
+    )
     style = LayerStyle(latent=True, qk_norm=False)
 
-    def attention(self, shape: LayerShape) -> dict[str, Any]:
+    def attention(self, shape: LayerShape, norm_eps: float) -> dict[str, Any]:
         """Return the configuration entries of attention and of the model type."""
         if shape.num_kv_heads != 1:
             refuse(
                 self.name,
                 f"all queries of this format share one rotated key, the layers have num_kv_heads="
                 f"{shape.num_kv_heads}; build trunk and heads with num_kv_heads=1.",
+            )
+        if norm_eps != EPS:
+            refuse(
+                self.name,
+                f"the norm of latents adds {EPS} in transformers and the eps of all norms in vLLM, and norm_eps is "
+                f"{norm_eps}; build trunk and heads with norm_eps={EPS}.",
             )
         return {
             "architectures": ["DeepseekV3ForCausalLM"],
@@ -188,12 +219,14 @@ class DeepSeek(NextPredict):
             "qk_nope_head_dim": 0,
             "v_head_dim": shape.head_dim,
             "rope_interleave": True,
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
         }
 
     def sizes(self, config: Mapping[str, Any]) -> Sizes:
         """Read the sizes of a model."""
         sizes = read_sizes(self.name, config, qk_norm=False)
-        ours = self.attention(sizes.layer._replace(num_kv_heads=1))
+        ours = self.attention(sizes.layer._replace(num_kv_heads=1), sizes.norm_eps)
         for name in ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"):
             if (value := config.get(name)) != ours[name]:
                 refuse(

@@ -40,6 +40,8 @@ class Qwen(Format):
     name = "qwen"
     keeps_trunk = True
     model_types = ("qwen3_5_text", "qwen3_next")
+    method = "mtp"
+    vllm_chain = "after_norm"
     takes: ClassVar[Takes] = {
         "concatenation": ("embedding_first",),
         "trunk_state": ("after_norm",),

@@ -1,6 +1,7 @@
 """The MTP draft model of speculators 0.9: one module, applied repeatedly, in its own folder."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from mtp_modules.core.checks import refuse
@@ -40,6 +41,7 @@ class Speculators(Format):
 
     name = "speculators"
     keeps_trunk = False
+    unserved = "vLLM 0.32 rejects MTP drafts of speculators; to serve these heads, export them in the format qwen."
     takes: ClassVar[Takes] = {
         "concatenation": ("embedding_first",),
         "trunk_state": ("after_norm",),
@@ -90,6 +92,11 @@ class Speculators(Format):
             "dtype": str(step.merge.weight.dtype).removeprefix("torch."),
         }
         return write_modules(self.name, heads, lambda _: _NAMES, _STYLE), written
+
+    def with_base(self, config: dict[str, Any], place: Path, base: Mapping[str, Any]) -> dict[str, Any]:
+        """Name the verifier, whose embedding and output matrix the draft model shares."""
+        verifier = {"name_or_path": str(place), "architectures": base["architectures"]}
+        return config | {"speculators_config": config["speculators_config"] | {"verifier": verifier}}
 
     def read(self, tensors: Tensors, config: Mapping[str, Any], wanted: Wanted) -> MTPModel:
         """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""

@@ -122,12 +122,13 @@ def read_sizes(
     )
 
 
-def transformer_trunk(owner: str, model: MTPModel) -> TransformerTrunk:
+def transformer_trunk(owner: str, model: MTPModel, *, any_head_dim: bool = False) -> TransformerTrunk:
     """Return the trunk if a transformers model can represent it.
 
     Args:
         owner: Name of the format.
         model: The model that owns the trunk.
+        any_head_dim: Whether an attention head may have another width than ``d_model / num_heads``.
 
     Raises:
         ValueError: If the trunk is of another class, or has a part that the format cannot store.
@@ -138,25 +139,24 @@ def transformer_trunk(owner: str, model: MTPModel) -> TransformerTrunk:
     if trunk.num_previous:
         refuse(owner, f"the format has no embeddings of previous tokens, and num_previous is {trunk.num_previous}.")
     shape = shape_of(trunk.layers[0])
-    if shape.head_dim * shape.num_heads != trunk.d_model:
+    if not any_head_dim and shape.head_dim * shape.num_heads != trunk.d_model:
         refuse(owner, f"the format requires head_dim = d_model / num_heads, and head_dim is {shape.head_dim}.")
-    if model.unembedding.bias is not None:
-        refuse(owner, "the format has no output bias; train with output_bias=False.")
     return trunk
 
 
-def trunk_config(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, Any]:
+def trunk_config(owner: str, model: MTPModel, style: LayerStyle, *, any_head_dim: bool = False) -> dict[str, Any]:
     """Return the trunk's entries of ``config.json``.
 
     Args:
         owner: Name of the format.
         model: The model that owns the trunk.
         style: Layer style of the format.
+        any_head_dim: Whether an attention head may have another width than ``d_model / num_heads``.
 
     Raises:
         ValueError: If the format cannot represent the trunk.
     """
-    trunk = transformer_trunk(owner, model)
+    trunk = transformer_trunk(owner, model, any_head_dim=any_head_dim)
     first = trunk.layers[0]
     shape = shape_of(first)
     if not hasattr(trunk.norm, "eps"):
@@ -187,21 +187,23 @@ def trunk_config(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, An
     }
 
 
-def write_trunk(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, Tensor]:
+def write_trunk(owner: str, model: MTPModel, style: LayerStyle, *, last: LayerStyle | None = None) -> dict[str, Tensor]:
     """Return the tensors of trunk and output matrix under their names in transformers.
 
     Args:
         owner: Name of the format.
         model: The model that owns the trunk.
         style: Layer style of the format.
+        last: Style of the last layer; ``style`` if ``None``.
     """
     if isinstance(model.trunk, NamedTrunk):
         written = model.trunk.foreign_state()
     else:
-        trunk = transformer_trunk(owner, model)
+        trunk = transformer_trunk(owner, model, any_head_dim=True)  # a format that minds has looked at it
         written = {"model.embed_tokens.weight": trunk.embedding.weight}
         for index, layer in enumerate(trunk.layers):
-            written |= write_layer(owner, layer, f"model.layers.{index}.", style)
+            own = last if last is not None and index == len(trunk.layers) - 1 else style
+            written |= write_layer(owner, layer, f"model.layers.{index}.", own)
         written["model.norm.weight"] = write_norm(owner, "model.norm.weight", trunk.norm, style)
     if not model.unembedding.tied:
         written["lm_head.weight"] = model.unembedding.weight
@@ -209,7 +211,12 @@ def write_trunk(owner: str, model: MTPModel, style: LayerStyle) -> dict[str, Ten
 
 
 def read_trunk(
-    tensors: Tensors, sizes: Sizes, style: LayerStyle, *, feature_layers: Sequence[int] = ()
+    tensors: Tensors,
+    sizes: Sizes,
+    style: LayerStyle,
+    *,
+    feature_layers: Sequence[int] = (),
+    last: LayerStyle | None = None,
 ) -> tuple[TransformerTrunk, dict[str, Tensor]]:
     """Take the tensors of trunk and output matrix.
 
@@ -218,6 +225,7 @@ def read_trunk(
         sizes: Sizes of the model.
         style: Layer style of the format.
         feature_layers: Layers whose outputs the trunk also returns.
+        last: Style of the last layer; ``style`` if ``None``.
 
     Returns:
         A trunk whose weights are still to be loaded, and the state dict of trunk and output matrix under the names of
@@ -244,7 +252,8 @@ def read_trunk(
     embedding = tensors.take("model.embed_tokens.weight", sizes.vocab_size, width)
     state = {"trunk.embedding.weight": embedding}
     for index in range(sizes.num_layers):
-        read = read_layer(tensors, f"model.layers.{index}.", style, layer)
+        own = last if last is not None and index == sizes.num_layers - 1 else style
+        read = read_layer(tensors, f"model.layers.{index}.", own, layer)
         state |= {f"trunk.layers.{index}.{name}": value for name, value in read.items()}
     state["trunk.norm.weight"] = read_norm(tensors, "model.norm.weight", width, style)
     if sizes.tied:

@@ -13,7 +13,7 @@ from mtp_modules.core.interfaces import DecodingState, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.layers.documents import positions_in_documents
-from mtp_modules.trunks.huggingface_loading import check_plain_config, load, plain_config
+from mtp_modules.trunks.huggingface_loading import causal_class, check_plain_config, load, plain_config
 from mtp_modules.trunks.huggingface_parts import Loaded
 from mtp_modules.trunks.recomputed import ReplayState, read_unpacked, recompute
 
@@ -177,8 +177,9 @@ class HuggingFaceTrunk(Trunk):
         return {f"{self.model.base_model_prefix}.{name}": tensor for name, tensor in self.model.state_dict().items()}
 
     def foreign_config(self) -> dict[str, Any]:
-        """Return the content of ``config.json``."""
-        return plain_config(self.config)
+        """Return the content of ``config.json`` of the whole model, in the precision of the weights."""
+        dtype = str(self.embedding.weight.dtype).removeprefix("torch.")
+        return plain_config(self.config) | {"architectures": [causal_class(self.config)], "dtype": dtype}
 
     def _apply(self, fn: Any, recurse: bool = True) -> "HuggingFaceTrunk":
         """Convert the weights, but not the precision of buffers, such as rotary frequencies."""

@@ -211,6 +211,17 @@ def plain_config(config: Any) -> dict[str, Any]:
     return {name: value for name, value in whole.items() if name not in _OF_A_PLACE}
 
 
+def causal_class(config: Any) -> str:
+    """Return the name of the class of a whole model, with its output matrix.
+
+    Args:
+        config: Of a model of ``transformers``.
+    """
+    import transformers
+
+    return str(transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__)
+
+
 def check_plain_config(owner: str, config: Any) -> None:
     """Raise an error for a configuration from a file that names code, a file or a model.
 

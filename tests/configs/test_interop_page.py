@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 
+from mtp_modules.data import ByteTokenizer
 from mtp_modules.interop import export_model, files
 from mtp_modules.interop.conventions import VALUES
 from mtp_modules.interop.exchange import FORMATS, OWN
@@ -22,8 +24,11 @@ CODE = re.findall(r"^```(bash|python)\n(.*?)^```$", PAGE, re.M | re.S)
 
 
 def test_the_tables_name_every_format_and_every_convention() -> None:
-    named = re.findall(r"^\| `(\w+)` \|", PAGE, re.M)
+    measured = re.search(r"^<!-- engines: begin -->$(.*?)^<!-- engines: end -->$", PAGE, re.M | re.S)
+    assert measured is not None
+    named = re.findall(r"^\| `(\w+)` \|", PAGE.replace(measured[0], ""), re.M)
     assert named == [OWN, *FORMATS, *VALUES]
+    assert set(re.findall(r"^\| `(\w+)` \|", measured[1], re.M)) == set(FORMATS) - {"founding_paper"}
     for name, values in VALUES.items():
         (row,) = re.findall(rf"^\| `{name}` \| (.*?) \|", PAGE, re.M)
         assert set(re.findall(r"`(\w+)`", row)) == set(values) - {"none"}
@@ -48,8 +53,11 @@ def test_the_commands_and_the_python_run(
     kept = {n: v for n, v in stored(Path("hub_folder") / files.WEIGHTS).items() if not n.startswith("model.layers.2.")}
     kept = {name: value for name, value in kept.items() if not name.startswith("model.layers.3.")}
     files.write_tensors(Path("hub_folder") / files.WEIGHTS, kept)
-    export_model(interop.medusa(), "heads", format="medusa")
+    heads = export_model(interop.medusa(), "heads", format="medusa", tokenizer=ByteTokenizer())
     commands = [line for kind, block in CODE if kind == "bash" for line in block.splitlines()]
+    served = export_model(interop.qwen(3), "served", format="qwen", tokenizer=ByteTokenizer())
+    assert [line for line in commands if line.startswith("vllm ")] == [served.command, heads.command]
+    shutil.rmtree("served")
     ours = [shlex.split(line)[3:] for line in commands if line.startswith("python -m mtp_modules ")]
     assert [words[0] for words in ours] == ["export", "import", "generate", "export"]
     for words in ours:

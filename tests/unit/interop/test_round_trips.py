@@ -58,9 +58,18 @@ def deepseek() -> Shapes:
 
 def glm() -> Shapes:
     found = trunk() | {"lm_head.weight": (V, D)}
-    for index in (L, L + 1):
+    for name in dense(f"model.layers.{L - 1}.mlp."):
+        del found[name]
+    for index in (L - 1, L, L + 1):  # the trunk's last layer, and the modules
         prefix = f"model.layers.{index}."
         found |= layer(prefix) | dense(f"{prefix}mlp.shared_experts.")
+        found |= {f"{prefix}mlp.gate.weight": (2, D), f"{prefix}mlp.gate.e_score_correction_bias": (2,)}
+        for expert in range(2):
+            experts = f"{prefix}mlp.experts.{expert}."
+            found |= {f"{experts}{p}_proj.weight": (8, D) for p in ("gate", "up")}
+            found[f"{experts}down_proj.weight"] = (D, 8)
+    for index in (L, L + 1):
+        prefix = f"model.layers.{index}."
         found |= {
             f"{prefix}enorm.weight": (D,),
             f"{prefix}hnorm.weight": (D,),
@@ -68,13 +77,7 @@ def glm() -> Shapes:
             f"{prefix}shared_head.norm.weight": (D,),
             f"{prefix}shared_head.head.weight": (V, D),
             f"{prefix}embed_tokens.weight": (V, D),
-            f"{prefix}mlp.gate.weight": (2, D),
-            f"{prefix}mlp.gate.e_score_correction_bias": (2,),
         }
-        for expert in range(2):
-            experts = f"{prefix}mlp.experts.{expert}."
-            found |= {f"{experts}{p}_proj.weight": (8, D) for p in ("gate", "up")}
-            found[f"{experts}down_proj.weight"] = (D, 8)
     return found
 
 

@@ -8,6 +8,8 @@ import torch
 import transformers
 from gguf.quants import dequantize, quantize
 
+from mtp_modules import MTPModel, ResidualHeads
+from mtp_modules.interop import export_model
 from mtp_modules.trunks import HuggingFaceTrunk
 from tests.helpers import MAX_POSITIONS, VOCAB, random_tokens, randomise
 
@@ -61,3 +63,9 @@ def test_quantised_weights_are_read_as_the_numbers_that_they_stand_for(tmp_path:
     with torch.no_grad():
         wanted = model.model(input_ids=tokens, use_cache=False).last_hidden_state
         torch.testing.assert_close(trunk(tokens).hidden, wanted)
+    whole = MTPModel(trunk=trunk, heads=ResidualHeads(d_model=WIDTH, num_horizons=2))
+    with torch.no_grad():
+        whole.heads.stacks[0][0].linear.weight.normal_()
+        export_model(whole.eval(), tmp_path / "medusa", format="medusa")
+        read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "medusa" / "base").eval()
+        torch.testing.assert_close(read(tokens).logits, model(tokens).logits)

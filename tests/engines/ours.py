@@ -1,0 +1,91 @@
+"""What this package decodes with a model: the tokens and accepted drafts that an engine is compared with."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
+
+PROMPTS = ("import os\n\ndef ", "class Foo(object):\n    def __init__", "    return self._", "    if not isinstance(")
+
+
+class Ours(NamedTuple):
+    """Counts over all prompts.
+
+    Attributes:
+        tokens: Plain greedy decoding of each prompt.
+        rounds: How many rounds verified drafts.
+        accepted: How many drafts were accepted at each depth.
+    """
+
+    tokens: list[list[int]]
+    rounds: int
+    accepted: list[int]
+
+
+def decode(model: MTPModel, prompts: list[list[int]], max_tokens: int) -> Ours:
+    """Decode greedily, without drafts and with them, in the rounds of an engine.
+
+    An engine reads a prompt and emits a token, then drafts in every round, in the last one too, whose tokens may exceed
+    the budget.
+
+    Args:
+        model: The model.
+        prompts: Token ids.
+        max_tokens: Budget of each prompt.
+    """
+    tokens = AutoregressiveDecoder().generate(model, prompts, max_new_tokens=max_tokens).tokens
+    depth, rounds = len(model.horizons) - 1, 0
+    accepted = [0] * depth
+    for prompt in prompts:
+        emitted = 0
+        for made in SpeculativeDecoder().stream(model, [prompt], max_new_tokens=max_tokens + 2 * depth + 2):
+            if emitted >= max_tokens:
+                break
+            if emitted:
+                rounds += 1
+                for place in range(int(made.arrays.accepted[0])):
+                    accepted[place] += 1
+            emitted += int(made.arrays.counts[0])
+    return Ours(tokens, rounds, accepted)
+
+
+@torch.no_grad()
+def distributions(model: MTPModel, prompt: list[int]) -> list[torch.Tensor]:
+    """Return the exact distributions of the first and of the second token after a prompt, sampled at temperature 1.
+
+    Args:
+        model: The model.
+        prompt: Token ids.
+    """
+    double = model.double()
+    vocab = model.trunk.vocab_size
+    first = double.unembedding.logits(double.heads.first(double.trunk(torch.tensor([prompt])).hidden))[0, -1].softmax(
+        -1
+    )
+    every = torch.cat((torch.tensor([prompt]).expand(vocab, -1), torch.arange(vocab)[:, None]), dim=1)
+    second = double.unembedding.logits(double.heads.first(double.trunk(every).hidden))[:, -1].softmax(-1)
+    return [first, first @ second]
+
+
+def distance(counts: dict[str, int], expected: torch.Tensor) -> tuple[float, float]:
+    """Return how far samples are from a distribution, and how far they may be by chance.
+
+    Pearson's statistic over the tokens that are expected at least five times, the others together, against the mean and
+    six standard deviations of its distribution.
+
+    Args:
+        counts: How often each token was sampled.
+        expected: Probability of each token.
+    """
+    total = sum(counts.values())
+    observed = torch.zeros(len(expected), dtype=torch.float64)
+    for token, count in counts.items():
+        observed[int(token)] = count
+    common = expected * total >= 5
+    groups: Any = [
+        torch.cat((part[common].double(), part[~common].double().sum()[None])) for part in (observed, expected * total)
+    ]
+    statistic = ((groups[0] - groups[1]) ** 2 / groups[1].clamp_min(1e-9)).sum().item()
+    freedom = int(common.sum())
+    return statistic, freedom + 6 * (2 * freedom) ** 0.5
