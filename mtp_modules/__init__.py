@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RecurrentHeads,
         ResidualHeads,
         SequentialHeads,
+        TransitionHeads,
     )
     from mtp_modules.loading import load_model
     from mtp_modules.losses import (
@@ -62,6 +63,7 @@ _HOMES = {
         "RecurrentHeads",
         "ResidualHeads",
         "SequentialHeads",
+        "TransitionHeads",
     ),
     "loading": ("load_model",),
     "losses": (
@@ -110,6 +112,7 @@ __all__ = [
     "SpeculativeDecoder",
     "Tokenizer",
     "TransformerTrunk",
+    "TransitionHeads",
     "Trunk",
     "UniformWeights",
     "build",

@@ -24,6 +24,7 @@ from mtp_modules import (
     ResidualHeads,
     SequentialHeads,
     TransformerTrunk,
+    TransitionHeads,
 )
 from mtp_modules.core import DecodingState, Heads, MixtureStates, Trunk, TrunkOutput
 from mtp_modules.decoders import Round
@@ -136,11 +137,26 @@ IN_FEWER_STEPS: dict[str, Callable[[int], Heads]] = {
 }
 """Those that do not read all the tokens between."""
 
+
+def _transition(heads: str, num_horizons: int, rank: int | None) -> Heads:
+    return TransitionHeads(heads=HEADS[heads](num_horizons), vocab_size=VOCAB, rank=rank)
+
+
+WRAPPED: dict[str, Callable[[int], Heads]] = {
+    "transition": lambda num_horizons: _transition("linear", num_horizons, 3),
+    "transition_whole": lambda num_horizons: _transition("parallel", num_horizons, None),
+    "transition_denoised": lambda num_horizons: _transition("block_diffusion", num_horizons, 2),
+}
+"""Those that add something to other heads."""
+
 LEAPS: dict[str, Callable[[int], Heads]] = {
     "linear_leap": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons, stride=2),
     "residual_leap": lambda num_horizons: ResidualHeads(d_model=WIDTH, num_horizons=num_horizons, stride=4),
     "parallel_leap": lambda num_horizons: ParallelHeads(
         d_model=WIDTH, num_horizons=num_horizons, num_heads=2, ffn_width=12, max_positions=MAX_POSITIONS, stride=3
+    ),
+    "transition_leap": lambda num_horizons: TransitionHeads(
+        heads=LinearHeads(d_model=WIDTH, num_horizons=num_horizons, stride=2), vocab_size=VOCAB, rank=2
     ),
 }
 """Heads whose horizons are not 1 .. H."""
@@ -161,7 +177,7 @@ def of_usual_sizes(
 
 OTHERS = of_usual_sizes(
     [getattr(mtp_modules.heads, name) for name in mtp_modules.heads.__all__],
-    [*HEADS.values(), *JOINT.values(), *FEATURE_READERS.values()],
+    [*HEADS.values(), *JOINT.values(), *FEATURE_READERS.values(), *WRAPPED.values()],
 )
 """Exported heads that nothing above names; they need no more than width and horizons."""
 
@@ -170,7 +186,10 @@ HEADS |= OTHERS
 WITH_TWO_TRUNKS = ("causal", "anticausal", "conditioned", "early_exit", "block_diffusion")
 """Heads that are tried with one trunk of each family; what differs between trunks, the others show."""
 
-EVERY_HEADS = HEADS | JOINT | FEATURE_READERS | IN_FEWER_STEPS
+SCORED = HEADS | WRAPPED
+"""Those that the loss scores state by state, and that need no inner layers."""
+
+EVERY_HEADS = SCORED | JOINT | FEATURE_READERS | IN_FEWER_STEPS
 
 TWO_TRUNKS = ("transformer_previous", "gru")
 """Enough for heads whose states hold what those of others hold."""
@@ -180,10 +199,13 @@ COVER = {
     "transformer_grouped": ("recurrent", "linear_leap", "parallel_leap"),
     "transformer_previous": (
         *("sequential_shared", "causal", "conditioned", "fused"),
-        *("block_diffusion", "block_diffusion_few"),
+        *("block_diffusion", "block_diffusion_few", "transition_whole", "transition_denoised"),
     ),
     "rnn": ("parallel",),
-    "gru": ("linear", "recurrent", "anticausal", "early_exit", "joint", "residual_leap", *OTHERS),
+    "gru": (
+        *("linear", "recurrent", "anticausal", "early_exit", "joint"),
+        *("residual_leap", "transition", "transition_leap", *OTHERS),
+    ),
     "lstm": ("sequential",),
 }
 """Every trunk and every kind of heads at least once.

@@ -49,12 +49,18 @@ class Heads(Component, nn.Module, ABC):
         num_features: How many inner layers of the trunk the heads read. If any, ``forward``, ``extend`` and ``read``
             take one more keyword, ``features``: a tuple of that many ``(B, T, D)``, shallow to deep. Horizon 1 reads
             none.
+        reads_token_ids: Whether ``forward`` takes one more keyword, ``future_tokens``: the ids ``(B, P, K)`` of the
+            tokens whose embeddings are in ``future``, at the positions of the states.
+        transition_rank: How many factors ``F`` follow the ``D`` numbers of each state beyond horizon 1. The unembedding
+            multiplies them by a matrix of their own and adds the product to the logits.
     """
 
     d_model: int
     reads_future: bool = False
     reads_every_token: bool = False
     num_features: int = 0
+    reads_token_ids: bool = False
+    transition_rank: int = 0
 
     @property
     @abstractmethod
@@ -88,7 +94,7 @@ class Heads(Component, nn.Module, ABC):
             document_ids: The document of every position.
 
         Shape:
-            horizon 1: ``(B, T, D)``; every other horizon: ``(B, P, D)``. Or :class:`MixtureStates`.
+            horizon 1: ``(B, T, D)``; every other horizon: ``(B, P, D + F)``. Or :class:`MixtureStates`.
         """
 
     def features_of(self, output: TrunkOutput) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from mtp_modules.heads.parallel import ParallelHeads
 from mtp_modules.heads.recurrent import RecurrentHeads
 from mtp_modules.heads.residual import ResidualHeads
 from mtp_modules.heads.sequential import SequentialHeads
+from mtp_modules.heads.transition import TransitionHeads
 
 __all__ = [
     "BlockDiffusionHeads",
@@ -24,4 +25,5 @@ __all__ = [
     "RecurrentHeads",
     "ResidualHeads",
     "SequentialHeads",
+    "TransitionHeads",
 ]

@@ -19,12 +19,13 @@ from mtp_modules.core.objective import (
 )
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
-from mtp_modules.core.targets import at_positions, num_positions, positions_of_horizon_one, sample_positions
+from mtp_modules.core.targets import at_positions, num_positions, sample_positions
 from mtp_modules.core.unembedding import Unembedding
 from mtp_modules.losses.examples import Examples, examples_of, head_by_head
 from mtp_modules.losses.figures import loss_terms
 from mtp_modules.losses.linear_cross_entropy import FusedLinearCrossEntropy
 from mtp_modules.losses.mixture import imbalance, mixture_terms
+from mtp_modules.losses.teaching import real_dtype, teacher_for
 from mtp_modules.losses.weights import UniformWeights, checked_weights
 
 
@@ -185,13 +186,16 @@ class MultiTokenLoss(Component, nn.Module):
         if not self._scores_first(unembedding, states[0]):
             examples = examples.without_first()
         counts = examples.valid.sum(dim=(0, 1)) if counts is None else counts
-        scale = examples.scale(weights, counts, _real(states[0].dtype))
+        scale = examples.scale(weights, counts, real_dtype(states[0].dtype))
         if isinstance(states, MixtureStates):
             self._check_mixture(model.heads, inputs, teacher)
             terms = self._mixture(cast("Unembedding", unembedding), states, examples, scale, counts)
         else:
             self._check_balance(model.heads)
-            taught = self._teacher(states[0], teacher, examples.positions, horizons)
+            self._check_teacher(teacher)
+            taught = teacher_for(
+                states[0], teacher, examples.positions, horizons, self.distillation, self.total_variation
+            )
             terms = self._cross_entropy(unembedding, states, examples, scale, taught)
         scored = examples.far_valid & unembedding.draftable(examples.far_targets.clamp(min=0))
         return loss_terms(terms, examples, horizons, scored=scored, dtype=scale.dtype)
@@ -228,7 +232,7 @@ class MultiTokenLoss(Component, nn.Module):
         """Score the states of all horizons at once."""
         scored = (states[0][:, : examples.near_valid.shape[1]], *states[1:])
         return unembedding(
-            torch.cat([state.flatten(0, 1) for state in scored]),
+            _joined(scored),
             head_by_head(examples.near_targets, examples.far_targets),
             head_by_head(*examples.weighed(scale)),
             self.backend,
@@ -277,6 +281,17 @@ class MultiTokenLoss(Component, nn.Module):
             if part is not None:
                 refuse(self, f"{name} is given, but {type(heads).__name__} do not support it; leave it out.")
 
+    def _check_teacher(self, other: NextTokenTeacher | None) -> None:
+        """Reject two teachers, and imitation without one."""
+        if other is not None and self.distillation > 0.0:
+            refuse(self, f"distillation is {self.distillation}, but there is a teacher already; set it to 0.")
+        if other is None and self.distillation == 0.0 and self.total_variation > 0.0:
+            refuse(
+                self,
+                f"total_variation is {self.total_variation}, but there is no teacher; set distillation above 0, "
+                "give a teacher, or leave it out.",
+            )
+
     def _scores_first(self, unembedding: OutputLayer, first: Float[Tensor, "B T D"]) -> bool:
         """Return whether horizon 1 is scored; not in training if it is fully frozen."""
         parts = unembedding.matrix(0) or ()
@@ -288,40 +303,10 @@ class MultiTokenLoss(Component, nn.Module):
             return None
         return sample_positions(len(tokens), length, self.share_of_positions, tokens.device)
 
-    def _teacher(
-        self,
-        first: Float[Tensor, "B T D"],
-        other: NextTokenTeacher | None,
-        positions: Int[Tensor, "B P"],
-        horizons: tuple[int, ...],
-    ) -> Teacher | None:
-        """Return the next-token state for the token that each horizon predicts, up to the positions that were read.
 
-        Horizon 1 teaches the others, or another model teaches all.
-        """
-        if other is not None and self.distillation > 0.0:
-            refuse(self, f"distillation is {self.distillation}, but there is a teacher already; set it to 0.")
-        if other is None and self.distillation == 0.0 and self.total_variation > 0.0:
-            refuse(
-                self,
-                f"total_variation is {self.total_variation}, but there is no teacher; set distillation above 0, "
-                "give a teacher, or leave it out.",
-            )
-        if other is None and (self.distillation == 0.0 or len(horizons) == 1):
-            return None
-        near = first.detach() if other is None else other.states
-        length = near.shape[1]
-        same = positions_of_horizon_one(positions, horizons[1:]).permute(2, 0, 1).contiguous()
-        known = (same < length).flatten().to(_real(first.dtype))
-        rows = torch.arange(near.shape[0], device=near.device)[:, None]
-        far = near[rows, same.clamp(max=length - 1)].flatten(0, 2)
-        if other is None:
-            return Teacher(far, self.distillation * known, total_variation=self.total_variation)
-        share = other.share * torch.cat((known.new_ones(near.shape[0] * length), known))
-        return Teacher(
-            torch.cat((near.flatten(0, 1), far)), share, other.matrix, other.temperature, self.total_variation
-        )
-
-
-def _real(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+def _joined(states: Sequence[Float[Tensor, "B _ _"]]) -> Float[Tensor, "N W"]:
+    """Return the states head by head; horizon 1's have zeros where others have factors."""
+    near, *far = states
+    if far and far[0].shape[2] > near.shape[2]:
+        near = torch.nn.functional.pad(near, (0, far[0].shape[2] - near.shape[2]))
+    return torch.cat([state.flatten(0, 1) for state in (near, *far)])

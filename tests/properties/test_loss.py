@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from mtp_modules import AuxiliaryWeights, ExplicitWeights, GeometricWeights, MultiTokenLoss, UniformWeights
 from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy
 from mtp_modules.losses import NaiveLinearCrossEntropy, multi_token
-from tests.helpers import HEADS, TRUNKS_WITH_HEADS, VOCAB, assert_same, gradients, make_model, random_tokens
+from tests.helpers import HEADS, SCORED, TRUNKS_WITH_HEADS, VOCAB, assert_same, gradients, make_model, random_tokens
 from tests.reference import loss as naive
 from tests.reference import targets as naive_targets
 
@@ -21,7 +21,7 @@ def batches(draw: st.DrawFn) -> tuple[dict, torch.Tensor, dict]:
     """Draw the arguments of a model, with tokens, documents and a mask for it."""
     arguments = {
         "trunk": draw(st.sampled_from(["transformer_grouped", "gru"])),
-        "heads": draw(st.sampled_from(list(HEADS))),
+        "heads": draw(st.sampled_from(list(SCORED))),
         "num_horizons": draw(st.integers(1, 4)),
         "tied": draw(st.booleans()),
         "own": draw(st.booleans()),
@@ -134,7 +134,7 @@ def test_the_loss_is_the_weighted_sum_of_the_logged_losses(weights: object, valu
     assert_same(terms.loss, (terms.nll * torch.tensor(values, dtype=torch.float64)).sum())
 
 
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", SCORED)
 @pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_a_share_of_positions_is_unbiased(heads: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean over all draws of 2 of 4 positions in 2 rows is the loss on all positions, gradients included."""

@@ -69,6 +69,7 @@ OTHERS = (
     ("transformer", "early_exit"),
     ("transformer", "joint"),
     ("transformer", "fused"),
+    ("transformer", "transition"),
 )
 MORE = (
     ("transformer_grouped", "causal"),
