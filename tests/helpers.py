@@ -13,6 +13,7 @@ from mtp_modules import (
     BlockDiffusionHeads,
     ChainedHeads,
     ConditionedHeads,
+    ConfidenceHeads,
     EarlyExitHeads,
     FusedFeatureHeads,
     JointHeads,
@@ -149,6 +150,11 @@ WRAPPED: dict[str, Callable[[int], Heads]] = {
 }
 """Those that add something to other heads."""
 
+CONFIDENT: dict[str, Callable[[int], Heads]] = {
+    "confident": lambda num_horizons: ConfidenceHeads(heads=WRAPPED["transition"](num_horizons)),
+}
+"""Those that predict which drafts are accepted, and so have one loss more."""
+
 LEAPS: dict[str, Callable[[int], Heads]] = {
     "linear_leap": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons, stride=2),
     "residual_leap": lambda num_horizons: ResidualHeads(d_model=WIDTH, num_horizons=num_horizons, stride=4),
@@ -177,7 +183,7 @@ def of_usual_sizes(
 
 OTHERS = of_usual_sizes(
     [getattr(mtp_modules.heads, name) for name in mtp_modules.heads.__all__],
-    [*HEADS.values(), *JOINT.values(), *FEATURE_READERS.values(), *WRAPPED.values()],
+    [*HEADS.values(), *JOINT.values(), *FEATURE_READERS.values(), *WRAPPED.values(), *CONFIDENT.values()],
 )
 """Exported heads that nothing above names; they need no more than width and horizons."""
 
@@ -189,7 +195,7 @@ WITH_TWO_TRUNKS = ("causal", "anticausal", "conditioned", "early_exit", "block_d
 SCORED = HEADS | WRAPPED
 """Those that the loss scores state by state, and that need no inner layers."""
 
-EVERY_HEADS = SCORED | JOINT | FEATURE_READERS | IN_FEWER_STEPS
+EVERY_HEADS = SCORED | CONFIDENT | JOINT | FEATURE_READERS | IN_FEWER_STEPS
 
 TWO_TRUNKS = ("transformer_previous", "gru")
 """Enough for heads whose states hold what those of others hold."""
@@ -204,7 +210,7 @@ COVER = {
     "rnn": ("parallel",),
     "gru": (
         *("linear", "recurrent", "anticausal", "early_exit", "joint"),
-        *("residual_leap", "transition", "transition_leap", *OTHERS),
+        *("residual_leap", "transition", "transition_leap", "confident", *OTHERS),
     ),
     "lstm": ("sequential",),
 }

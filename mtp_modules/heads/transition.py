@@ -125,6 +125,10 @@ class TransitionHeads(WrappedHeads):
         )
         return self._with_factors(states.expand(-1, tokens.shape[1], -1), tokens)
 
+    def confidence(self, states: Float[Tensor, "B N W"]) -> Float[Tensor, "B N"] | None:
+        """Return what the heads predict of their part of the states."""
+        return self.heads.confidence(states[..., : self.d_model])
+
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of the heads: a look-up is none."""
         return self.heads.flops(length, num_far)

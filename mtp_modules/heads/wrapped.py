@@ -31,6 +31,7 @@ class WrappedHeads(Heads):
         self.heads, self.d_model, self.num_features = heads, heads.d_model, heads.num_features
         self.reads_future, self.reads_every_token = heads.reads_future, heads.reads_every_token
         self.reads_token_ids, self.transition_rank = heads.reads_token_ids, heads.transition_rank
+        self.predicts_acceptance = heads.predicts_acceptance
         for name in ("embedding_width", "max_positions", "vocab_size"):
             if hasattr(heads, name):
                 setattr(self, name, getattr(heads, name))

@@ -157,7 +157,7 @@ class _Computed:
     """States that are there, in the form of a model."""
 
     def __init__(self, states: tuple[Tensor, ...], horizons: tuple[int, ...], output: "_Output") -> None:
-        self.states, self.horizons, self.unembedding = states, horizons, output
+        self.states, self.horizons, self.unembedding, self.predicts_acceptance = states, horizons, output, False
 
     @property
     def heads(self) -> "_Computed":

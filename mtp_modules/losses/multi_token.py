@@ -21,6 +21,7 @@ from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.core.targets import at_positions, num_positions, sample_positions
 from mtp_modules.core.unembedding import Unembedding
+from mtp_modules.losses.confidence import confidence_loss
 from mtp_modules.losses.examples import Examples, examples_of, head_by_head
 from mtp_modules.losses.figures import loss_terms
 from mtp_modules.losses.linear_cross_entropy import FusedLinearCrossEntropy
@@ -82,8 +83,12 @@ class MultiTokenLoss(Component, nn.Module):
         balance: For heads with a joint distribution (:class:`~mtp_modules.JointHeads`): coefficient of the imbalance of
             their components' mean weights in a batch, which keeps all components in use.
 
-    With such heads a further horizon's term is the negative log-likelihood given the tokens before it, so that at equal
-    weights the terms sum to the joint one. Then ``distillation``, ``label_smoothing`` and ``z_loss`` must be 0.
+    Of heads that predict which drafts are accepted (:class:`~mtp_modules.ConfidenceHeads`), the loss has the binary
+    cross-entropy of their predictions too, with the same weights and counts; horizon 1 is then never skipped.
+
+    With a joint distribution a further horizon's term is the negative log-likelihood given the tokens before it, so
+    that at equal weights the terms sum to the joint one. Then ``distillation``, ``label_smoothing`` and ``z_loss`` must
+    be 0.
 
     Shape:
         tokens ``(B, T + max(horizons))``.
@@ -183,7 +188,7 @@ class MultiTokenLoss(Component, nn.Module):
         read = tokens if inputs is None else inputs
         passed = {} if known is None else {"known": known}
         states = model(read, document_ids=document_ids, positions=positions, detach=self.detach, **passed)
-        if not self._scores_first(unembedding, states[0]):
+        if not (model.heads.predicts_acceptance or self._scores_first(unembedding, states[0])):
             examples = examples.without_first()
         counts = examples.valid.sum(dim=(0, 1)) if counts is None else counts
         scale = examples.scale(weights, counts, real_dtype(states[0].dtype))
@@ -197,6 +202,9 @@ class MultiTokenLoss(Component, nn.Module):
                 states[0], teacher, examples.positions, horizons, self.distillation, self.total_variation
             )
             terms = self._cross_entropy(unembedding, states, examples, scale, taught)
+            if model.heads.predicts_acceptance:
+                added = confidence_loss(model.heads, states, terms, examples, scale)
+                terms = terms._replace(loss=terms.loss + added)
         scored = examples.far_valid & unembedding.draftable(examples.far_targets.clamp(min=0))
         return loss_terms(terms, examples, horizons, scored=scored, dtype=scale.dtype)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mtp_modules import (
     AutoregressiveDecoder,
+    ConfidenceHeads,
     JointHeads,
     LinearHeads,
     MTPModel,
@@ -256,6 +257,7 @@ def tiny(heads: str = "linear", trunk: str = "gru") -> MTPModel:
             "linear": lambda: LinearHeads(d_model=4, num_horizons=4),
             "recurrent": lambda: RecurrentHeads(d_model=4, num_horizons=4),
             "joint": lambda: JointHeads(d_model=4, num_horizons=4, num_components=3),
+            "confident": lambda: ConfidenceHeads(heads=made["transition"]()),
             "transition": lambda: TransitionHeads(heads=made["linear"](), vocab_size=SIX, rank=3),
         }
         model = MTPModel(trunk=made[trunk](), heads=made[heads]()).eval()
