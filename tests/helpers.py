@@ -14,6 +14,7 @@ from mtp_modules import (
     ChainedHeads,
     ConditionedHeads,
     ConfidenceHeads,
+    ContextBlockHeads,
     EarlyExitHeads,
     FusedFeatureHeads,
     JointHeads,
@@ -94,6 +95,18 @@ def _block_diffusion(num_horizons: int, num_steps: int) -> Heads:
     )
 
 
+def _context_block(num_horizons: int) -> Heads:
+    return ContextBlockHeads(
+        d_model=WIDTH,
+        num_horizons=num_horizons,
+        num_heads=4,
+        num_features=2,
+        num_kv_heads=2,
+        ffn_width=12,
+        max_positions=MAX_POSITIONS,
+    )
+
+
 HEADS: dict[str, Callable[[int], Heads]] = {
     "linear": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons),
     "parallel": lambda num_horizons: ParallelHeads(
@@ -129,6 +142,10 @@ FEATURE_READERS: dict[str, Callable[[int], Heads]] = {
         num_kv_heads=2,
         ffn_width=12,
         max_positions=MAX_POSITIONS,
+    ),
+    "context_block": _context_block,
+    "context_transition": lambda num_horizons: TransitionHeads(
+        heads=_context_block(num_horizons), vocab_size=VOCAB, rank=3
     ),
 }
 """Those that read inner layers of the trunk, and so go with a trunk only."""
@@ -204,12 +221,12 @@ COVER = {
     "transformer": ("linear", "parallel", "residual", "sequential", *OTHERS),
     "transformer_grouped": ("recurrent", "linear_leap", "parallel_leap"),
     "transformer_previous": (
-        *("sequential_shared", "causal", "conditioned", "fused"),
+        *("sequential_shared", "causal", "conditioned", "fused", "context_block"),
         *("block_diffusion", "block_diffusion_few", "transition_whole", "transition_denoised"),
     ),
     "rnn": ("parallel",),
     "gru": (
-        *("linear", "recurrent", "anticausal", "early_exit", "joint"),
+        *("linear", "recurrent", "anticausal", "early_exit", "joint", "context_transition"),
         *("residual_leap", "transition", "transition_leap", "confident", *OTHERS),
     ),
     "lstm": ("sequential",),

@@ -4,6 +4,7 @@ from mtp_modules.heads.block_diffusion import BlockDiffusionHeads
 from mtp_modules.heads.chained import ChainedHeads
 from mtp_modules.heads.conditioned import ConditionedHeads
 from mtp_modules.heads.confidence import ConfidenceHeads
+from mtp_modules.heads.context_block import ContextBlockHeads
 from mtp_modules.heads.early_exit import EarlyExitHeads
 from mtp_modules.heads.fused_feature import FusedFeatureHeads
 from mtp_modules.heads.joint import JointHeads
@@ -19,6 +20,7 @@ __all__ = [
     "ChainedHeads",
     "ConditionedHeads",
     "ConfidenceHeads",
+    "ContextBlockHeads",
     "EarlyExitHeads",
     "FusedFeatureHeads",
     "JointHeads",

@@ -70,6 +70,7 @@ OTHERS = (
     ("transformer", "joint"),
     ("transformer", "fused"),
     ("transformer", "transition"),
+    ("transformer_grouped", "context_block"),
 )
 MORE = (
     ("transformer_grouped", "causal"),

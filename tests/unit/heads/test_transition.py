@@ -12,6 +12,7 @@ from mtp_modules.configuration import assemble
 from mtp_modules.core import Heads
 from mtp_modules.losses import NaiveLinearCrossEntropy
 from mtp_modules.training import training_flops
+from mtp_modules.training.freezing import freeze_parts
 from tests.helpers import HEADS, VOCAB, WIDTH, assert_same, float64, make_model, make_trunk, random_tokens
 
 ROWS, LENGTH, HORIZONS = 2, 5, 4
@@ -109,6 +110,14 @@ def test_trimming_keeps_what_is_known_of_a_token() -> None:
     assert_same(model.unembedding.transition.detach(), whole[[2, 3, 9]], tolerance=0)
     model.trim_drafts([3, 5])
     assert_same(model.unembedding.transition.detach(), torch.stack((whole[3], torch.zeros(3).double())), tolerance=0)
+
+
+@pytest.mark.parametrize(("freeze", "trained"), [(["trunk", "unembedding"], True), (["heads"], False), ([], True)])
+def test_a_transition_is_frozen_with_the_heads(freeze: list[str], trained: bool) -> None:
+    model = make_model("gru", "transition", 3, tied=False)
+    freeze_parts(None, model, freeze)
+    assert model.unembedding.transition.requires_grad == model.heads.previous.weight.requires_grad == trained
+    assert model.unembedding.weight.requires_grad == ("unembedding" not in freeze)
 
 
 def test_one_horizon_has_no_transition() -> None:
