@@ -74,6 +74,8 @@ class MultiTokenLoss(Component, nn.Module):
         total_variation: Share of the distillation loss, from horizon 1 or a teacher, that is total variation distance:
             the probability that a sampled draft is rejected. The rest is cross-entropy against the distribution, whose
             gradient is that of the Kullback-Leibler divergence.
+        log_acceptance: Measure that share by minus the logarithm of the acceptance, 1 minus the distance, whose
+            gradient stays large where a head's drafts are rarely accepted yet (LK losses, arXiv 2602.23881).
         detach: Parts that get no gradient from horizons beyond the first: any of ``"trunk"`` (its hidden state),
             ``"embedding"`` (of the tokens between, for heads that read them) and ``"unembedding"`` (the output matrix).
         label_smoothing: Share of the cross-entropy against the token that is spread evenly over the vocabulary.
@@ -114,6 +116,7 @@ class MultiTokenLoss(Component, nn.Module):
         share_of_positions: float = 1.0,
         distillation: float = 0.0,
         total_variation: float = 0.0,
+        log_acceptance: bool = False,
         detach: Sequence[str] = (),
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
@@ -133,7 +136,9 @@ class MultiTokenLoss(Component, nn.Module):
         self.weights = UniformWeights() if weights is None else weights
         self.backend = FusedLinearCrossEntropy() if backend is None else backend
         self.share_of_positions, self.distillation = share_of_positions, distillation
-        self.total_variation, self.balance = total_variation, balance
+        self.total_variation, self.log_acceptance, self.balance = total_variation, log_acceptance, balance
+        if log_acceptance and not total_variation:
+            refuse(self, "log_acceptance measures the share that total_variation gives, which is 0; set it above 0.")
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
     def forward(
@@ -198,9 +203,8 @@ class MultiTokenLoss(Component, nn.Module):
         else:
             self._check_balance(model.heads)
             self._check_teacher(teacher)
-            taught = teacher_for(
-                states[0], teacher, examples.positions, horizons, self.distillation, self.total_variation
-            )
+            measure = self.distillation, self.total_variation, self.log_acceptance
+            taught = teacher_for(states[0], teacher, examples.positions, horizons, *measure)
             terms = self._cross_entropy(unembedding, states, examples, scale, taught)
             if model.heads.predicts_acceptance:
                 added = confidence_loss(model.heads, states, terms, examples, scale)

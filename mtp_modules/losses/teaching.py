@@ -16,6 +16,7 @@ def teacher_for(
     horizons: Sequence[int],
     distillation: float,
     total_variation: float,
+    log_acceptance: bool,
 ) -> Teacher | None:
     """Return the next-token state for the token that each horizon predicts, up to the positions that were read.
 
@@ -28,9 +29,11 @@ def teacher_for(
         horizons: Offsets of the heads.
         distillation: Share of the loss in which horizon 1 is imitated.
         total_variation: See :class:`~mtp_modules.core.objective.Teacher`.
+        log_acceptance: See :class:`~mtp_modules.core.objective.Teacher`.
     """
     if other is None and (distillation == 0.0 or len(horizons) == 1):
         return None
+    measure = total_variation, log_acceptance
     near = first.detach() if other is None else other.states
     length = near.shape[1]
     same = positions_of_horizon_one(positions, horizons[1:]).permute(2, 0, 1).contiguous()
@@ -38,9 +41,9 @@ def teacher_for(
     rows = torch.arange(near.shape[0], device=near.device)[:, None]
     far = near[rows, same.clamp(max=length - 1)].flatten(0, 2)
     if other is None:
-        return Teacher(far, distillation * known, total_variation=total_variation)
+        return Teacher(far, distillation * known, None, 1.0, *measure)
     share = other.share * torch.cat((known.new_ones(near.shape[0] * length), known))
-    return Teacher(torch.cat((near.flatten(0, 1), far)), share, other.matrix, other.temperature, total_variation)
+    return Teacher(torch.cat((near.flatten(0, 1), far)), share, other.matrix, other.temperature, *measure)
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
