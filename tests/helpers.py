@@ -143,6 +143,19 @@ FEATURE_READERS: dict[str, Callable[[int], Heads]] = {
         ffn_width=12,
         max_positions=MAX_POSITIONS,
     ),
+    "eagle": lambda num_horizons: FusedFeatureHeads(
+        d_model=WIDTH,
+        num_horizons=num_horizons,
+        num_heads=4,
+        num_features=2,
+        num_kv_heads=2,
+        ffn_width=12,
+        max_positions=MAX_POSITIONS,
+        merge=False,
+        norm_before_residual=True,
+        fc_norm=True,
+        norm_output=True,
+    ),
     "context_block": _context_block,
     "context_transition": lambda num_horizons: TransitionHeads(
         heads=_context_block(num_horizons), vocab_size=VOCAB, rank=3
@@ -221,7 +234,7 @@ COVER = {
     "transformer": ("linear", "parallel", "residual", "sequential", *OTHERS),
     "transformer_grouped": ("recurrent", "linear_leap", "parallel_leap"),
     "transformer_previous": (
-        *("sequential_shared", "causal", "conditioned", "fused", "context_block"),
+        *("sequential_shared", "causal", "conditioned", "fused", "eagle", "context_block"),
         *("block_diffusion", "block_diffusion_few", "transition_whole", "transition_denoised"),
     ),
     "rnn": ("parallel",),

@@ -240,8 +240,8 @@ class SequentialHeads(Heads):
         for index in range(own.num_modules):
             step = self._step(index)
             attention = step.layer.attention
-            x = step.join(own.before_each(index, passed[-1]), embedded)
-            queries, keys, values = attention.project(step.layer.attention_norm(x), table)
+            x, inner = step.enter(own.before_each(index, passed[-1]), embedded)
+            queries, keys, values = attention.project(step.layer.attention_norm(inner), table)
             keys, values, mask = own.append(index, keys, values, attention.groups)
             if index < own.num_modules - 1:  # nothing reads the last module's output for a chunk
                 x = x + attention.attend(queries, keys, values, mask)
@@ -282,9 +282,9 @@ class SequentialHeads(Heads):
             else:
                 inputs = torch.cat((path.inputs, path.outputs[:, :, -1:]), dim=2)
         layer, attention = step.layer, step.layer.attention
-        x = step.join(inputs, embeddings).flatten(1, 2)
+        x, inner = (part.flatten(1, 2) for part in step.enter(inputs, embeddings))
         table = self.rotary(own.positions_of_drafts(depth + 1, num), x.shape[1], x)
-        queries, keys, values = attention.project(layer.attention_norm(x), table)
+        queries, keys, values = attention.project(layer.attention_norm(inner), table)
         keys, values, mask = own.with_drafts(index, keys, values, num)
         x = x + attention.attend(queries, keys, values, attention.folded(mask))
         x = (x + layer.ffn(layer.ffn_norm(x))).view(batch, num, depth + 1, -1)

@@ -52,6 +52,23 @@ class SequentialModule(nn.Module):
         """Initialise the projection with variance 1/fan-in; the other parts reset themselves."""
         nn.init.normal_(self.merge.weight, std=self.merge.in_features**-0.5)
 
+    @property
+    def joining_flops(self) -> int:
+        """Operations of joining a state and a token."""
+        return 2 * self.merge.weight.numel()
+
+    def enter(
+        self, states: Float[Tensor, "*N D"], tokens: Float[Tensor, "*N E"]
+    ) -> tuple[Float[Tensor, "*N D"], Float[Tensor, "*N D"]]:
+        """Return what the layer adds to, and what it attends from, before its norm: both are the layer's input.
+
+        Args:
+            states: Output of the previous module, or of the trunk.
+            tokens: Embedding of the future token of each state.
+        """
+        joined = self.join(states, tokens)
+        return joined, joined
+
     def join(self, states: Float[Tensor, "*N D"], tokens: Float[Tensor, "*N E"]) -> Float[Tensor, "*N D"]:
         """Return the layer's input.
 
