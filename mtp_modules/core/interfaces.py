@@ -260,7 +260,7 @@ class Heads(Component, nn.Module, ABC):
             logits.append(scores[:, 0])
             if (log_odds := self.confidence(before)) is not None:
                 confidence.append(log_odds[:, 0].double().sigmoid())
-            token, sampled_from = sampler(logits[-1], confidence[-1] if confidence else None)
+            token, sampled_from = sampler(logits[-1], *confidence[-1:])
             tokens.append(token)
             if sampled_from is not None:
                 probs.append(sampled_from)
