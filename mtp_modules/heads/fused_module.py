@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from mtp_modules.core.shapes import Float, Tensor
+from mtp_modules.heads.sequential_module import ChainStep
 from mtp_modules.layers.transformer import Attention, RMSNorm, TransformerLayer
 
 
-class SideBySideModule(nn.Module):
+class SideBySideModule(ChainStep):
     """Attend over the concatenation of a normalised embedding and a normalised state, and add to the state.
 
     Queries, keys and values are projections of ``[norm(e); norm(s)]``, of width ``2 D``; what attention and the
@@ -55,11 +56,6 @@ class SideBySideModule(nn.Module):
     def enter(
         self, states: Float[Tensor, "*N D"], tokens: Float[Tensor, "*N E"]
     ) -> tuple[Float[Tensor, "*N D"], Float[Tensor, "*N W"]]:
-        """Return what the layer adds to, and what it attends from.
-
-        Args:
-            states: Output of the previous step, or fused features.
-            tokens: Embedding of the future token of each state.
-        """
+        """Return the state, and the normalised token and state."""
         state = self.state_norm(states)
         return state if self.norm_before_residual else states, torch.cat((self.token_norm(tokens), state), dim=-1)
