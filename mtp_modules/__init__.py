@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         BlockDiffusionHeads,
         ChainedHeads,
         ConditionedHeads,
+        ConfidenceHeads,
+        ContextBlockHeads,
         EarlyExitHeads,
         FusedFeatureHeads,
         JointHeads,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
         RecurrentHeads,
         ResidualHeads,
         SequentialHeads,
+        TransitionHeads,
     )
     from mtp_modules.loading import load_model
     from mtp_modules.losses import (
@@ -54,6 +57,8 @@ _HOMES = {
         "BlockDiffusionHeads",
         "ChainedHeads",
         "ConditionedHeads",
+        "ConfidenceHeads",
+        "ContextBlockHeads",
         "EarlyExitHeads",
         "FusedFeatureHeads",
         "JointHeads",
@@ -62,6 +67,7 @@ _HOMES = {
         "RecurrentHeads",
         "ResidualHeads",
         "SequentialHeads",
+        "TransitionHeads",
     ),
     "loading": ("load_model",),
     "losses": (
@@ -90,6 +96,8 @@ __all__ = [
     "BlockDiffusionHeads",
     "ChainedHeads",
     "ConditionedHeads",
+    "ConfidenceHeads",
+    "ContextBlockHeads",
     "EarlyExitHeads",
     "ExplicitWeights",
     "FusedFeatureHeads",
@@ -110,6 +118,7 @@ __all__ = [
     "SpeculativeDecoder",
     "Tokenizer",
     "TransformerTrunk",
+    "TransitionHeads",
     "Trunk",
     "UniformWeights",
     "build",

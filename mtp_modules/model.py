@@ -87,6 +87,7 @@ class MTPModel(Component, nn.Module):
             num_own=len(heads.horizons) - 1 if own_unembeddings else 0,
             num_draft_tokens=num_draft_tokens,
             trained=trained,
+            transition_rank=heads.transition_rank if len(heads.horizons) > 1 else 0,
         ).to(dtype_of(trunk))
 
     @property
@@ -134,11 +135,12 @@ class MTPModel(Component, nn.Module):
         hidden, given = output.hidden, self.heads.features_of(output)
         if given and "trunk" in detach:
             given["features"] = tuple(feature.detach() for feature in output.features)
-        future = None
+        future, wanted = None, None if self.heads.reads_every_token else positions
         if self.heads.reads_future:
-            wanted = None if self.heads.reads_every_token else positions
             future = self.trunk.embedding(tokens_between(tokens, self.horizons, wanted))
             future = future.detach() if "embedding" in detach else future
+        if self.heads.reads_token_ids:
+            given["future_tokens"] = tokens_between(tokens, self.horizons, positions)
         states: tuple[Tensor, ...] = self.heads(
             hidden,
             far_hidden=hidden.detach() if "trunk" in detach else None,

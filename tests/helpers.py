@@ -13,6 +13,8 @@ from mtp_modules import (
     BlockDiffusionHeads,
     ChainedHeads,
     ConditionedHeads,
+    ConfidenceHeads,
+    ContextBlockHeads,
     EarlyExitHeads,
     FusedFeatureHeads,
     JointHeads,
@@ -24,6 +26,7 @@ from mtp_modules import (
     ResidualHeads,
     SequentialHeads,
     TransformerTrunk,
+    TransitionHeads,
 )
 from mtp_modules.core import DecodingState, Heads, MixtureStates, Trunk, TrunkOutput
 from mtp_modules.decoders import Round
@@ -92,6 +95,18 @@ def _block_diffusion(num_horizons: int, num_steps: int) -> Heads:
     )
 
 
+def _context_block(num_horizons: int) -> Heads:
+    return ContextBlockHeads(
+        d_model=WIDTH,
+        num_horizons=num_horizons,
+        num_heads=4,
+        num_features=2,
+        num_kv_heads=2,
+        ffn_width=12,
+        max_positions=MAX_POSITIONS,
+    )
+
+
 HEADS: dict[str, Callable[[int], Heads]] = {
     "linear": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons),
     "parallel": lambda num_horizons: ParallelHeads(
@@ -128,6 +143,23 @@ FEATURE_READERS: dict[str, Callable[[int], Heads]] = {
         ffn_width=12,
         max_positions=MAX_POSITIONS,
     ),
+    "eagle": lambda num_horizons: FusedFeatureHeads(
+        d_model=WIDTH,
+        num_horizons=num_horizons,
+        num_heads=4,
+        num_features=2,
+        num_kv_heads=2,
+        ffn_width=12,
+        max_positions=MAX_POSITIONS,
+        merge=False,
+        norm_before_residual=True,
+        fc_norm=True,
+        norm_output=True,
+    ),
+    "context_block": _context_block,
+    "context_transition": lambda num_horizons: TransitionHeads(
+        heads=_context_block(num_horizons), vocab_size=VOCAB, rank=3
+    ),
 }
 """Those that read inner layers of the trunk, and so go with a trunk only."""
 
@@ -136,11 +168,31 @@ IN_FEWER_STEPS: dict[str, Callable[[int], Heads]] = {
 }
 """Those that do not read all the tokens between."""
 
+
+def _transition(heads: str, num_horizons: int, rank: int | None) -> Heads:
+    return TransitionHeads(heads=HEADS[heads](num_horizons), vocab_size=VOCAB, rank=rank)
+
+
+WRAPPED: dict[str, Callable[[int], Heads]] = {
+    "transition": lambda num_horizons: _transition("linear", num_horizons, 3),
+    "transition_whole": lambda num_horizons: _transition("parallel", num_horizons, None),
+    "transition_denoised": lambda num_horizons: _transition("block_diffusion", num_horizons, 2),
+}
+"""Those that add something to other heads."""
+
+CONFIDENT: dict[str, Callable[[int], Heads]] = {
+    "confident": lambda num_horizons: ConfidenceHeads(heads=WRAPPED["transition"](num_horizons)),
+}
+"""Those that predict which drafts are accepted, and so have one loss more."""
+
 LEAPS: dict[str, Callable[[int], Heads]] = {
     "linear_leap": lambda num_horizons: LinearHeads(d_model=WIDTH, num_horizons=num_horizons, stride=2),
     "residual_leap": lambda num_horizons: ResidualHeads(d_model=WIDTH, num_horizons=num_horizons, stride=4),
     "parallel_leap": lambda num_horizons: ParallelHeads(
         d_model=WIDTH, num_horizons=num_horizons, num_heads=2, ffn_width=12, max_positions=MAX_POSITIONS, stride=3
+    ),
+    "transition_leap": lambda num_horizons: TransitionHeads(
+        heads=LinearHeads(d_model=WIDTH, num_horizons=num_horizons, stride=2), vocab_size=VOCAB, rank=2
     ),
 }
 """Heads whose horizons are not 1 .. H."""
@@ -161,7 +213,7 @@ def of_usual_sizes(
 
 OTHERS = of_usual_sizes(
     [getattr(mtp_modules.heads, name) for name in mtp_modules.heads.__all__],
-    [*HEADS.values(), *JOINT.values(), *FEATURE_READERS.values()],
+    [*HEADS.values(), *JOINT.values(), *FEATURE_READERS.values(), *WRAPPED.values(), *CONFIDENT.values()],
 )
 """Exported heads that nothing above names; they need no more than width and horizons."""
 
@@ -170,7 +222,10 @@ HEADS |= OTHERS
 WITH_TWO_TRUNKS = ("causal", "anticausal", "conditioned", "early_exit", "block_diffusion")
 """Heads that are tried with one trunk of each family; what differs between trunks, the others show."""
 
-EVERY_HEADS = HEADS | JOINT | FEATURE_READERS | IN_FEWER_STEPS
+SCORED = HEADS | WRAPPED
+"""Those that the loss scores state by state, and that need no inner layers."""
+
+EVERY_HEADS = SCORED | CONFIDENT | JOINT | FEATURE_READERS | IN_FEWER_STEPS
 
 TWO_TRUNKS = ("transformer_previous", "gru")
 """Enough for heads whose states hold what those of others hold."""
@@ -179,11 +234,14 @@ COVER = {
     "transformer": ("linear", "parallel", "residual", "sequential", *OTHERS),
     "transformer_grouped": ("recurrent", "linear_leap", "parallel_leap"),
     "transformer_previous": (
-        *("sequential_shared", "causal", "conditioned", "fused"),
-        *("block_diffusion", "block_diffusion_few"),
+        *("sequential_shared", "causal", "conditioned", "fused", "eagle", "context_block"),
+        *("block_diffusion", "block_diffusion_few", "transition_whole", "transition_denoised"),
     ),
     "rnn": ("parallel",),
-    "gru": ("linear", "recurrent", "anticausal", "early_exit", "joint", "residual_leap", *OTHERS),
+    "gru": (
+        *("linear", "recurrent", "anticausal", "early_exit", "joint", "context_transition"),
+        *("residual_leap", "transition", "transition_leap", "confident", *OTHERS),
+    ),
     "lstm": ("sequential",),
 }
 """Every trunk and every kind of heads at least once.

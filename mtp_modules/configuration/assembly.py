@@ -20,9 +20,15 @@ from mtp_modules.training import MTPModule
 for _name in mtp_modules.data.__all__:  # those that need Lightning are imported lazily
     getattr(mtp_modules.data, _name)
 
+_HEADS = ("model.heads", "model.heads.init_args.heads", "model.heads.init_args.heads.init_args.heads")
+"""Heads, and those inside of heads that add something to others."""
+
 LINKS = (
-    ("model.trunk.d_model", "model.heads.init_args.d_model"),
-    ("model.trunk.embedding_width", "model.heads.init_args.embedding_width"),
+    *(
+        (f"model.trunk.{size}", f"{heads}.init_args.{size}")
+        for heads in _HEADS
+        for size in ("d_model", "embedding_width", "vocab_size")
+    ),
     ("model.vocab_size", "data.init_args.vocab_size"),
     ("model.lookahead", "data.init_args.lookahead"),
 )

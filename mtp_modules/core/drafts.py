@@ -21,6 +21,8 @@ class Draft:
         parents: ``(B, K)``, in a tree: each token's parent, 0 for the last emitted token, ``i`` for the ``i``-th of
             ``tokens``; ``None`` for a chain.
         depth: Depth of a tree: its longest path, in tokens.
+        confidence: ``(B, K)``, float64, the probability that each token of a chain is accepted, predicted by the heads
+            before they sampled it; ``None`` if they predict none.
     """
 
     tokens: Int[Tensor, "B K"]
@@ -29,6 +31,7 @@ class Draft:
     counts: Int[Tensor, " B"] | None = None
     parents: Int[Tensor, "B K"] | None = None
     depth: int = 0
+    confidence: Float[Tensor, "B K"] | None = None
 
 
 @runtime_checkable
@@ -41,8 +44,15 @@ class DraftSampler(Protocol):
 
     done: bool
 
-    def __call__(self, logits: Float[Tensor, "B V"]) -> tuple[Int[Tensor, " B"], Float[Tensor, "B V"] | None]:
-        """Return the next draft of every row, and the distributions it was sampled from; ``None`` if not sampled."""
+    def __call__(
+        self, logits: Float[Tensor, "B V"], confidence: Float[Tensor, " B"] | None = None
+    ) -> tuple[Int[Tensor, " B"], Float[Tensor, "B V"] | None]:
+        """Return the next draft of every row, and the distributions it was sampled from; ``None`` if not sampled.
+
+        Args:
+            logits: Of the head that drafts.
+            confidence: Probability that the draft will be accepted, if the heads predict it.
+        """
 
 
 class GreedySampler:
@@ -50,7 +60,9 @@ class GreedySampler:
 
     done = False
 
-    def __call__(self, logits: Float[Tensor, "B V"]) -> tuple[Int[Tensor, " B"], None]:
+    def __call__(
+        self, logits: Float[Tensor, "B V"], confidence: Float[Tensor, " B"] | None = None
+    ) -> tuple[Int[Tensor, " B"], None]:
         """Return the argmax of every row."""
         return logits.argmax(dim=-1), None
 

@@ -112,7 +112,11 @@ def check_widths(trunk: Trunk, heads: Heads) -> None:
     Raises:
         ValueError: If they do not fit.
     """
-    for name, has in (("d_model", trunk.d_model), ("embedding_width", trunk.embedding_width)):
+    for name, has in (
+        ("d_model", trunk.d_model),
+        ("embedding_width", trunk.embedding_width),
+        ("vocab_size", trunk.vocab_size),
+    ):
         wanted = getattr(heads, name, has)
         if wanted != has:
             refuse(

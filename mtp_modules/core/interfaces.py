@@ -49,12 +49,20 @@ class Heads(Component, nn.Module, ABC):
         num_features: How many inner layers of the trunk the heads read. If any, ``forward``, ``extend`` and ``read``
             take one more keyword, ``features``: a tuple of that many ``(B, T, D)``, shallow to deep. Horizon 1 reads
             none.
+        reads_token_ids: Whether ``forward`` takes one more keyword, ``future_tokens``: the ids ``(B, P, K)`` of the
+            tokens whose embeddings are in ``future``, at the positions of the states.
+        transition_rank: How many factors ``F`` follow the ``D`` numbers of each state beyond horizon 1. The unembedding
+            multiplies them by a matrix of their own and adds the product to the logits.
+        predicts_acceptance: Whether :meth:`confidence` predicts which drafts will be accepted.
     """
 
     d_model: int
     reads_future: bool = False
     reads_every_token: bool = False
     num_features: int = 0
+    reads_token_ids: bool = False
+    transition_rank: int = 0
+    predicts_acceptance: bool = False
 
     @property
     @abstractmethod
@@ -88,7 +96,7 @@ class Heads(Component, nn.Module, ABC):
             document_ids: The document of every position.
 
         Shape:
-            horizon 1: ``(B, T, D)``; every other horizon: ``(B, P, D)``. Or :class:`MixtureStates`.
+            horizon 1: ``(B, T, D)``; every other horizon: ``(B, P, D + F)``. Or :class:`MixtureStates`.
         """
 
     def features_of(self, output: TrunkOutput) -> dict[str, Any]:
@@ -243,13 +251,16 @@ class Heads(Component, nn.Module, ABC):
         tokens: list[Tensor] = []
         logits: list[Tensor] = []
         probs: list[Tensor] = []
+        confidence: list[Tensor] = []
         before: Tensor | None = None
         for depth in range(num_drafts):
             before, scores = self.draft_step(
                 token[:, None], state, depth=depth, before=before, parents=root, embed=embed, unembed=unembed
             )
             logits.append(scores[:, 0])
-            token, sampled_from = sampler(logits[-1])
+            if (log_odds := self.confidence(before)) is not None:
+                confidence.append(log_odds[:, 0].double().sigmoid())
+            token, sampled_from = sampler(logits[-1], *confidence[-1:])
             tokens.append(token)
             if sampled_from is not None:
                 probs.append(sampled_from)
@@ -259,7 +270,18 @@ class Heads(Component, nn.Module, ABC):
             tokens=torch.stack(tokens, dim=1),
             logits=torch.stack(logits, dim=1),
             probs=torch.stack(probs, dim=1) if probs else None,
+            confidence=torch.stack(confidence, dim=1) if confidence else None,
         )
+
+    def confidence(self, states: Tensor) -> Float[Tensor, "B N"] | None:
+        """Return the log-odds that the draft which each state predicts is accepted, if these heads predict that.
+
+        They rest on the text and on the drafts before, never on the draft itself.
+
+        Args:
+            states: First return value of :meth:`draft_step`, or states of a horizon beyond the first.
+        """
+        return None
 
     def check_num_drafts(self, num_drafts: int) -> None:
         """Raise an error unless the heads can draft ``num_drafts`` tokens.

@@ -44,6 +44,7 @@ class Teacher:
         matrix: Output matrix for these states; horizon 1's if ``None``.
         temperature: Divides the logits of teacher and student in the distillation loss.
         total_variation: Share of the distillation loss that is total variation distance instead of cross-entropy.
+        log_acceptance: In that share, minus the logarithm of the acceptance, 1 minus the distance, instead.
     """
 
     states: Float[Tensor, "M E"]
@@ -51,6 +52,7 @@ class Teacher:
     matrix: OutputMatrix | None = None
     temperature: float = 1.0
     total_variation: float = 0.0
+    log_acceptance: bool = False
 
 
 @dataclass(frozen=True)

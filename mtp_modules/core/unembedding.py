@@ -49,6 +49,8 @@ class Unembedding(nn.Module):
         num_draft_tokens: Restrict horizons beyond the first to this many tokens, scored by matrices with as many rows:
             one shared matrix if ``num_own`` is 0. See :meth:`trim`.
         trained: Initial value of all matrices and biases. Horizon 1 uses this very tensor, unless it is tied.
+        transition_rank: Number ``F`` of factors behind each state beyond horizon 1; see
+            :class:`~mtp_modules.core.interfaces.Heads`.
 
     Attributes:
         drafts_chosen: False if horizons beyond the first score few tokens that were neither chosen by :meth:`trim` nor
@@ -65,6 +67,7 @@ class Unembedding(nn.Module):
         num_own: int = 0,
         num_draft_tokens: int | None = None,
         trained: OutputMatrix | None = None,
+        transition_rank: int = 0,
     ) -> None:
         super().__init__()
         self.tied = tied_to is not None
@@ -76,6 +79,7 @@ class Unembedding(nn.Module):
         num_own = num_own if num_draft_tokens is None else max(1, num_own)
         self.own_weights = nn.ParameterList(torch.empty(rows, d_model) for _ in range(num_own))
         self.own_biases = nn.ParameterList(torch.empty(rows) for _ in range(num_own if bias else 0))
+        self.transition = nn.Parameter(torch.empty(rows, transition_rank)) if transition_rank else None
         self.reset_parameters()
         self.register_load_state_dict_post_hook(_note_loaded_drafts)  # type: ignore[no-untyped-call]
         if trained is not None:
@@ -97,7 +101,7 @@ class Unembedding(nn.Module):
         return rows if self.draft_tokens is None else rows[self.draft_tokens]
 
     def reset_parameters(self) -> None:
-        """Initialise the matrices with variance 1/D, except one that the embedding owns, and the biases with 0.
+        """Initialise the matrices with variance 1/D, except one that the embedding owns; biases and transition with 0.
 
         Matrices over draft tokens start as rows of horizon 1's matrix.
         """
@@ -110,8 +114,9 @@ class Unembedding(nn.Module):
                 self.draft_tokens.copy_(torch.arange(len(self.draft_tokens)))
                 for weight in self.own_weights:
                     weight.copy_(self._scored(self.weight))
-        for bias in (*(() if self.bias is None else (self.bias,)), *self.own_biases):
-            nn.init.zeros_(bias)
+        for added in (self.bias, self.transition, *self.own_biases):
+            if added is not None:
+                nn.init.zeros_(added)
 
     def matrix(self, horizon_index: int) -> OutputMatrix:
         """Return the output matrix of one horizon.
@@ -128,8 +133,9 @@ class Unembedding(nn.Module):
     def trim(self, tokens: TokenIds) -> None:
         """Restrict horizons beyond the first to these tokens, with the rows of the matrices that they have used so far.
 
-        If they are restricted already, the new rows come from horizon 1's matrix. All other tokens have probability 0
-        in drafts; the model's output is not restricted. Zhao et al. 2025 (arXiv 2502.14856).
+        If they are restricted already, the new rows come from horizon 1's matrix, and what precedes them no longer
+        matters to tokens that were not among them. All other tokens have probability 0 in drafts; the model's output is
+        not restricted. Zhao et al. 2025 (arXiv 2502.14856).
 
         Args:
             tokens: Distinct token ids: a list, a range, a tensor or an array.
@@ -151,6 +157,12 @@ class Unembedding(nn.Module):
             old = [self.matrix(0)] * len(self.own_weights)
         else:
             old = [self.matrix(index + 1) for index in range(len(self.own_weights))] or [self.matrix(0)]
+        if self.transition is not None:
+            whole = self.transition.new_zeros(vocab_size, self.transition.shape[1])
+            before = slice(None) if self.draft_tokens is None else self.draft_tokens
+            whole[before] = self.transition
+            rows = whole[torch.tensor(sorted(ids), device=whole.device)]
+            self.transition = nn.Parameter(rows, self.transition.requires_grad)
         same_size = self.draft_tokens is not None and len(self.draft_tokens) == len(ids)
         self.draft_tokens, self.drafts_chosen = torch.tensor(sorted(ids), device=self.weight.device), True
         if not same_size:
@@ -193,7 +205,7 @@ class Unembedding(nn.Module):
         """Compute linear + cross-entropy with a backend.
 
         Args:
-            states: States of the heads, head by head.
+            states: States of the heads, head by head; those of horizon 1 with zeros where others have factors.
             targets: Token to predict.
             example_weights: Factor of each example in the loss.
             backend: Implementation of the operation.
@@ -221,6 +233,11 @@ class Unembedding(nn.Module):
         if self.draft_tokens is not None and len(sizes) > 1:
             targets = torch.cat((targets[: sizes[0]], self._draft_targets(targets[beyond_first])))
             teacher = self._trimmed(teacher)
+        if self.transition is not None and len(sizes) > 1:
+            matrices = self._with_transition(matrices, self.transition)
+            if teacher is not None and teacher.matrix is None:
+                bias = None if self.bias is None else self.bias.detach()
+                teacher = replace(teacher, matrix=OutputMatrix(self.weight.detach(), bias))
         terms = backend(
             states,
             matrices,
@@ -238,6 +255,18 @@ class Unembedding(nn.Module):
             rank=torch.cat((terms.rank[: sizes[0]], rank)),
             predicted=torch.cat((terms.predicted[: sizes[0]], self.draft_tokens[terms.predicted[beyond_first]])),
         )
+
+    @staticmethod
+    def _with_transition(matrices: Sequence[OutputMatrix], transition: Float[Tensor, "V F"]) -> list[OutputMatrix]:
+        """Return the matrices of states with factors behind them; what horizons share stays one tensor."""
+        wide: dict[int, Tensor] = {}
+        for weight, _ in matrices[1:]:
+            if id(weight) not in wide:
+                wide[id(weight)] = torch.cat((weight, transition), dim=1)
+        near = matrices[0].weight
+        if id(near) not in wide:
+            wide[id(near)] = F.pad(near, (0, transition.shape[1]))
+        return [OutputMatrix(wide[id(weight)], bias) for weight, bias in matrices]
 
     def _draft_targets(self, targets: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         """Return each target's index in the draft tokens; -1 if it is not among them."""
@@ -267,7 +296,11 @@ class Unembedding(nn.Module):
         """
         weight, bias = self.matrix(horizon_index)
         if not is_distributed(weight):
-            logits = F.linear(states, weight, bias)
+            if horizon_index == 0 or self.transition is None:
+                logits = F.linear(states, weight, bias)
+            else:
+                width = weight.shape[1]
+                logits = F.linear(states[..., :width], weight, bias) + F.linear(states[..., width:], self.transition)
             if horizon_index == 0 or self.draft_tokens is None:
                 return logits
             full = logits.new_full((*logits.shape[:-1], len(self.weight)), -torch.inf)

@@ -94,4 +94,5 @@ class SpeculativeDecoder(Decoder):
         limits, instead = self.drafter.limits(model.heads), "AutoregressiveDecoder, PromptLookup"
         most = number_of_drafts(self, self.num_drafts, limits, model.heads, instead=instead)
         self.drafter.check(model.trunk, model.heads)
+        self.policy.check(model.heads)
         return most

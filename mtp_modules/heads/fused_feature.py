@@ -1,6 +1,7 @@
 """EAGLE-3's heads: one autoregressive layer over fused hidden states of several trunk layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -9,8 +10,11 @@ from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
+from mtp_modules.heads.fused_module import SideBySideModule
 from mtp_modules.heads.sequential import SequentialHeads
+from mtp_modules.heads.sequential_module import SequentialModule
 from mtp_modules.heads.sequential_state import SequentialState
+from mtp_modules.layers.transformer import RMSNorm
 
 
 class FusedFeatureHeads(Heads):
@@ -39,14 +43,21 @@ class FusedFeatureHeads(Heads):
         rope_base: Base of the rotary positions.
         norm_gain: Initial gain of the norm after the layer. For a pretrained trunk, use the root mean square of its
             hidden states (2.2 for SmolLM2-135M), the scale that its output matrix expects.
+        merge: Map token and state by one matrix to the layer's input. If false, as in released checkpoints, the layer
+            attends over both side by side and adds to the state.
+        norm_before_residual: With ``merge=False``, add to the normalised state.
+        norm_before_fc: Normalise the concatenated features before they are fused, with one norm.
+        fc_norm: Normalise the features of each layer before they are fused, with a norm each (EAGLE-3.1).
+        norm_output: Continue the sequence with outputs after the last norm, not before it (EAGLE-3.1).
 
     Shape:
         hidden and features ``(B, T, D)``, future ``(B, T, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others
         ``(B, P, D)``.
 
     Raises:
-        ValueError: If a size is below 1 or does not divide, ``future`` or ``features`` are missing, or a sequence is
-            longer than ``max_positions``.
+        ValueError: If a size is below 1 or does not divide, there are two norms of the features, or one of a residual
+            that the layer does not have; if ``future`` or ``features`` are missing, or a sequence is longer than
+            ``max_positions``.
 
     Example:
         >>> heads = FusedFeatureHeads(d_model=32, num_horizons=3, num_heads=4, max_positions=64)
@@ -73,6 +84,11 @@ class FusedFeatureHeads(Heads):
         embedding_width: int | None = None,
         rope_base: float = 10000.0,
         norm_gain: float = 1.0,
+        merge: bool = True,
+        norm_before_residual: bool = False,
+        norm_before_fc: bool = False,
+        fc_norm: bool = False,
+        norm_output: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -83,6 +99,10 @@ class FusedFeatureHeads(Heads):
             ("max_positions", max_positions),
         ):
             at_least(self, name, value, 1)
+        if norm_before_fc and fc_norm:
+            refuse(self, "norm_before_fc and fc_norm both normalise the features; leave one of the two out.")
+        if norm_before_residual and merge:
+            refuse(self, "norm_before_residual needs a layer that adds to the state; set merge to false.")
         self.drafter = SequentialHeads(
             d_model=d_model,
             num_horizons=min(2, num_horizons),
@@ -94,11 +114,24 @@ class FusedFeatureHeads(Heads):
             shared=True,
             rope_base=rope_base,
             norm_gain=norm_gain,
+            chain_norm=norm_output,
         )
         self.d_model, self.num_horizons, self.num_features = d_model, num_horizons, num_features
         self.max_positions, self.embedding_width = max_positions, self.drafter.embedding_width
         if num_horizons == 1:
             return  # nothing to draft, so nothing to fuse
+        if not merge:
+            side_by_side = SideBySideModule(
+                d_model,
+                embedding_width=self.embedding_width,
+                num_heads=num_heads,
+                num_kv_heads=num_kv_heads,
+                ffn_width=ffn_width,
+                norm_before_residual=norm_before_residual,
+            )
+            self.drafter.steps = cast("Sequence[SequentialModule]", nn.ModuleList([side_by_side]))
+        widths = [num_features * d_model] if norm_before_fc else [d_model] * num_features if fc_norm else []
+        self.feature_norms = nn.ModuleList(RMSNorm(width) for width in widths)
         self.fuse = nn.Linear(num_features * d_model, d_model, bias=False)
         self.reset_parameters()
 
@@ -121,7 +154,12 @@ class FusedFeatureHeads(Heads):
         if features is None or len(features) != self.num_features:
             given = "none" if features is None else str(len(features))
             refuse(self, f"features must hold {self.num_features} inner layers' states, got {given}; pass the trunk's.")
-        fused: Tensor = self.fuse(torch.cat(features, dim=-1))
+        if len(self.feature_norms) == len(features) > 1:
+            features = tuple(norm(part) for norm, part in zip(self.feature_norms, features, strict=True))
+        joined = torch.cat(features, dim=-1)
+        if len(self.feature_norms) == 1:
+            joined = self.feature_norms[0](joined)
+        fused: Tensor = self.fuse(joined)
         return fused
 
     def forward(
@@ -156,18 +194,18 @@ class FusedFeatureHeads(Heads):
         step, norm = self.drafter.steps[0], self.drafter.norms[0]
         layer, attention, rotary = step.layer, step.layer.attention, self.drafter.rotary
         picked_future = at_positions(future, picked)
-        x = step.join(self._fused(features), future[:, :, 0])
-        queries, keys, values = attention.project(layer.attention_norm(x), rotary(None, length, hidden))
+        x, inner = step.enter(self._fused(features), future[:, :, 0])
+        queries, keys, values = attention.project(layer.attention_norm(inner), rotary(None, length, hidden))
         if positions is not None:
-            x = at_positions(x, picked)
-            queries, _, _ = attention.project(layer.attention_norm(x), rotary(picked, picked.shape[1], hidden))
+            x, inner = at_positions(x, picked), at_positions(inner, picked)
+            queries, _, _ = attention.project(layer.attention_norm(inner), rotary(picked, picked.shape[1], hidden))
         own = torch.eye(picked.shape[1], dtype=torch.bool, device=device).expand(len(hidden), 1, -1, -1)
         states = [hidden]
         for index in range(self.num_horizons - 1):
             if index:
-                x = step.join(x, picked_future[:, :, index])
+                x, inner = step.enter(states[-1] if self.drafter.chain_norm else x, picked_future[:, :, index])
                 table = rotary(picked + index, picked.shape[1], hidden)
-                queries, own_keys, own_values = attention.project(layer.attention_norm(x), table)
+                queries, own_keys, own_values = attention.project(layer.attention_norm(inner), table)
                 keys, values = torch.cat((keys, own_keys), dim=2), torch.cat((values, own_values), dim=2)
                 mask = torch.cat((mask, own), dim=3)
             x = x + attention.attend(queries, keys, values, attention.folded(mask))
@@ -186,8 +224,8 @@ class FusedFeatureHeads(Heads):
         if num_far == 0 or self.num_horizons == 1:
             return 0
         step, steps = self.drafter.steps[0], self.num_horizons - 1
-        first = 2 * (self.fuse.weight.numel() + step.merge.weight.numel()) * length + step.layer.flops(num_far, length)
-        repeated = 2 * step.merge.weight.numel() * num_far + step.layer.flops(num_far, num_far)
+        first = (2 * self.fuse.weight.numel() + step.joining_flops) * length + step.layer.flops(num_far, length)
+        repeated = step.joining_flops * num_far + step.layer.flops(num_far, num_far)
         attended = 4 * self.d_model * num_far * sum(length + (index - 1) * num_far for index in range(1, steps))
         return first + (steps - 1) * repeated + attended
 

@@ -11,7 +11,7 @@ from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
 from mtp_modules.heads.common import needed_future, picked_rows
-from mtp_modules.heads.sequential_module import SequentialModule
+from mtp_modules.heads.sequential_module import ChainStep, SequentialModule
 from mtp_modules.heads.sequential_state import DraftPath, SequentialState
 from mtp_modules.layers.cache import KeyValueState
 from mtp_modules.layers.last_hidden import LastHiddenState
@@ -136,7 +136,7 @@ class SequentialHeads(Heads):
         """The modules."""
         return tuple(self.steps)
 
-    def _step(self, index: int) -> SequentialModule:
+    def _step(self, index: int) -> ChainStep:
         return self.steps[min(index, len(self.steps) - 1)]
 
     def _out(self, index: int, chain: Float[Tensor, "*N D"]) -> tuple[Float[Tensor, "*N D"], Float[Tensor, "*N D"]]:
@@ -199,7 +199,7 @@ class SequentialHeads(Heads):
         for index in range(count):
             step = self._step(index)
             queries = num_far if index == count - 1 else length
-            total += 2 * step.merge.weight.numel() * length + step.layer.flops(queries, length)
+            total += step.joining_flops * length + step.layer.flops(queries, length)
         return total
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> DecodingState:
@@ -240,8 +240,8 @@ class SequentialHeads(Heads):
         for index in range(own.num_modules):
             step = self._step(index)
             attention = step.layer.attention
-            x = step.join(own.before_each(index, passed[-1]), embedded)
-            queries, keys, values = attention.project(step.layer.attention_norm(x), table)
+            x, inner = step.enter(own.before_each(index, passed[-1]), embedded)
+            queries, keys, values = attention.project(step.layer.attention_norm(inner), table)
             keys, values, mask = own.append(index, keys, values, attention.groups)
             if index < own.num_modules - 1:  # nothing reads the last module's output for a chunk
                 x = x + attention.attend(queries, keys, values, mask)
@@ -282,9 +282,9 @@ class SequentialHeads(Heads):
             else:
                 inputs = torch.cat((path.inputs, path.outputs[:, :, -1:]), dim=2)
         layer, attention = step.layer, step.layer.attention
-        x = step.join(inputs, embeddings).flatten(1, 2)
+        x, inner = (part.flatten(1, 2) for part in step.enter(inputs, embeddings))
         table = self.rotary(own.positions_of_drafts(depth + 1, num), x.shape[1], x)
-        queries, keys, values = attention.project(layer.attention_norm(x), table)
+        queries, keys, values = attention.project(layer.attention_norm(inner), table)
         keys, values, mask = own.with_drafts(index, keys, values, num)
         x = x + attention.attend(queries, keys, values, attention.folded(mask))
         x = (x + layer.ffn(layer.ffn_norm(x))).view(batch, num, depth + 1, -1)

@@ -1,5 +1,7 @@
 """One module of sequential heads."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 
@@ -8,7 +10,37 @@ from mtp_modules.core.targets import at_positions
 from mtp_modules.layers.transformer import RMSNorm, TransformerLayer
 
 
-class SequentialModule(nn.Module):
+class ChainStep(nn.Module, ABC):
+    """One step of heads that read a sequence of states and tokens with a transformer layer.
+
+    Attributes:
+        state_norm: Normalises the state.
+        token_norm: Normalises the embedding.
+        layer: The layer.
+    """
+
+    state_norm: RMSNorm
+    token_norm: RMSNorm
+    layer: TransformerLayer
+
+    @property
+    @abstractmethod
+    def joining_flops(self) -> int:
+        """Operations of joining a state and a token."""
+
+    @abstractmethod
+    def enter(
+        self, states: Float[Tensor, "*N D"], tokens: Float[Tensor, "*N E"]
+    ) -> tuple[Float[Tensor, "*N D"], Float[Tensor, "*N W"]]:
+        """Return what the layer adds to, and what it attends from, before its norm.
+
+        Args:
+            states: Output of the previous step, or of the trunk.
+            tokens: Embedding of the future token of each state.
+        """
+
+
+class SequentialModule(ChainStep):
     """Project the concatenation of a state and the embedding of a future token, then apply a transformer layer.
 
     Args:
@@ -51,6 +83,18 @@ class SequentialModule(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise the projection with variance 1/fan-in; the other parts reset themselves."""
         nn.init.normal_(self.merge.weight, std=self.merge.in_features**-0.5)
+
+    @property
+    def joining_flops(self) -> int:
+        """Operations of joining a state and a token."""
+        return 2 * self.merge.weight.numel()
+
+    def enter(
+        self, states: Float[Tensor, "*N D"], tokens: Float[Tensor, "*N E"]
+    ) -> tuple[Float[Tensor, "*N D"], Float[Tensor, "*N D"]]:
+        """Return the layer's input twice."""
+        joined = self.join(states, tokens)
+        return joined, joined
 
     def join(self, states: Float[Tensor, "*N D"], tokens: Float[Tensor, "*N E"]) -> Float[Tensor, "*N D"]:
         """Return the layer's input.

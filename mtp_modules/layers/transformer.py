@@ -113,6 +113,7 @@ class Attention(nn.Module):
             for all keys, as Qwen3 does (Henry et al. 2020, arXiv 2010.04245).
         norm_eps: Added to the mean square in these norms.
         head_dim: Width of one head; ``d_model / num_heads`` if ``None``.
+        input_width: Width of the input; ``d_model``, that of the output, if ``None``.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Attention(nn.Module):
         qk_norm: bool = False,
         norm_eps: float = 1e-6,
         head_dim: int | None = None,
+        input_width: int | None = None,
     ) -> None:
         super().__init__()
         if head_dim is None:
@@ -134,7 +136,7 @@ class Attention(nn.Module):
         self.groups = num_heads // num_kv_heads
         self.local_kv_heads = num_kv_heads  # fewer under tensor parallelism
         self.grouped = num_heads != num_kv_heads  # precomputed, so that torch.compile sees a plain bool
-        self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
+        self.qkv = nn.Linear(input_width or d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(num_heads * head_dim, d_model, bias=False)
         self.query_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
         self.key_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None

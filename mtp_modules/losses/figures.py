@@ -65,13 +65,30 @@ def agreement(
         examples: Has the positions.
         horizons: Offsets of the heads.
     """
+    agrees, read = agreement_by_horizon(predicted, far_predicted, examples, horizons)
+    both_known = read & valid
+    if max(horizons) > len(horizons):  # some drafts come from earlier positions, which may not be sampled
+        agrees = in_order_of_drafts(agrees, horizons)
+        both_known = in_order_of_drafts(both_known, horizons) & (not examples.sampled)
+    return agrees, both_known.all(dim=2)
+
+
+def agreement_by_horizon(
+    predicted: Int[Tensor, "B T"], far_predicted: Int[Tensor, "B P K"], examples: Examples, horizons: Sequence[int]
+) -> tuple[Bool[Tensor, "B P H"], Bool[Tensor, "B P H"]]:
+    """Return whether each horizon's argmax is that of horizon 1 for the same token, and where this counts.
+
+    It counts where the target does, and where horizon 1 has read the text up to the target.
+
+    Args:
+        predicted: The most likely token of horizon 1 at every position.
+        far_predicted: Of the other horizons, where they are trained.
+        examples: Has the positions, and which targets count.
+        horizons: Offsets of the heads.
+    """
     length, positions = predicted.shape[1], examples.positions
     same = positions_of_horizon_one(positions, horizons)
     rows = torch.arange(len(predicted), device=predicted.device)[:, None, None]
     own = predicted[rows, same.clamp(max=length - 1)]
     agrees = torch.cat((at_positions(predicted, positions)[:, :, None], far_predicted), dim=2) == own
-    both_known = (same < length) & valid
-    if max(horizons) > len(horizons):  # some drafts come from earlier positions, which may not be sampled
-        agrees = in_order_of_drafts(agrees, horizons)
-        both_known = in_order_of_drafts(both_known, horizons) & (not examples.sampled)
-    return agrees, both_known.all(dim=2)
+    return agrees, (same < length) & at_positions(examples.valid, positions)

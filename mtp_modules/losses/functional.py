@@ -30,6 +30,7 @@ def multi_token_loss(
     backend: LinearCrossEntropy | None = None,
     distillation: float = 0.0,
     total_variation: float = 0.0,
+    log_acceptance: bool = False,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> LossTerms:
@@ -54,6 +55,7 @@ def multi_token_loss(
         backend: How linear + cross-entropy is computed; fused if ``None``. Only with ``matrix``.
         distillation: See :class:`~mtp_modules.MultiTokenLoss`.
         total_variation: See :class:`~mtp_modules.MultiTokenLoss`.
+        log_acceptance: See :class:`~mtp_modules.MultiTokenLoss`.
         label_smoothing: See :class:`~mtp_modules.MultiTokenLoss`.
         z_loss: See :class:`~mtp_modules.MultiTokenLoss`.
 
@@ -93,6 +95,7 @@ def multi_token_loss(
         backend=backend,
         distillation=distillation,
         total_variation=total_variation,
+        log_acceptance=log_acceptance,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
     ).eval()  # in training, a horizon 1 without gradients is not scored
@@ -161,7 +164,7 @@ class _Computed:
     """States that are there, in the form of a model."""
 
     def __init__(self, states: tuple[Tensor, ...], horizons: tuple[int, ...], output: "_Output") -> None:
-        self.states, self.horizons, self.unembedding = states, horizons, output
+        self.states, self.horizons, self.unembedding, self.predicts_acceptance = states, horizons, output, False
 
     @property
     def heads(self) -> "_Computed":

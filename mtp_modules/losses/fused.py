@@ -77,6 +77,7 @@ def fused_terms(
         shard=vocabulary_shard(distinct),
         temperature=1.0 if teacher is None else teacher.temperature,
         total_variation=0.0 if teacher is None else teacher.total_variation,
+        log_acceptance=teacher is not None and teacher.log_acceptance,
     )
     held = (held_part(tensor) for tensor in distinct)
     taught = (None, None) if teacher is None else (teacher.states, teacher.share)

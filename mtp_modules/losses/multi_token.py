@@ -19,12 +19,14 @@ from mtp_modules.core.objective import (
 )
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
-from mtp_modules.core.targets import at_positions, num_positions, positions_of_horizon_one, sample_positions
+from mtp_modules.core.targets import at_positions, num_positions, sample_positions
 from mtp_modules.core.unembedding import Unembedding
+from mtp_modules.losses.confidence import confidence_loss
 from mtp_modules.losses.examples import Examples, examples_of, head_by_head
 from mtp_modules.losses.figures import loss_terms
 from mtp_modules.losses.linear_cross_entropy import FusedLinearCrossEntropy
 from mtp_modules.losses.mixture import imbalance, mixture_terms
+from mtp_modules.losses.teaching import real_dtype, teacher_for
 from mtp_modules.losses.weights import UniformWeights, checked_weights
 
 
@@ -72,6 +74,8 @@ class MultiTokenLoss(Component, nn.Module):
         total_variation: Share of the distillation loss, from horizon 1 or a teacher, that is total variation distance:
             the probability that a sampled draft is rejected. The rest is cross-entropy against the distribution, whose
             gradient is that of the Kullback-Leibler divergence.
+        log_acceptance: Measure that share by minus the logarithm of the acceptance, 1 minus the distance, whose
+            gradient stays large where a head's drafts are rarely accepted yet (LK losses, arXiv 2602.23881).
         detach: Parts that get no gradient from horizons beyond the first: any of ``"trunk"`` (its hidden state),
             ``"embedding"`` (of the tokens between, for heads that read them) and ``"unembedding"`` (the output matrix).
         label_smoothing: Share of the cross-entropy against the token that is spread evenly over the vocabulary.
@@ -81,8 +85,12 @@ class MultiTokenLoss(Component, nn.Module):
         balance: For heads with a joint distribution (:class:`~mtp_modules.JointHeads`): coefficient of the imbalance of
             their components' mean weights in a batch, which keeps all components in use.
 
-    With such heads a further horizon's term is the negative log-likelihood given the tokens before it, so that at equal
-    weights the terms sum to the joint one. Then ``distillation``, ``label_smoothing`` and ``z_loss`` must be 0.
+    Of heads that predict which drafts are accepted (:class:`~mtp_modules.ConfidenceHeads`), the loss has the binary
+    cross-entropy of their predictions too, with the same weights and counts; horizon 1 is then never skipped.
+
+    With a joint distribution a further horizon's term is the negative log-likelihood given the tokens before it, so
+    that at equal weights the terms sum to the joint one. Then ``distillation``, ``label_smoothing`` and ``z_loss`` must
+    be 0.
 
     Shape:
         tokens ``(B, T + max(horizons))``.
@@ -108,6 +116,7 @@ class MultiTokenLoss(Component, nn.Module):
         share_of_positions: float = 1.0,
         distillation: float = 0.0,
         total_variation: float = 0.0,
+        log_acceptance: bool = False,
         detach: Sequence[str] = (),
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
@@ -127,7 +136,9 @@ class MultiTokenLoss(Component, nn.Module):
         self.weights = UniformWeights() if weights is None else weights
         self.backend = FusedLinearCrossEntropy() if backend is None else backend
         self.share_of_positions, self.distillation = share_of_positions, distillation
-        self.total_variation, self.balance = total_variation, balance
+        self.total_variation, self.log_acceptance, self.balance = total_variation, log_acceptance, balance
+        if log_acceptance and not total_variation:
+            refuse(self, "log_acceptance measures the share that total_variation gives, which is 0; set it above 0.")
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
     def forward(
@@ -182,17 +193,22 @@ class MultiTokenLoss(Component, nn.Module):
         read = tokens if inputs is None else inputs
         passed = {} if known is None else {"known": known}
         states = model(read, document_ids=document_ids, positions=positions, detach=self.detach, **passed)
-        if not self._scores_first(unembedding, states[0]):
+        if not (model.heads.predicts_acceptance or self._scores_first(unembedding, states[0])):
             examples = examples.without_first()
         counts = examples.valid.sum(dim=(0, 1)) if counts is None else counts
-        scale = examples.scale(weights, counts, _real(states[0].dtype))
+        scale = examples.scale(weights, counts, real_dtype(states[0].dtype))
         if isinstance(states, MixtureStates):
             self._check_mixture(model.heads, inputs, teacher)
             terms = self._mixture(cast("Unembedding", unembedding), states, examples, scale, counts)
         else:
             self._check_balance(model.heads)
-            taught = self._teacher(states[0], teacher, examples.positions, horizons)
+            self._check_teacher(teacher)
+            measure = self.distillation, self.total_variation, self.log_acceptance
+            taught = teacher_for(states[0], teacher, examples.positions, horizons, *measure)
             terms = self._cross_entropy(unembedding, states, examples, scale, taught)
+            if model.heads.predicts_acceptance:
+                added = confidence_loss(model.heads, states, terms, examples, scale)
+                terms = terms._replace(loss=terms.loss + added)
         scored = examples.far_valid & unembedding.draftable(examples.far_targets.clamp(min=0))
         return loss_terms(terms, examples, horizons, scored=scored, dtype=scale.dtype)
 
@@ -228,7 +244,7 @@ class MultiTokenLoss(Component, nn.Module):
         """Score the states of all horizons at once."""
         scored = (states[0][:, : examples.near_valid.shape[1]], *states[1:])
         return unembedding(
-            torch.cat([state.flatten(0, 1) for state in scored]),
+            _joined(scored),
             head_by_head(examples.near_targets, examples.far_targets),
             head_by_head(*examples.weighed(scale)),
             self.backend,
@@ -277,6 +293,17 @@ class MultiTokenLoss(Component, nn.Module):
             if part is not None:
                 refuse(self, f"{name} is given, but {type(heads).__name__} do not support it; leave it out.")
 
+    def _check_teacher(self, other: NextTokenTeacher | None) -> None:
+        """Reject two teachers, and imitation without one."""
+        if other is not None and self.distillation > 0.0:
+            refuse(self, f"distillation is {self.distillation}, but there is a teacher already; set it to 0.")
+        if other is None and self.distillation == 0.0 and self.total_variation > 0.0:
+            refuse(
+                self,
+                f"total_variation is {self.total_variation}, but there is no teacher; set distillation above 0, "
+                "give a teacher, or leave it out.",
+            )
+
     def _scores_first(self, unembedding: OutputLayer, first: Float[Tensor, "B T D"]) -> bool:
         """Return whether horizon 1 is scored; not in training if it is fully frozen."""
         parts = unembedding.matrix(0) or ()
@@ -288,40 +315,10 @@ class MultiTokenLoss(Component, nn.Module):
             return None
         return sample_positions(len(tokens), length, self.share_of_positions, tokens.device)
 
-    def _teacher(
-        self,
-        first: Float[Tensor, "B T D"],
-        other: NextTokenTeacher | None,
-        positions: Int[Tensor, "B P"],
-        horizons: tuple[int, ...],
-    ) -> Teacher | None:
-        """Return the next-token state for the token that each horizon predicts, up to the positions that were read.
 
-        Horizon 1 teaches the others, or another model teaches all.
-        """
-        if other is not None and self.distillation > 0.0:
-            refuse(self, f"distillation is {self.distillation}, but there is a teacher already; set it to 0.")
-        if other is None and self.distillation == 0.0 and self.total_variation > 0.0:
-            refuse(
-                self,
-                f"total_variation is {self.total_variation}, but there is no teacher; set distillation above 0, "
-                "give a teacher, or leave it out.",
-            )
-        if other is None and (self.distillation == 0.0 or len(horizons) == 1):
-            return None
-        near = first.detach() if other is None else other.states
-        length = near.shape[1]
-        same = positions_of_horizon_one(positions, horizons[1:]).permute(2, 0, 1).contiguous()
-        known = (same < length).flatten().to(_real(first.dtype))
-        rows = torch.arange(near.shape[0], device=near.device)[:, None]
-        far = near[rows, same.clamp(max=length - 1)].flatten(0, 2)
-        if other is None:
-            return Teacher(far, self.distillation * known, total_variation=self.total_variation)
-        share = other.share * torch.cat((known.new_ones(near.shape[0] * length), known))
-        return Teacher(
-            torch.cat((near.flatten(0, 1), far)), share, other.matrix, other.temperature, self.total_variation
-        )
-
-
-def _real(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+def _joined(states: Sequence[Float[Tensor, "B _ _"]]) -> Float[Tensor, "N W"]:
+    """Return the states head by head; horizon 1's have zeros where others have factors."""
+    near, *far = states
+    if far and far[0].shape[2] > near.shape[2]:
+        near = torch.nn.functional.pad(near, (0, far[0].shape[2] - near.shape[2]))
+    return torch.cat([state.flatten(0, 1) for state in (near, *far)])

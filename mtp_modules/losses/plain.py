@@ -6,6 +6,7 @@ from torch.nn import functional as F  # noqa: N812
 from mtp_modules.core.objective import CrossEntropyTerms, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.infinities import blended, weighted
+from mtp_modules.losses.scoring import overlap_above_zero
 
 
 def plain_terms(
@@ -41,7 +42,10 @@ def plain_terms(
         log_probs = (logits / temperature).log_softmax(dim=-1)
         imitation = -torch.where(probs > 0, probs * log_probs, 0.0).sum(dim=-1)  # 0 log 0 is 0
         if teacher.total_variation:
-            variation = 0.5 * (log_probs.exp() - probs).abs().sum(dim=-1)
+            if teacher.log_acceptance:
+                variation = -overlap_above_zero(log_probs.exp(), probs)[:, 0].log()
+            else:
+                variation = 0.5 * (log_probs.exp() - probs).abs().sum(dim=-1)
             imitation = blended(imitation, variation, teacher.total_variation)
         imitation = temperature**2 * imitation
         example_loss = blended(example_loss, imitation, teacher.share.to(nll.dtype))

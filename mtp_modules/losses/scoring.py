@@ -31,6 +31,7 @@ class Rules(NamedTuple):
     shard: VocabularyShard | None
     temperature: float
     total_variation: float
+    log_acceptance: bool
 
 
 def score(
@@ -80,7 +81,7 @@ def score(
             imitation = tau * (tau * soft_total.log() + top - imitated)
         if nu and probs is not None:
             own_probs = logits / total if soft is None or soft_total is None else soft / soft_total
-            variation = _Variation(own_probs, probs)
+            variation = _Variation(own_probs, probs, log_acceptance=rules.log_acceptance)
             imitation = blended(imitation, tau**2 * variation.value, nu)
         example_loss = blended(example_loss, imitation, share)
     if zeta:
@@ -111,14 +112,31 @@ class _Variation:
     Args:
         probs: ``(N, V)``, overwritten.
         other: ``(N, V)``.
+        log_acceptance: Instead of the distance, minus the logarithm of 1 minus it: of the overlap.
     """
 
-    def __init__(self, probs: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> None:
+    def __init__(self, probs: Float[Tensor, "N V"], other: Float[Tensor, "N V"], *, log_acceptance: bool) -> None:
         excess = probs - other
-        self.value = 0.5 * excess.abs().sum(dim=1, keepdim=True)
+        self._slope: Tensor | None = None
+        if log_acceptance:
+            overlap = overlap_above_zero(probs, other)
+            self.value, self._slope = -overlap.log(), overlap.reciprocal()
+        else:
+            self.value = 0.5 * excess.abs().sum(dim=1, keepdim=True)
         self._probs, self._sign = probs, excess.sign_()
 
     def gradient(self) -> Float[Tensor, "N V"]:
         """Return ``probs * (sign - mean) / 2``, with the sign of ``probs - other`` and its mean under ``probs``."""
         mean = (self._probs * self._sign).sum(dim=1, keepdim=True)
-        return self._sign.sub_(mean).mul_(self._probs).mul_(0.5)
+        half = self._sign.sub_(mean).mul_(self._probs).mul_(0.5)
+        return half if self._slope is None else half.mul_(self._slope)
+
+
+def overlap_above_zero(probs: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> Float[Tensor, "N 1"]:
+    """Return the overlap of two distributions, the acceptance of a draft, plus the rounding error of 1.
+
+    Args:
+        probs: One distribution per row.
+        other: Of the same shape.
+    """
+    return torch.minimum(probs, other).sum(dim=1, keepdim=True) + torch.finfo(probs.dtype).eps

@@ -1,5 +1,6 @@
 """Weights of the horizons in the loss."""
 
+import math
 from collections.abc import Sequence
 
 from mtp_modules.core.checks import finite, refuse
@@ -78,28 +79,36 @@ class GeometricWeights(HorizonWeights):
 
 
 class AuxiliaryWeights(HorizonWeights):
-    """Weight the next token by 1, and every horizon beyond it by the same smaller weight.
+    """Weight the next token by 1, and every horizon beyond it by the same smaller weight, or one that decays.
 
-    Equal weights raise the next-token loss of small models; a small auxiliary weight does not.
+    Equal weights raise the next-token loss of small models; a small auxiliary weight does not. A draft counts only if
+    those before it are accepted, so its weight may decay: draft ``k``, that of the ``k``-th horizon beyond the first,
+    weighs ``weight * exp(-(k - 1) / decay)`` (DFlash, arXiv 2602.06036).
 
     Args:
-        weight: Weight of each horizon beyond the first, at least 0.
+        weight: Weight of each horizon beyond the first, at least 0; of the second, if the weights decay.
+        decay: In how many horizons the weight falls to 1/e; it stays the same if ``None``.
 
     Raises:
-        ValueError: If ``weight`` is negative, infinite or not a number.
+        ValueError: If ``weight`` is negative, ``decay`` is not above 0, or one is infinite or not a number.
 
     Example:
         >>> AuxiliaryWeights(weight=0.1)(3)
         [1.0, 0.1, 0.1]
+        >>> [round(weight, 2) for weight in AuxiliaryWeights(weight=1.0, decay=4.0)(4)]
+        [1.0, 1.0, 0.78, 0.61]
     """
 
-    def __init__(self, *, weight: float) -> None:
+    def __init__(self, *, weight: float, decay: float | None = None) -> None:
         finite(self, "weight", weight, 0)
-        self.weight = weight
+        if decay is not None:
+            finite(self, "decay", decay, 0, above=True)
+        self.weight, self.decay = weight, decay
 
     def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
         """Return one weight per horizon."""
-        return [1.0] + [self.weight] * (num_horizons - 1)
+        rate = 0.0 if self.decay is None else 1 / self.decay
+        return [1.0, *(self.weight * math.exp(-rate * draft) for draft in range(num_horizons - 1))]
 
 
 class ExplicitWeights(HorizonWeights):

@@ -7,8 +7,9 @@ import torch
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import Tokenizer
-from mtp_modules.core.shapes import Bool, Float, Int, Tensor
+from mtp_modules.core.shapes import Int, Tensor
 from mtp_modules.model import MTPModel
+from mtp_modules.reports.calibration import Bin, calibration_bins, calibration_error
 from mtp_modules.reports.draft_groups import Group, by_column, by_kind, by_position, by_token
 from mtp_modules.reports.draft_walk import DraftedText, draft_along
 from mtp_modules.reports.head_health import (
@@ -21,23 +22,7 @@ from mtp_modules.reports.head_health import (
 )
 from mtp_modules.studies import measure_speeds
 
-NUM_BINS = 10
 _ROWS_AT_ONCE = 32
-
-
-@dataclass(frozen=True)
-class Bin:
-    """A bin of the reliability diagram: drafts whose probability lies in one tenth of [0, 1].
-
-    Attributes:
-        count: Number of drafts.
-        confidence: Mean probability of the drafts.
-        accepted: Fraction of the drafts that were accepted.
-    """
-
-    count: int
-    confidence: float
-    accepted: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +41,9 @@ class Depth:
             sampled draft, given that all earlier drafts were accepted. The mean of 1 - TV(p, q) between the
             distributions of model and draft.
         sampled: Probability that all drafts up to this depth are accepted at temperature 1.
+        predicted: Mean acceptance that the heads predict of these drafts; ``None`` if they predict none.
+        predicted_error: Expected calibration error of that prediction.
+        predicted_bins: Bins in order of the prediction.
     """
 
     depth: int
@@ -66,6 +54,9 @@ class Depth:
     bins: list[Bin]
     overlap: float
     sampled: float
+    predicted: float | None = None
+    predicted_error: float | None = None
+    predicted_bins: list[Bin] = field(default_factory=list)
 
     @property
     def conditional(self) -> float:
@@ -283,39 +274,21 @@ def depths_of(walked: DraftedText) -> list[Depth]:
         confidence = walked.confidence[reached, index]
         bins = calibration_bins(confidence, accepted)
         weights = walked.before[:, index]
-        error = sum(one.count * abs(one.accepted - one.confidence) for one in bins) / max(len(accepted), 1)
+        predicted = walked.predicted[reached, index] if walked.predicted.shape[1] else None
+        predicted_bins = [] if predicted is None else calibration_bins(predicted, accepted)
         found.append(
             Depth(
                 depth=index + 1,
                 reached=len(accepted),
                 accepted=int(accepted.sum()),
                 confidence=confidence.mean().item() if len(accepted) else 0.0,
-                calibration_error=error,
+                calibration_error=calibration_error(bins),
                 bins=bins,
                 overlap=(walked.reach[:, index].sum() / weights.sum().clamp(min=1e-300)).item(),
                 sampled=walked.reach[:, index].mean().item(),
+                predicted=None if predicted is None or not len(accepted) else predicted.mean().item(),
+                predicted_error=None if predicted is None else calibration_error(predicted_bins),
+                predicted_bins=predicted_bins,
             )
         )
-    return found
-
-
-def calibration_bins(confidence: Float[Tensor, " N"], accepted: Bool[Tensor, " N"]) -> list[Bin]:
-    """Sort drafts by their probability into ten bins of equal width.
-
-    Args:
-        confidence: Probability of each draft.
-        accepted: Whether each draft was accepted.
-
-    Example:
-        >>> bins = calibration_bins(torch.tensor([0.95, 0.91, 0.25]), torch.tensor([True, False, False]))
-        >>> [(one.count, round(one.confidence, 2), one.accepted) for one in bins if one.count]
-        [(1, 0.25, 0.0), (2, 0.93, 0.5)]
-    """
-    index = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
-    found = []
-    for place in range(NUM_BINS):
-        inside = index == place
-        count = int(inside.sum())
-        mean = confidence[inside].mean().item() if count else (place + 0.5) / NUM_BINS
-        found.append(Bin(count, mean, accepted[inside].double().mean().item() if count else 0.0))
     return found

@@ -99,6 +99,16 @@ def _calibration(found: Diagnosis) -> str:
         reliability(f"draft {depth.depth}", [(one.confidence, one.accepted, one.count) for one in depth.bins])
         for depth in found.depths
     )
+    predicted = "\n".join(
+        reliability(f"draft {depth.depth}", [(one.confidence, one.accepted, one.count) for one in depth.predicted_bins])
+        for depth in found.depths
+        if depth.predicted_bins
+    )
+    if predicted:
+        predicted = (
+            '<p class="soft">The same of the acceptance that the heads predict before they sample a draft.</p>\n'
+            f'<figure class="squares">\n{predicted}\n</figure>\n'
+        )
     return (
         "<section>\n<h2>Calibration</h2>\n"
         '<p class="soft">Reliability diagrams: the probability of a draft under the draft distribution (x) and the '
@@ -106,5 +116,5 @@ def _calibration(found: Diagnosis) -> str:
         "are accepted more often than their probability. The area of a dot is its number of drafts. At temperature 1 "
         "acceptance does not depend on a draft's probability but on the distance between the distributions of draft "
         "and model: 1 - TV, in the table above.</p>\n"
-        f'<figure class="squares">\n{diagrams}\n</figure>\n</section>'
+        f'<figure class="squares">\n{diagrams}\n</figure>\n{predicted}</section>'
     )

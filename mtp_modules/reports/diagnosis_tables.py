@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mtp_modules.reports.calibration import NUM_BINS
 from mtp_modules.reports.diagnosis import Diagnosis
 from mtp_modules.reports.diagnosis_verdict import verdict
 from mtp_modules.reports.draft_groups import Group
@@ -39,6 +40,8 @@ def tables(found: Diagnosis) -> Iterator[TextTable]:
     yield _numbers(found)
     yield _drafts(found)
     yield _heads(found)
+    if any(depth.predicted_bins for depth in found.depths):
+        yield _predicted(found)
     if found.kinds:
         note = "Kind of the model's argmax token at the position of the draft."
         yield _groups(found, "Where drafts are rejected: kinds of tokens", note, found.kinds, "kind")
@@ -94,6 +97,26 @@ def _drafts(found: Diagnosis) -> TextTable:
                 f"{depth.sampled:.1%}",
                 f"{depth.confidence:.1%}" if depth.reached else "-",
                 f"{depth.calibration_error:.3f}" if depth.reached else "-",
+            ]
+            for depth in found.depths
+        ],
+    )
+
+
+def _predicted(found: Diagnosis) -> TextTable:
+    columns = [f"{low / NUM_BINS:.0%}-{(low + 1) / NUM_BINS:.0%}" for low in range(NUM_BINS)]
+    return TextTable(
+        "Predicted acceptance",
+        "What the heads predict of the drafts that are reached, and how many are accepted; ECE: expected calibration "
+        "error of the prediction. Then the accepted drafts of those whose prediction lies in each tenth.",
+        ["draft", "accepted", "predicted", "ECE", *columns],
+        [
+            [
+                str(depth.depth),
+                f"{depth.conditional:.1%}",
+                "-" if depth.predicted is None else f"{depth.predicted:.1%}",
+                "-" if depth.predicted_error is None or not depth.reached else f"{depth.predicted_error:.3f}",
+                *(f"{one.accepted:.0%} of {one.count:,}" if one.count else "-" for one in depth.predicted_bins),
             ]
             for depth in found.depths
         ],

@@ -27,6 +27,8 @@ class DraftedText:
             1: an unbiased estimate from one sampled chain, float64.
         overlap: ``(N, K)``, the probability that the draft at each depth is then accepted too: 1 - TV(p, q) between the
             distributions of model and draft after that chain, float64.
+        predicted: ``(N, K)``, the probability of acceptance that the heads predict of each greedy draft, float64;
+            ``(N, 0)`` if they predict none.
     """
 
     rows: Int[Tensor, " N"]
@@ -37,6 +39,7 @@ class DraftedText:
     accepted: Int[Tensor, " N"]
     before: Float[Tensor, "N K"]
     overlap: Float[Tensor, "N K"]
+    predicted: Float[Tensor, "N _"]
 
     @property
     def reach(self) -> Float[Tensor, "N K"]:
@@ -52,7 +55,9 @@ class _AtTemperatureOne:
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
 
-    def __call__(self, logits: Float[Tensor, "B V"]) -> tuple[Int[Tensor, " B"], Float[Tensor, "B V"]]:
+    def __call__(
+        self, logits: Float[Tensor, "B V"], confidence: Float[Tensor, " B"] | None = None
+    ) -> tuple[Int[Tensor, " B"], Float[Tensor, "B V"]]:
         probs = logits.double().softmax(dim=-1)
         return probs.multinomial(1, generator=self.generator)[:, 0], probs
 
@@ -141,9 +146,10 @@ def draft_along(
         confidence = _of(draft.logits.double().softmax(dim=-1), draft.tokens)
         accepted = accept_greedy(draft.tokens, target)
         before, overlap = acceptance_chances(*walk.round(token, sampler))
+        predicted = confidence[:, :0] if draft.confidence is None else draft.confidence
         counts = document_ids[:, position] == document_ids[:, 0]
         at = (torch.arange(rows, device=device), torch.full_like(token, position))
-        parts = (*at, draft.tokens, target, confidence, accepted, before, overlap)
+        parts = (*at, draft.tokens, target, confidence, accepted, before, overlap, predicted)
         found.append(tuple(part[counts].cpu() for part in parts))
         step = min(every, last - position)
         if step:

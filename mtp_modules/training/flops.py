@@ -36,8 +36,9 @@ def training_flops(model: MTPModel, *, batch_size: int, length: int, share_of_po
     fraction("training_flops", "share_of_positions", share_of_positions, zero=False)
     far = num_sampled(length, share_of_positions)
     near_rows, far_rows = len(model.unembedding.weight), len(model.unembedding.matrix(1).weight)
-    scored = near_rows * length + far_rows * model.heads.states_scored * far
-    unembedding = 2 * model.trunk.d_model * scored
+    width = model.trunk.d_model
+    far_width = width + (0 if model.unembedding.transition is None else model.unembedding.transition.shape[1])
+    unembedding = 2 * (width * near_rows * length + far_width * far_rows * model.heads.states_scored * far)
     return 3 * batch_size * (model.trunk.flops(length) + model.heads.flops(length, far) + unembedding)
 
 

@@ -11,6 +11,8 @@ FREEZABLE = ("trunk", "heads", "unembedding")
 def freeze_parts(owner: object, model: MTPModel, parts: Sequence[str]) -> tuple[str, ...]:
     """Disable the gradients of parts of a model, and return their names.
 
+    The matrix of a transition is frozen with the heads, not with the unembedding that holds it.
+
     Args:
         owner: Named in the error message.
         model: Changed in place.
@@ -30,6 +32,8 @@ def freeze_parts(owner: object, model: MTPModel, parts: Sequence[str]) -> tuple[
         )
     for part in parts:
         getattr(model, part).requires_grad_(False)
+    if model.unembedding.transition is not None and {"heads", "unembedding"}.intersection(parts):
+        model.unembedding.transition.requires_grad_("heads" not in parts)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         refuse(owner, f"freeze holds {', '.join(parts)}, which leaves nothing to train; leave one out.")
     return tuple(parts)

@@ -111,6 +111,7 @@ def shard_model(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding:
         fully_shard(model.unembedding, mp_policy=ends, **inner)
     fully_shard(root, mesh=mesh, mp_policy=ends)
     register_fsdp_forward_method(model.unembedding, "logits")
+    register_fsdp_forward_method(model.heads, "confidence")
 
 
 def check_sharding(sharding: Sharding | None, mesh: DeviceMesh | None) -> None:

@@ -82,6 +82,12 @@ def tensor_parallelize(model: MTPModel, *, mesh: DeviceMesh) -> None:
             "the mixture of a joint distribution needs whole logits, which no process of a tensor-parallel group has; "
             "set tensor_parallel_size to 1.",
         )
+    if model.unembedding.transition is not None:
+        refuse(
+            model.heads,
+            f"the matrix of a transition of rank {model.heads.transition_rank} is not sharded over the vocabulary; set "
+            "tensor_parallel_size to 1.",
+        )
     _check_sizes(model, mesh.size())
     layers = _layers(model.trunk) + _layers(model.heads)
     device = device_of(mesh)

@@ -206,6 +206,10 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
                 "JointHeads: the mixture of a joint distribution needs whole logits, which no process of a "
                 "tensor-parallel group has; set tensor_parallel_size to 1."
             ),
+            "a transition": (
+                "TransitionHeads: the matrix of a transition of rank 3 is not sharded over the vocabulary; set "
+                "tensor_parallel_size to 1."
+            ),
             "inner width": (
                 "TransformerTrunk: ffn_width (9) is laid out in 1 blocks, which tensor_parallel_size (2) does not "
                 "divide; make ffn_width a multiple of 8 and tensor_parallel_size 1, 2, 4 or 8."

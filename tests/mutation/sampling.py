@@ -11,6 +11,7 @@ SOURCE = "properties/test_draft_probs.py::test_the_source_is_what_each_draft_was
 TARGET = "properties/test_draft_probs.py::test_the_target_is_the_model_s_distribution_with_its_settings_and_history"
 DRAWN = "properties/test_draft_probs.py::test_drafts_follow_the_distribution_that_they_are_said_to_be_sampled_from"
 CONFIDENCE = "properties/test_draft_probs.py::test_confidence_counts_the_draft_that_fell_below_it_and_none_after"
+KEPT = "properties/test_draft_probs.py::test_lookup_and_confidence_keep_the_distribution"
 DISTRIBUTION = "properties/test_sampling.py::test_a_distribution_is_what_its_settings_say"
 SEQUENCES = "properties/test_sampling.py::test_short_continuations_follow_the_distribution"
 NUMBERS = "properties/test_sampling.py::test_numbers_are_uniform_and_independent_of_their_neighbours"
@@ -184,11 +185,30 @@ MUTANTS = (
     Mutant(
         "confidence-leaves-out-the-token",
         "decoders/drafting/drafter.py",
-        "self.limits.clamp(max=self._depth + 1), self.limits)",
-        "self.limits.clamp(max=self._depth), self.limits)",
+        "self._watch(chooser, probs.gather(1, token[:, None])[:, 0], self._depth)",
+        "self._watch(chooser, probs.gather(1, token[:, None])[:, 0], self._depth - 1)",
         "the depth depends on the token being decided",
         OURS,
         (CONFIDENCE,),
+    ),
+    Mutant(
+        "predicted-depth-looks-at-the-token",
+        "decoders/drafting/drafter.py",
+        "not chooser.predicted:\n            self._watch(chooser, probs.gather(1, token[:, None])[:, 0], self._depth)",
+        "True:\n            drafts = self._depth - chooser.predicted\n"
+        "            self._watch(chooser, probs.gather(1, token[:, None])[:, 0], drafts)",
+        "a draft is left out because of what it is, although the heads have predicted its acceptance",
+        "DSpark (arXiv 2607.05147)",
+        (KEPT,),
+    ),
+    Mutant(
+        "length-after-looking-back",
+        "decoders/round.py",
+        "sampler.verify(draft, counts, logits)",
+        "sampler.verify(draft, sampler.verify(draft, counts, logits)[1], logits)",
+        "the number of drafts is chosen after the verification, so a rejected draft never was",
+        "DSpark (arXiv 2607.05147)",
+        (SEQUENCES,),
     ),
     Mutant(
         "top-p-one-token-short",

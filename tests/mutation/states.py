@@ -131,8 +131,8 @@ MUTANTS = (
     Mutant(
         "module-skips-the-chain",
         "heads/sequential.py",
-        "x = step.join(own.before_each(index, passed[-1]), embedded)",
-        "x = step.join(own.before_each(index, passed[0]), embedded)",
+        "x, inner = step.enter(own.before_each(index, passed[-1]), embedded)",
+        "x, inner = step.enter(own.before_each(index, passed[0]), embedded)",
         "keys of a later module are made of the trunk's state, not of the module's before",
         "vllm#14649",
         (ROUNDS + "[transformer-sequential]",),

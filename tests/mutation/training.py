@@ -155,7 +155,7 @@ MUTANTS = (
     ),
     Mutant(
         "teacher-trained",
-        "losses/multi_token.py",
+        "losses/teaching.py",
         "near = first.detach() if other is None",
         "near = first if other is None",
         "distillation trains the teacher",

@@ -161,13 +161,49 @@ def test_sampling_from_another_distribution_than_the_ratio_s_biases_the_output()
 DEPTHS: dict[str, Callable[[], dict[str, Component]]] = {
     "confident": lambda: {"policy": ConfidentDepth(threshold=0.3)},
     "both": lambda: {"drafter": LookupOrHeads(longest=2, shortest=1)},
+    "predicted": lambda: {"policy": ConfidentDepth(threshold=0.25, predicted=True)},
 }
 
 
-@pytest.mark.parametrize(("acceptance", "options"), [("rejection", "both"), ("block", "confident")])
+@pytest.mark.parametrize(
+    ("acceptance", "options"),
+    [("rejection", "both"), ("block", "confident"), ("rejection", "predicted"), ("block", "predicted")],
+)
 def test_lookup_and_confidence_keep_the_distribution(acceptance: str, options: str) -> None:
     decoder = SpeculativeDecoder(acceptance=DRAWING[acceptance](), **DEPTHS[options]())
-    check_continuations(decoder, "recurrent", SETTINGS["plain"], 3, 2000)
+    heads = "confident" if options == "predicted" else "recurrent"
+    check_continuations(decoder, heads, SETTINGS["plain"], 3, 2000)
+
+
+@settings(max_examples=2 * settings.default.max_examples)
+@given(
+    seed=st.integers(0, 999),
+    limits=st.lists(st.integers(0, 5), min_size=1, max_size=3).filter(any),
+    threshold=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    drawn=st.booleans(),
+)
+def test_predicted_acceptance_leaves_out_the_draft_that_falls_below_it_whatever_it_is(
+    seed: int, limits: list[int], threshold: float, drawn: bool
+) -> None:
+    rows, depth, cpu = len(limits), max(limits), torch.device("cpu")
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(rows, depth, VOCAB, generator=generator, dtype=torch.float64)
+    chances = torch.rand(rows, depth, generator=generator, dtype=torch.float64)
+    noise = RowNoise(torch.arange(rows), torch.full((rows,), seed), VOCAB, depth)
+    laws = BatchSampling([SamplingParams(temperature=0.5)] * rows, VOCAB, cpu) if drawn else None
+    chooser = ConfidentDepth(threshold=threshold, predicted=True).start(depth)
+    sampler = None if laws is None else RoundSampler(laws, RejectionSampling(), noise, None)
+    choice = RoundDraftSampler(torch.tensor(limits), sampler, chooser)
+    for place in range(depth):
+        choice(logits[:, place], chances[:, place])
+        if choice.done:
+            break
+    counts = [
+        next((d for d in range(limit) if chances[b, : d + 1].prod() < threshold), limit)
+        for b, limit in enumerate(limits)
+    ]
+    assert choice.limits.tolist() == counts
+    assert place == min(max(counts), depth - 1)  # drafting ends with the first draft that no row counts
 
 
 @settings(max_examples=4 * settings.default.max_examples)

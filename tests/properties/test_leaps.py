@@ -21,7 +21,7 @@ from mtp_modules.metrics.functional import accepted_lengths
 from tests.helpers import LEAPS, TRUNKS_WITH_LEAPS, assert_same, gradients, make_model, random_tokens
 from tests.reference import loss as naive
 
-STRIDES = {"linear_leap": 2, "residual_leap": 4, "parallel_leap": 3}
+STRIDES = {"linear_leap": 2, "residual_leap": 4, "parallel_leap": 3, "transition_leap": 2}
 PROMPTS = [[1, 2, 3, 4, 5, 6], [7], [3, 3]]
 """Some shorter than a leap, so that there is no position yet that speaks of the tokens between."""
 

@@ -1,6 +1,7 @@
 """Laws of the multi-token loss."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from torch.nn import functional as F  # noqa: N812
 from mtp_modules import AuxiliaryWeights, ExplicitWeights, GeometricWeights, MultiTokenLoss, UniformWeights
 from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy
 from mtp_modules.losses import NaiveLinearCrossEntropy, multi_token
-from tests.helpers import HEADS, TRUNKS_WITH_HEADS, VOCAB, assert_same, gradients, make_model, random_tokens
+from tests.helpers import HEADS, SCORED, TRUNKS_WITH_HEADS, VOCAB, assert_same, gradients, make_model, random_tokens
 from tests.reference import loss as naive
 from tests.reference import targets as naive_targets
+
+LK = {"distillation": 0.5, "total_variation": 0.7, "log_acceptance": True}
 
 
 @st.composite
@@ -21,7 +24,7 @@ def batches(draw: st.DrawFn) -> tuple[dict, torch.Tensor, dict]:
     """Draw the arguments of a model, with tokens, documents and a mask for it."""
     arguments = {
         "trunk": draw(st.sampled_from(["transformer_grouped", "gru"])),
-        "heads": draw(st.sampled_from(list(HEADS))),
+        "heads": draw(st.sampled_from(list(SCORED))),
         "num_horizons": draw(st.integers(1, 4)),
         "tied": draw(st.booleans()),
         "own": draw(st.booleans()),
@@ -44,7 +47,9 @@ def batches(draw: st.DrawFn) -> tuple[dict, torch.Tensor, dict]:
 @settings(max_examples=2 * settings.default.max_examples)
 @given(
     batches(),
-    st.sampled_from([{}, {"distillation": 0.3}, {"distillation": 1.0}, {"distillation": 0.9, "total_variation": 0.8}]),
+    st.sampled_from(
+        [{}, {"distillation": 0.3}, {"distillation": 1.0}, {"distillation": 0.9, "total_variation": 0.8}, LK]
+    ),
     st.lists(st.sampled_from([0.0, 0.4, 1.0, 2.5]), min_size=4, max_size=4),
 )
 def test_the_loss_equals_the_naive_triple_loop(batch: tuple, imitation: dict, values: list[float]) -> None:
@@ -125,16 +130,17 @@ def test_nothing_to_learn_gives_zero_and_zero_gradients(heads: str, training: di
         (GeometricWeights(gamma=0.5, preserve_total=True), [4 / 7, 2 / 7, 1 / 7]),
         (GeometricWeights(gamma=0.0), [1, 0, 0]),
         (AuxiliaryWeights(weight=0.1), [1, 0.1, 0.1]),
+        (AuxiliaryWeights(weight=0.2, decay=0.5), [1, 0.2, 0.2 * math.exp(-2)]),
         (ExplicitWeights(values=[0, 2, 0.5]), [0, 2, 0.5]),
     ],
-    ids=["none", "uniform", "geometric", "geometric_total", "zero", "auxiliary", "explicit"],
+    ids=["none", "uniform", "geometric", "geometric_total", "zero", "auxiliary", "decaying", "explicit"],
 )
 def test_the_loss_is_the_weighted_sum_of_the_logged_losses(weights: object, values: list[float]) -> None:
     terms = MultiTokenLoss(weights=weights)(make_model(), random_tokens(2, 9))
     assert_same(terms.loss, (terms.nll * torch.tensor(values, dtype=torch.float64)).sum())
 
 
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", SCORED)
 @pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_a_share_of_positions_is_unbiased(heads: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean over all draws of 2 of 4 positions in 2 rows is the loss on all positions, gradients included."""

@@ -109,8 +109,12 @@ HEADS: dict[str, dict[str, Any]] = {name: {"d_model": 8, "num_horizons": 3} for 
 HEADS["JointHeads"]["num_components"] = 2
 for _name in ("BlockDiffusionHeads", "ChainedHeads", "FusedFeatureHeads", "ParallelHeads", "SequentialHeads"):
     HEADS[_name]["num_heads"] = 2
-for _name in ("EarlyExitHeads", "FusedFeatureHeads"):
+HEADS["ContextBlockHeads"]["num_heads"] = 2
+for _name in ("ContextBlockHeads", "EarlyExitHeads", "FusedFeatureHeads"):
     HEADS[_name]["num_features"] = 2
+_inner = mtp_modules.heads.LinearHeads(d_model=8, num_horizons=3)
+HEADS["ConfidenceHeads"] = {"heads": _inner}
+HEADS["TransitionHeads"] = {"heads": _inner, "vocab_size": 11, "rank": 4}
 FOLDER = str(Path(__file__).parent)
 SIZES = {"batch_size": 2, "lookahead": 2, "num_train": 4, "num_val": 2, "num_test": 2}
 PARAMETER = [torch.nn.Parameter(torch.ones(2, 2))]

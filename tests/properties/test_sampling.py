@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mtp_modules import (
     AutoregressiveDecoder,
+    ConfidenceHeads,
     JointHeads,
     LinearHeads,
     MTPModel,
@@ -18,6 +19,7 @@ from mtp_modules import (
     RecurrentTrunk,
     SpeculativeDecoder,
     TransformerTrunk,
+    TransitionHeads,
 )
 from mtp_modules.decoders import (
     Acceptance,
@@ -255,6 +257,8 @@ def tiny(heads: str = "linear", trunk: str = "gru") -> MTPModel:
             "linear": lambda: LinearHeads(d_model=4, num_horizons=4),
             "recurrent": lambda: RecurrentHeads(d_model=4, num_horizons=4),
             "joint": lambda: JointHeads(d_model=4, num_horizons=4, num_components=3),
+            "confident": lambda: ConfidenceHeads(heads=made["transition"]()),
+            "transition": lambda: TransitionHeads(heads=made["linear"](), vocab_size=SIX, rank=3),
         }
         model = MTPModel(trunk=made[trunk](), heads=made[heads]()).eval()
     randomise(model, seed=3)
@@ -300,8 +304,11 @@ def check_continuations(
     assert statistic < naive.limit(degrees)
 
 
+CASES_OF_SAMPLES = [("recurrent", "plain"), ("linear", "penalties"), ("joint", "top_p"), ("transition", "warm")]
+
+
 @pytest.mark.parametrize("acceptance", ACCEPTANCES)
-@pytest.mark.parametrize(("heads", "name"), [("recurrent", "plain"), ("linear", "penalties"), ("joint", "top_p")])
+@pytest.mark.parametrize(("heads", "name"), CASES_OF_SAMPLES)
 def test_short_continuations_follow_the_distribution(acceptance: str, heads: str, name: str) -> None:
     check_continuations(SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]()), heads, SETTINGS[name], 3, 3000)
 

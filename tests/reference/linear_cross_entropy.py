@@ -44,7 +44,9 @@ def linear_cross_entropy(
             soft = logits / teacher.temperature
             log_soft = soft - soft.exp().sum().log()
             nu = teacher.total_variation
-            imitation = -(1 - nu) * (law * log_soft).sum() + nu * (log_soft.exp() - law).abs().sum() / 2
+            distance = (log_soft.exp() - law).abs().sum() / 2
+            imitation = -(1 - nu) * (law * log_soft).sum()
+            imitation = imitation + nu * (-(1 - distance).log() if teacher.log_acceptance else distance)
             share = teacher.share[index - untaught]
             example = (1 - share) * example + share * teacher.temperature**2 * imitation
         loss = loss + example_weights[index] * (example + z_loss * logits.exp().sum().log() ** 2)

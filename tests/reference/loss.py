@@ -17,6 +17,7 @@ def multi_token_loss(
     loss_mask: Tensor | None = None,
     distillation: float = 0.0,
     total_variation: float = 0.0,
+    log_acceptance: bool = False,
 ) -> Tensor:
     """Sum over horizons of weight times the mean loss of the targets that count."""
     states = model(tokens, document_ids=document_ids)
@@ -40,7 +41,8 @@ def multi_token_loss(
                     with torch.no_grad():
                         teacher = F.softmax(model.unembedding.logits(states[0][b, t + h - 1])[can_say], dim=0)
                     soft = -(1 - total_variation) * (teacher * log_law).sum()
-                    soft = soft + total_variation * (1 - torch.minimum(teacher, log_law.exp()).sum())
+                    overlap = torch.minimum(teacher, log_law.exp()).sum()
+                    soft = soft + total_variation * (-overlap.log() if log_acceptance else 1 - overlap)
                     loss = (1 - distillation) * loss + distillation * soft
                 losses.append(loss)
         if losses:

@@ -43,28 +43,39 @@ class RoundDraftSampler:
         self._going = limits > 0
         self._emitted = None if sampler is None or sampler.history is None else sampler.history.emitted
 
-    def __call__(self, logits: Float[Tensor, "B V"]) -> tuple[Int[Tensor, " B"], Float[Tensor, "B V"] | None]:
+    def __call__(
+        self, logits: Float[Tensor, "B V"], confidence: Float[Tensor, " B"] | None = None
+    ) -> tuple[Int[Tensor, " B"], Float[Tensor, "B V"] | None]:
         """Return the next draft of every row, and the distributions that they were sampled from."""
+        chooser = self.chooser
+        if chooser is not None and chooser.predicted and confidence is not None:
+            self._watch(chooser, confidence, self._depth)  # the draft that is about to be sampled does not count
         if self.sampler is None:
             token = logits.argmax(dim=-1)
-            probs = logits.double().softmax(dim=-1) if self.return_probs or self.chooser is not None else None
+            probs = logits.double().softmax(dim=-1) if self.return_probs or chooser is not None else None
         else:
             emitted = None if self._emitted is None else self._emitted[:, None]
             probs = self.sampler.probs(logits[:, None], emitted)[:, 0]
             token = self.sampler.acceptance.sample_draft(probs, self._depth, self.sampler.noise)
             if self._emitted is not None:
                 self._emitted = self._emitted + one_hot(token, self._emitted.shape[1])
-        if probs is not None and self.chooser is not None:
-            self._watch(self.chooser, probs, token)
         self._depth += 1
+        if probs is not None and chooser is not None and not chooser.predicted:
+            self._watch(chooser, probs.gather(1, token[:, None])[:, 0], self._depth)  # the token looked at stays
         return token, None if self.sampler is None and not self.return_probs else probs
 
-    def _watch(self, chooser: DepthChooser, probs: Float[Tensor, "B V"], token: Int[Tensor, " B"]) -> None:
-        """Let the policy end rows by what has been drafted so far; the token that it has looked at stays."""
-        self._confidence = self._confidence * probs.gather(1, token[:, None])[:, 0]
+    def _watch(self, chooser: DepthChooser, chance: Float[Tensor, " B"], count: int) -> None:
+        """Let the policy end rows.
+
+        Args:
+            chooser: Of the policy.
+            chance: Probability of one more draft.
+            count: How many drafts of a row that ends count.
+        """
+        self._confidence = self._confidence * chance
         goes_on = self._going & chooser.goes_on(self._confidence)
-        self.limits = torch.where(self._going & ~goes_on, self.limits.clamp(max=self._depth + 1), self.limits)
-        self._going = goes_on & (self.limits > self._depth + 1)
+        self.limits = torch.where(self._going & ~goes_on, self.limits.clamp(max=count), self.limits)
+        self._going = goes_on & (self.limits > count)
         if self.limits.device.type == "cpu":  # a GPU would have to be waited for, which takes longer than drafts
             self.done = not bool(self._going.any())
 
@@ -116,7 +127,14 @@ class DraftingContext:
             unembed=self.unembed,
             sampler=sampler,
         )
-        return Draft(draft.tokens, draft.logits, draft.probs, sampler.limits.clamp(max=draft.tokens.shape[1]))
+        kept = draft.tokens.shape[1]
+        if sampler.done and self.chooser is not None and self.chooser.predicted:
+            kept -= 1  # sampled, but left out of every row
+        tokens, logits, probs = (
+            None if part is None else part[:, :kept] for part in (draft.tokens, draft.logits, draft.probs)
+        )
+        assert tokens is not None
+        return Draft(tokens, logits, probs, sampler.limits.clamp(max=kept))
 
     def from_text(self, found: LookedUp) -> Draft:
         """Return drafts that no head has made; a sampled token has to match them."""

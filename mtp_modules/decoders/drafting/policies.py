@@ -10,6 +10,7 @@ import torch
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.component import Component
+from mtp_modules.core.interfaces import Heads
 from mtp_modules.core.shapes import Bool, Float, Tensor
 
 
@@ -21,9 +22,11 @@ class DepthChooser:
 
     Attributes:
         watches: Whether it ends rows by the confidence in their drafts.
+        predicted: Whether that is the acceptance that the heads predict, not the drafts' own probability.
     """
 
     watches: bool = False
+    predicted: bool = False
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -36,8 +39,9 @@ class DepthChooser:
         """Return which rows draft another token.
 
         Args:
-            confidence: Probability, by the drafter's own distributions, of all drafts of the row so far. The
-                decision rests on nothing else: one that knew the model's distribution would bias the output.
+            confidence: Probability, by the drafter's own distributions, of all drafts of the row so far; or, if
+                ``predicted``, that all of them and the next will be accepted. The decision rests on nothing else: one
+                that knew the model's distribution would bias the output.
         """
         return torch.ones_like(confidence, dtype=torch.bool)
 
@@ -64,6 +68,17 @@ class DraftPolicy(Component, ABC):
         """Return which numbers of drafts rounds will be given."""
         return [most]
 
+    def check(self, heads: Heads) -> None:
+        """Reject heads that this policy cannot go by.
+
+        Args:
+            heads: Of the model.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        return
+
 
 class FixedDepth(DraftPolicy):
     """Draft as many tokens as the decoder allows, in every round."""
@@ -78,29 +93,43 @@ class ConfidentDepth(DraftPolicy):
 
     The draft that fell below is still verified: leaving out a token because of what it is would bias the output.
 
+    With ``predicted``, the heads say how likely each draft is accepted (:class:`~mtp_modules.ConfidenceHeads`), before
+    they sample it. Drafting stops in front of the draft that would take the product below the threshold; it is not
+    verified, because nothing of it has been looked at.
+
     Args:
         threshold: Probability below which no further token is drafted.
+        predicted: Go by the acceptance that the heads predict.
 
     Raises:
-        ValueError: If the threshold lies outside [0, 1].
+        ValueError: If the threshold lies outside [0, 1]; when decoding, if the heads predict no acceptance.
     """
 
-    def __init__(self, *, threshold: float = 0.2) -> None:
+    def __init__(self, *, threshold: float = 0.2, predicted: bool = False) -> None:
         if not 0 <= threshold <= 1:
             refuse(self, f"threshold must lie in [0, 1], got {threshold}.")
-        self.threshold = threshold
+        self.threshold, self.predicted = threshold, predicted
+
+    def check(self, heads: Heads) -> None:
+        """Reject heads that predict no acceptance, if this policy goes by it."""
+        if self.predicted and not heads.predicts_acceptance:
+            refuse(
+                self,
+                f"predicted is true, but {type(heads).__name__} predict no acceptance; train "
+                f"ConfidenceHeads(heads={type(heads).__name__}(...)), or leave it out.",
+            )
 
     def start(self, most: int) -> DepthChooser:
         """Begin a run."""
-        return _ByConfidence(most, self.threshold)
+        return _ByConfidence(most, self.threshold, self.predicted)
 
 
 class _ByConfidence(DepthChooser):
     watches = True
 
-    def __init__(self, most: int, threshold: float) -> None:
+    def __init__(self, most: int, threshold: float, predicted: bool) -> None:
         super().__init__(most)
-        self.threshold = threshold
+        self.threshold, self.predicted = threshold, predicted
 
     def goes_on(self, confidence: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
         return confidence >= self.threshold

@@ -57,11 +57,15 @@ def test_a_description_holds_what_was_given_and_what_was_not() -> None:
     assert describe(loss) == {
         "class_path": "mtp_modules.losses.multi_token.MultiTokenLoss",
         "init_args": {
-            "weights": {"class_path": "mtp_modules.losses.weights.AuxiliaryWeights", "init_args": {"weight": 0.1}},
+            "weights": {
+                "class_path": "mtp_modules.losses.weights.AuxiliaryWeights",
+                "init_args": {"weight": 0.1, "decay": None},
+            },
             "backend": None,
             "share_of_positions": 0.25,
             "distillation": 0.0,
             "total_variation": 0.0,
+            "log_acceptance": False,
             "balance": 0.0,
             "detach": [],
             "label_smoothing": 0.0,

@@ -69,6 +69,8 @@ OTHERS = (
     ("transformer", "early_exit"),
     ("transformer", "joint"),
     ("transformer", "fused"),
+    ("transformer", "transition"),
+    ("transformer_grouped", "context_block"),
 )
 MORE = (
     ("transformer_grouped", "causal"),

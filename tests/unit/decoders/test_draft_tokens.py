@@ -18,7 +18,7 @@ from mtp_modules.decoders import (
     SamplingParams,
     StaticTree,
 )
-from tests.helpers import HEADS, VOCAB, assert_same, make_model
+from tests.helpers import SCORED, VOCAB, assert_same, make_model
 from tests.properties.test_sampling import SETTINGS, check_continuations
 
 PROMPTS = [[1, 2, 3], [4], [5, 6]]
@@ -30,7 +30,7 @@ RULES: dict[str, Callable[[], Acceptance]] = {
 }
 
 
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", SCORED)
 @pytest.mark.parametrize("own", [False, True])
 def test_greedy_output_is_that_of_plain_decoding(heads: str, own: bool) -> None:
     model = make_model("transformer", heads, 4, own=own, bias=True, draft_tokens=FEW).eval()

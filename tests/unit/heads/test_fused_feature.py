@@ -11,10 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtp_modules import FusedFeatureHeads, LinearHeads, MTPModel, MultiTokenLoss, TransformerTrunk
 from mtp_modules.core.targets import document_runs
 from mtp_modules.decoders import DynamicTree, SamplingParams, SpeculativeDecoder, StaticTree
+from mtp_modules.heads.fused_module import SideBySideModule
+from mtp_modules.heads.sequential_module import SequentialModule
+from mtp_modules.layers.transformer import RotaryPositions
 from tests.helpers import (
     TRUNKS,
     WIDTH,
     assert_same,
+    covering,
     float64,
     gradients,
     log_probs_of,
@@ -33,34 +37,66 @@ def given(rows: int, length: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     return hidden, future, (torch.randn(rows, length, WIDTH).double(), torch.randn(rows, length, WIDTH).double())
 
 
+def stepped(step: SequentialModule | SideBySideModule, states: list[Tensor], tokens: list[Tensor]) -> Tensor:
+    """Return the layer's last output for a sequence of states and tokens."""
+    pairs = [
+        (naive.rms_norm(token, step.token_norm.weight), naive.rms_norm(state, step.state_norm.weight))
+        for state, token in zip(states, tokens, strict=True)
+    ]
+    if isinstance(step, SequentialModule):
+        inputs = torch.stack([torch.cat(pair, dim=-1) @ step.merge.weight.T for pair in pairs])
+        return naive.transformer_layer(step.layer, inputs)[-1]
+    attention, inputs = step.layer.attention, torch.stack([torch.cat(pair, dim=-1) for pair in pairs])
+    table = RotaryPositions(attention.head_dim, len(inputs))(None, len(inputs), inputs)
+    queries, keys, values = attention.project(inputs[None], table)
+    parts = []
+    for head in range(attention.num_heads):
+        group, member = divmod(head, attention.groups)
+        weights = (keys[0, group] @ queries[0, group, member, -1] / attention.head_dim**0.5).softmax(dim=0)
+        parts.append(weights @ values[0, group])
+    residual = pairs[-1][1] if step.norm_before_residual else states[-1]
+    x = residual + attention.out.weight @ torch.cat(parts)
+    return x + step.layer.ffn(naive.rms_norm(x, step.layer.ffn_norm.weight))
+
+
+def fused_by_hand(heads: FusedFeatureHeads, features: list[Tensor]) -> Tensor:
+    norms = [norm.weight for norm in heads.feature_norms]
+    if len(norms) == len(features):
+        features = [naive.rms_norm(part, weight) for part, weight in zip(features, norms, strict=True)]
+    joined = torch.cat(features, dim=-1)
+    return (naive.rms_norm(joined, norms[0]) if len(norms) == 1 else joined) @ heads.fuse.weight.T
+
+
 def walked(heads: FusedFeatureHeads, future: Tensor, features: list[Tensor], first: int, t: int) -> list[Tensor]:
     """Return the states of the horizons beyond the first at position ``t`` of a text that begins at ``first``.
 
     As the drafter would find them: the sequence of what is known up to ``t``, and then its own outputs.
     """
-    step = heads.drafter.steps[0]
-    fused = torch.cat(features, dim=-1) @ heads.fuse.weight.T
-    inputs, tokens, states = list(fused[first : t + 1]), list(future[first : t + 1, 0]), []
+    inputs, tokens = list(fused_by_hand(heads, features)[first : t + 1]), list(future[first : t + 1, 0])
+    states: list[Tensor] = []
     for index in range(H - 1):
-        joined = [
-            torch.cat(
-                (naive.rms_norm(token, step.token_norm.weight), naive.rms_norm(state, step.state_norm.weight)), dim=-1
-            )
-            @ step.merge.weight.T
-            for state, token in zip(inputs, tokens, strict=True)
-        ]
-        said = naive.transformer_layer(step.layer, torch.stack(joined))[-1]
+        said = stepped(heads.drafter.steps[0], inputs, tokens)
         states.append(naive.rms_norm(said, heads.drafter.norms[0].weight))
-        inputs.append(said)
+        inputs.append(states[-1] if heads.drafter.chain_norm else said)
         if index < H - 2:
             tokens.append(future[t, index + 1])
     return states
 
 
-@pytest.mark.parametrize("documents", [False, True])
-@pytest.mark.parametrize("some", [False, True])
-def test_training_takes_the_steps_of_drafting(documents: bool, some: bool) -> None:
-    heads = make_heads("fused", H)
+RELEASED: dict[str, dict[str, bool]] = {
+    "merged": {},
+    "released": {"merge": False},
+    "speculators": {"merge": False, "norm_before_residual": True, "norm_before_fc": True, "norm_output": True},
+    "3.1": {"merge": False, "fc_norm": True, "norm_output": True},
+}
+
+
+@pytest.mark.parametrize(("documents", "some", "options"), covering([False, True], [False, True], RELEASED))
+def test_training_takes_the_steps_of_drafting(documents: bool, some: bool, options: str) -> None:
+    with float64():
+        sizes = {"d_model": WIDTH, "num_horizons": H, "num_heads": 4, "num_features": 2, "num_kv_heads": 2}
+        heads = FusedFeatureHeads(**sizes, ffn_width=12, **RELEASED[options])
+    randomise(heads)
     hidden, future, features = given(2, 5)
     ids = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 1, 2]]) if documents else None
     positions = torch.tensor([[1, 4], [0, 3]]) if some else None
@@ -75,9 +111,10 @@ def test_training_takes_the_steps_of_drafting(documents: bool, some: bool) -> No
                 assert_same(state[b, place], expected)
 
 
+@pytest.mark.parametrize("heads", ["fused", "eagle"])
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_every_parameter_learns(trunk: str) -> None:
-    found = gradients(model := make_model(trunk, "fused", 3), MultiTokenLoss()(model, random_tokens(2, 8)).loss)
+def test_every_parameter_learns(trunk: str, heads: str) -> None:
+    found = gradients(model := make_model(trunk, heads, 3), MultiTokenLoss()(model, random_tokens(2, 8)).loss)
     assert [name for name, gradient in found.items() if not gradient.abs().sum() > 0] == []
 
 
@@ -121,9 +158,10 @@ def test_trees_give_what_chains_give(tree: StaticTree | DynamicTree, temperature
     assert found.tokens == SpeculativeDecoder().generate(model, [[1, 2, 3], [4]], **options).tokens
 
 
+@pytest.mark.parametrize("kind", ["fused", "eagle"])
 @pytest.mark.parametrize("num_far", [0, 2, 6])
-def test_the_formula_of_operations_is_what_runs(num_far: int) -> None:
-    heads, (hidden, future, features) = make_heads("fused", H), given(2, 6)
+def test_the_formula_of_operations_is_what_runs(num_far: int, kind: str) -> None:
+    heads, (hidden, future, features) = make_heads(kind, H), given(2, 6)
     positions = torch.arange(num_far).expand(2, -1) if num_far < 6 else None
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         if num_far:
@@ -132,7 +170,7 @@ def test_the_formula_of_operations_is_what_runs(num_far: int) -> None:
             heads.first(hidden)
     qkv = heads.drafter.steps[0].layer.attention.qkv
     # With positions, queries are projected everywhere and then once more, and keys and values twice.
-    wasted = 2 * WIDTH * (WIDTH * 6 + (qkv.out_features - WIDTH) * num_far) if 0 < num_far < 6 else 0
+    wasted = 2 * qkv.in_features * (WIDTH * 6 + (qkv.out_features - WIDTH) * num_far) if 0 < num_far < 6 else 0
     assert counter.get_total_flops() == 2 * (heads.flops(6, num_far) + wasted)
 
 
@@ -141,6 +179,14 @@ def test_sizes_must_be_at_least_one(name: str) -> None:
     sizes = {"d_model": 8, "num_horizons": 2, "num_heads": 2}
     with pytest.raises(ValueError, match=rf"^FusedFeatureHeads: {name} must be at least 1, got 0\.$"):
         FusedFeatureHeads(**{**sizes, name: 0})
+
+
+def test_norms_that_exclude_one_another_are_refused() -> None:
+    sizes = {"d_model": 8, "num_horizons": 2, "num_heads": 2}
+    with pytest.raises(ValueError, match=r"^FusedFeatureHeads: norm_before_fc and fc_norm both normalise the fea"):
+        FusedFeatureHeads(**sizes, norm_before_fc=True, fc_norm=True)
+    with pytest.raises(ValueError, match=r"^FusedFeatureHeads: norm_before_residual needs a layer that adds to"):
+        FusedFeatureHeads(**sizes, norm_before_residual=True)
 
 
 def test_what_is_missing_is_named() -> None:

@@ -73,6 +73,7 @@ def make_example(
     taught: bool = False,
     outside: bool = False,
     total_variation: float = 0.0,
+    log_acceptance: bool = False,
     vocab_size: int = VOCAB,
     **options: float,
 ) -> Example:
@@ -85,12 +86,10 @@ def make_example(
     teacher = None
     if outside:  # another model, of another width, which teaches every horizon
         matrix = OutputMatrix(draw(vocab_size, WIDTH - 2), draw(vocab_size) if bias else None)
-        teacher = Teacher(
-            draw(rows, WIDTH - 2), draw(rows).sigmoid(), matrix, temperature=1.7, total_variation=total_variation
-        )
+        teacher = Teacher(draw(rows, WIDTH - 2), draw(rows).sigmoid(), matrix, 1.7, total_variation, log_acceptance)
     elif taught:
         share = draw(far).sigmoid() * (draw(far) > 0)
-        teacher = Teacher(draw(far, WIDTH), share, total_variation=total_variation)
+        teacher = Teacher(draw(far, WIDTH), share, None, 1.0, total_variation, log_acceptance)
     return Example(
         states=draw(rows, WIDTH),
         weights=[draw(vocab_size, WIDTH) for _ in sizes],
@@ -128,6 +127,7 @@ def assert_equal_to_the_loop(backend: LinearCrossEntropy, example: Example) -> N
     bias=st.booleans(),
     teacher=st.sampled_from([{}, {"taught": True}, {"outside": True}]),
     total_variation=st.sampled_from([0.0, 0.4, 1.0]),
+    log_acceptance=st.booleans(),
     label_smoothing=st.sampled_from([0.0, 0.1, 1.0]),
     z_loss=st.sampled_from([0.0, 0.3]),
 )
@@ -140,11 +140,13 @@ def test_a_backend_equals_the_loop_over_examples(
     bias: bool,
     teacher: dict[str, bool],
     total_variation: float,
+    log_acceptance: bool,
     **options: float,
 ) -> None:
     if name in PLAIN_ONLY:
         teacher, options = {}, {}
-    example = make_example(seed, sizes, layout, bias=bias, total_variation=total_variation, **teacher, **options)
+    measure = {"total_variation": total_variation, "log_acceptance": log_acceptance}
+    example = make_example(seed, sizes, layout, bias=bias, **measure, **teacher, **options)
     assert_equal_to_the_loop(BACKENDS[name](chunk), example)
 
 
@@ -314,6 +316,18 @@ def test_an_older_torch_lacks_the_function(monkeypatch: pytest.MonkeyPatch) -> N
     )
     with pytest.raises(ValueError, match=sentence):
         TorchLinearCrossEntropy()
+
+
+def test_the_logarithm_of_the_acceptance_is_finite_and_steep_where_nothing_is_accepted() -> None:
+    states = torch.tensor([[40.0, 0.0]], requires_grad=True)
+    matrix = OutputMatrix(torch.eye(2))
+    targets, weights, slopes = torch.tensor([0]), torch.ones(1), []
+    for log_acceptance in (False, True):
+        teacher = Teacher(torch.tensor([[0.0, 40.0]]), torch.ones(1), None, 1.0, 1.0, log_acceptance)
+        loss = FusedLinearCrossEntropy()(states, [matrix], [1], targets, weights, teacher).loss
+        assert loss.isfinite()
+        slopes.append(torch.autograd.grad(loss, states)[0].abs().max().item())
+    assert slopes[1] > 1e4 * slopes[0]
 
 
 def test_total_variation_is_what_a_sampled_draft_is_rejected_with() -> None:

@@ -20,7 +20,7 @@ from mtp_modules.losses import (
     TorchLinearCrossEntropy,
 )
 from mtp_modules.metrics.functional import counts
-from tests.helpers import HEADS, assert_same, gradients, make_model, random_tokens
+from tests.helpers import SCORED, assert_same, gradients, make_model, random_tokens
 from tests.reference import linear_cross_entropy as reference
 
 BACKENDS = [
@@ -35,7 +35,7 @@ def test_negative_labels_are_masked_targets() -> None:
     inputs, labels = random_tokens(3, 9), random_tokens(3, 9, seed=1)
     labels[0, 2:5], labels[1, :], labels[2, 8] = -100, -1, -100
     mask = labels >= 0
-    for heads in HEADS:
+    for heads in SCORED:
         model = make_model("gru", heads, 3)
         loss = MultiTokenLoss(distillation=0.3)
         found = loss(model, labels, inputs=inputs)

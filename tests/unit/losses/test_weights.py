@@ -62,6 +62,14 @@ def test_three_horizons(weights: HorizonWeights, expected: list[float]) -> None:
             r"MultiTokenLoss: share_of_positions must lie in \(0, 1\], got 0\.0\.",
         ),
         (lambda: MultiTokenLoss(distillation=1.5), r"MultiTokenLoss: distillation must lie in \[0, 1\], got 1\.5\."),
+        (
+            lambda: AuxiliaryWeights(weight=1.0, decay=0),
+            r"AuxiliaryWeights: decay must be a finite number above 0, got 0\.",
+        ),
+        (
+            lambda: MultiTokenLoss(distillation=1.0, log_acceptance=True),
+            "MultiTokenLoss: log_acceptance measures the share that total_variation gives, which is 0; set it above 0.",
+        ),
         (lambda: MultiTokenLoss(total_variation=-1), r"MultiTokenLoss: total_variation must lie in \[0, 1\], got -1\."),
         (
             lambda: MultiTokenLoss(label_smoothing=-0.1),

@@ -17,7 +17,7 @@ from mtp_modules.losses import (
     TorchLinearCrossEntropy,
 )
 from tests.distributed.ranks import run_ranks
-from tests.helpers import HEADS, assert_same, covering, gradients, make_model, random_tokens
+from tests.helpers import SCORED, assert_same, covering, gradients, make_model, random_tokens
 from tests.unit.losses import compiled
 
 BACKENDS: dict[str, LinearCrossEntropy] = {
@@ -38,7 +38,7 @@ def make_loss(name: str, backend: LinearCrossEntropy) -> MultiTokenLoss:
     return MultiTokenLoss(weights=ExplicitWeights(values=[1.0, 0.5, 0.25]), backend=backend, **options)
 
 
-@pytest.mark.parametrize(("matrices", "heads", "name"), covering(MATRICES, HEADS, BACKENDS))
+@pytest.mark.parametrize(("matrices", "heads", "name"), covering(MATRICES, SCORED, BACKENDS))
 def test_all_gradients_of_a_model_equal_the_naive_ones(matrices: str, heads: str, name: str) -> None:
     model, tokens = make_model("gru", heads, 3, **MATRICES[matrices]), random_tokens(2, 9)
     documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9])

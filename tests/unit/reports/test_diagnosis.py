@@ -35,6 +35,7 @@ def drafted(accepted: list[int], confidence: list[list[float]], num_drafts: int)
         accepted=torch.tensor(accepted),
         before=torch.rand(count, num_drafts, dtype=torch.float64),
         overlap=torch.rand(count, num_drafts, dtype=torch.float64),
+        predicted=torch.tensor(confidence, dtype=torch.float64) / 2,
     )
 
 
@@ -63,6 +64,12 @@ def test_figures_by_depth_are_those_of_a_loop(rounds: list[tuple[int, list[float
             assert found.bins[place].count == len(inside)
             error += abs(sum(held - chance for held, chance in inside))
         assert found.calibration_error == pytest.approx(error / max(len(reached), 1), abs=1e-9)
+        predicted = [(held, chance / 2) for held, chance in reached]
+        halves = [[pair for pair in predicted if min(int(pair[1] * 10), 9) == place] for place in range(10)]
+        error = sum(abs(sum(held - chance for held, chance in inside)) for inside in halves)
+        assert [one.count for one in found.predicted_bins] == list(map(len, halves))
+        assert found.predicted_error == pytest.approx(error / max(len(reached), 1), abs=1e-9)
+        assert (found.predicted is None) == (not reached)
         pairs = list(zip(walked.before[:, index].tolist(), walked.overlap[:, index].tolist(), strict=True))
         held = sum(weight * share for weight, share in pairs)
         assert found.sampled == pytest.approx(held / len(pairs))
@@ -207,6 +214,7 @@ def test_groups_count_what_was_reached_by_what_the_model_chose() -> None:
         accepted=torch.tensor([2, 1, 0]),
         before=torch.ones(3, 2, dtype=torch.float64),
         overlap=torch.ones(3, 2, dtype=torch.float64),
+        predicted=torch.zeros(3, 0, dtype=torch.float64),
     )
     tokenizer = ByteTokenizer()
     assert by_kind(walked, tokenizer) == [

@@ -23,7 +23,7 @@ class Forced:
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = list(tokens)
 
-    def __call__(self, logits: Tensor) -> tuple[Tensor, None]:
+    def __call__(self, logits: Tensor, confidence: Tensor | None = None) -> tuple[Tensor, None]:
         return torch.full((len(logits),), self.tokens.pop(0)), None
 
 

@@ -19,6 +19,7 @@ from mtp_modules import (
     RecurrentHeads,
     RecurrentTrunk,
     TransformerTrunk,
+    TransitionHeads,
 )
 from mtp_modules.core import Heads, Trunk
 from mtp_modules.training import MTPModule, Sharding, materialize
@@ -37,6 +38,7 @@ HEADS: dict[str, Callable[[], Heads]] = {
     "recurrent": lambda: RecurrentHeads(d_model=WIDTH, num_horizons=3),
     "causal": lambda: ChainedHeads(d_model=WIDTH, num_horizons=3, num_heads=4),
     "conditioned": lambda: ConditionedHeads(d_model=WIDTH, num_horizons=3, num_layers=2),
+    "transition": lambda: TransitionHeads(heads=HEADS["linear"](), vocab_size=96, rank=8),
     "early exit": lambda: EarlyExitHeads(d_model=WIDTH, num_horizons=3, num_features=2),
 }
 SHAPES = [{"tie_embeddings": True}, {"tie_embeddings": False, "own_unembeddings": True, "output_bias": True}]

@@ -1,0 +1,43 @@
+"""The loss of heads that predict whether their drafts are accepted."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from mtp_modules.core.interfaces import Heads
+from mtp_modules.core.objective import CrossEntropyTerms
+from mtp_modules.core.shapes import Float, Tensor
+from mtp_modules.losses.examples import Examples
+from mtp_modules.losses.figures import agreement_by_horizon
+
+
+def confidence_loss(
+    heads: Heads,
+    states: Sequence[Float[Tensor, "B _ _"]],
+    terms: CrossEntropyTerms,
+    examples: Examples,
+    scale: Float[Tensor, " H"],
+) -> Float[Tensor, ""]:
+    """Return the binary cross-entropy of the predictions against whether horizon 1 has the same argmax.
+
+    Each horizon's mean is over its valid targets, weighted like its other loss. Where horizon 1 has not read the text
+    up to the target, nothing is added. DSpark 2026 (arXiv 2607.05147).
+
+    Args:
+        heads: Predict from their states, which get no gradient.
+        states: Theirs, one per horizon.
+        terms: Of all examples, with the argmax of each.
+        examples: The examples.
+        scale: Factor of one example of each horizon.
+    """
+    predicted, far_predicted = examples.near_far(terms.predicted)
+    agrees, known = agreement_by_horizon(predicted, far_predicted, examples, heads.horizons)
+    log_odds = []
+    for state in states[1:]:
+        of_state = heads.confidence(state.detach())
+        assert of_state is not None
+        log_odds.append(of_state)
+    found = torch.stack(log_odds, dim=2).to(scale.dtype)
+    losses = F.binary_cross_entropy_with_logits(found, agrees[:, :, 1:].to(scale.dtype), reduction="none")
+    return (losses * known[:, :, 1:] * scale[1:]).sum()
