@@ -124,7 +124,10 @@ def expected_checksums(folder: Path) -> dict[str, int]:
         OSError: If there is none.
     """
     lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-    return {name: int(value, 16) for value, name in (line.split(" ", 1) for line in lines)}
+    pairs = [line.split(" ", 1) for line in lines]
+    if any(f"{int(value, 16):08x}" != value for value, _ in pairs):  # the same number may be written otherwise
+        raise ValueError(f"{CHECKSUMS} holds what is no checksum")
+    return {name: int(value, 16) for value, name in pairs}
 
 
 def tensor_checksum(tensor: Tensor) -> int:
