@@ -1,5 +1,6 @@
 """All commands, and where each is: read without importing torch, so that help and a wrong word are answered at once."""
 
+import difflib
 from typing import NamedTuple
 
 PROG = "python -m mtp_modules"
@@ -50,5 +51,11 @@ def unknown(command: str) -> str | None:
     """
     if command in TRAINER or command in OWN:
         return None
-    known = ", ".join([*TRAINER, *OWN])
-    return f"command: {command!r} is unknown. Known: {known}." if command else f"command: none given. Known: {known}."
+    commands = [*TRAINER, *OWN]
+    known, close = ", ".join(commands), difflib.get_close_matches(command, commands, n=1)
+    meant = f"; did you mean {close[0]}?" if close else "."
+    return (
+        f"command: {command!r} is unknown{meant} Known: {known}."
+        if command
+        else f"command: none given. Known: {known}."
+    )

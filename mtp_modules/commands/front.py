@@ -8,6 +8,7 @@ from mtp_modules.commands.catalogue import DEBUG, OWN, PROG, TRAINER, unknown
 from mtp_modules.commands.configs import answer_configs
 from mtp_modules.commands.signatures import signature_of
 from mtp_modules.commands.trainer_help import trainer_help
+from mtp_modules.commands.words import wrong_word
 
 HELP, ALL = ("-h", "--help"), "--help.all"
 
@@ -36,6 +37,8 @@ def answered(arguments: list[str]) -> bool:
         print(overview())
     elif any(word in HELP for word in arguments[1:]):
         print(trainer_help(command) if command in TRAINER else own_help(command))
+    elif ALL not in arguments and (said := wrong_word(command, arguments[1:])):
+        sys.exit(f"error: {said}")
     elif command == "configs":
         answer_configs(arguments[1:])
     else:

@@ -237,10 +237,11 @@ def test_unknown_names_are_answered_with_the_known(tmp_path: Path, keys: str, va
             "--model.loss.init_args.weights.init_args.gama=1",
             "model.loss.weights: UniformWeights has no argument 'gama'.",
         ),
-        ("--trainer.epochs=3", "trainer has no argument 'epochs'. Known: accelerator, "),
+        ("--trainer.epochs=3", "trainer has no argument 'epochs'; did you mean min_epochs? Known: accelerator, "),
         (
             "--modle.x=3",
-            "unknown argument 'modle.x'. Known: seed_everything, trainer, model, data, ckpt_path, init_from.",
+            "unknown argument 'modle.x'; did you mean model? Known: seed_everything, trainer, model, data, ckpt_path, "
+            "init_from.",
         ),
         ("--model.heads.init_args.num_horizons=three", "model.heads.num_horizons: must be of type int, got three."),
     ],
@@ -262,13 +263,14 @@ def test_a_configuration_that_is_no_yaml(tmp_path: Path, content: str) -> None:
 
 
 def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
-    assert fit(tmp_path / "gone.yaml") == f"config: File does not exist: '{tmp_path / 'gone.yaml'}'"
+    assert fit(tmp_path / "gone.yaml") == f"config: {tmp_path / 'gone.yaml'} does not exist; give a YAML file."
 
 
 @pytest.mark.parametrize("command", [[], ["fti"], ["config.yaml"]], ids=str)
 def test_an_unknown_command_is_answered_with_the_known(command: list[str]) -> None:
-    said = f"{command[0]!r} is unknown" if command else "none given"
-    assert refusal(*command) == f"command: {said}. Known: {COMMANDS}."
+    meant = {"fti": "; did you mean fit?", "config.yaml": "; did you mean configs?"}
+    said = f"{command[0]!r} is unknown{meant[command[0]]}" if command else "none given."
+    assert refusal(*command) == f"command: {said} Known: {COMMANDS}."
 
 
 # Numbers.
@@ -514,8 +516,8 @@ PROMPTS: dict[str, tuple[str, list[str], str]] = {
     "type or null": ("bytes", ["--num_drafts", "many"], "num_drafts: must be of type int or null, got many."),
     "argument": (
         *("bytes", ["--promt", "x"]),
-        "unknown argument 'promt'. Known: ckpt_path, prompt, max_new_tokens, num_drafts, temperature, top_k, top_p, "
-        "seed, stop, decoder, sampling, compare, repeats, compile, device.",
+        "unknown argument 'promt'; did you mean prompt? Known: ckpt_path, prompt, max_new_tokens, num_drafts, "
+        "temperature, top_k, top_p, seed, stop, decoder, sampling, compare, repeats, compile, device.",
     ),
     "compare": (
         *("plain", ["--prompt", "1", "--compare", "true"]),

@@ -16,6 +16,7 @@ from mtp_modules.commands.running import function_of, parser_of
 from mtp_modules.commands.signatures import signature_of
 from mtp_modules.commands.trainer import trainer_parsers
 from mtp_modules.commands.trainer_help import trainer_help
+from mtp_modules.commands.words import wrong_word
 from mtp_modules.configuration.parser import ROLES, known_classes
 from tests.command_line import ROOT, refusal, run
 
@@ -29,7 +30,11 @@ def process(*arguments: str, folder: Path, extra: tuple[str, ...] = ()) -> subpr
 
 @pytest.mark.parametrize(
     ("words", "status"),
-    [(["--help"], 0), (["fit", "--help"], 0), (["generate", "--help"], 0), (["fti"], 1), ([], 1), (["configs"], 0)],
+    [(["--help"], 0), (["fit", "--help"], 0), (["generate", "--help"], 0), (["fti"], 1), ([], 1), (["configs"], 0)]
+    + [
+        (words.split(), 1)
+        for words in ("generate --promt a", "chat", "fit --config none.yaml", "fit --trainer.max_step 3")
+    ],
     ids=str,
 )
 def test_text_is_answered_within_two_seconds_of_processor_time(tmp_path: Path, words: list[str], status: int) -> None:
@@ -41,6 +46,42 @@ def test_text_is_answered_within_two_seconds_of_processor_time(tmp_path: Path, w
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "mtp_modules.commands.front" in imported
     assert imported.isdisjoint({"torch", "numpy", "lightning", "jsonargparse"})
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("generate --promt a", "unknown argument 'promt'; did you mean prompt? Known: ckpt_path, prompt, "),
+        (
+            "generate a.ckpt --decoder.drafter=X --topp=3",
+            "unknown argument 'topp'; did you mean top_p? Known: ckpt_path, ",
+        ),
+        ("chat --system=x", "ckpt_path: is missing. A checkpoint file, the folder of a run, "),
+        ("fit --model.headz x", "model has no argument 'headz'; did you mean heads? Known: trunk, heads, loss, "),
+        (
+            "test --trainer.max_step 3",
+            "trainer has no argument 'max_step'; did you mean max_steps? Known: accelerator, ",
+        ),
+        ("fit --config=none.yaml", "config: none.yaml does not exist; give a YAML file."),
+        ("fit --modle.x=3", "unknown argument 'modle.x'; did you mean model? Known: seed_everything, trainer, "),
+        ("validat", "command: 'validat' is unknown; did you mean validate? Known: fit, validate, "),
+    ],
+)
+def test_a_wrong_word_is_a_sentence(words: str, sentence: str) -> None:
+    assert refusal(*words.split()).startswith(sentence)
+
+
+def test_no_word_that_a_parser_takes_is_wrong() -> None:
+    parsers = {**trainer_parsers(), **{command: parser_of(command, function_of(command)) for command in OWN}}
+    assert parsers.keys() == {*TRAINER, *OWN}
+    tried = 0
+    for command, parser in parsers.items():
+        options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+        tried += len(options)
+        for option in options:
+            said = wrong_word(command, [f"{option}=1"])
+            assert said is None or ": is missing. " in said or "does not exist" in said, said
+    assert tried > 200
 
 
 def test_the_help_names_every_command_with_a_sentence() -> None:

@@ -167,7 +167,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "argument": (
         ["{}", "--budgt", "1"],
-        "unknown argument 'budgt'. Known: name, seeds, budget, output, workers, report",
+        "unknown argument 'budgt'; did you mean budget? Known: name, seeds, budget, output, workers, report",
     ),
 }
 
