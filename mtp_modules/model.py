@@ -288,8 +288,7 @@ class MTPModel(Component, nn.Module):
 
         Args:
             model: A name on the hub, a folder, or a model in memory.
-            heads: A class of heads, or anything that makes them from ``d_model``; or heads. Linear, parallel and
-                chained ones also change the prediction of the next token, until they are trained.
+            heads: Or what makes them from ``d_model``. Linear, parallel and chained ones change the next token too.
             num_horizons: Passed to ``heads``, if given.
             own_unembeddings: See the class.
             num_draft_tokens: See the class.
