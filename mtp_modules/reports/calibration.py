@@ -31,6 +31,7 @@ def calibration_bins(confidence: Float[Tensor, " N"], accepted: Bool[Tensor, " N
         accepted: Whether each draft was accepted.
 
     Example:
+        >>> import torch
         >>> bins = calibration_bins(torch.tensor([0.95, 0.91, 0.25]), torch.tensor([True, False, False]))
         >>> [(one.count, round(one.confidence, 2), one.accepted) for one in bins if one.count]
         [(1, 0.25, 0.0), (2, 0.93, 0.5)]

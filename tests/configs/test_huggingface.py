@@ -32,7 +32,7 @@ def test_heads_are_trained_on_a_frozen_model(tmp_path: Path, capsys: pytest.Capt
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     run("fit", "--config", path)
-    (checkpoint,) = (tmp_path / "run").rglob("*.ckpt")
+    (checkpoint,) = (tmp_path / "run").rglob("last.ckpt")
     model, tokenizer = load_model(str(checkpoint))
     assert isinstance(model.trunk, HuggingFaceTrunk)
     assert tokenizer is not None

@@ -12,7 +12,8 @@ from mtp_modules.configuration import assemble_data
 from mtp_modules.core.component import describe
 from mtp_modules.data import __all__ as names
 from tests.command_line import ROOT
-from tests.unit.data.test_chat import TALK, tokenizer
+from tests.small_tokenizers import chat_tokenizer
+from tests.unit.data.test_chat import TALK
 from tests.unit.data.test_streamed import write_chunks
 
 datasets = pytest.importorskip("datasets")
@@ -37,7 +38,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     datasets.Dataset.from_list(rows).save_to_disk("my_data_set")
     talks = [[*TALK[:2], {"role": "assistant", "content": f"Hi {number}"}] for number in range(80)]
     Path("talks.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for talk in talks), encoding="utf-8")
-    used = describe(tokenizer())["init_args"]
+    used = describe(chat_tokenizer())["init_args"]
     Path("my_tokenizer/tokenizer.json").write_text(used["tokenizer_json"], encoding="utf-8")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     settings["chat_template"] = used["chat_template"]
