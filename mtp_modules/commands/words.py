@@ -42,7 +42,7 @@ def _of_own(command: str, words: Sequence[str]) -> str | None:
 
 
 def _of_trainer(words: Sequence[str]) -> str | None:
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):  # one longer where there are no words
         value = (
             word.removeprefix("--config=") if word.startswith("--config=") else following if word == "--config" else ""
         )

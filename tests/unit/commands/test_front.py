@@ -81,6 +81,7 @@ def test_no_word_that_a_parser_takes_is_wrong() -> None:
         for option in options:
             said = wrong_word(command, [f"{option}=1"])
             assert said is None or ": is missing. " in said or "does not exist" in said, said
+        assert wrong_word(command, []) is None or ": is missing. " in str(wrong_word(command, []))
     assert tried > 200
 
 
