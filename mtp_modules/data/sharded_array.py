@@ -1,6 +1,7 @@
 """Numbers in memory-mapped files, which are checked when they are first read."""
 
 import copy
+import mmap
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy.typing as npt
 from mtp_modules.core.checks import refuse
 
 _LONG = 2**26
+_MANY = 2**20
+"""Elements of a slice after which the pages that it was read from no longer count as memory of the process."""
 
 
 class ShardedArray:
@@ -100,15 +103,28 @@ class ShardedArray:
             if zlib.crc32(self._parts[index].view(np.uint8).data) != self._checksums[path.name]:
                 _refuse_damaged(path)
             self._unchecked.discard(index)
+            _release(self._parts[index])
         return self._parts[index]
 
     def _read(self, start: int, end: int) -> npt.NDArray[Any]:
         pieces: list[npt.NDArray[Any]] = [np.empty(0, dtype=self.dtype)]
+        touched = []
         for index, behind in enumerate(self._ends.tolist()):
             begin = behind - len(self._parts[index])
             if begin < end and behind > start:
-                pieces.append(self._checked(index)[max(start - begin, 0) : end - begin])
-        return np.concatenate(pieces)
+                touched.append(self._checked(index))
+                pieces.append(touched[-1][max(start - begin, 0) : end - begin])
+        found = np.concatenate(pieces)
+        for part in touched if end - start >= _MANY else ():
+            _release(part)
+        return found
+
+
+def _release(part: npt.NDArray[Any]) -> None:
+    """Let the system take the pages of a map back; they are read again from the file when they are needed."""
+    pages: Any = part.base
+    if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def read_checked(path: Path, checksums: Mapping[str, int]) -> bytes:
