@@ -53,7 +53,7 @@ class ScriptedState(DecodingState):
 class ScriptedHeads(Heads):
     """Verify with real heads, and draft what ``script(row, length, num_drafts)`` says after ``length`` read tokens.
 
-    Each draft has ``probability`` by its own law.
+    Each draft has ``probability`` by its own distribution.
     """
 
     def __init__(self, *, heads: Heads, script: Callable[[int, int, int], list[int]], probability: float = 0.9) -> None:

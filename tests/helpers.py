@@ -365,17 +365,17 @@ def extend_heads(model: MTPModel, output: TrunkOutput, tokens: Tensor, state: De
 
 
 def log_probs_of(model: MTPModel, tokens: Tensor, document_ids: Tensor | None = None) -> list[Tensor]:
-    """Return the logarithm of each horizon's law at every position, the tokens between being those of the text."""
+    """Return each horizon's log-probabilities at every position, the tokens between being those of the text."""
     states, unembed = model(tokens, document_ids=document_ids), model.unembedding.logits
     if not isinstance(states, MixtureStates):
         return [unembed(state, index).log_softmax(dim=-1) for index, state in enumerate(states)]
     found, length = [unembed(states.first).log_softmax(dim=-1)], states.first.shape[1]
     weights = states.log_weights.exp()
     for index, components in enumerate(states.components.unbind(dim=2), start=1):
-        laws = unembed(components, index).softmax(dim=-1)
-        found.append((weights[..., None] * laws).sum(dim=2).log())
+        all_probs = unembed(components, index).softmax(dim=-1)
+        found.append((weights[..., None] * all_probs).sum(dim=2).log())
         token = tokens[:, index + 1 : index + 1 + length, None, None].expand(-1, -1, weights.shape[2], -1)
-        weights = weights * laws.gather(3, token)[..., 0]
+        weights = weights * all_probs.gather(3, token)[..., 0]
         weights = weights / weights.sum(dim=2, keepdim=True)
     return found
 

@@ -1,13 +1,10 @@
 """DSpark's confidence head: how likely each draft is accepted, predicted before the draft is sampled."""
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import nn
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.interfaces import DecodingState, Heads, MixtureStates
-from mtp_modules.core.shapes import Float, Int, Tensor
+from mtp_modules.core.interfaces import Heads
+from mtp_modules.core.shapes import Float, Tensor
 from mtp_modules.heads.wrapped import WrappedHeads
 
 
@@ -62,37 +59,7 @@ class ConfidenceHeads(WrappedHeads):
         """Return the log-odds that the draft of each state is accepted."""
         return None if self.to_confidence is None else self.to_confidence(states)[..., 0]
 
-    def forward(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        *,
-        far_hidden: Float[Tensor, "B T D"] | None = None,
-        future: Float[Tensor, "B _ K E"] | None = None,
-        positions: Int[Tensor, "B P"] | None = None,
-        document_ids: Int[Tensor, "B T"] | None = None,
-        **given: Any,
-    ) -> tuple[Float[Tensor, "B _ _"], ...]:
-        """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
-        states = self.heads(
-            hidden, far_hidden=far_hidden, future=future, positions=positions, document_ids=document_ids, **given
-        )
-        assert not isinstance(states, MixtureStates)
-        return tuple(states)
-
-    def draft_states(
-        self,
-        tokens: Int[Tensor, "B N"],
-        state: DecodingState,
-        *,
-        depth: int,
-        before: Float[Tensor, "B M W"] | None,
-        parents: Int[Tensor, "B N"],
-        embed: Callable[[Tensor], Tensor],
-    ) -> Float[Tensor, "B _ W"]:
-        """Return the states of the heads."""
-        return self.heads.draft_states(tokens, state, depth=depth, before=before, parents=parents, embed=embed)
-
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of the heads, and of one product per state beyond horizon 1."""
         own = 0 if self.to_confidence is None else 2 * self.to_confidence.in_features * num_far * self.states_scored
-        return self.heads.flops(length, num_far) + own
+        return super().flops(length, num_far) + own

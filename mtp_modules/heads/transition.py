@@ -8,7 +8,7 @@ from torch import nn
 
 from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.drafts import one_hot
-from mtp_modules.core.interfaces import DecodingState, Heads, MixtureStates
+from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.heads.wrapped import WrappedHeads
 
@@ -92,11 +92,9 @@ class TransitionHeads(WrappedHeads):
         **given: Any,
     ) -> tuple[Float[Tensor, "B _ _"], ...]:
         """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
-        states = self.heads(
+        first, *far = super().forward(
             hidden, far_hidden=far_hidden, future=future, positions=positions, document_ids=document_ids, **given
         )
-        assert not isinstance(states, MixtureStates)
-        first, *far = states
         if not far:
             return (first,)
         if future_tokens is None:
@@ -115,7 +113,7 @@ class TransitionHeads(WrappedHeads):
         embed: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "B N W"]:
         """Return the state of the heads for each of ``tokens``, and the token's factors behind it."""
-        states = self.heads.draft_states(
+        states = super().draft_states(
             tokens,
             state,
             depth=depth,
@@ -128,7 +126,3 @@ class TransitionHeads(WrappedHeads):
     def confidence(self, states: Float[Tensor, "B N W"]) -> Float[Tensor, "B N"] | None:
         """Return what the heads predict of their part of the states."""
         return self.heads.confidence(states[..., : self.d_model])
-
-    def flops(self, length: int, num_far: int) -> int:
-        """Return the operations of the heads: a look-up is none."""
-        return self.heads.flops(length, num_far)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.interfaces import DecodingState, Heads
+from mtp_modules.core.interfaces import DecodingState, Heads, MixtureStates
 from mtp_modules.core.shapes import Float, Int, Tensor
 
 
@@ -56,6 +56,23 @@ class WrappedHeads(Heads):
         """As many as the heads can draft."""
         return self.heads.max_drafts
 
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        far_hidden: Float[Tensor, "B T D"] | None = None,
+        future: Float[Tensor, "B _ K E"] | None = None,
+        positions: Int[Tensor, "B P"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+        **given: Any,
+    ) -> tuple[Float[Tensor, "B _ _"], ...]:
+        """Return the states of the heads; see :class:`~mtp_modules.core.interfaces.Heads`."""
+        states = self.heads(
+            hidden, far_hidden=far_hidden, future=future, positions=positions, document_ids=document_ids, **given
+        )
+        assert not isinstance(states, MixtureStates)
+        return tuple(states)
+
     def first(
         self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
@@ -89,3 +106,20 @@ class WrappedHeads(Heads):
     ) -> Float[Tensor, "B T D"]:
         """Let the heads append a chunk."""
         return self.heads.extend(hidden, state, tokens=tokens, embed=embed, **given)
+
+    def draft_states(
+        self,
+        tokens: Int[Tensor, "B N"],
+        state: DecodingState,
+        *,
+        depth: int,
+        before: Float[Tensor, "B M W"] | None,
+        parents: Int[Tensor, "B N"],
+        embed: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "B _ W"]:
+        """Return the states of the heads."""
+        return self.heads.draft_states(tokens, state, depth=depth, before=before, parents=parents, embed=embed)
+
+    def flops(self, length: int, num_far: int) -> int:
+        """Return the operations of the heads."""
+        return self.heads.flops(length, num_far)

@@ -16,7 +16,7 @@ HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 class Exported(NamedTuple):
-    """What was written, for whoever serves it.
+    """What was written, and how an engine serves it.
 
     Attributes:
         command: The command line that serves the folder, or decodes from it; ``None`` if nothing does as it is.

@@ -206,26 +206,26 @@ def main() -> None:
     decoders: dict[str, Decoder] = {"plain": AutoregressiveDecoder()}
     decoders |= {name: decoder_of(name) for name in options.decoders}
     found: dict[str, dict[int, Generation]] = {name: {} for name in decoders}
-    law = SamplingParams(temperature=options.temperature)
+    params = SamplingParams(temperature=options.temperature)
 
     def run(name: str) -> Callable[[int], None]:
         def one_batch(index: int) -> None:
             found[name][index] = decoders[name].generate(
-                used, batches[index], max_new_tokens=options.new_tokens, sampling=law, seed=index
+                used, batches[index], max_new_tokens=options.new_tokens, sampling=params, seed=index
             )
 
         return one_batch
 
     def prompts_alone(name: str) -> Callable[[int], None]:
         def one_batch(index: int) -> None:
-            decoders[name].generate(used, batches[index], max_new_tokens=1, sampling=law, seed=index)
+            decoders[name].generate(used, batches[index], max_new_tokens=1, sampling=params, seed=index)
 
         return one_batch
 
     if isinstance(used, CompiledModel):
         for decoder in decoders.values():
             if isinstance(decoder, AutoregressiveDecoder | SpeculativeDecoder):
-                warm_up(used, decoder, sampling=law)
+                warm_up(used, decoder, sampling=params)
     sides = {name: run(name) for name in decoders}
     sides |= {f"{name}, prompts": prompts_alone(name) for name in decoders}
     seconds = alternate(sides, len(batches), options.repeats)

@@ -95,7 +95,8 @@ def sections_of(sections: dict[str, Any], kind: str, feature_layers: list[int]) 
         model["trunk"]["init_args"]["feature_layers"] = feature_layers
         if cached:
             cached["init_args"]["folder"] += "_features"
-    if kind == "joint":  # its law is over the whole vocabulary, and imitates nobody; fewer positions make more steps
+    # Its distribution is over the whole vocabulary, and imitates no teacher; fewer positions make more steps.
+    if kind == "joint":
         model["num_draft_tokens"] = None
         model["loss"]["init_args"] |= {"distillation": 0.0, "share_of_positions": 0.05}
     return sections

@@ -263,7 +263,7 @@ def refusals() -> dict[str, str]:
     note("inner width", lambda: build_and_share(ffn_width=9))
     note("normalised queries", lambda: build_and_share(qk_norm=True))
     note("vocabulary", lambda: build_and_share(vocab_size=1))
-    note("a joint law", lambda: tensor_parallelize(make_model(heads="joint"), mesh=mesh))
+    note("a joint distribution", lambda: tensor_parallelize(make_model(heads="joint"), mesh=mesh))
     note("a transition", lambda: tensor_parallelize(make_model(heads="transition"), mesh=mesh))
     note("heads", lambda: tensor_parallelize(make_model(heads="parallel"), mesh=mesh))
     both = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data_parallel", "tensor_parallel"))

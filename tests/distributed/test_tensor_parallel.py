@@ -202,7 +202,7 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
                 "TransformerTrunk: qk_norm does not go with tensor parallelism, which splits its gradient; "
                 "set it to false."
             ),
-            "a joint law": (
+            "a joint distribution": (
                 "JointHeads: the mixture of a joint distribution needs whole logits, which no process of a "
                 "tensor-parallel group has; set tensor_parallel_size to 1."
             ),

@@ -1,4 +1,4 @@
-"""Acceptance rules against naive ones, and the law of what comes out of those by enumeration."""
+"""Acceptance rules against naive ones, and the distribution of what comes out of those by enumeration."""
 
 import itertools
 import math
@@ -23,25 +23,25 @@ RULES = {"rejection": (accept_by_rejection, naive.rejection), "block": (accept_b
 LAST_UNIFORM = 1 - 2.0**-53  # the largest number that is drawn
 
 
-def random_law(numbers: random.Random, size: int = VOCAB, *, zeros: bool = False) -> list[float]:
+def random_probs(numbers: random.Random, size: int = VOCAB, *, zeros: bool = False) -> list[float]:
     weights = [numbers.random() ** 2 * (not zeros or numbers.random() < 0.6) for _ in range(size)]
     weights[numbers.randrange(size)] += 0.01
     return [weight / sum(weights) for weight in weights]
 
 
 class Batch:
-    """Rows with laws, with drafts that the sources could have drawn, and with numbers to decide with."""
+    """Rows with distributions, with drafts that the sources could have drawn, and with numbers to decide with."""
 
     def __init__(self, seed: int, rows: int, num_drafts: int, *, zeros: bool, equal: bool) -> None:
         numbers = random.Random(seed)
 
-        def laws(count: int) -> list[list[list[float]]]:
-            return [[random_law(numbers, zeros=zeros) for _ in range(count)] for _ in range(rows)]
+        def all_probs(count: int) -> list[list[list[float]]]:
+            return [[random_probs(numbers, zeros=zeros) for _ in range(count)] for _ in range(rows)]
 
-        self.source, self.target = laws(num_drafts), laws(num_drafts + 1)
+        self.source, self.target = all_probs(num_drafts), all_probs(num_drafts + 1)
         if equal:
             self.target = [[*source, target[-1]] for source, target in zip(self.source, self.target, strict=True)]
-        self.drafts = [[numbers.choices(range(VOCAB), law)[0] for law in row] for row in self.source]
+        self.drafts = [[numbers.choices(range(VOCAB), probs)[0] for probs in row] for row in self.source]
         self.limits = [numbers.randint(0, num_drafts) for _ in range(rows)]
         self.uniform = [[numbers.random() for _ in range(num_drafts + 1)] for _ in range(rows)]
 
@@ -128,14 +128,14 @@ def test_distributions_that_are_equal_up_to_rounding_leave_no_empty_residual(rul
 
 
 class Laws(dict):
-    """A law after each sequence, drawn when it is first asked for."""
+    """A distribution after each sequence, drawn when it is first asked for."""
 
     def __init__(self, seed: int, size: int, *, zeros: bool) -> None:
         super().__init__()
         self.numbers, self.size, self.zeros = random.Random(seed), size, zeros
 
     def __missing__(self, text: tuple[int, ...]) -> list[float]:
-        self[text] = random_law(self.numbers, self.size, zeros=self.zeros)
+        self[text] = random_probs(self.numbers, self.size, zeros=self.zeros)
         return self[text]
 
 
@@ -155,7 +155,7 @@ def until_unlikely(source: Laws, threshold: float, *, with_it: bool = True) -> C
 
 def error(rule: Callable, seed: int, counted: Callable[[Laws], Callable], *, zeros: bool = False) -> float:
     source, target = Laws(seed, 3, zeros=zeros), Laws(seed + 1000, 3, zeros=zeros)
-    found = naive.output_law(rule, source, target, 3, counted(source))
+    found = naive.output_probs(rule, source, target, 3, counted(source))
     assert sum(found.values()) == pytest.approx(1)
     return max(
         abs(chance - math.prod(target[text[:place]][token] for place, token in enumerate(text)))
@@ -166,7 +166,7 @@ def error(rule: Callable, seed: int, counted: Callable[[Laws], Callable], *, zer
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("zeros", [False, True])
 def test_every_sequence_has_the_probability_that_plain_decoding_gives_it(name: str, zeros: bool) -> None:
-    """All 81 continuations of four tokens over three, with any number of drafts, laws that depend on what was drawn."""
+    """All 81 continuations of four tokens over three, with any number of drafts, and distributions that change."""
     for seed, number in itertools.product(range(5), range(4)):
         assert error(RULES[name][1], seed, lambda _, number=number: lambda drafts: number, zeros=zeros) < 1e-12
 
@@ -186,7 +186,7 @@ def test_leaving_out_a_draft_because_of_what_it_is_would_bias_the_distribution(n
 
 def test_the_wrong_residual_would_bias_the_distribution() -> None:
     def without_residual(*arguments: list) -> naive.Round:
-        return naive.rejection(*arguments)._replace(follows=[list(law) for law in arguments[2]])
+        return naive.rejection(*arguments)._replace(follows=[list(probs) for probs in arguments[2]])
 
     assert error(without_residual, 0, lambda _: lambda drafts: 3) > 1e-3
 
@@ -200,7 +200,7 @@ def test_block_verification_accepts_at_least_as_many_as_rejection() -> None:
             for drafts in itertools.product(range(3), repeat=3):
                 befores = [drafts[:place] for place in range(4)]
                 chance = math.prod(source[before][token] for before, token in zip(befores, drafts, strict=False))
-                laws = [source[before] for before in befores[:3]], [target[before] for before in befores]
-                mean += chance * sum(n * share for n, share in enumerate(rule(drafts, *laws).law_of_accepted()))
+                all_probs = [source[before] for before in befores[:3]], [target[before] for before in befores]
+                mean += chance * sum(n * share for n, share in enumerate(rule(drafts, *all_probs).probs_of_accepted()))
             means.append(mean)
         assert means[1] >= means[0] - 1e-12

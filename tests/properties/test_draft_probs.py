@@ -73,23 +73,23 @@ def test_the_source_is_what_each_draft_was_sampled_from(drafter: Callable | None
     model = make_model("transformer", heads, 4, seed=data.draw(st.integers(0, 9), label="seed")).eval()
     made: dict[str, Drafter] = {} if drafter is None else {"drafter": drafter(num_drafts=3, longest=2, shortest=1)}
     penalised = data.draw(st.booleans(), label="penalties")
-    law = SamplingParams(temperature=0.7, top_p=0.95, frequency_penalty=0.4 * penalised)
+    params = SamplingParams(temperature=0.7, top_p=0.95, frequency_penalty=0.4 * penalised)
     watched = Watched(inner=inner())
     decoder = SpeculativeDecoder(acceptance=watched, **made)
-    decoder.generate(model, [[1, 2, 1, 2, 3], [4], [5, 6]], max_new_tokens=12, sampling=law)
+    decoder.generate(model, [[1, 2, 1, 2, 3], [4], [5, 6]], max_new_tokens=12, sampling=params)
     looked_up = 0
     for drawn, drafts, source, limits in watched.rounds:
         if drafts.shape[1] == 0:
             continue
-        point = (source == one_hot(drafts)).all(dim=2)  # a looked-up draft has the law that it is certain
+        point = (source == one_hot(drafts)).all(dim=2)  # a looked-up draft has the distribution that it is certain
         if drafter is None:
-            assert torch.equal(torch.stack([law for law, _ in drawn], dim=1), source)
+            assert torch.equal(torch.stack([probs for probs, _ in drawn], dim=1), source)
             assert torch.equal(torch.stack([token for _, token in drawn], dim=1), drafts)
             continue
         for place in range(drafts.shape[1]):
             if place < len(drawn):
-                law_of_heads, token = drawn[place]
-                from_heads = (source[:, place] == law_of_heads).all(dim=1) & (drafts[:, place] == token)
+                probs_of_heads, token = drawn[place]
+                from_heads = (source[:, place] == probs_of_heads).all(dim=1) & (drafts[:, place] == token)
             else:
                 from_heads = torch.zeros_like(point[:, 0])
             counts = limits > place
@@ -126,20 +126,20 @@ def test_the_target_is_the_model_s_distribution_with_its_settings_and_history(
 def test_drafts_follow_the_distribution_that_they_are_said_to_be_sampled_from(name: str) -> None:
     n, acceptance = 20_000, DRAWING[name]()
     generator = torch.Generator().manual_seed(1)
-    law = torch.randn(VOCAB, generator=generator, dtype=torch.float64).softmax(0)
+    probs = torch.randn(VOCAB, generator=generator, dtype=torch.float64).softmax(0)
     noise = RowNoise(torch.arange(n), torch.full((n,), 7), VOCAB, 3)
-    seen = [acceptance.sample_draft(law.expand(n, VOCAB), depth, noise) for depth in range(3)]
+    seen = [acceptance.sample_draft(probs.expand(n, VOCAB), depth, noise) for depth in range(3)]
     for tokens in seen:
-        statistic, degrees = naive.chi_square(torch.bincount(tokens, minlength=VOCAB).tolist(), law.tolist())
+        statistic, degrees = naive.chi_square(torch.bincount(tokens, minlength=VOCAB).tolist(), probs.tolist())
         assert statistic < naive.limit(degrees)
     for one, other in pairwise(seen):  # neighbours are independent: the table of pairs is the product
         pairs = torch.bincount(one * VOCAB + other, minlength=VOCAB**2).tolist()
-        statistic, degrees = naive.chi_square(pairs, (law[:, None] * law).flatten().tolist())
+        statistic, degrees = naive.chi_square(pairs, (probs[:, None] * probs).flatten().tolist())
         assert statistic < naive.limit(degrees)
 
 
 class Sharpened(Acceptance):
-    """The bug: drafts are drawn from another law than the one that is divided by."""
+    """The bug: drafts are drawn from another distribution than the one that is divided by."""
 
     def __init__(self, *, inner: Acceptance) -> None:
         self.inner = inner
@@ -152,7 +152,7 @@ class Sharpened(Acceptance):
 
 
 def test_sampling_from_another_distribution_than_the_ratio_s_biases_the_output() -> None:
-    """The test of laws can fail, and this is what it is there for."""
+    """The test of distributions can fail, and this is what it is there for."""
     decoder = SpeculativeDecoder(acceptance=Sharpened(inner=RejectionSampling()))
     with pytest.raises(AssertionError, match="assert"):
         check_continuations(decoder, "recurrent", SETTINGS["plain"], 3, 2000)
@@ -190,9 +190,9 @@ def test_predicted_acceptance_leaves_out_the_draft_that_falls_below_it_whatever_
     logits = 3 * torch.randn(rows, depth, VOCAB, generator=generator, dtype=torch.float64)
     chances = torch.rand(rows, depth, generator=generator, dtype=torch.float64)
     noise = RowNoise(torch.arange(rows), torch.full((rows,), seed), VOCAB, depth)
-    laws = BatchSampling([SamplingParams(temperature=0.5)] * rows, VOCAB, cpu) if drawn else None
+    params = BatchSampling([SamplingParams(temperature=0.5)] * rows, VOCAB, cpu) if drawn else None
     chooser = ConfidentDepth(threshold=threshold, predicted=True).start(depth)
-    sampler = None if laws is None else RoundSampler(laws, RejectionSampling(), noise, None)
+    sampler = None if params is None else RoundSampler(params, RejectionSampling(), noise, None)
     choice = RoundDraftSampler(torch.tensor(limits), sampler, chooser)
     for place in range(depth):
         choice(logits[:, place], chances[:, place])
@@ -219,20 +219,20 @@ def test_confidence_counts_the_draft_that_fell_below_it_and_none_after(
     rows, depth, cpu = len(limits), max(limits), torch.device("cpu")
     logits = 3 * torch.randn(rows, depth, VOCAB, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     noise = RowNoise(torch.arange(rows), torch.full((rows,), seed), VOCAB, depth)
-    laws = BatchSampling([SamplingParams(temperature=0.5)] * rows, VOCAB, cpu) if drawn else None
+    params = BatchSampling([SamplingParams(temperature=0.5)] * rows, VOCAB, cpu) if drawn else None
     chooser = ConfidentDepth(threshold=threshold).start(depth)
-    sampler = None if laws is None else RoundSampler(laws, RejectionSampling(), noise, None)
+    sampler = None if params is None else RoundSampler(params, RejectionSampling(), noise, None)
     choice, tokens = RoundDraftSampler(torch.tensor(limits), sampler, chooser), []
     for of_depth in logits.unbind(dim=1):
         tokens.append(choice(of_depth)[0].tolist())
         if choice.done:
             break
-    law = (logits / 0.5 if drawn else logits).softmax(dim=2)
+    probs = (logits / 0.5 if drawn else logits).softmax(dim=2)
     counts = []
     for b, limit in enumerate(limits):
         chance, count = 1.0, 0
         while count < limit and chance >= threshold:
-            chance *= float(law[b, count, tokens[count][b]])
+            chance *= float(probs[b, count, tokens[count][b]])
             count += 1
         counts.append(count)
     assert choice.limits.clamp(max=len(tokens)).tolist() == counts
@@ -258,8 +258,8 @@ def test_a_policy_never_sees_the_model_s_own_distribution() -> None:
         def start(self, most: int) -> DepthChooser:
             return Spy(most)
 
-    model, law = tiny("recurrent"), SamplingParams()
-    plain = AutoregressiveDecoder().generate(model, [[1, 4]], max_new_tokens=20, sampling=law)
+    model, params = tiny("recurrent"), SamplingParams()
+    plain = AutoregressiveDecoder().generate(model, [[1, 4]], max_new_tokens=20, sampling=params)
     decoder = SpeculativeDecoder(policy=Policy())
-    assert decoder.generate(model, [[1, 4]], max_new_tokens=20, sampling=law).tokens == plain.tokens
+    assert decoder.generate(model, [[1, 4]], max_new_tokens=20, sampling=params).tokens == plain.tokens
     assert told

@@ -216,7 +216,7 @@ def test_every_backend_gets_a_detached_teacher(heads: str) -> None:
 
 
 def test_a_student_that_equals_its_teacher_does_not_learn() -> None:
-    """Cross-entropy against one's own law has gradient zero in the logits."""
+    """Cross-entropy against one's own distribution has gradient zero in the logits."""
     model, tokens = make_model("rnn", "linear", 2), random_tokens(1, 2 + 2, seed=3)
     with torch.no_grad():
         hidden = model.trunk(tokens[:, :2]).hidden[0]

@@ -200,10 +200,10 @@ def test_lookup_with_confidence_gives_a_row_what_it_gets_alone(acceptance: str) 
 def test_a_row_does_not_depend_on_a_neighbour_at_the_end_of_the_context(acceptance: str) -> None:
     model = make_model("transformer_grouped", "recurrent", 4).eval()
     model.trunk.max_positions = 14
-    decoder, law = SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]()), SamplingParams(temperature=1.5)
+    decoder, params = SpeculativeDecoder(acceptance=ACCEPTANCES[acceptance]()), SamplingParams(temperature=1.5)
     prompts = [[1, 2], [3] * 11]
     for seed in range(20):
-        options = {"max_new_tokens": 9, "sampling": law}
+        options = {"max_new_tokens": 9, "sampling": params}
         together = generate(decoder, model, prompts, seed=seed, **options)
         assert together[:1] == generate(decoder, model, prompts[:1], seed=seed, **options)
 
@@ -363,7 +363,7 @@ def test_acceptance_and_residual_make_up_the_target(seed: int, zeros: bool) -> N
     generator = torch.Generator().manual_seed(seed)
     p, q = (torch.rand(9, generator=generator, dtype=torch.float64) for _ in range(2))
     if zeros:
-        p, q = (law * (torch.rand(9, generator=generator) < 0.6) + 1e-3 * (law > 0.9) for law in (p, q))
+        p, q = (probs * (torch.rand(9, generator=generator) < 0.6) + 1e-3 * (probs > 0.9) for probs in (p, q))
         p[0], q[1] = 0.5, 0.5
     p, q = p / p.sum(), q / q.sum()
     accepted = torch.minimum(p, q)
@@ -409,14 +409,14 @@ def test_numbers_are_uniform_and_independent_of_their_neighbours(stream: int) ->
 
 
 def test_gumbel_numbers_sample_from_the_distribution() -> None:
-    law = torch.tensor([0.5, 0.0, 0.3, 0.2], dtype=torch.float64)
+    probs = torch.tensor([0.5, 0.0, 0.3, 0.2], dtype=torch.float64)
     noise = gumbels(torch.arange(50_000), torch.zeros(50_000, 1, dtype=torch.long), stream=0, width=4)[:, 0]
-    counts = torch.bincount((law.log() + noise).argmax(dim=1), minlength=4)
-    statistic, degrees = naive.chi_square(counts.tolist(), law.tolist())
+    counts = torch.bincount((probs.log() + noise).argmax(dim=1), minlength=4)
+    statistic, degrees = naive.chi_square(counts.tolist(), probs.tolist())
     assert statistic < naive.limit(degrees)
 
 
 def test_a_token_of_probability_zero_is_never_sampled() -> None:
-    law = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
+    probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
     for uniform, token in ((0.0, 1), (0.2499, 1), (0.25, 3), (1 - 2.0**-53, 3)):
-        assert sample(law, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+        assert sample(probs, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]

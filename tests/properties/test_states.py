@@ -74,11 +74,11 @@ def check_drafts(model: MTPModel, state: DecodingState, kept: list[list[int]], t
         draft = model.heads.draft(token, state, num_drafts=num_drafts, embed=embed, unembed=unembed)
         assert draft.tokens.tolist() == draft.logits.argmax(dim=-1).tolist()
     for b, row in enumerate(kept):
-        laws = log_probs_of(model, torch.tensor([[*row, int(token[b]), *draft.tokens[b].tolist()]]))
+        all_probs = log_probs_of(model, torch.tensor([[*row, int(token[b]), *draft.tokens[b].tolist()]]))
         for depth in range(num_drafts):
             index, back = horizon_of_draft(model.horizons, depth)
             if back < len(row):
-                assert_same(draft.logits[b, depth].log_softmax(dim=0), laws[index][0, len(row) - 1 - back])
+                assert_same(draft.logits[b, depth].log_softmax(dim=0), all_probs[index][0, len(row) - 1 - back])
 
 
 def check_round(

@@ -253,12 +253,14 @@ def test_what_the_prompt_says_stops_nothing(decoder: Decoder) -> None:
 
 @EACH
 def test_stops_hold_for_sampled_tokens(decoder: Decoder) -> None:
-    law = SamplingParams(temperature=3.0)
+    params = SamplingParams(temperature=3.0)
     prompts = [[token] for token in ELEVEN]
     model = clock(5)
-    whole = decoder.generate(model, prompts, max_new_tokens=30, sampling=law, seed=5).tokens
+    whole = decoder.generate(model, prompts, max_new_tokens=30, sampling=params, seed=5).tokens
     expected = [cut([*row, *row], stop_tokens=[4, 9], budget=30) for row in whole]
-    generation = decoder.generate(model, prompts, max_new_tokens=30, sampling=law, seed=5, stop=StopRule(tokens=[4, 9]))
+    generation = decoder.generate(
+        model, prompts, max_new_tokens=30, sampling=params, seed=5, stop=StopRule(tokens=[4, 9])
+    )
     check(generation, expected)
     assert len({len(row) for row in generation.tokens}) > 4
 

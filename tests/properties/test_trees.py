@@ -52,8 +52,8 @@ def read_and_grow(model: MTPModel, shape: DraftTree, seed: int) -> tuple[list[li
     return [[*text, int(last)] for text, last in zip(kept, token, strict=True)], tree
 
 
-def law_after(model: MTPModel, text: list[int], drafts: tuple[int, ...]) -> Tensor:
-    """Return the logarithm of the law of the next draft, as training computes it."""
+def probs_after(model: MTPModel, text: list[int], drafts: tuple[int, ...]) -> Tensor:
+    """Return the logarithm of the distribution of the next draft, as training computes it."""
     depth = len(drafts) + 1
     filler = [0] * (model.lookahead - depth)
     with torch.no_grad():
@@ -68,8 +68,8 @@ def paths_of(tokens: list[int], parents: list[int]) -> list[tuple[int, ...]]:
     return found
 
 
-def best(law: Tensor, width: int) -> set[int]:
-    return set(law.topk(width).indices.tolist())
+def best(probs: Tensor, width: int) -> set[int]:
+    return set(probs.topk(width).indices.tolist())
 
 
 @pytest.mark.parametrize("heads", EVERY_HEADS)
@@ -83,7 +83,7 @@ def test_a_tree_s_drafts_are_those_of_the_chains_along_it(heads: str, seed: int,
         assert len(set(paths)) == len(paths) == StaticTree(widths=widths).nodes + 1
         for path in paths:
             children = {other[-1] for other in paths if len(other) == len(path) + 1 and other[:-1] == path}
-            expected = best(law_after(model, text, path), widths[len(path)]) if len(path) < len(widths) else set()
+            expected = best(probs_after(model, text, path), widths[len(path)]) if len(path) < len(widths) else set()
             assert children == expected
 
 
@@ -99,8 +99,8 @@ def test_a_dynamic_tree_keeps_the_most_likely_paths(heads: str, seed: int, width
         for _ in range(DEPTH):
             grown = {}
             for path in frontier:
-                law = law_after(model, text, path)
-                grown |= {(*path, token): known[path] + float(law[token]) - 1e-6 for token in best(law, width)}
+                probs = probs_after(model, text, path)
+                grown |= {(*path, token): known[path] + float(probs[token]) - 1e-6 for token in best(probs, width)}
             known |= grown
             frontier = sorted(grown, key=grown.__getitem__)[-width:]
         expected = sorted(known, key=known.__getitem__, reverse=True)[: nodes + 1]
@@ -152,15 +152,15 @@ def test_counts_along_a_path_are_those_of_the_output_on_that_way(grown: tuple[li
 @given(
     seed=st.integers(0, 99),
     tree=st.sampled_from([StaticTree(widths=[3, 2, 1]), DynamicTree(depth=3, nodes=7), StaticTree(widths=[1, 1, 1])]),
-    temperature=st.sampled_from([0.0, 1.0, 4.0]),  # a hot law accepts more: both choose with the same numbers
+    temperature=st.sampled_from([0.0, 1.0, 4.0]),  # a hot distribution accepts more: both choose with the same numbers
     penalty=st.sampled_from([0.0, 0.8]),
 )
 def test_a_tree_gives_the_sample_of_plain_decoding(
     seed: int, tree: DraftTree, temperature: float, penalty: float
 ) -> None:
     model = make_model("transformer", "recurrent", DEPTH + 1, seed=seed).eval()
-    law = SamplingParams(temperature=temperature, frequency_penalty=penalty)
-    options = {"max_new_tokens": 12, "sampling": law, "seed": seed}
+    params = SamplingParams(temperature=temperature, frequency_penalty=penalty)
+    options = {"max_new_tokens": 12, "sampling": params, "seed": seed}
     prompts = [[1, 2, 3], [4]]
     generation = SpeculativeDecoder(tree=tree).generate(model, prompts, **options)
     assert generation.tokens == AutoregressiveDecoder().generate(model, prompts, **options).tokens

@@ -1,4 +1,4 @@
-"""Acceptance rules, one row at a time in plain Python, and the law of what comes out of them, by enumeration."""
+"""Acceptance rules, one row at a time in plain Python, and the distribution of what they emit, by enumeration."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ class Round(NamedTuple):
             return max((place + 1 for place, held in enumerate(holds) if held), default=0)
         return next((place for place, held in enumerate(holds) if not held), len(holds))
 
-    def law_of_accepted(self) -> list[float]:
+    def probs_of_accepted(self) -> list[float]:
         """Return the probability of 0, 1, ... accepted drafts."""
         fails = [1 - chance for chance in self.chances]
         counts = range(len(fails) + 1)
@@ -38,7 +38,7 @@ class Round(NamedTuple):
 
 
 def positive_part(one: Law, other: Law) -> list[float]:
-    """Return what the first law has over the second."""
+    """Return what the first distribution has over the second."""
     return [max(a - b, 0.0) for a, b in zip(one, other, strict=True)]
 
 
@@ -54,8 +54,8 @@ def block(drafts: Sequence[int], source: Sequence[Law], target: Sequence[Law]) -
     weights = [1.0]
     for x, q, p in zip(drafts, source, target, strict=False):
         weights.append(min(1.0, weights[-1] * p[x] / q[x]))
-    over = [positive_part([w * p for p in law], q) for w, q, law in zip(weights, source, target, strict=False)]
-    sums = [sum(law) for law in over]
+    over = [positive_part([w * p for p in probs], q) for w, q, probs in zip(weights, source, target, strict=False)]
+    sums = [sum(probs) for probs in over]
     chances = [s / (s + 1 - w) if s > 0 else 0.0 for s, w in zip(sums, weights, strict=False)]
     return Round([*chances[1:], *weights[len(drafts) :]] if drafts else [], True, [*over, list(target[len(drafts)])])
 
@@ -87,14 +87,14 @@ def draw(weights: Law, uniform: float) -> int:
     return max(token for token, weight in enumerate(weights) if weight > 0)
 
 
-def output_law(
+def output_probs(
     rule: Callable[[Sequence[int], Sequence[Law], Sequence[Law]], Round],
     source: Mapping[tuple[int, ...], Law],
     target: Mapping[tuple[int, ...], Law],
     num_drafts: int,
     counted: Callable[[tuple[int, ...]], int],
 ) -> dict[tuple[int, ...], float]:
-    """Return the law of the next ``num_drafts + 1`` tokens if one round is followed by plain decoding.
+    """Return the distribution of the next ``num_drafts + 1`` tokens if one round is followed by plain decoding.
 
     Args:
         rule: How drafts are accepted.
@@ -115,7 +115,7 @@ def output_law(
             [source[drafts[:place]] for place in range(count)],
             [target[drafts[:place]] for place in range(count + 1)],
         )
-        for accepted, share in enumerate(round_.law_of_accepted()):
+        for accepted, share in enumerate(round_.probs_of_accepted()):
             if share == 0:
                 continue
             weights = round_.follows[accepted]

@@ -32,20 +32,20 @@ def linear_cross_entropy(
         target, logits = int(targets[index]), logits_of(state, matrix)
         predicted.append(int(logits.argmax()))
         rank.append(int((logits > logits[max(target, 0)]).sum()))
-        log_law = logits - logits.exp().sum().log()
-        nll.append(0.0 if target < 0 else -log_law[target].item())
+        log_probs = logits - logits.exp().sum().log()
+        nll.append(0.0 if target < 0 else -log_probs[target].item())
         if target < 0:
             continue
-        example = -(1 - label_smoothing) * log_law[target] - label_smoothing * log_law.mean()
+        example = -(1 - label_smoothing) * log_probs[target] - label_smoothing * log_probs.mean()
         if teacher is not None and index >= untaught:
             with torch.no_grad():
                 told = logits_of(teacher.states[index - untaught], teacher.matrix or matrices[0])
-                law = (told / teacher.temperature).softmax(dim=0)
+                probs = (told / teacher.temperature).softmax(dim=0)
             soft = logits / teacher.temperature
             log_soft = soft - soft.exp().sum().log()
             nu = teacher.total_variation
-            distance = (log_soft.exp() - law).abs().sum() / 2
-            imitation = -(1 - nu) * (law * log_soft).sum()
+            distance = (log_soft.exp() - probs).abs().sum() / 2
+            imitation = -(1 - nu) * (probs * log_soft).sum()
             imitation = imitation + nu * (-(1 - distance).log() if teacher.log_acceptance else distance)
             share = teacher.share[index - untaught]
             example = (1 - share) * example + share * teacher.temperature**2 * imitation

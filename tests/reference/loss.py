@@ -35,13 +35,13 @@ def multi_token_loss(
                 if not can_say[targets[b, t, index]]:
                     losses.append(torch.zeros_like(logits[0]))
                     continue
-                log_law = F.log_softmax(logits[can_say], dim=0)
-                loss = -log_law[can_say[: targets[b, t, index]].sum()]
+                log_probs = F.log_softmax(logits[can_say], dim=0)
+                loss = -log_probs[can_say[: targets[b, t, index]].sum()]
                 if h > 1 and t + h - 1 < length:
                     with torch.no_grad():
                         teacher = F.softmax(model.unembedding.logits(states[0][b, t + h - 1])[can_say], dim=0)
-                    soft = -(1 - total_variation) * (teacher * log_law).sum()
-                    overlap = torch.minimum(teacher, log_law.exp()).sum()
+                    soft = -(1 - total_variation) * (teacher * log_probs).sum()
+                    overlap = torch.minimum(teacher, log_probs.exp()).sum()
                     soft = soft + total_variation * (-overlap.log() if log_acceptance else 1 - overlap)
                     loss = (1 - distillation) * loss + distillation * soft
                 losses.append(loss)

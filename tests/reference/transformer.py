@@ -42,8 +42,8 @@ def transformer_layer(layer: TransformerLayer, x: Tensor) -> Tensor:
         for head in range(heads):
             query = rotate(queries[t, head], t)
             scores = [query @ rotate(keys[s, head // groups], s) / attention.head_dim**0.5 for s in range(t + 1)]
-            law = torch.stack(scores).softmax(dim=0)
-            mixed[t, head] = sum(law[s] * values[s, head // groups] for s in range(t + 1))
+            probs = torch.stack(scores).softmax(dim=0)
+            mixed[t, head] = sum(probs[s] * values[s, head // groups] for s in range(t + 1))
     x = x + mixed.reshape(length, -1) @ attention.out.weight.T
     gate_up = rms_norm(x, layer.ffn_norm.weight, eps) @ layer.ffn.gate_up.weight.T
     blocks = gate_up.view(length, layer.ffn.num_blocks, 2, -1)

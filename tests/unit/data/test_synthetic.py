@@ -1,4 +1,4 @@
-"""Progressions follow the law that the ceiling is computed from."""
+"""Progressions follow the distribution that the ceiling is computed from."""
 
 import math
 import re
@@ -18,18 +18,18 @@ def enumerate_ceiling(
 ) -> tuple[list[float], list[float]]:
     """Try every progression: the best answer to a prefix is the likeliest continuation among those that share it."""
     row_length = length + lookahead
-    law: list[tuple[list[int], Fraction]] = []
+    probs: list[tuple[list[int], Fraction]] = []
     for step in steps:
         starts = [start for start in range(vocab_size) if start + step * (row_length - 1) < vocab_size]
         for start in starts:
             row = [start + step * place for place in range(row_length)]
-            law.append((row, Fraction(1, len(steps) * len(starts))))
+            probs.append((row, Fraction(1, len(steps) * len(starts))))
     accuracy, nll = [], []
     for horizon in horizons:
         hits, nats = Fraction(0), 0.0
         for position in range(length):
             seen: dict[tuple[int, ...], dict[int, Fraction]] = defaultdict(lambda: defaultdict(Fraction))
-            for row, probability in law:
+            for row, probability in probs:
                 seen[tuple(row[: position + 1])][row[position + horizon]] += probability
             for answers in seen.values():
                 hits += max(answers.values())
@@ -155,11 +155,11 @@ def test_fewer_horizons_read_the_same_progressions_if_they_leave_room() -> None:
 
 def test_the_ceiling_of_held_out_rows_equals_enumeration() -> None:
     data = ProgressionDataModule(batch_size=4, lookahead=2, length=4, vocab_size=30, steps=[1, 2], held_out_share=0.5)
-    laws: dict[int, list[float]] = defaultdict(list)
+    all_probs: dict[int, list[float]] = defaultdict(list)
     for own in (sides[1] for sides in data._starts):
         for start in own.tolist():
-            laws[start].append(0.5 / len(own))
-    first = sum(max(those) for those in laws.values())
+            all_probs[start].append(0.5 / len(own))
+    first = sum(max(those) for those in all_probs.values())
     assert data.ceiling([1, 2]).accuracy == pytest.approx([(3 + first) / 4] * 2)
 
 

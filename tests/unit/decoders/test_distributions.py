@@ -1,4 +1,4 @@
-"""The laws that rounds tell: the very ones of the run, and none unless asked for."""
+"""The distributions that rounds tell: the very ones of the run, and none unless asked for."""
 
 from typing import Any
 
@@ -38,8 +38,8 @@ class Spy(Acceptance):
         return self.inner.verify(candidates, noise)
 
 
-def law_after(model: MTPModel, text: list[int]) -> Tensor:
-    """Read a text afresh, and return the law of horizon 1."""
+def probs_after(model: MTPModel, text: list[int]) -> Tensor:
+    """Read a text afresh, and return the distribution of horizon 1."""
     tokens = torch.tensor([text + [0] * model.lookahead])
     with torch.no_grad():
         return model.unembedding.logits(model(tokens)[0][0, -1]).softmax(dim=-1)
@@ -48,9 +48,9 @@ def law_after(model: MTPModel, text: list[int]) -> Tensor:
 @pytest.mark.parametrize("heads", ["linear", "parallel", "recurrent"])
 def test_sampled_runs_tell_what_was_sampled_from_and_verified_by(heads: str) -> None:
     model, spy = make_model("transformer", heads, 4), Spy()
-    law = SamplingParams(temperature=0.8, top_k=6)
+    params = SamplingParams(temperature=0.8, top_k=6)
     stream = SpeculativeDecoder(acceptance=spy, return_distributions=True).stream(
-        model, PROMPTS, max_new_tokens=12, sampling=law
+        model, PROMPTS, max_new_tokens=12, sampling=params
     )
     first, *rounds = stream
     assert first.distributions is not None
@@ -73,25 +73,26 @@ def test_greedy_runs_tell_the_distributions_that_the_choices_are_the_most_likely
     for done in SpeculativeDecoder(return_distributions=True).stream(model, [text], max_new_tokens=12):
         assert done.distributions is not None
         (tokens,), (accepted,) = done.tokens, done.accepted
-        drafts, laws = done.distributions.drafts[0], done.distributions.target_probs[0]
+        drafts, all_probs = done.distributions.drafts[0], done.distributions.target_probs[0]
         assert torch.equal(done.distributions.draft_probs[0].argmax(dim=-1), drafts)
-        assert laws[:accepted].argmax(dim=-1).tolist() == drafts[:accepted].tolist()
-        for depth in range(len(laws)):
-            assert_same(laws[depth], law_after(model, text + drafts[:depth].tolist()))
+        assert all_probs[:accepted].argmax(dim=-1).tolist() == drafts[:accepted].tolist()
+        for depth in range(len(all_probs)):
+            assert_same(all_probs[depth], probs_after(model, text + drafts[:depth].tolist()))
         text += tokens
-        assert laws[accepted].argmax().item() == tokens[accepted]
+        assert all_probs[accepted].argmax().item() == tokens[accepted]
 
 
 def test_plain_decoding_tells_its_distributions() -> None:
     model, text = make_model("lstm", "linear", 1), [3, 1]
-    law = SamplingParams(temperature=0.5)
+    params = SamplingParams(temperature=0.5)
     for done in AutoregressiveDecoder(return_distributions=True).stream(
-        model, [text], max_new_tokens=5, sampling=law, seed=2
+        model, [text], max_new_tokens=5, sampling=params, seed=2
     ):
         assert done.distributions is not None
         assert done.distributions.drafts.shape == (1, 0)
         assert_same(
-            done.distributions.target_probs[0, 0], law_after(model, text).pow(2) / law_after(model, text).pow(2).sum()
+            done.distributions.target_probs[0, 0],
+            probs_after(model, text).pow(2) / probs_after(model, text).pow(2).sum(),
         )
         text = text + done.tokens[0]
 
@@ -117,11 +118,11 @@ def test_what_was_looked_up_has_a_point_mass(drafter: Any) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_nothing_is_kept_unless_asked_for_and_keeping_changes_nothing(temperature: float) -> None:
-    model, law = make_model("transformer", "recurrent", 4), SamplingParams(temperature=temperature)
+    model, params = make_model("transformer", "recurrent", 4), SamplingParams(temperature=temperature)
     runs = [
         list(
             SpeculativeDecoder(return_distributions=keep).stream(
-                model, PROMPTS, max_new_tokens=15, sampling=law, seed=5
+                model, PROMPTS, max_new_tokens=15, sampling=params, seed=5
             )
         )
         for keep in (False, True)

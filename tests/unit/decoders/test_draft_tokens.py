@@ -52,8 +52,8 @@ def test_sampled_output_is_the_very_sample_of_plain_decoding(
 ) -> None:
     """Also where no draft token is allowed at all."""
     model = make_model("gru", "recurrent", 4, seed=seed, draft_tokens=few).eval()
-    law = SamplingParams(temperature=0.8, top_k=top_k, frequency_penalty=penalty, allowed_tokens=allowed)
-    options = {"max_new_tokens": 9, "sampling": law, "seed": seed}
+    params = SamplingParams(temperature=0.8, top_k=top_k, frequency_penalty=penalty, allowed_tokens=allowed)
+    options = {"max_new_tokens": 9, "sampling": params, "seed": seed}
     plain = AutoregressiveDecoder().generate(model, PROMPTS, **options)
     assert SpeculativeDecoder().generate(model, PROMPTS, **options).tokens == plain.tokens
 
@@ -65,10 +65,10 @@ def test_drafts_have_their_distribution_over_all_tokens_and_zeros_elsewhere(
 ) -> None:
     """``min(p, q) + (1 - sum min) * residual = p``, with the very tensors of each round."""
     model = make_model("transformer", "linear", 4, draft_tokens=FEW).eval()
-    law = SamplingParams(temperature=0.9, allowed_tokens=allowed)
+    params = SamplingParams(temperature=0.9, allowed_tokens=allowed)
     decoder = SpeculativeDecoder(acceptance=RULES[name](), return_distributions=True)
     seen = 0
-    for done in decoder.stream(model, PROMPTS, max_new_tokens=8, sampling=law):
+    for done in decoder.stream(model, PROMPTS, max_new_tokens=8, sampling=params):
         assert done.distributions is not None
         q, p = (
             done.distributions.draft_probs,

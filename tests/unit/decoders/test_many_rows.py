@@ -77,14 +77,14 @@ def watched(call: Callable[[], Any]) -> tuple[int, Any]:
     return ran, done
 
 
-def steps_of_rounds(decoder: Decoder, law: SamplingParams | None, names: tuple[str, str], copies: int) -> list[int]:
+def steps_of_rounds(decoder: Decoder, params: SamplingParams | None, names: tuple[str, str], copies: int) -> list[int]:
     """Return how many instructions of this package each round after the first runs, with so many copies of 3 rows."""
     model: DecodableModel = make_model(*names, 3).eval()
     prompts = [[1, 2, 3, 1, 2], [4], [5, 6]] * copies
     asked = {
         "max_new_tokens": [11, 16, 18] * copies,
         "stop": StopRule(tokens=[10]),
-        "sampling": law,
+        "sampling": params,
         "seed": [1, 2, 3] * copies,
     }
     stream = decoder.stream(model, prompts, **asked)
@@ -97,27 +97,29 @@ def steps_of_rounds(decoder: Decoder, law: SamplingParams | None, names: tuple[s
         steps.append(ran)
 
 
-@pytest.mark.parametrize(("decoder", "law"), CHAINS)
-def test_no_python_runs_for_each_row(decoder: Decoder, law: SamplingParams | None) -> None:
-    few = steps_of_rounds(decoder, law, MODELS[0], 4)
+@pytest.mark.parametrize(("decoder", "params"), CHAINS)
+def test_no_python_runs_for_each_row(decoder: Decoder, params: SamplingParams | None) -> None:
+    few = steps_of_rounds(decoder, params, MODELS[0], 4)
     assert len(few) > 1
     assert min(few) > 100
-    assert steps_of_rounds(decoder, law, MODELS[0], 16) == few
+    assert steps_of_rounds(decoder, params, MODELS[0], 16) == few
 
 
-@pytest.mark.parametrize(("decoder", "law"), CHAINS[2:4])
+@pytest.mark.parametrize(("decoder", "params"), CHAINS[2:4])
 @pytest.mark.parametrize("model", MODELS[1:], ids="-".join)
-def test_nor_with_other_trunks_and_heads(decoder: Decoder, law: SamplingParams | None, model: tuple[str, str]) -> None:
-    few = steps_of_rounds(decoder, law, model, 4)
+def test_nor_with_other_trunks_and_heads(
+    decoder: Decoder, params: SamplingParams | None, model: tuple[str, str]
+) -> None:
+    few = steps_of_rounds(decoder, params, model, 4)
     assert len(few) > 1
-    assert steps_of_rounds(decoder, law, model, 16) == few
+    assert steps_of_rounds(decoder, params, model, 16) == few
 
 
-@pytest.mark.parametrize(("decoder", "law"), TREES)
-def test_nor_in_trees(decoder: Decoder, law: SamplingParams | None) -> None:
-    few = steps_of_rounds(decoder, law, MODELS[0], 4)
+@pytest.mark.parametrize(("decoder", "params"), TREES)
+def test_nor_in_trees(decoder: Decoder, params: SamplingParams | None) -> None:
+    few = steps_of_rounds(decoder, params, MODELS[0], 4)
     assert len(few) > 1
-    assert steps_of_rounds(decoder, law, MODELS[0], 16) == few
+    assert steps_of_rounds(decoder, params, MODELS[0], 16) == few
 
 
 @pytest.mark.parametrize("decoder", BEAMS)

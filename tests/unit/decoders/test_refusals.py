@@ -244,7 +244,7 @@ def test_a_string_that_the_tokenizer_cannot_write_is_refused(tokenizer: Tokenize
 LISTS: dict[str, tuple[dict[str, Any], str]] = {
     "budgets": ({"max_new_tokens": [3]}, "max_new_tokens holds 1 items for 2 prompts"),
     "seeds": ({"seed": [1, 2, 3]}, "seed holds 3 items for 2 prompts"),
-    "laws": ({"sampling": [SamplingParams()] * 3}, "sampling holds 3 items for 2 prompts"),
+    "distributions": ({"sampling": [SamplingParams()] * 3}, "sampling holds 3 items for 2 prompts"),
     "stops": ({"stop": []}, "stop holds 0 items for 2 prompts"),
 }
 DECODERS = [pytest.param(AutoregressiveDecoder(), id="plain"), pytest.param(SpeculativeDecoder(), id="speculative")]
@@ -259,11 +259,11 @@ def test_a_list_needs_one_item_a_prompt(decoder: Any, arguments: dict[str, Any],
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_an_allowed_token_must_be_in_the_vocabulary(decoder: Any) -> None:
-    law = SamplingParams(allowed_tokens=[1, 11])
+    params = SamplingParams(allowed_tokens=[1, 11])
     with pytest.raises(
         ValueError, match=r"^SamplingParams: allowed_tokens holds 11, outside the vocabulary 0\.\.10\.$"
     ):
-        decoder.generate(clock(3), [[1]], max_new_tokens=3, sampling=law)
+        decoder.generate(clock(3), [[1]], max_new_tokens=3, sampling=params)
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,8 @@ def test_future_is_needed() -> None:
         make_heads("block_diffusion", 2)(torch.zeros(1, 3, WIDTH).double())
 
 
-def emitted_law(drafts: Tensor, said: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the law of two tokens that come out of rejection sampling, summed over all that may be drafted.
+def emitted_probs(drafts: Tensor, said: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the distribution of two tokens that come out of rejection sampling, summed over all that may be drafted.
 
     Args:
         drafts: ``(V, V)``, with what probability each pair is drafted.
@@ -92,42 +92,43 @@ def emitted_law(drafts: Tensor, said: tuple[Tensor, Tensor], target: tuple[Tenso
         target: Law of the first token, and of the second after each first.
     """
     size = len(drafts)
-    law = torch.zeros_like(drafts)
+    probs = torch.zeros_like(drafts)
     for one, other in itertools.product(range(size), repeat=2):
         first, second = said[0][one, other], said[1][one, other]
         kept = drafts[one, other] * (target[0][one] / first[one]).clamp(max=1.0)
         over = (target[0] - first).clamp(min=0)
         over = over / over.sum() if over.sum() > 0 else target[0]
-        law += (drafts[one, other] - kept) * over[:, None] * target[1]
+        probs += (drafts[one, other] - kept) * over[:, None] * target[1]
         held = kept * (target[1][one, other] / second[other]).clamp(max=1.0)
         over = (target[1][one] - second).clamp(min=0)
         over = over / over.sum() if over.sum() > 0 else target[1][one]
-        law[one, other] += held
-        law[one] += (kept - held) * over
-    return law
+        probs[one, other] += held
+        probs[one] += (kept - held) * over
+    return probs
 
 
 def test_a_draft_s_distribution_must_be_its_distribution_given_the_drafts_before_it() -> None:
     """From left to right rejection sampling is exact; with the last place unmasked first it is not.
 
-    There the last token's law when it was drawn is not its law given the first, which came later and saw it.
+    There the last token was sampled from another distribution than its own given the first, which came later and saw
+    it.
     """
     generator, size = torch.Generator().manual_seed(0), 4
 
-    def laws(*shape: int) -> Tensor:
+    def all_probs(*shape: int) -> Tensor:
         return (2 * torch.randn(*shape, size, generator=generator, dtype=torch.float64)).softmax(dim=-1)
 
-    target = laws(), laws(size)
+    target = all_probs(), all_probs(size)
     wanted = target[0][:, None] * target[1]
-    first, second = laws(), laws(size)
+    first, second = all_probs(), all_probs(size)
     whole = torch.ones(size, size, size, dtype=torch.float64)
     in_order = (first * whole, second[:, None] * whole)
-    assert_same(emitted_law(first[:, None] * second, in_order, target), wanted, tolerance=1e-12)
-    last, then = laws(), laws(size)  # the first token's law, given the last
+    assert_same(emitted_probs(first[:, None] * second, in_order, target), wanted, tolerance=1e-12)
+    last, then = all_probs(), all_probs(size)  # the first token's distribution, given the last
     backwards = (then[None] * whole, last * whole)
-    found = emitted_law(then.T * last, backwards, target)
+    found = emitted_probs(then.T * last, backwards, target)
     assert_same(found.sum(), wanted.sum())
     assert (found - wanted).abs().max() > 0.01
     joint = then.T * last
     by_bayes = (joint.sum(dim=1) * whole, (joint / joint.sum(dim=1, keepdim=True))[:, None] * whole)
-    assert_same(emitted_law(joint, by_bayes, target), wanted, tolerance=1e-12)
+    assert_same(emitted_probs(joint, by_bayes, target), wanted, tolerance=1e-12)

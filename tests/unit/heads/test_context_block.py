@@ -116,8 +116,11 @@ def test_fewer_drafts_are_the_first_of_the_block(num_drafts: int) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_trees_give_what_chains_give(temperature: float) -> None:
-    model, law = make_model("transformer_grouped", "context_block", H).eval(), SamplingParams(temperature=temperature)
-    options = {"max_new_tokens": 12, "sampling": law, "seed": 3}
+    model, params = (
+        make_model("transformer_grouped", "context_block", H).eval(),
+        SamplingParams(temperature=temperature),
+    )
+    options = {"max_new_tokens": 12, "sampling": params, "seed": 3}
     found = SpeculativeDecoder(tree=StaticTree(widths=[2, 2, 1])).generate(model, [[1, 2, 3], [4]], **options)
     assert found.tokens == SpeculativeDecoder().generate(model, [[1, 2, 3], [4]], **options).tokens
 

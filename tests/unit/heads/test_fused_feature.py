@@ -144,16 +144,16 @@ def test_drafts_beyond_the_horizons_go_on_with_its_own_outputs() -> None:
     draft = few.heads.draft(
         torch.tensor([last]), states[1], num_drafts=4, embed=few.trunk.embedding, unembed=few.unembedding.logits
     )
-    laws = log_probs_of(many, torch.tensor([[*text, last, *draft.tokens[0].tolist()]]))
+    all_probs = log_probs_of(many, torch.tensor([[*text, last, *draft.tokens[0].tolist()]]))
     for depth in range(4):
-        assert_same(draft.logits[0, depth].log_softmax(dim=0), laws[depth + 1][0, 3])
+        assert_same(draft.logits[0, depth].log_softmax(dim=0), all_probs[depth + 1][0, 3])
 
 
 @pytest.mark.parametrize("tree", [StaticTree(widths=[2, 2, 1]), DynamicTree(depth=4, width=2, nodes=7)])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_trees_give_what_chains_give(tree: StaticTree | DynamicTree, temperature: float) -> None:
-    model, law = make_model("transformer_grouped", "fused", 3).eval(), SamplingParams(temperature=temperature)
-    options = {"max_new_tokens": 12, "sampling": law, "seed": 3}
+    model, params = make_model("transformer_grouped", "fused", 3).eval(), SamplingParams(temperature=temperature)
+    options = {"max_new_tokens": 12, "sampling": params, "seed": 3}
     found = SpeculativeDecoder(tree=tree).generate(model, [[1, 2, 3], [4]], **options)
     assert found.tokens == SpeculativeDecoder().generate(model, [[1, 2, 3], [4]], **options).tokens
 

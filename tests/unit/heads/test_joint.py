@@ -1,4 +1,4 @@
-"""The joint law: its loss, its conditional laws and its drafts against sums over components and over all texts."""
+"""The joint distribution: its loss, its conditionals and its drafts against sums over components and all texts."""
 
 import itertools
 from typing import Any
@@ -49,7 +49,7 @@ def naive_loss(
     model: MTPModel, tokens: Tensor, weights: list[float], positions: Tensor | None = None, **extra: Any
 ) -> Tensor:
     """Sum over horizons of weight times the mean of what their tokens cost given those before."""
-    laws = log_probs_of(model, tokens, extra.get("document_ids"))
+    all_probs = log_probs_of(model, tokens, extra.get("document_ids"))
     targets, valid = future_targets(tokens, model.horizons, **extra)
     rows, length, _ = targets.shape
     total = torch.zeros((), dtype=torch.float64)
@@ -58,7 +58,7 @@ def naive_loss(
             drawn = index == 0 or positions is None or t in positions[b].tolist()
             if valid[b, t, index] and drawn:
                 scale = 1.0 if index == 0 or positions is None else length / positions.shape[1]
-                cost = -laws[index][b, t, targets[b, t, index]]
+                cost = -all_probs[index][b, t, targets[b, t, index]]
                 total = total + weight * scale * cost / valid[:, :, index].sum()
     return total
 
@@ -102,8 +102,8 @@ def test_at_equal_weights_the_loss_is_that_of_whole_texts() -> None:
         for r in range(3):
             product = states.log_weights[b, t, r].exp()
             for k in range(3):
-                law = model.unembedding.logits(states.components[b, t, k, r], k + 1).softmax(dim=0)
-                product = product * law[tokens[b, t + 2 + k]]
+                probs = model.unembedding.logits(states.components[b, t, k, r], k + 1).softmax(dim=0)
+                product = product * probs[tokens[b, t + 2 + k]]
             probability = probability + product
         total = total - probability.log() / 10
     assert_same(terms.loss - terms.nll[0], total, tolerance=1e-9)
@@ -132,24 +132,24 @@ def test_what_metrics_need_is_that_of_the_mixture() -> None:
     terms = MultiTokenLoss().eval()(model, tokens, loss_mask=mask, **tokens_and_ids)
     with torch.inference_mode():
         without = MultiTokenLoss()(model, tokens, loss_mask=mask, **tokens_and_ids)
-    laws = log_probs_of(model, tokens, **tokens_and_ids)
+    all_probs = log_probs_of(model, tokens, **tokens_and_ids)
     targets, valid = future_targets(tokens, model.horizons, loss_mask=mask, **tokens_and_ids)
     nll = torch.zeros(3, dtype=torch.float64)
     for b, t, index in itertools.product(range(2), range(6), range(3)):
-        law = laws[index][b, t].detach()
+        probs = all_probs[index][b, t].detach()
         verified = t + index
         if verified < 6:
-            assert terms.agrees[b, t, index] == (law.argmax() == laws[0][b, verified].argmax())
+            assert terms.agrees[b, t, index] == (probs.argmax() == all_probs[0][b, verified].argmax())
         if valid[b, t, index]:
-            assert terms.rank[b, t, index] == (law > law[targets[b, t, index]]).sum()
-            nll[index] -= law[targets[b, t, index]]
+            assert terms.rank[b, t, index] == (probs > probs[targets[b, t, index]]).sum()
+            nll[index] -= probs[targets[b, t, index]]
     assert_same(terms.nll, nll / terms.count.clamp(min=1))
     assert_same(without.loss, terms.loss.detach())
     assert_same(without.nll, terms.nll)
 
 
 def test_drafts_multiply_to_the_joint_distribution() -> None:
-    """Over all texts of two drafts, the product of the laws they are drawn from is the sum over components."""
+    """Over all texts of two drafts, the product of the distributions they are drawn from is the sum over components."""
     model = make_model("gru", "joint", 3).eval()
     text, last = [3, 1, 4], 5
     states = model(torch.tensor([[*text, last, 0, 0]]))
@@ -177,8 +177,8 @@ def test_drafts_multiply_to_the_joint_distribution() -> None:
             unembed=model.unembedding.logits,
             sampler=sampler,
         )
-        laws = draft.logits[0].softmax(dim=-1).detach()
-        found[token] = laws[0, token] * laws[1]
+        all_probs = draft.logits[0].softmax(dim=-1).detach()
+        found[token] = all_probs[0, token] * all_probs[1]
     assert_same(found, wanted)
     assert_same(wanted.sum(), torch.ones((), dtype=torch.float64))
 
@@ -191,8 +191,8 @@ def test_the_marginal_distribution_averages_over_the_tokens_between() -> None:
     for t in range(4):
         for between in range(VOCAB):
             text = torch.cat((tokens[:, : t + 2], torch.full((2, 1), between), tokens[:, :1]), dim=1)
-            laws = log_probs_of(model, text)
-            wanted.view(2, 4, -1)[:, t] += laws[1][:, t, between, None].exp() * laws[2][:, t].exp()
+            all_probs = log_probs_of(model, text)
+            wanted.view(2, 4, -1)[:, t] += all_probs[1][:, t, between, None].exp() * all_probs[2][:, t].exp()
     assert_same(found, wanted)
     assert_same(
         marginal_logits(states, 2, model.unembedding.logits, most=3),
@@ -207,8 +207,8 @@ def test_predictions_are_the_most_likely_tokens_of_the_marginal_distributions() 
     predicted = model.predict_step({"tokens": tokens}, 0)["predicted"]
     states = model.model(tokens)
     for index in range(3):
-        law = marginal_logits(states, index, model.model.unembedding.logits).view(2, 5, VOCAB)
-        assert torch.equal(predicted[:, :, index], law.argmax(dim=-1))
+        probs = marginal_logits(states, index, model.model.unembedding.logits).view(2, 5, VOCAB)
+        assert torch.equal(predicted[:, :, index], probs.argmax(dim=-1))
     assert heads_without_input(model.model.eval(), {"tokens": tokens}) == []
     with torch.no_grad():
         model.model.unembedding.weight.zero_()

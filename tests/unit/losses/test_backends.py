@@ -331,7 +331,7 @@ def test_the_logarithm_of_the_acceptance_is_finite_and_steep_where_nothing_is_ac
 
 
 def test_total_variation_is_what_a_sampled_draft_is_rejected_with() -> None:
-    """And its gradient vanishes where the laws are one; a law against its opposite costs 1."""
+    """And its gradient vanishes where the distributions are one; a distribution against its opposite costs 1."""
     states = torch.eye(2, dtype=torch.float64).mul(40)
     matrix = OutputMatrix(torch.eye(2, dtype=torch.float64))
     for told, wanted in ((states, 0.0), (states.flip(0), 1.0)):

@@ -39,11 +39,11 @@ def test_a_teacher_takes_its_share() -> None:
     share = torch.tensor([0.25, 1.0, 0.0, 0.0], dtype=torch.float64)
     teacher = Teacher(STATES.flip(0), share)
     terms = NaiveLinearCrossEntropy()(STATES, MATRICES, [4], TARGETS, WEIGHTS, teacher)
-    log_law = (STATES @ WEIGHT.T + BIAS).log_softmax(dim=1)
-    law = (STATES.flip(0) @ WEIGHT.T + BIAS).softmax(dim=1)
-    soft = -(law * log_law).sum(dim=1)
-    assert_same(terms.loss, 0.75 * -log_law[0, 2] + 0.25 * soft[0] + 0.5 * soft[1])
-    assert_same(terms.nll[1], -log_law[1, 6])
+    log_probs = (STATES @ WEIGHT.T + BIAS).log_softmax(dim=1)
+    probs = (STATES.flip(0) @ WEIGHT.T + BIAS).softmax(dim=1)
+    soft = -(probs * log_probs).sum(dim=1)
+    assert_same(terms.loss, 0.75 * -log_probs[0, 2] + 0.25 * soft[0] + 0.5 * soft[1])
+    assert_same(terms.nll[1], -log_probs[1, 6])
 
 
 def test_half_precision_states_are_scored_in_single_precision() -> None:

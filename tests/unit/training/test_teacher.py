@@ -1,4 +1,4 @@
-"""A teacher says what it always said, is never moved, and pulls the student to its law."""
+"""A teacher says what it always said, is never moved, and pulls the student to its distribution."""
 
 from pathlib import Path
 
@@ -29,17 +29,17 @@ def test_its_distribution_is_what_the_model_says_of_the_next_token(trunk: str, h
     model = make_model(trunk, heads, 3)
     tokens = random_tokens(2, 10)
     documents = torch.tensor([[0] * 4 + [1] * 6, [0] * 10])
-    law = teacher_of(model, tmp_path)(tokens, length=7, document_ids=documents)
+    target = teacher_of(model, tmp_path)(tokens, length=7, document_ids=documents)
     with torch.no_grad():
         first, *_ = model(tokens, document_ids=documents)
-    assert_same(F.linear(law.states, *law.matrix), model.unembedding.logits(first), tolerance=1e-12)
-    assert not law.states.requires_grad
+    assert_same(F.linear(target.states, *target.matrix), model.unembedding.logits(first), tolerance=1e-12)
+    assert not target.states.requires_grad
 
 
 @pytest.mark.parametrize("num_horizons", [1, 3])
 @pytest.mark.parametrize("training", [True, False])
 def test_the_loss_is_the_formula(num_horizons: int, training: bool, tmp_path: Path) -> None:
-    """For every target: (1 - s) nll + s tau^2 cross-entropy between the softened laws, where the teacher has read."""
+    """For every target: (1 - s) nll + s tau^2 soft cross-entropy, where the teacher has read the text."""
     share, tau, length = 0.3, 2.5, 7
     student = make_model("gru", "linear", num_horizons, tied=False, own=num_horizons > 1, seed=1)
     other = make_model("transformer", "recurrent", 2, bias=True, seed=2)
@@ -63,8 +63,8 @@ def test_the_loss_is_the_formula(num_horizons: int, training: bool, tmp_path: Pa
                     continue
                 cost = F.cross_entropy(logits[b, t], targets[b, t, index])
                 if t + h - 1 < length:
-                    law = (told[b, t + h - 1] / tau).softmax(dim=0)
-                    imitation = -(law * (logits[b, t] / tau).log_softmax(dim=0)).sum()
+                    probs = (told[b, t + h - 1] / tau).softmax(dim=0)
+                    imitation = -(probs * (logits[b, t] / tau).log_softmax(dim=0)).sum()
                     cost = (1 - share) * cost + share * tau**2 * imitation
                 costs.append(cost)
         expected = expected + torch.stack(costs).mean()
@@ -74,8 +74,8 @@ def test_the_loss_is_the_formula(num_horizons: int, training: bool, tmp_path: Pa
 
 def test_a_student_that_equals_its_teacher_does_not_learn(tmp_path: Path) -> None:
     model = make_model("transformer", "linear", 1)
-    law = teacher_of(model, tmp_path, share=1.0, temperature=3.0)(random_tokens(2, 8), length=7)
-    moved = gradients(model, MultiTokenLoss()(model, random_tokens(2, 8), teacher=law).loss)
+    target = teacher_of(model, tmp_path, share=1.0, temperature=3.0)(random_tokens(2, 8), length=7)
+    moved = gradients(model, MultiTokenLoss()(model, random_tokens(2, 8), teacher=target).loss)
     assert_same(moved, {name: torch.zeros_like(value) for name, value in moved.items()}, tolerance=1e-12)
 
 
@@ -101,8 +101,8 @@ def test_training_moves_the_student_to_the_teacher_and_the_teacher_not_by_one_bi
 
     def divergence() -> float:
         with torch.no_grad():
-            law = taught(tokens, length=6)
-            told = F.linear(law.states, *law.matrix).log_softmax(dim=-1)
+            target = taught(tokens, length=6)
+            told = F.linear(target.states, *target.matrix).log_softmax(dim=-1)
             said = run.model.unembedding.logits(run.model(tokens)[0]).log_softmax(dim=-1)
             return (told.exp() * (told - said)).sum(dim=-1).mean().item()
 
@@ -142,9 +142,9 @@ def test_two_teachers_are_refused(taught: TeacherModel) -> None:
         ValueError, match=r"^TeacherModel: loss\.distillation is 0\.5, which makes horizon 1 a teacher,"
     ):
         MTPModule(trunk=made.trunk, heads=made.model.heads, loss=MultiTokenLoss(distillation=0.5), teacher=taught)
-    law = taught(torch.zeros(1, 5, dtype=torch.long), length=2)
+    target = taught(torch.zeros(1, 5, dtype=torch.long), length=2)
     with pytest.raises(ValueError, match=r"^MultiTokenLoss: distillation is 0\.5, but there is a teacher already"):
-        MultiTokenLoss(distillation=0.5)(made.model, torch.zeros(1, 5, dtype=torch.long), teacher=law)
+        MultiTokenLoss(distillation=0.5)(made.model, torch.zeros(1, 5, dtype=torch.long), teacher=target)
 
 
 def test_total_variation_without_anybody_to_imitate_is_refused() -> None:
@@ -155,8 +155,8 @@ def test_total_variation_without_anybody_to_imitate_is_refused() -> None:
 
 def test_total_variation_reaches_another_model_s_distribution(taught: TeacherModel) -> None:
     model, tokens = module().model, torch.arange(16).view(2, 8)
-    law = taught(tokens, length=5)
-    soft, varied = (MultiTokenLoss(total_variation=v)(model, tokens, teacher=law).loss for v in (0.0, 1.0))
+    target = taught(tokens, length=5)
+    soft, varied = (MultiTokenLoss(total_variation=v)(model, tokens, teacher=target).loss for v in (0.0, 1.0))
     assert not soft.equal(varied)
 
 
@@ -192,8 +192,8 @@ def test_its_operations_are_what_runs(tmp_path: Path) -> None:
     other = make_model("transformer", "linear", 1)
     teacher, tokens = teacher_of(other, tmp_path), random_tokens(2, 8)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        law = teacher(tokens, length=6)
-        F.linear(law.states, *law.matrix)
+        target = teacher(tokens, length=6)
+        F.linear(target.states, *target.matrix)
     assert teacher.flops(batch_size=2, length=6, num_horizons=1) == counter.get_total_flops()
     logits = 2 * other.trunk.d_model * VOCAB
     third = teacher.flops(batch_size=2, length=6, num_horizons=3, share_of_positions=0.5)

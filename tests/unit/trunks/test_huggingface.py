@@ -148,8 +148,8 @@ def make_model(name: str, heads: str, num_horizons: int = 3) -> MTPModel:
 )
 def test_speculative_decoding_equals_plain_decoding(name: str, heads: str) -> None:
     model, prompts = make_model(name, heads), [[1, 2, 3, 4, 5, 6], [7], [3, 3]]
-    law = [SamplingParams(temperature=temperature) for temperature in (0.0, 1.0, 0.7)]
-    how = {"max_new_tokens": [4, 6, 5], "sampling": law, "seed": [1, 2, 3]}
+    params = [SamplingParams(temperature=temperature) for temperature in (0.0, 1.0, 0.7)]
+    how = {"max_new_tokens": [4, 6, 5], "sampling": params, "seed": [1, 2, 3]}
     plain = AutoregressiveDecoder().generate(model, prompts, **how)
     assert plain.stats.tokens == 15
     assert SpeculativeDecoder(num_drafts=2).generate(model, prompts, **how).tokens == plain.tokens
