@@ -87,7 +87,7 @@ class MTPModel(Component, nn.Module):
             num_own=len(heads.horizons) - 1 if own_unembeddings else 0,
             num_draft_tokens=num_draft_tokens,
             trained=trained,
-            transition_rank=heads.transition_rank if len(heads.horizons) > 1 else 0,
+            transition_rank=heads.transition_rank,
         ).to(dtype_of(trunk))
 
     @property

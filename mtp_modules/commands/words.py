@@ -7,7 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from mtp_modules.commands.catalogue import OWN, TRAINER
+from mtp_modules.commands.catalogue import TRAINER
 from mtp_modules.commands.signatures import signature_of
 
 _SECTIONS = {"model": "training/module.py", "trainer": "pytorch/trainer/trainer.py"}
@@ -38,7 +38,7 @@ def _of_own(command: str, words: Sequence[str]) -> str | None:
             return _unknown(f"unknown argument {option!r}", name, names)
         given.add(name)
     missing = [argument for argument in arguments if argument.default is None and argument.name not in given]
-    return f"{missing[0].name}: is missing. {missing[0].meaning}" if missing and command in OWN else None
+    return f"{missing[0].name}: is missing. {missing[0].meaning}" if missing else None
 
 
 def _of_trainer(words: Sequence[str]) -> str | None:

@@ -3,7 +3,9 @@
 import copy
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,9 +154,12 @@ class HuggingFaceTokenizer(Tokenizer):
         encoded = self._of_templates.encode(text, add_special_tokens=False)
         return list(encoded.ids), list(encoded.offsets)
 
-    def special_texts(self) -> set[str]:
-        """Return the special tokens as they are spelled."""
-        return {token.content for token in self._fast.get_added_tokens_decoder().values() if token.special}
+    @cached_property
+    def special_spellings(self) -> re.Pattern[str]:
+        """What finds special tokens as they are spelled, the longest first; nothing if there are none."""
+        added = (token for token in self._fast.get_added_tokens_decoder().values() if token.special)
+        spelled = sorted({token.content for token in added}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, spelled)) or "(?!)")
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = False) -> str:
         """Return a conversation as the chat template writes it.

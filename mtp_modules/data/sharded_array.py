@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtp_modules.core.checks import refuse
+from mtp_modules.core.checksums import file_checksum
 
 _LONG = 2**26
 _MANY = 2**20
@@ -100,10 +101,9 @@ class ShardedArray:
         """Return a file's numbers."""
         if index in self._unchecked:
             path = self.paths[index]
-            if zlib.crc32(self._parts[index].view(np.uint8).data) != self._checksums[path.name]:
+            if file_checksum(path) != self._checksums[path.name]:
                 _refuse_damaged(path)
             self._unchecked.discard(index)
-            _release(self._parts[index])
         return self._parts[index]
 
     def _read(self, start: int, end: int) -> npt.NDArray[Any]:
@@ -138,7 +138,7 @@ def read_checked(path: Path, checksums: Mapping[str, int]) -> bytes:
         ValueError: If it has another checksum.
     """
     content = path.read_bytes()
-    if zlib.crc32(content) != checksums.get(path.name, zlib.crc32(content)):
+    if path.name in checksums and zlib.crc32(content) != checksums[path.name]:
         _refuse_damaged(path)
     return content
 

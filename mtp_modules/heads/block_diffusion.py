@@ -32,8 +32,9 @@ class BlockDiffusionHeads(LastStateHeads):
     Horizon 1 is the trunk's hidden state :math:`h_t` itself. A small transformer without a causal mask reads
     :math:`[h_t, x_{t+1}, y_2 \dots y_H]`, where :math:`y_k` is a mask or, once it is known, the token
     :math:`x_{t+k}`, and predicts the token of each masked slot. With one step all slots are masked and are denoised
-    together, as in DFlash (arXiv 2602.06036). With more, each step denoises the next few slots, given those of earlier
-    steps: block diffusion (Arriola et al. 2025, BD3-LM, arXiv 2503.09573) in the order of the text.
+    together, as in DFlash (arXiv 2602.06036) but without its context. With more, each step denoises the next few slots,
+    given those of earlier steps: block diffusion (Arriola et al. 2025, BD3-LM, arXiv 2503.09573) in the order of the
+    text.
 
     The tokens of one step are sampled independently, so the distribution that a draft is sampled from is its
     distribution given all previous drafts, which verification needs. If a step unmasked the most confident slot first,

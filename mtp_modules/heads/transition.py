@@ -64,9 +64,10 @@ class TransitionHeads(WrappedHeads):
                 )
         if heads.transition_rank:
             refuse(self, f"heads must have no transition yet, got {type(heads).__name__} with one; leave one out.")
-        self.vocab_size, self.rank, self.reads_token_ids = vocab_size, rank, True
-        self.transition_rank = vocab_size if rank is None else rank
         drafts = len(heads.horizons) > 1
+        self.vocab_size, self.rank = vocab_size, rank
+        if drafts:
+            self.reads_token_ids, self.transition_rank = True, vocab_size if rank is None else rank
         self.previous = nn.Embedding(vocab_size, rank) if drafts and rank is not None else None
         self.reset_parameters()
 

@@ -95,18 +95,6 @@ class WrappedHeads(Heads):
         """Let the heads append the announced chunk."""
         return self.heads.read(hidden, state, tokens=tokens, embed=embed, **given)
 
-    def extend(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        state: DecodingState,
-        *,
-        tokens: Int[Tensor, "B T"] | None = None,
-        embed: Callable[[Tensor], Tensor] | None = None,
-        **given: Any,
-    ) -> Float[Tensor, "B T D"]:
-        """Let the heads append a chunk."""
-        return self.heads.extend(hidden, state, tokens=tokens, embed=embed, **given)
-
     def draft_states(
         self,
         tokens: Int[Tensor, "B N"],

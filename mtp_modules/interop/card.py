@@ -9,7 +9,6 @@ from mtp_modules.interop.serving import Exported
 from mtp_modules.model import MTPModel
 
 CARD = "README.md"
-_LONG = 200
 
 
 class Facts(NamedTuple):
@@ -38,7 +37,8 @@ def card(model: MTPModel, format: str, exported: Exported, read_back: str, facts
     """
     heads = describe(model.heads)
     arguments = ", ".join(f"{name}={value!r}" for name, value in heads["init_args"].items() if value is not None)
-    horizons, parameters = len(model.horizons), sum(parameter.numel() for parameter in model.parameters())
+    horizons, drafts = len(model.horizons), max(model.horizons) - 1
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     lines = [
         "---",
         "library_name: mtp_modules",
@@ -48,7 +48,7 @@ def card(model: MTPModel, format: str, exported: Exported, read_back: str, facts
         "# A language model that predicts several tokens at once",
         "",
         f"Exported by mtp_modules in the format `{format}`. {parameters:,} parameters; a vocabulary of "
-        f"{model.trunk.vocab_size:,} tokens; {horizons} horizons, which draft {horizons - 1} tokens at once.",
+        f"{model.trunk.vocab_size:,} tokens; {horizons} horizons, which draft {drafts} tokens at once.",
         "",
         "## Heads",
         "",
@@ -78,7 +78,7 @@ def card(model: MTPModel, format: str, exported: Exported, read_back: str, facts
 
 def _data(facts: Facts) -> list[str]:
     if facts.data is None:
-        return ["Not known: the checkpoint lay in no folder of a run."]
+        return ["Not known."]
     return ["```json", json.dumps(dict(facts.data), indent=2, default=str), "```"]
 
 

@@ -89,6 +89,14 @@ def export_model(
     chosen = _format(format)
     if model.unembedding.bias is not None:
         refuse(chosen.name, "the format has no output bias; train with output_bias=False.")
+    if model.unembedding.draft_tokens is not None:  # vLLM 0.32 has names for them, but rejects what has them
+        count, all_tokens = len(model.unembedding.draft_tokens), model.trunk.vocab_size
+        refuse(
+            chosen.name,
+            f"heads predict all {all_tokens} tokens here, and num_draft_tokens is {count}; train without it.",
+        )
+    if (stride := getattr(model.heads, "stride", 1)) != 1:
+        refuse(chosen.name, f"readers of this format predict every next token, and stride is {stride}; train with 1.")
     conventions = chosen.conventions(model)
     check_export(chosen.name, chosen.takes, conventions)
     sidecar = {"format": chosen.name, "conventions": conventions._asdict()} | _horizons(model)

@@ -36,11 +36,6 @@ def residual_heads(owner: str, model: MTPModel) -> ResidualHeads:
         refuse(owner, f"the format stores ResidualHeads, the model has {type(heads).__name__}; see docs/interop.md.")
     if not len(heads.stacks):
         refuse(owner, "the heads have no horizon beyond the first, so there is nothing to write.")
-    if model.unembedding.draft_tokens is not None:  # vLLM 0.32 has names for them, but rejects what has them
-        count, all_tokens = len(model.unembedding.draft_tokens), model.trunk.vocab_size
-        refuse(owner, f"heads predict all {all_tokens} tokens here, and num_draft_tokens is {count}; train without it.")
-    if heads.stride != 1:
-        refuse(owner, f"readers of this format predict every next token, and stride is {heads.stride}; train with 1.")
     if hasattr(model.trunk, "norm") and not hasattr(model.trunk.norm, "weight"):
         refuse(owner, "heads of this format read the hidden states after the final norm; build with final_norm=True.")
     return heads

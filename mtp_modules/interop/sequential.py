@@ -47,9 +47,6 @@ def sequential_heads(owner: str, model: MTPModel, *, max_modules: int | None = N
         refuse(owner, f"the format stores SequentialHeads, the model has {type(heads).__name__}; see docs/interop.md.")
     if heads.num_horizons < 2:
         refuse(owner, "the heads have no horizon beyond the first, so there is nothing to write.")
-    if model.unembedding.draft_tokens is not None:
-        count, all_tokens = len(model.unembedding.draft_tokens), model.trunk.vocab_size
-        refuse(owner, f"heads predict all {all_tokens} tokens here, and num_draft_tokens is {count}; train without it.")
     if len(model.unembedding.own_weights):
         refuse(owner, "modules of this format share the output matrix; train with own_unembeddings=False.")
     if heads.embedding_width != heads.d_model:

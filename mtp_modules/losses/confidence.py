@@ -33,11 +33,8 @@ def confidence_loss(
     """
     predicted, far_predicted = examples.near_far(terms.predicted)
     agrees, known = agreement_by_horizon(predicted, far_predicted, examples, heads.horizons)
-    log_odds = []
-    for state in states[1:]:
-        of_state = heads.confidence(state.detach())
-        assert of_state is not None
-        log_odds.append(of_state)
-    found = torch.stack(log_odds, dim=2).to(scale.dtype)
+    found = heads.confidence(torch.cat(tuple(states[1:]), dim=1).detach())  # one forward pass, also of a sharded module
+    assert found is not None
+    found = found.view(len(found), len(states) - 1, -1).transpose(1, 2).to(scale.dtype)
     losses = F.binary_cross_entropy_with_logits(found, agrees[:, :, 1:].to(scale.dtype), reduction="none")
     return (losses * known[:, :, 1:] * scale[1:]).sum()

@@ -26,7 +26,7 @@ from mtp_modules.losses.examples import Examples, examples_of, head_by_head
 from mtp_modules.losses.figures import loss_terms
 from mtp_modules.losses.linear_cross_entropy import FusedLinearCrossEntropy
 from mtp_modules.losses.mixture import imbalance, mixture_terms
-from mtp_modules.losses.teaching import real_dtype, teacher_for
+from mtp_modules.losses.teaching import teacher_for
 from mtp_modules.losses.weights import UniformWeights, checked_weights
 
 
@@ -196,7 +196,7 @@ class MultiTokenLoss(Component, nn.Module):
         if not (model.heads.predicts_acceptance or self._scores_first(unembedding, states[0])):
             examples = examples.without_first()
         counts = examples.valid.sum(dim=(0, 1)) if counts is None else counts
-        scale = examples.scale(weights, counts, real_dtype(states[0].dtype))
+        scale = examples.scale(weights, counts, torch.promote_types(states[0].dtype, torch.float32))
         if isinstance(states, MixtureStates):
             self._check_mixture(model.heads, inputs, teacher)
             terms = self._mixture(cast("Unembedding", unembedding), states, examples, scale, counts)

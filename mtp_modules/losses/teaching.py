@@ -37,19 +37,10 @@ def teacher_for(
     near = first.detach() if other is None else other.states
     length = near.shape[1]
     same = positions_of_horizon_one(positions, horizons[1:]).permute(2, 0, 1).contiguous()
-    known = (same < length).flatten().to(real_dtype(first.dtype))
+    known = (same < length).flatten().to(torch.promote_types(first.dtype, torch.float32))
     rows = torch.arange(near.shape[0], device=near.device)[:, None]
     far = near[rows, same.clamp(max=length - 1)].flatten(0, 2)
     if other is None:
         return Teacher(far, distillation * known, None, 1.0, *measure)
     share = other.share * torch.cat((known.new_ones(near.shape[0] * length), known))
     return Teacher(torch.cat((near.flatten(0, 1), far)), share, other.matrix, other.temperature, *measure)
-
-
-def real_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the precision of losses: float32 for states in half precision.
-
-    Args:
-        dtype: Of the states.
-    """
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

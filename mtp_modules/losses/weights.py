@@ -107,8 +107,11 @@ class AuxiliaryWeights(HorizonWeights):
 
     def __call__(self, num_horizons: int, progress: float = 0.0) -> list[float]:
         """Return one weight per horizon."""
-        rate = 0.0 if self.decay is None else 1 / self.decay
-        return [1.0, *(self.weight * math.exp(-rate * draft) for draft in range(num_horizons - 1))]
+        drafts = range(num_horizons - 1)
+        return [
+            1.0,
+            *(self.weight * (1.0 if self.decay is None else math.exp(-draft / self.decay)) for draft in drafts),
+        ]
 
 
 class ExplicitWeights(HorizonWeights):

@@ -96,7 +96,7 @@ class LastCheckpoint(Checkpoint):
 def replace_save_last(trainer: Trainer) -> list[Checkpoint]:
     """Turn ``save_last`` of Lightning's callbacks off, and return the callback that takes its place, if there is none.
 
-    It also takes the side of the callback that Lightning adds by itself, which saves after validations alone.
+    A run with the callback alone that Lightning adds by itself, which saves after validations, gets one too.
 
     Args:
         trainer: Before its callbacks are set up.

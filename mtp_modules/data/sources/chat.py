@@ -1,6 +1,5 @@
 """Conversations, written by the tokenizer's chat template."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -105,8 +104,8 @@ def turn_end(tokenizer: HuggingFaceTokenizer) -> list[int]:
     asked, answered = "first turn", "second turn"
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     behind = tokenizer.render(turns).rpartition(answered)[2].lstrip()
-    special = [token for token in tokenizer.special_texts() if behind.startswith(token)]
-    return tokenizer.encode_template(max(special, key=len))[0] if special else []
+    found = tokenizer.special_spellings.match(behind)
+    return tokenizer.encode_template(found[0])[0] if found and found[0] else []
 
 
 def encode_rendered(text: str, contents: Sequence[Span], tokenizer: HuggingFaceTokenizer) -> tuple[_Ids, _Ids, _Ids]:
@@ -119,9 +118,8 @@ def encode_rendered(text: str, contents: Sequence[Span], tokenizer: HuggingFaceT
         contents: Where the contents of its messages stand.
         tokenizer: Whose template it is.
     """
-    special = tokenizer.special_texts()
-    spelled = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
-    literal = [match.span() for start, end in contents for match in spelled.finditer(text, start, end)]
+    special = tokenizer.special_spellings
+    literal = [match.span() for start, end in contents for match in special.finditer(text, start, end)]
     ids: list[int] = []
     starts: list[int] = []
     ends: list[int] = []

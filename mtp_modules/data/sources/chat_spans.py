@@ -70,7 +70,7 @@ def locate(
     slots = _slots(marked, skeleton, tokenizer)
     if slots is None:
         return None
-    found = _aligned(text, skeleton, slots, said, _Specials(tokenizer))
+    found = _aligned(text, skeleton, slots, said, tokenizer.special_spellings)
     if found is None:
         return None
     places, contents = found
@@ -80,16 +80,6 @@ def locate(
         if messages[slot.message]["role"] in roles and end_of_turn > start
     ]
     return Located(text, learned, contents)
-
-
-class _Specials:
-    """The special tokens of a tokenizer, as they are spelled."""
-
-    def __init__(self, tokenizer: HuggingFaceTokenizer) -> None:
-        spelled = sorted(tokenizer.special_texts(), key=len, reverse=True)
-        self.any = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
-        self.behind = re.compile(rf"\s*(?:{self.any.pattern})")
-        self.at_end = re.compile(rf"(?:\s*(?:{self.any.pattern}))?\s*\Z")
 
 
 def _marked(message: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
@@ -129,28 +119,26 @@ def _rendered(messages: Messages, tokenizer: HuggingFaceTokenizer, *, prompt: bo
 
 def _slots(marked: Messages, skeleton: str, tokenizer: HuggingFaceTokenizer) -> list[_Slot] | None:
     """Return where messages speak, in order: contents, and whole turns of the assistant."""
-    specials = _Specials(tokenizer)
+    behind_a_mark = re.compile(rf"\s*(?:{tokenizer.special_spellings.pattern})")
     owner = {number: index for index, message in enumerate(marked) for number in _marks(message["content"])}
     slots: list[_Slot] = []
     for index, message in enumerate(marked):
         if message["role"] == "assistant":
-            turn = _assistant_turn(marked, index, skeleton, tokenizer, specials)
+            turn = _assistant_turn(marked, index, skeleton, tokenizer)
             if turn is None and not isinstance(message["content"], list) and not message["content"].strip():
                 return None  # a turn without content, such as a call of a tool, and nothing says where it begins
             slots += [turn] if turn else []
     turns = list(slots)
     for mark in _MARK.finditer(skeleton):
         if not any(turn.start <= mark.start() < turn.end for turn in turns):
-            behind = specials.behind.match(skeleton, mark.end())
+            behind = behind_a_mark.match(skeleton, mark.end())
             slots.append(_Slot(*mark.span(), behind.end() if behind else mark.end(), owner[mark[1]]))
     slots.sort()
     overlapping = any(one.end > other.start for one, other in pairwise(slots))
     return None if overlapping else slots
 
 
-def _assistant_turn(
-    marked: Messages, index: int, skeleton: str, tokenizer: HuggingFaceTokenizer, specials: _Specials
-) -> _Slot | None:
+def _assistant_turn(marked: Messages, index: int, skeleton: str, tokenizer: HuggingFaceTokenizer) -> _Slot | None:
     """Return what is generated of a turn: from the generation prompt to the token that ends the turn."""
     before = _rendered(marked[:index], tokenizer, prompt=True)
     whole = _rendered(marked[: index + 1], tokenizer, prompt=False)
@@ -159,13 +147,13 @@ def _assistant_turn(
     if not skeleton.startswith(whole.rstrip()):
         return None
     start = len(before)
-    closing = specials.at_end.search(whole, start)
+    closing = re.compile(rf"(?:\s*(?:{tokenizer.special_spellings.pattern}))?\s*\Z").search(whole, start)
     assert closing is not None  # it matches nothing, too
     return _Slot(start, closing.start(), len(whole.rstrip()) if closing[0].strip() else closing.start(), index)
 
 
 def _aligned(
-    text: str, skeleton: str, slots: Sequence[_Slot], said: Sequence[str], specials: _Specials
+    text: str, skeleton: str, slots: Sequence[_Slot], said: Sequence[str], special: re.Pattern[str]
 ) -> tuple[list[Span], list[Span]] | None:
     """Return where each slot stands in the text, its end of turn included, and where contents do."""
     places: list[Span] = []
@@ -185,7 +173,7 @@ def _aligned(
             end = _end_before(text, at, fixed, last=following is None)
             if end < 0:
                 return None
-            if any(specials.any.search(each) for each in said):
+            if any(special.search(each) for each in said):
                 contents.append((at, end))
         places.append((at, end + slot.end_of_turn - slot.end))
         at = end + len(fixed)

@@ -107,7 +107,7 @@ def document_of(owner: object, name: str, record: Any, field: str) -> Document:
         refuse(owner, f"{name!r} has no field {field!r} (it {has}); name another field.")
     value = record[field]
     try:
-        json.dumps(value, ensure_ascii=False, default=str).encode()
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         refuse(owner, f"{name!r} holds half a character ({half!a}), which no tokenizer can read; repair the record.")

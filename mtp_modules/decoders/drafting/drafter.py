@@ -52,7 +52,8 @@ class RoundDraftSampler:
             self._watch(chooser, confidence, self._depth)  # the draft that is about to be sampled does not count
         if self.sampler is None:
             token = logits.argmax(dim=-1)
-            probs = logits.double().softmax(dim=-1) if self.return_probs or chooser is not None else None
+            wanted = self.return_probs or (chooser is not None and not chooser.predicted)
+            probs = logits.double().softmax(dim=-1) if wanted else None
         else:
             emitted = None if self._emitted is None else self._emitted[:, None]
             probs = self.sampler.probs(logits[:, None], emitted)[:, 0]

@@ -119,6 +119,10 @@ class ConfidentDepth(DraftPolicy):
                 f"ConfidenceHeads(heads={type(heads).__name__}(...)), or leave it out.",
             )
 
+    def depths(self, most: int) -> list[int]:
+        """Return all numbers of drafts: a round ends as soon as no row wants another."""
+        return list(range(0 if self.predicted else 1, most + 1))
+
     def start(self, most: int) -> DepthChooser:
         """Begin a run."""
         return _ByConfidence(most, self.threshold, self.predicted)

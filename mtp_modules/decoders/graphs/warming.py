@@ -3,6 +3,7 @@
 import copy
 
 from mtp_modules.core.checks import within_positions
+from mtp_modules.core.interfaces import Heads
 from mtp_modules.core.shapes import Bool, Float, Tensor
 from mtp_modules.core.state import bucket_of
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
@@ -21,17 +22,21 @@ class _InTurn(DraftPolicy):
     def start(self, most: int) -> DepthChooser:
         return _Turns(self.policy.start(most), self.policy.depths(most))
 
+    def check(self, heads: Heads) -> None:
+        self.policy.check(heads)
+
 
 class _Turns(DepthChooser):
     def __init__(self, inner: DepthChooser, depths: list[int]) -> None:
         super().__init__(inner.most)
-        self.inner, self.depths, self.watches = inner, list(depths), inner.watches
+        self.inner, self.depths = inner, list(depths)
+        self.watches, self.predicted = inner.watches, inner.predicted
 
     def depth(self, rows: int) -> int:
         return self.depths.pop(0) if len(self.depths) > 1 else self.depths[0]
 
     def goes_on(self, confidence: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
-        return self.inner.goes_on(confidence)
+        return self.inner.goes_on(confidence) | True  # as many drafts as this round is to have
 
 
 def warm_up(

@@ -279,11 +279,14 @@ def warm() -> None:
     cases = [
         (AutoregressiveDecoder(), GREEDY),
         (SpeculativeDecoder(policy=CostAwareDepth(explore_every=2)), SAMPLED),
-        (SpeculativeDecoder(policy=ConfidentDepth(threshold=0.1)), GREEDY),
+        (SpeculativeDecoder(policy=ConfidentDepth(threshold=0.6)), GREEDY),
+        (SpeculativeDecoder(policy=ConfidentDepth(threshold=0.3, predicted=True)), GREEDY),
         (SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
     ]
     for decoder, params in cases:
-        model, graphs = make_model("transformer_previous", "recurrent", 3).eval(), []
+        policy = getattr(decoder, "policy", None)
+        heads = "confident" if getattr(policy, "predicted", False) else "recurrent"
+        model, graphs = make_model("transformer_previous", heads, 3).eval(), []
         fast = compile_for_decoding(
             model,
             batch_sizes=(1, 2),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtp_modules import LinearHeads, MTPModel, RecurrentTrunk, ResidualHeads, SequentialHeads
+from mtp_modules import LinearHeads, MTPModel, ParallelHeads, RecurrentTrunk, ResidualHeads, SequentialHeads
 from mtp_modules.interop import export_model
 from tests import interop
 from tests.interop import SIZES, D, V, make
@@ -146,6 +146,11 @@ EXPORTS: dict[str, Refused] = {
         "medusa_vllm",
         lambda: make(ResidualHeads(d_model=D, num_horizons=3, stride=2)),
         "medusa_vllm: readers of this format predict every next token, and stride is 2; train with 1.",
+    ),
+    "leaps of parallel heads": (
+        "founding_paper",
+        lambda: make(ParallelHeads(d_model=D, num_horizons=3, num_heads=2, max_positions=40, stride=2)),
+        "founding_paper: readers of this format predict every next token, and stride is 2; train with 1.",
     ),
     **{
         f"a bias of logits in {name}": (

@@ -81,3 +81,7 @@ def test_three_horizons(weights: HorizonWeights, expected: list[float]) -> None:
 def test_what_is_refused(make: Callable, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         make()
+
+
+def test_weights_may_decay_within_less_than_a_horizon() -> None:
+    assert AuxiliaryWeights(weight=0.5, decay=1e-320)(3) == [1.0, 0.5, 0.0]
