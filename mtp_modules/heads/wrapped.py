@@ -1,5 +1,6 @@
 """Base of heads that add something to other heads."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,10 @@ class WrappedHeads(Heads):
         for name in ("embedding_width", "max_positions", "vocab_size"):
             if hasattr(heads, name):
                 setattr(self, name, getattr(heads, name))
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Initialise what is added."""
 
     @property
     def horizons(self) -> tuple[int, ...]:
