@@ -7,9 +7,10 @@ from mtp_modules.commands.common import encode, utf8
 from mtp_modules.commands.decoding import end_tokens
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.interfaces import Tokenizer
+from mtp_modules.data.encoding import encode_continuation
 from mtp_modules.data.huggingface import HuggingFaceTokenizer
-from mtp_modules.data.sources.chat import encode_rendered, turn_end
-from mtp_modules.data.sources.chat_spans import locate
+from mtp_modules.data.sources.chat import encode_rendered
+from mtp_modules.data.sources.chat_spans import locate, turn_end
 
 
 class Conversation(ABC):
@@ -75,8 +76,9 @@ class OneText(Conversation):
         """Return the text so far and the line."""
         if not self.tokens:
             return encode(typed + self.separator, self.tokenizer)
-        more = encode(self.separator + typed + self.separator, self.tokenizer)
-        return [*self.tokens, *more[0 if self.tokenizer is None else len(self.tokenizer.begin_tokens) :]]
+        if self.tokenizer is None:
+            return [*self.tokens, *encode(typed, None)]
+        return [*self.tokens, *encode_continuation(self.separator + utf8(typed) + self.separator, self.tokenizer)]
 
     def answered(self, typed: str, prompt: Sequence[int], answer: Sequence[int]) -> None:
         """Keep all of it."""
@@ -105,7 +107,8 @@ class Messages(Conversation):
         super().__init__(tokenizer)
         self.templated = tokenizer
         self.first = [] if system is None else [{"role": "system", "content": system}]
-        self.ends = sorted({*self.ends, *turn_end(tokenizer)})
+        end = turn_end(tokenizer)
+        self.ends = sorted({*self.ends, *(tokenizer.encode_template(end)[0] if end else ())})
         self.forget()
         if self.first:
             self.prompt(".")  # an error now, not at the first line

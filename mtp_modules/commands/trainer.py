@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
@@ -188,6 +188,9 @@ class MTPCLI(LightningCLI):
             own.append(PartsSummary())
         if trainer_config.get("enable_progress_bar") is not False:
             own.append(HeadsProgressBar())
+        saving = trainer_config.get("enable_checkpointing") is not False
+        if self.subcommand == "fit" and saving and not any(isinstance(callback, Checkpoint) for callback in given):
+            own.append(LastCheckpoint())  # Lightning's own saves after validations alone, of which a short run has none
         if self.subcommand == "predict":
             own.append(PredictionWriter())
         self.trainer_defaults["callbacks"] = own

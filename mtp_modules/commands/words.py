@@ -46,7 +46,8 @@ def _of_trainer(words: Sequence[str]) -> str | None:
         value = (
             word.removeprefix("--config=") if word.startswith("--config=") else following if word == "--config" else ""
         )
-        if value and not value.lstrip().startswith(("{", "-")) and "\n" not in value and not Path(value).exists():
+        inline = value.lstrip().startswith(("{", "-")) or ": " in value or "\n" in value
+        if value and not inline and not Path(value).expanduser().exists():
             return f"config: {value} does not exist; give a YAML file."
     for option in _options(words):
         section, _, rest = option.partition(".")

@@ -156,7 +156,7 @@ def _pieces(batch: list[_Part], encoded: list[Ids], tokenizer: Tokenizer) -> Ite
             if part.context and np.array_equal(ids[: len(before)], before):
                 ids = ids[len(before) :]
             elif part.context:  # a token spans the cut
-                ids = _behind_a_line(part.text, tokenizer)
+                ids = np.asarray(encode_continuation(part.text, tokenizer))
             if not (part.first and part.last and not len(ids)):
                 ids = np.concatenate([begin * part.first, ids, end * part.last]).astype(np.int64)
             length = len(part.text)
@@ -172,10 +172,15 @@ def _pieces(batch: list[_Part], encoded: list[Ids], tokenizer: Tokenizer) -> Ite
         yield Piece(part.split, document.name, part.first, part.last, ids.astype(dtype), mask, length)
 
 
-def _behind_a_line(text: str, tokenizer: Tokenizer) -> Ids:
-    """Return the ids of a text as they are where it goes on: some tokenizers put a space before one that begins."""
-    line, whole = tokenizer.encode_batch(["\n", f"\n{text}"])
-    if np.array_equal(whole[: len(line)], line):
-        return whole[len(line) :]
+def encode_continuation(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of a text as they are where it goes on: some tokenizers put a space before one that begins.
+
+    Args:
+        text: The text.
+        tokenizer: Turns text into token ids.
+    """
+    line, whole = (ids.tolist() for ids in tokenizer.encode_batch(["\n", f"\n{text}"]))
+    if whole[: len(line)] == line:
+        return list(whole[len(line) :])
     (alone,) = tokenizer.encode_batch([text])
-    return alone
+    return list(alone.tolist())

@@ -30,7 +30,7 @@ from mtp_modules.data.encoding import encode_documents, token_type
 from mtp_modules.data.sharded_array import ShardedArray, read_checked
 from mtp_modules.data.streams import SplitBuffer, TokenStream
 
-FORMAT = 1
+FORMAT = 2
 SEGMENT = 2**24
 """Tokens after which what was read so far is written; an interrupted run goes on from there."""
 
@@ -192,16 +192,17 @@ def _build(
 def _progress(partial: Path) -> dict[str, Any] | None:
     """Return how far a build has come; ``None`` if it has not, or what it has written is damaged."""
     try:
-        state: dict[str, Any] = json.loads((partial / _PROGRESS).read_text(encoding="utf-8"))
-        numbers = [int(state[name]) for name in ("segments", "pieces", "bytes")]
-        found = {split: bytes.fromhex(state["open"][split]) for split in state["tokens"]}
-        for number in range(numbers[0]):
+        checksum, written = (partial / _PROGRESS).read_text(encoding="utf-8").split("\n")
+        if checksum != f"{zlib.crc32(written.encode()):08x}":
+            return None
+        state: dict[str, Any] = json.loads(written)
+        for number in range(state["segments"]):
             checksums = json.loads((partial / _SEGMENT_SUMS.format(number)).read_text(encoding="utf-8"))
             if any(file_checksum(partial / name) != checksum for name, checksum in checksums.items()):
                 return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return state if found else None
+    return state
 
 
 def _write_segment(folder: Path, state: dict[str, Any], buffers: Mapping[str, SplitBuffer]) -> None:
@@ -225,7 +226,8 @@ def _write_segment(folder: Path, state: dict[str, Any], buffers: Mapping[str, Sp
         state["tokens"][split] += buffer.num_tokens
     write_text(folder / _SEGMENT_SUMS.format(number), json.dumps(checksums))
     state["segments"] += 1
-    write_text(folder / _PROGRESS, json.dumps(state))
+    written = json.dumps(state)
+    write_text(folder / _PROGRESS, f"{zlib.crc32(written.encode()):08x}\n{written}")
 
 
 def _read(entry: Path, complete: Sources | None = None) -> dict[str, TokenStream]:

@@ -96,21 +96,14 @@ class LastCheckpoint(Checkpoint):
 def replace_save_last(trainer: Trainer) -> list[Checkpoint]:
     """Turn ``save_last`` of Lightning's callbacks off, and return the callback that takes its place, if there is none.
 
-    A run with the callback alone that Lightning adds by itself, which saves after validations, gets one too.
-
     Args:
         trainer: Before its callbacks are set up.
     """
-    wanted = [saver for saver in _model_checkpoints(trainer) if saver.save_last or _of_lightning(saver)]
+    wanted = [saver for saver in _model_checkpoints(trainer) if saver.save_last]
     for saver in wanted:
         saver.save_last = False
     present = any(isinstance(callback, LastCheckpoint) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     return [LastCheckpoint()] if wanted and not present else []
-
-
-def _of_lightning(saver: ModelCheckpoint) -> bool:
-    """Return whether a callback is as Lightning makes one where the user gives none."""
-    return type(saver) is ModelCheckpoint and saver.state_key == ModelCheckpoint().state_key and saver.dirpath is None
 
 
 def check_save_folders(trainer: Trainer, module: LightningModule) -> None:

@@ -429,6 +429,14 @@ def test_a_model_without_its_training_does_not_resume(checkpoints: Path) -> None
     )
 
 
+def test_a_run_without_checkpoint_callbacks_keeps_its_last_step(tmp_path: Path) -> None:
+    """Lightning's own callback saves after validations alone, of which a short run has none."""
+    steps = ("--trainer.max_steps=3", "--trainer.val_check_interval=5", "--trainer.check_val_every_n_epoch=null")
+    run("fit", *SMALL_RUN, "--config", "trainer: {callbacks: null}", *steps)
+    (last,) = tmp_path.rglob("last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+
+
 def test_a_new_run_starts_from_the_weights_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a run's folder, a file of weights alone and a pretrained folder; another optimizer, step 0."""
     run("fit", *SMALL_RUN, "--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path / 'first'}")

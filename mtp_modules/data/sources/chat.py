@@ -64,8 +64,10 @@ class Chat(DocumentSource):
             else:
                 tokens, starts, ends = encode_rendered(found.text, found.contents, tokenizer)
                 mask = np.zeros(len(tokens), dtype=bool)
-                for start, end in found.learned:  # a token may begin with white space of the template
-                    mask |= ((starts >= start) | (ends > start)) & (starts < end)
+                for start, end in found.learned:
+                    mask |= (starts >= start) & (starts < end)
+                    for place in np.flatnonzero((starts < start) & (ends > start)):
+                        mask[place] |= not found.text[starts[place] : start].strip()  # it begins with white space
                 yield Document(document.name, tokens=tokens, loss_mask=mask, key=document.key)
         for reason, names in self.source.skipped.items():
             self.skipped.setdefault(reason, []).extend(names)
@@ -88,24 +90,10 @@ def _message(owner: object, name: str, message: Mapping[str, Any]) -> dict[str, 
     content = message.get("content", message.get("value"))
     if not isinstance(role, str) or (content is not None and not isinstance(content, str | list)):
         refuse(owner, f"{name!r} has a message without role and content: {dict(message)!r:.80}; repair it.")
+    if isinstance(content, list) and not all(isinstance(part, Mapping) for part in content):
+        refuse(owner, f"{name!r} has a message whose content is a list of something else than parts: {content!r:.80}.")
     others = {key: value for key, value in message.items() if key not in ("from", "value")}
     return {**others, "role": _ROLES.get(role, role), "content": content or ""}
-
-
-def turn_end(tokenizer: HuggingFaceTokenizer) -> list[int]:
-    """Return the special token that the chat template writes behind what the assistant says, if there is one.
-
-    Args:
-        tokenizer: One with a chat template.
-
-    Raises:
-        ValueError: If the template rejects a conversation of two turns.
-    """
-    asked, answered = "first turn", "second turn"
-    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-    behind = tokenizer.render(turns).rpartition(answered)[2].lstrip()
-    found = tokenizer.special_spellings.match(behind)
-    return tokenizer.encode_template(found[0])[0] if found and found[0] else []
 
 
 def encode_rendered(text: str, contents: Sequence[Span], tokenizer: HuggingFaceTokenizer) -> tuple[_Ids, _Ids, _Ids]:

@@ -63,11 +63,11 @@ def locate(
     """
     text = tokenizer.render(messages, prompt=prompt)
     said: list[str] = []
-    marked = [_marked(message, said) for message in messages]
+    marked = [_marked(message, said, tokenizer.special_spellings) for message in messages]
     skeleton = _rendered(marked, tokenizer, prompt=prompt)
     if skeleton is None:
         return None
-    slots = _slots(marked, skeleton, tokenizer)
+    slots = _slots(marked, roles, skeleton, tokenizer)
     if slots is None:
         return None
     found = _aligned(text, skeleton, slots, said, tokenizer.special_spellings)
@@ -82,8 +82,24 @@ def locate(
     return Located(text, learned, contents)
 
 
-def _marked(message: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
-    """Return a message with marks for its texts, which are appended to ``said``."""
+def turn_end(tokenizer: HuggingFaceTokenizer) -> str:
+    """Return the special token that the chat template writes behind what the assistant says; empty if there is none.
+
+    Args:
+        tokenizer: One with a chat template.
+    """
+    asked, answered = "first turn", "second turn"
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    _, found, behind = (_rendered(turns, tokenizer, prompt=False) or "").rpartition(answered)
+    closing = tokenizer.special_spellings.match(behind.lstrip()) if found else None
+    return closing[0] if closing else ""
+
+
+def _marked(message: Mapping[str, Any], said: list[str], special: re.Pattern[str]) -> dict[str, Any]:
+    """Return a message with marks for its texts, which are appended to ``said``.
+
+    Of other fields, such as calls of tools, only texts that spell special tokens get marks: templates look at the rest.
+    """
 
     def mark(text: str) -> str:
         if not text.strip():
@@ -98,13 +114,23 @@ def _marked(message: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
         content = [
             {**part, "text": mark(part["text"])} if isinstance(part.get("text"), str) else part for part in content
         ]
-    return {**message, "content": content}
+
+    def within(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: within(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [within(part) for part in value]
+        return mark(value) if isinstance(value, str) and special.search(value) else value
+
+    return {name: content if name == "content" else within(value) for name, value in message.items()}
 
 
-def _marks(content: Any) -> list[str]:
-    """Return the numbers of the marks in the content of a message."""
-    texts = [content] if isinstance(content, str) else [str(part.get("text")) for part in content]
-    return [number for text in texts for number in _MARK.findall(text)]
+def _marks(value: Any) -> list[str]:
+    """Return the numbers of the marks in a message, or in a part of one."""
+    if isinstance(value, str):
+        return _MARK.findall(value)
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return [number for part in parts for number in _marks(part)]
 
 
 def _rendered(messages: Messages, tokenizer: HuggingFaceTokenizer, *, prompt: bool) -> str | None:
@@ -117,15 +143,21 @@ def _rendered(messages: Messages, tokenizer: HuggingFaceTokenizer, *, prompt: bo
         return None
 
 
-def _slots(marked: Messages, skeleton: str, tokenizer: HuggingFaceTokenizer) -> list[_Slot] | None:
+def _slots(
+    marked: Messages, roles: Sequence[str], skeleton: str, tokenizer: HuggingFaceTokenizer
+) -> list[_Slot] | None:
     """Return where messages speak, in order: contents, and whole turns of the assistant."""
     behind_a_mark = re.compile(rf"\s*(?:{tokenizer.special_spellings.pattern})")
-    owner = {number: index for index, message in enumerate(marked) for number in _marks(message["content"])}
+    owner = {number: index for index, message in enumerate(marked) for number in _marks(message)}
+    shown, end = set(_MARK.findall(skeleton)), turn_end(tokenizer)
     slots: list[_Slot] = []
     for index, message in enumerate(marked):
+        own = _marks(message["content"])
+        if message["role"] in roles and own and not shown.intersection(own):
+            return None  # the template does not write what is to be learned
         if message["role"] == "assistant":
-            turn = _assistant_turn(marked, index, skeleton, tokenizer)
-            if turn is None and not isinstance(message["content"], list) and not message["content"].strip():
+            turn = _assistant_turn(marked, index, skeleton, tokenizer, end)
+            if turn is None and not own and "assistant" in roles:
                 return None  # a turn without content, such as a call of a tool, and nothing says where it begins
             slots += [turn] if turn else []
     turns = list(slots)
@@ -138,15 +170,27 @@ def _slots(marked: Messages, skeleton: str, tokenizer: HuggingFaceTokenizer) -> 
     return None if overlapping else slots
 
 
-def _assistant_turn(marked: Messages, index: int, skeleton: str, tokenizer: HuggingFaceTokenizer) -> _Slot | None:
+def _assistant_turn(
+    marked: Messages, index: int, skeleton: str, tokenizer: HuggingFaceTokenizer, end: str
+) -> _Slot | None:
     """Return what is generated of a turn: from the generation prompt to the token that ends the turn."""
     before = _rendered(marked[:index], tokenizer, prompt=True)
-    whole = _rendered(marked[: index + 1], tokenizer, prompt=False)
-    if before is None or whole is None or not skeleton.startswith(before) or not whole.startswith(before):
-        return None
-    if not skeleton.startswith(whole.rstrip()):
+    if before is None or not skeleton.startswith(before):
         return None
     start = len(before)
+    if before == _rendered(marked[:index], tokenizer, prompt=False):  # the template does not begin a turn
+        first = _MARK.search(skeleton, start)
+        if first is None or skeleton[start : first.start()].strip():
+            return None  # and writes something in front of what is said
+    if end:
+        own = set(_marks(marked[index]))
+        others = (mark.start() for mark in _MARK.finditer(skeleton, start) if mark[1] not in own)
+        closing_at = skeleton.find(end, start, next(others, len(skeleton)))
+        if closing_at >= 0:
+            return _Slot(start, closing_at, closing_at + len(end), index)
+    whole = _rendered(marked[: index + 1], tokenizer, prompt=False)
+    if whole is None or not whole.startswith(before) or not skeleton.startswith(whole.rstrip()):
+        return None
     closing = re.compile(rf"(?:\s*(?:{tokenizer.special_spellings.pattern}))?\s*\Z").search(whole, start)
     assert closing is not None  # it matches nothing, too
     return _Slot(start, closing.start(), len(whole.rstrip()) if closing[0].strip() else closing.start(), index)
@@ -171,8 +215,8 @@ def _aligned(
             contents += exact[:-1]
         else:  # the template changes what the message says
             end = _end_before(text, at, fixed, last=following is None)
-            if end < 0:
-                return None
+            if end < 0 or (following is not None and text.count(fixed, at) != skeleton.count(fixed, slot.end)):
+                return None  # or the content holds the template's own text, and nothing tells which is which
             if any(special.search(each) for each in said):
                 contents.append((at, end))
         places.append((at, end + slot.end_of_turn - slot.end))

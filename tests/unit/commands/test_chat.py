@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mtp_modules import AutoregressiveDecoder, LinearHeads, MTPModel, RecurrentTrunk, TransformerTrunk
-from mtp_modules.commands.conversation import Messages
+from mtp_modules.commands.conversation import Messages, OneText
 from mtp_modules.data.tokenizers import ByteTokenizer
 from tests.command_line import run
-from tests.small_tokenizers import CHATML, FORGETFUL, LLAMA2, chat_tokenizer
+from tests.small_tokenizers import CHATML, FORGETFUL, LLAMA2, chat_tokenizer, small_tokenizer
 
 TURN = re.compile(
     r"\[(\d+) tokens, (\d+) accepted drafts, (\d+) tokens/s(?:, (\d+) of (\d+) context tokens were read before)?\]"
@@ -143,6 +143,28 @@ def test_the_end_of_a_turn_ends_an_answer(tmp_path: Path, talk) -> None:
     assert [(turn[0], turn[4]) for turn in TURN.findall(out)] == [
         ("8", "4")
     ]  # a begin token, two letters, a line's end
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA2])
+def test_a_conversation_goes_on_after_an_empty_answer(template: str) -> None:
+    talk = Messages(chat_tokenizer(template), None)
+    for typed in ("Hi", "Ann?", "so?"):
+        prompt = talk.prompt(typed)
+        talk.answered(typed, prompt, talk.ends[:1])
+    assert talk.templated.decode(prompt).count("Ann?") == 1
+
+
+@pytest.mark.parametrize("kind", ["fallback-bpe", "fallback-bpe-around", "fallback-unigram-around", "byte-level"])
+def test_a_line_adds_no_token_of_a_beginning(kind: str) -> None:
+    """Tokenizers of the Llama family begin every text with a begin token, a space, or both."""
+    tokenizer = small_tokenizer(kind)
+    talk = OneText(tokenizer, "\n")
+    asked = talk.prompt("the dog")
+    talk.answered("the dog", asked, answer := tokenizer.encode_batch([" ran"])[0].tolist())
+    again = talk.prompt("the cat")
+    assert again[: len(asked) + len(answer)] == [*asked, *answer]
+    whole = tokenizer.encode_batch(["x\nthe cat\n"])[0].tolist()
+    assert again[len(asked) + len(answer) :] == whole[len(tokenizer.encode_batch(["x"])[0]) :]
 
 
 def test_a_system_needs_a_template(folder: Path, talk) -> None:

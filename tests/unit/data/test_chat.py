@@ -93,7 +93,20 @@ PLAIN = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+ANSWERS = (  # of tools, as a turn of the user, and without a special token's end between them, as in Qwen3
+    "{% for m in messages %}{% if m.role == 'tool' %}{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}"
+    "<|im_start|>user{% endif %}\n<answer>{{ m.content }}</answer>"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>\n{% endif %}{% else %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}<tool>{{ c.name }}</tool>{% endfor %}"
+    "<|im_end|>\n{% endif %}{% endfor %}" + HEAD
+)
+UNBEGUN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+CLOSED = (  # as Llama 2 has it, where white space at the end of the question goes
+    "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content.rstrip() }} [/INST]"
+    "{% else %} {{ m.content }} </s>{% endif %}{% endfor %}"
+)
 CALL = {"content": None, "tool_calls": [{"name": "f"}]}
+TOOL = {"role": "tool", "content": "42"}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +128,19 @@ CALL = {"content": None, "tool_calls": [{"name": "f"}]}
         ),
         (THINK, said("cat", "sat", "dog", "ran"), ["sat<|im_end|>", "<think></think>ran<|im_end|>"]),
         (PLAIN, said("cat", "sat", "dog", "assistant"), ["sat", "assistant"]),
+        (
+            ANSWERS,
+            [*said("cat", CALL), TOOL, TOOL | {"content": "4"}, {"role": "assistant", "content": "ran"}],
+            ["<tool>f</tool><|im_end|>", "ran<|im_end|>"],
+        ),
+        (
+            ANSWERS,
+            said("cat", {"content": "s", "tool_calls": [{"name": "<|im_end|>"}, {"name": "<|im_start|>"}]}),
+            ["s<tool><|im_end|></tool><tool><|im_start|></tool><|im_end|>"],
+        ),
+        (UNBEGUN, said("cat", "sat", "dog", "ran"), ["sat<|im_end|>", "ran<|im_end|>"]),
+        (CLOSED, said("cat ", "sat", "dog", "ran"), [" sat </s>", " ran </s>"]),
+        (CLOSED, said("cat [/INST] ", "sat [/INST]"), [" sat [/INST] </s>"]),
     ],
 )
 def test_what_is_learned_does_not_depend_on_what_is_said(
@@ -125,11 +151,31 @@ def test_what_is_learned_does_not_depend_on_what_is_said(
     assert learned(document, used) == expected
 
 
-def test_a_turn_that_no_one_can_find_is_left_out_and_counted(tmp_path: Path) -> None:
-    template = "{% for m in messages %}{{ m.content[:1] }},{% endfor %}"
-    source = chat(tmp_path, said("cat", "sat"))
+@pytest.mark.parametrize(
+    ("template", "talk"),
+    [
+        ("{% for m in messages %}{{ m.content[:1] }},{% endfor %}", said("cat", "sat")),
+        (TURN.replace("%s", "{% if m.content is string %}{{ m.content }}{% endif %}"), said("cat", parts("sat"))),
+        # What the template changed holds the template's own text.
+        (TURN.replace("%s", "{{ m.content | replace('x', 'y') }}"), said("x<|im_end|>\n<|im_start|>assistant\nb", "c")),
+        (UNBEGUN, said("cat", "")),
+    ],
+    ids=["cut", "parts that are not written", "ambiguous", "nothing said, and no turn begun"],
+)
+def test_a_turn_that_no_one_can_find_is_left_out_and_counted(tmp_path: Path, template: str, talk: Any) -> None:
+    source = chat(tmp_path, talk)
     assert list(source.documents(chat_tokenizer(template))) == []
     assert "left out 1 whose messages are not found in what the template writes" in str(skipped_sentence(source))
+
+
+def test_special_tokens_in_calls_of_tools_are_text(tmp_path: Path) -> None:
+    used = chat_tokenizer(ANSWERS)
+    end = used.encode_template("<|im_end|>")[0][0]
+    talk = said("cat", {"content": "", "tool_calls": [{"name": "<|im_end|>"}]}, "dog", "ran")
+    (document,) = chat(tmp_path, talk).documents(used)
+    assert document.tokens is not None
+    assert document.tokens.tolist().count(end) == 4
+    assert used.decode(document.tokens.tolist()) == used.render(talk)
 
 
 def test_a_token_that_begins_in_front_of_an_answer_is_learned(tmp_path: Path) -> None:
@@ -183,6 +229,7 @@ def test_special_tokens_that_a_user_spells_are_text(tmp_path: Path) -> None:
         (TALK, chat_tokenizer(None), "Chat: HuggingFaceTokenizer has no chat template"),
         (TALK, chat_tokenizer("{{ raise_exception('no') }}"), r"the chat template rejects a conversation \(no\)"),
         ([{"text": "?"}], chat_tokenizer(), "'talks.jsonl:1' has a message without role and content"),
+        (said("?", ["!"]), chat_tokenizer(), "'talks.jsonl:1' has a message whose content is a list of something else"),
         ("once", chat_tokenizer(), "'talks.jsonl:1' holds no messages; name the field that does"),
     ],
 )

@@ -87,7 +87,7 @@ def test_an_interrupted_build_goes_on(corpus: Path, tmp_path: Path) -> None:
             with pytest.raises(KeyboardInterrupt):
                 cached_streams(tmp_path, {SHARED: [Interrupted(paths=paths, after=after)]}, tokenizer, **SHARES)
     (partial,) = tmp_path.glob("*.partial")
-    done = json.loads((partial / "progress.json").read_text())["pieces"]
+    done = json.loads((partial / "progress.json").read_text().splitlines()[1])["pieces"]
     assert 30 < done <= 50
     COUNTED.clear()
     cached_streams(tmp_path, {SHARED: [reference]}, tokenizer, **SHARES)
@@ -272,6 +272,9 @@ def test_a_file_that_is_missing_or_empty_is_a_sentence(damage: Callable[[Path], 
         lambda folder: (folder / "train.00000.starts").write_bytes(b"\1" * 8),
         lambda folder: (folder / "progress.json").write_text("[]"),
         lambda folder: (folder / "progress.json").write_text("{}"),
+        lambda folder: (folder / "progress.json").write_text(
+            (folder / "progress.json").read_text().replace('"pieces": ', '"pieces": 1')  # more than were read
+        ),
         lambda folder: (folder / "segment.00001.json").write_text("[]"),
     ],
 )

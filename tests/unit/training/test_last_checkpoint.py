@@ -33,13 +33,6 @@ def test_last_is_the_last_step_when_the_metric_got_worse(tmp_path: Path) -> None
     assert saver.best_model_path == str(tmp_path / "best.ckpt")
 
 
-def test_a_run_without_checkpoint_callbacks_keeps_its_last_step(tmp_path: Path) -> None:
-    """Lightning's own callback saves after validations alone, of which a short run has none."""
-    run = trainer(tmp_path, enable_checkpointing=True, val_check_interval=5, max_epochs=-1, max_steps=3)
-    run.fit(module(), data())
-    assert step_of(next(tmp_path.rglob("last.ckpt"))) == 3
-
-
 class Steps(Callback):
     """Collects the step of ``last.ckpt`` after each batch."""
 
