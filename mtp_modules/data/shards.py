@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -97,7 +98,8 @@ def cached_streams(
     """Return the streams of a corpus from a cache, which is built first if it lacks them.
 
     One process builds, others wait for it; one that was interrupted goes on where the last segment ended. Another
-    content of a file, another tokenizer or another share is another entry.
+    content of a file, another tokenizer or another share is another entry. A folder that can only be read serves what
+    it holds.
 
     Args:
         folder: Of the cache.
@@ -111,6 +113,10 @@ def cached_streams(
         ValueError: If a source or a share is invalid, a split gets no document, or the folder cannot be written to.
     """
     shares = effective_shares(sources, val_share=val_share, test_share=test_share)
+    if folder.is_dir() and not os.access(folder, os.W_OK):  # such as a shared file system that is mounted to be read
+        entry = folder / cache_key(sources, tokenizer, shares, _RememberedHashes(folder / "files.json"))
+        if (entry / _INDEX).is_file():
+            return finished(_read(entry, sources), sources, shares, tokenizer)
     check_folder("cache", folder)
     with _lock(folder / ".lock"):
         hashes = _RememberedHashes(folder / "files.json")

@@ -1,5 +1,6 @@
 """SIGKILL while text is tokenised into a cache."""
 
+import json
 import random
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from unittest import mock
 from mtp_modules.core.checksums import damaged_file
 from mtp_modules.data import ByteTokenizer, TextFiles, shards
 from mtp_modules.data.shards import cached_streams
-from tests.faults.processes import started, times
+from tests.faults.processes import give_up_capabilities, started, times
 
 
 def build(folder: Path, pause: float = 0.0) -> dict[str, bytes]:
@@ -51,3 +52,27 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_tokens(tmp_path: Path) ->
         assert damaged_file(entry.parent) is None
         assert not list((tmp_path / "cache").glob("*.partial"))
     assert len(set(reached)) > 3, reached
+
+
+def test_a_cache_that_can_only_be_read_serves_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for number in range(30):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"{number} is a number.\n", encoding="utf-8")
+    wanted = build(tmp_path)
+    process = started(_read_only, tmp_path)
+    process.join(60)
+    held, said = json.loads((tmp_path / "said.json").read_text(encoding="utf-8"))
+    assert held == wanted
+    assert said.startswith(f"cache: {tmp_path / 'cache'} cannot be written to (Permission denied).")
+
+
+def _read_only(folder: Path) -> None:
+    give_up_capabilities()
+    (folder / "cache").chmod(0o555)
+    held = build(folder)
+    (folder / "text" / "new.txt").write_text("More.\n" * 20, encoding="utf-8")
+    try:
+        build(folder)
+    except ValueError as error:
+        (folder / "said.json").write_text(json.dumps([held, str(error)]), encoding="utf-8")
+    (folder / "cache").chmod(0o755)
