@@ -282,14 +282,18 @@ class SequentialHeads(Heads):
             else:
                 inputs = torch.cat((path.inputs, path.outputs[:, :, -1:]), dim=2)
         layer, attention = step.layer, step.layer.attention
-        x, inner = (part.flatten(1, 2) for part in step.enter(inputs, embeddings))
-        table = self.rotary(own.positions_of_drafts(depth + 1, num), x.shape[1], x)
-        queries, keys, values = attention.project(layer.attention_norm(inner), table)
+        x, inner = step.enter(inputs.flatten(1, 2), embeddings.flatten(1, 2))
+        table = own.path.table if depth and own.path is not None else ()
+        if num > 1 or not table or table[0].shape[1] <= depth:  # else a chain goes on, whose rotations are known
+            count = depth + 1 if num > 1 else max(own.num_modules, depth + 1)
+            table = self.rotary(own.positions_of_drafts(count, num), count * num, x)
+        cos, sin = (part[:, : x.shape[1]] for part in table)
+        queries, keys, values = attention.project(layer.attention_norm(inner), (cos, sin))
         keys, values, mask = own.with_drafts(index, keys, values, num)
         x = x + attention.attend(queries, keys, values, attention.folded(mask))
         x = (x + layer.ffn(layer.ffn_norm(x))).view(batch, num, depth + 1, -1)
         state_of_each, passed = self._out(index, x)
-        own.path = DraftPath(inputs, embeddings, passed)
+        own.path = DraftPath(inputs, embeddings, passed, table if num == 1 else ())
         return state_of_each[:, :, -1]
 
     def _own(self, state: DecodingState) -> SequentialState | LastHiddenState:

@@ -26,11 +26,13 @@ class DraftPath(NamedTuple):
         inputs: ``(B, N, S, D)``, the states that the last module has read.
         tokens: ``(B, N, S, E)``, embeddings of the last emitted token and of the drafts.
         outputs: ``(B, N, S, D)``, the states that the last module passes on.
+        table: Rotations of the slots from the last emitted token on, as far as modules go, in a chain.
     """
 
     inputs: Float[Tensor, "B N S D"]
     tokens: Float[Tensor, "B N S E"]
     outputs: Float[Tensor, "B N S D"]
+    table: tuple[Tensor, Tensor] | tuple[()] = ()
 
     def of(self, parents: Int[Tensor, "B N"]) -> "DraftPath":
         """Return the paths of the parents of several drafts.
@@ -40,7 +42,8 @@ class DraftPath(NamedTuple):
         """
         if self.inputs.shape[1] == parents.shape[1] == 1:
             return self
-        return DraftPath(*(at_positions(part, parents) for part in self))
+        inputs, tokens, outputs = (at_positions(part, parents) for part in self[:3])
+        return DraftPath(inputs, tokens, outputs)
 
 
 class SequentialState(DecodingState):
@@ -193,8 +196,11 @@ class SequentialState(DecodingState):
         kept_keys, kept_values = kept_keys[:, :, first:], kept_values[:, :, first:]
         every = torch.cat((kept_keys, keys), dim=2), torch.cat((kept_values, values), dim=2)
         count, device = keys.shape[2] // num_drafts, keys.device
-        if self._all_begun and kept_mask is None and num_drafts == count == 1:
-            return *every, None
+        if self._all_begun and kept_mask is None and num_drafts == 1:  # the mask of a chain, in few calls
+            seen = kept_keys.shape[2]
+            if count == 1:
+                return *every, None
+            return *every, torch.ones(1, 1, count, seen + count, dtype=torch.bool, device=device).tril(seen)
         rows, own = (1 if kept_mask is None and self._all_begun else keys.shape[0]), torch.eye(count, device=device) > 0
         kept = torch.ones(rows, 1, kept_keys.shape[2], dtype=torch.bool, device=device)
         kept = kept if kept_mask is None else kept & kept_mask[:, 0, :, first:]
