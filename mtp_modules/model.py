@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtp_modules.core.checks import refuse, tokens_in_vocabulary
+from mtp_modules.core.checks import TokenIds, plain_ids, refuse, tokens_in_vocabulary
 from mtp_modules.core.component import Component, build, build_within, check_describable, describe, redescribe
 from mtp_modules.core.fitting import check_draft_tokens, check_dtypes, check_widths, dtype_of, heads_for
 from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import num_positions, tokens_between
-from mtp_modules.core.unembedding import TokenIds, Unembedding, plain_ids
+from mtp_modules.core.unembedding import Unembedding
 from mtp_modules.pretrained import CONFIG, FORMAT, FORMAT_KEY, check_format, load_pretrained, read_model, write_model
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -1,13 +1,17 @@
 """Error messages for bad input: one sentence that names the class, the argument, its value, the limit and the fix."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import index
-from typing import Any, NoReturn
+from typing import Any, NoReturn, SupportsIndex, TypeAlias
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 _LARGEST = (2 - 2**-23) * 2.0**127  # of float32
+
+TokenIds: TypeAlias = Sequence[SupportsIndex] | Tensor | NDArray[Any]
+"""A list, a range, a tensor or an array of token ids."""
 
 
 class InputError(ValueError):
@@ -196,3 +200,19 @@ def is_distributed(tensor: Tensor) -> bool:
         tensor: Any tensor.
     """
     return hasattr(tensor, "device_mesh")
+
+
+def plain_ids(owner: object, tokens: TokenIds) -> list[int]:
+    """Return draft tokens as a list of ``int``.
+
+    Args:
+        owner: Named in the error message.
+        tokens: A list, a range, a tensor or an array.
+
+    Raises:
+        ValueError: If it is none of these, or an element is no whole number.
+    """
+    given: Any = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    if not isinstance(given, Iterable) or any(isinstance(token, bool) for token in given):
+        refuse(owner, f"draft tokens must be a list of token ids, got {tokens!r:.60}.")
+    return [whole(owner, "a draft token", token) for token in given]

@@ -1,40 +1,19 @@
 """The output matrices, in one module, so that the hooks of DDP and FSDP2 see every use of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from mtp_modules.core.checks import is_distributed, refuse, whole
+from mtp_modules.core.checks import TokenIds, is_distributed, plain_ids, refuse
 from mtp_modules.core.objective import CrossEntropyTerms, LinearCrossEntropy, OutputMatrix, Teacher
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
-
-
-TokenIds: TypeAlias = Sequence[SupportsIndex] | Tensor | NDArray[Any]
-"""A list, a range, a tensor or an array of token ids."""
-
-
-def plain_ids(owner: object, tokens: TokenIds) -> list[int]:
-    """Return draft tokens as a list of ``int``.
-
-    Args:
-        owner: Named in the error message.
-        tokens: A list, a range, a tensor or an array.
-
-    Raises:
-        ValueError: If it is none of these, or an element is no whole number.
-    """
-    given: Any = tokens.tolist() if hasattr(tokens, "tolist") else tokens
-    if not isinstance(given, Iterable) or any(isinstance(token, bool) for token in given):
-        refuse(owner, f"draft tokens must be a list of token ids, got {tokens!r:.60}.")
-    return [whole(owner, "a draft token", token) for token in given]
 
 
 class Unembedding(nn.Module):
@@ -227,8 +206,7 @@ class Unembedding(nn.Module):
                     "detach_far would leave the output matrices of the horizons beyond the first untrained; "
                     "set it to false: they give horizon 1's matrix no gradient anyway.",
                 )
-            far = OutputMatrix(self.weight.detach(), None if self.bias is None else self.bias.detach())
-            matrices[1:] = [far] * (len(sizes) - 1)
+            matrices[1:] = [self._detached()] * (len(sizes) - 1)
         beyond_first = slice(sizes[0], None)
         if self.draft_tokens is not None and len(sizes) > 1:
             targets = torch.cat((targets[: sizes[0]], self._draft_targets(targets[beyond_first])))
@@ -236,8 +214,7 @@ class Unembedding(nn.Module):
         if self.transition is not None and len(sizes) > 1:
             matrices = self._with_transition(matrices, self.transition)
             if teacher is not None and teacher.matrix is None:
-                bias = None if self.bias is None else self.bias.detach()
-                teacher = replace(teacher, matrix=OutputMatrix(self.weight.detach(), bias))
+                teacher = self._first_as_teacher(teacher, self.transition.shape[1])
         terms = backend(
             states,
             matrices,
@@ -265,8 +242,19 @@ class Unembedding(nn.Module):
                 wide[id(weight)] = torch.cat((weight, transition), dim=1)
         near = matrices[0].weight
         if id(near) not in wide:
-            wide[id(near)] = F.pad(near, (0, transition.shape[1]))
+            like = transition if len(near) == len(transition) else near[:, :1].expand(-1, transition.shape[1])
+            wide[id(near)] = torch.cat((near, torch.zeros_like(like)), dim=1)
         return [OutputMatrix(wide[id(weight)], bias) for weight, bias in matrices]
+
+    def _first_as_teacher(self, teacher: Teacher, num_factors: int) -> Teacher:
+        """Return horizon 1 as the teacher, with the narrow matrix; if it is sharded, the wide one, and zeros."""
+        if is_distributed(self.weight):
+            return replace(teacher, states=F.pad(teacher.states, (0, num_factors)))
+        return replace(teacher, matrix=self._detached())
+
+    def _detached(self) -> OutputMatrix:
+        """Return horizon 1's matrix without gradient."""
+        return OutputMatrix(self.weight.detach(), None if self.bias is None else self.bias.detach())
 
     def _draft_targets(self, targets: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         """Return each target's index in the draft tokens; -1 if it is not among them."""
@@ -282,8 +270,8 @@ class Unembedding(nn.Module):
                 "another model's distribution covers all tokens, but horizons beyond the first score a part of them; "
                 "leave out num_draft_tokens or the teacher.",
             )
-        bias = None if self.bias is None else self._scored(self.bias.detach())
-        return replace(teacher, matrix=OutputMatrix(self._scored(self.weight.detach()), bias))
+        weight, bias = self._detached()
+        return replace(teacher, matrix=OutputMatrix(self._scored(weight), None if bias is None else self._scored(bias)))
 
     def logits(self, states: Float[Tensor, "*N D"], horizon_index: int = 0) -> Float[Tensor, "*N V"]:
         """Return the logits of one horizon; gathered if the matrix is sharded over the vocabulary.
@@ -307,6 +295,8 @@ class Unembedding(nn.Module):
             return full.index_copy_(-1, self.draft_tokens, logits)
         from torch.distributed.tensor import DTensor, Replicate  # this import takes a second, so it is made on demand
 
+        if horizon_index and self.transition is not None:
+            weight = torch.cat((weight, self.transition), dim=1)
         mesh = cast("DTensor", weight).device_mesh
         replicated = DTensor.from_local(states, mesh, [Replicate()], run_check=False)
         gathered: Tensor = cast("DTensor", F.linear(replicated, weight, bias)).full_tensor()

@@ -23,7 +23,7 @@ from mtp_modules.core.checks import at_least, divides, refuse
 from mtp_modules.core.shapes import Int, Tensor
 from mtp_modules.core.unembedding import Unembedding
 from mtp_modules.heads import JointHeads
-from mtp_modules.layers.transformer import TransformerLayer
+from mtp_modules.layers.transformer import RMSNorm, TransformerLayer
 from mtp_modules.model import MTPModel
 from mtp_modules.training.optimizers import local
 from mtp_modules.training.parallel import Sharding, device_of, make_ready, shard_model
@@ -82,12 +82,6 @@ def tensor_parallelize(model: MTPModel, *, mesh: DeviceMesh) -> None:
             "the mixture of a joint distribution needs whole logits, which no process of a tensor-parallel group has; "
             "set tensor_parallel_size to 1.",
         )
-    if model.unembedding.transition is not None:
-        refuse(
-            model.heads,
-            f"the matrix of a transition of rank {model.heads.transition_rank} is not sharded over the vocabulary; set "
-            "tensor_parallel_size to 1.",
-        )
     _check_sizes(model, mesh.size())
     layers = _layers(model.trunk) + _layers(model.heads)
     device = device_of(mesh)
@@ -95,6 +89,9 @@ def tensor_parallelize(model: MTPModel, *, mesh: DeviceMesh) -> None:
         make_ready(layer, device, mesh, ())
         parallelize_module(layer, mesh, _LAYER_PLAN, src_data_rank=None)
         layer.attention.local_kv_heads = layer.attention.num_kv_heads // mesh.size()
+        for norm in (layer.attention.query_norm, layer.attention.key_norm):
+            if norm is not None:  # its gains serve the heads of all processes
+                norm.forward = partial(_normalise, norm, mesh.get_group())  # type: ignore[method-assign]
     make_ready(model, device, mesh, layers)
     embedding = model.trunk.embedding
     if isinstance(embedding, nn.Embedding):
@@ -112,8 +109,6 @@ def _check_sizes(model: MTPModel, size: int) -> None:
     for part in (model.trunk, model.heads):
         for layer in _layers(part):
             divides(part, "tensor_parallel_size", size, "num_kv_heads", layer.attention.num_kv_heads)
-            if layer.attention.query_norm is not None:
-                refuse(part, "qk_norm does not go with tensor parallelism, which splits its gradient; set it to false.")
             if layer.ffn.num_blocks % size:
                 refuse(
                     part,
@@ -150,6 +145,29 @@ def _embed(embedding: nn.Embedding, tokens: Tensor) -> Tensor:
     return added
 
 
+def _normalise(norm: RMSNorm, group: dist.ProcessGroup, x: Tensor) -> Tensor:
+    """Normalise some of the heads; the gradient of the gains is summed over all of them."""
+    weight: Tensor = _Shared.apply(norm.weight, group)  # type: ignore[no-untyped-call]
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), norm.eps)
+
+
+class _Shared(torch.autograd.Function):
+    """The same parameter on every process; gradients are all-reduced by addition."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """Return the parameter."""
+        ctx.group = group
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        """Return the sum of all gradients."""
+        total = outer[0].clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
 class _Sum(torch.autograd.Function):
     """All-reduce by addition; the gradient is the same on every process."""
 
@@ -181,6 +199,8 @@ def _shard_unembedding(unembedding: Unembedding, embedding: nn.Module, mesh: Dev
         unembedding.weight = _by_rows(unembedding.weight, mesh)
     if unembedding.bias is not None:
         unembedding.bias = _by_rows(unembedding.bias, mesh)
+    if unembedding.transition is not None:
+        unembedding.transition = _by_rows(unembedding.transition, mesh)
     for parameters in (unembedding.own_weights, unembedding.own_biases):
         for index, parameter in enumerate(parameters):
             parameters[index] = _by_rows(parameter, mesh)

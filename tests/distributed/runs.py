@@ -19,7 +19,7 @@ from mtp_modules import GeometricWeights, MultiTokenLoss
 from mtp_modules.data import ProgressionDataModule
 from mtp_modules.metrics import PerHeadMetrics
 from mtp_modules.training import GracefulStop, MTPModule, MuonWithAdamW, Sharding, WarmupDecay
-from tests.helpers import HEADS, TRUNKS, VOCAB, float64, make_model, random_tokens, randomise
+from tests.helpers import EVERY_HEADS, TRUNKS, VOCAB, float64, make_model, random_tokens, randomise
 
 ROWS = 8
 """Rows of a micro-batch over all processes."""
@@ -68,7 +68,7 @@ def module(run: Run, *, sharded: bool = False) -> MTPModule:
     with float64():
         made = MTPModule(
             trunk=TRUNKS[run.trunk](),
-            heads=HEADS[run.heads](run.num_horizons),
+            heads=EVERY_HEADS[run.heads](run.num_horizons),
             loss=MultiTokenLoss(
                 weights=GeometricWeights(gamma=0.5),
                 share_of_positions=run.share_of_positions,

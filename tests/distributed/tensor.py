@@ -38,7 +38,7 @@ from mtp_modules.training import (
 from mtp_modules.training.monitoring import gradient_norms
 from mtp_modules.training.tensor_parallel import total_norm
 from tests.distributed import runs
-from tests.helpers import HEADS, TRUNKS, WIDTH, float64, make_model, random_tokens, randomise
+from tests.helpers import EVERY_HEADS, TRUNKS, WIDTH, float64, make_model, random_tokens, randomise
 
 
 def parallel_heads(num_horizons: int) -> Heads:
@@ -69,7 +69,7 @@ def model(case: Case) -> MTPModel:
     with float64():
         made = MTPModel(
             trunk=TRUNKS[case.trunk](),
-            heads=parallel_heads(3) if case.heads == "parallel" else HEADS[case.heads](3),
+            heads=parallel_heads(3) if case.heads == "parallel" else EVERY_HEADS[case.heads](3),
             tie_embeddings=case.tied,
             own_unembeddings=case.own_unembeddings,
             output_bias=case.output_bias,
@@ -261,10 +261,8 @@ def refusals() -> dict[str, str]:
 
     note("key-value heads", lambda: build_and_share(num_kv_heads=1))
     note("inner width", lambda: build_and_share(ffn_width=9))
-    note("normalised queries", lambda: build_and_share(qk_norm=True))
     note("vocabulary", lambda: build_and_share(vocab_size=1))
     note("a joint distribution", lambda: tensor_parallelize(make_model(heads="joint"), mesh=mesh))
-    note("a transition", lambda: tensor_parallelize(make_model(heads="transition"), mesh=mesh))
     note("heads", lambda: tensor_parallelize(make_model(heads="parallel"), mesh=mesh))
     both = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data_parallel", "tensor_parallel"))
     note("mesh", lambda: tensor_parallelize(model(Case()), mesh=both))

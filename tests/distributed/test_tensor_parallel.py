@@ -30,6 +30,11 @@ CASES = {
     "anticausal heads": Case(heads="anticausal", documents=True),
     "conditioned heads": Case(heads="conditioned", tied=False),
     "early exits": Case(heads="early_exit"),
+    "EAGLE-3": Case(heads="eagle", documents=True),
+    "context blocks": Case(heads="context_block", share_of_positions=0.5),
+    "a transition": Case(heads="context_transition", tied=False),
+    "confidence": Case(heads="confident", own_unembeddings=True, output_bias=True),
+    "normalised queries and keys": Case(heads="sequential_shared", tied=False),
     "recurrent trunk": Case(trunk="gru", heads="recurrent"),
 }
 
@@ -51,7 +56,7 @@ def test_a_shared_model_has_the_losses_and_gradients_of_the_whole_one(
 
 @pytest.mark.slow
 def test_compiled_blocks_of_a_shared_model_have_the_gradients_of_the_whole_one() -> None:
-    cases = [(Case(), None), (Case(tied=False), "selective")]
+    cases = [(Case(), None), (Case(tied=False), "selective"), (Case(heads="sequential_shared"), None)]
     for rank in run_ranks(work.compile_shared, cases, timeout=170):
         for found, (case, _) in zip(rank, cases, strict=True):
             assert_same(found, work.score(case)["gradients"])
@@ -198,17 +203,9 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
             **dict.fromkeys(("other rows", "another order", "fewer rows"), OTHER_ROWS),
             "key-value heads": "TransformerTrunk: num_kv_heads (1) must be a multiple of tensor_parallel_size (2).",
             "heads": "ParallelHeads: num_kv_heads (1) must be a multiple of tensor_parallel_size (2).",
-            "normalised queries": (
-                "TransformerTrunk: qk_norm does not go with tensor parallelism, which splits its gradient; "
-                "set it to false."
-            ),
             "a joint distribution": (
                 "JointHeads: the mixture of a joint distribution needs whole logits, which no process of a "
                 "tensor-parallel group has; set tensor_parallel_size to 1."
-            ),
-            "a transition": (
-                "TransitionHeads: the matrix of a transition of rank 3 is not sharded over the vocabulary; set "
-                "tensor_parallel_size to 1."
             ),
             "inner width": (
                 "TransformerTrunk: ffn_width (9) is laid out in 1 blocks, which tensor_parallel_size (2) does not "

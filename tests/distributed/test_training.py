@@ -35,6 +35,10 @@ RUNS = [
     Run(heads="conditioned", accumulate=1),
     Run(strategy="ddp", heads="early_exit", trunk="gru", optimizer="adamw", accumulate=1),
     Run(heads="early_exit", accumulate=1),
+    Run(heads="eagle", optimizer="adamw", accumulate=1),
+    Run(heads="context_transition", activation_checkpointing="full", accumulate=1),
+    Run(heads="confident", tied=False),
+    Run(strategy="ddp", heads="confident", optimizer="adamw"),
 ]
 RANDOM = [Run(strategy=strategy, share_of_positions=0.5) for strategy in ("ddp", "fsdp2")]
 
