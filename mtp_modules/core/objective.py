@@ -45,6 +45,7 @@ class Teacher:
         temperature: Divides the logits of teacher and student in the distillation loss.
         total_variation: Share of the distillation loss that is total variation distance instead of cross-entropy.
         log_acceptance: In that share, minus the logarithm of the acceptance, 1 minus the distance, instead.
+        lk_eta: If above 0, that share of an example is multiplied by ``1 - exp(-lk_eta * acceptance)``.
     """
 
     states: Float[Tensor, "M E"]
@@ -53,6 +54,7 @@ class Teacher:
     temperature: float = 1.0
     total_variation: float = 0.0
     log_acceptance: bool = False
+    lk_eta: float = 0.0
 
 
 @dataclass(frozen=True)

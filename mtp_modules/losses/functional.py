@@ -31,6 +31,7 @@ def multi_token_loss(
     distillation: float = 0.0,
     total_variation: float = 0.0,
     log_acceptance: bool = False,
+    lk_eta: float = 0.0,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> LossTerms:
@@ -56,6 +57,7 @@ def multi_token_loss(
         distillation: See :class:`~mtp_modules.MultiTokenLoss`.
         total_variation: See :class:`~mtp_modules.MultiTokenLoss`.
         log_acceptance: See :class:`~mtp_modules.MultiTokenLoss`.
+        lk_eta: See :class:`~mtp_modules.MultiTokenLoss`.
         label_smoothing: See :class:`~mtp_modules.MultiTokenLoss`.
         z_loss: See :class:`~mtp_modules.MultiTokenLoss`.
 
@@ -96,6 +98,7 @@ def multi_token_loss(
         distillation=distillation,
         total_variation=total_variation,
         log_acceptance=log_acceptance,
+        lk_eta=lk_eta,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
     ).eval()  # in training, a horizon 1 without gradients is not scored

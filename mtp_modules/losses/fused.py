@@ -78,6 +78,7 @@ def fused_terms(
         temperature=1.0 if teacher is None else teacher.temperature,
         total_variation=0.0 if teacher is None else teacher.total_variation,
         log_acceptance=teacher is not None and teacher.log_acceptance,
+        lk_eta=0.0 if teacher is None else teacher.lk_eta,
     )
     held = (held_part(tensor) for tensor in distinct)
     taught = (None, None) if teacher is None else (teacher.states, teacher.share)

@@ -6,7 +6,7 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import nn
 
-from mtp_modules.core.checks import at_least, fraction, refuse
+from mtp_modules.core.checks import at_least, finite, fraction, refuse
 from mtp_modules.core.component import Component
 from mtp_modules.core.interfaces import Heads, MixtureStates, TrunkOutput
 from mtp_modules.core.objective import (
@@ -76,6 +76,8 @@ class MultiTokenLoss(Component, nn.Module):
             gradient is that of the Kullback-Leibler divergence.
         log_acceptance: Measure that share by minus the logarithm of the acceptance, 1 minus the distance, whose
             gradient stays large where a head's drafts are rarely accepted yet (LK losses, arXiv 2602.23881).
+        lk_eta: Multiply the share of ``total_variation`` by ``1 - exp(-lk_eta * acceptance)``, example by example and
+            without a gradient: cross-entropy first, the distance once drafts are accepted (their hybrid, with 3).
         detach: Parts that get no gradient from horizons beyond the first: any of ``"trunk"`` (its hidden state),
             ``"embedding"`` (of the tokens between, for heads that read them) and ``"unembedding"`` (the output matrix).
         label_smoothing: Share of the cross-entropy against the token that is spread evenly over the vocabulary.
@@ -117,6 +119,7 @@ class MultiTokenLoss(Component, nn.Module):
         distillation: float = 0.0,
         total_variation: float = 0.0,
         log_acceptance: bool = False,
+        lk_eta: float = 0.0,
         detach: Sequence[str] = (),
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
@@ -139,6 +142,9 @@ class MultiTokenLoss(Component, nn.Module):
         self.total_variation, self.log_acceptance, self.balance = total_variation, log_acceptance, balance
         if log_acceptance and not total_variation:
             refuse(self, "log_acceptance measures the share that total_variation gives, which is 0; set it above 0.")
+        self.lk_eta = finite(self, "lk_eta", lk_eta, 0)
+        if lk_eta and (log_acceptance or not total_variation):
+            refuse(self, "lk_eta needs total_variation above 0 and no log_acceptance; set them so, or leave it out.")
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
     def forward(
@@ -203,7 +209,7 @@ class MultiTokenLoss(Component, nn.Module):
         else:
             self._check_balance(model.heads)
             self._check_teacher(teacher)
-            measure = self.distillation, self.total_variation, self.log_acceptance
+            measure = self.distillation, self.total_variation, self.log_acceptance, self.lk_eta
             taught = teacher_for(states[0], teacher, examples.positions, horizons, *measure)
             terms = self._cross_entropy(unembedding, states, examples, scale, taught)
             if model.heads.predicts_acceptance:

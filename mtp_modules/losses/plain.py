@@ -6,7 +6,7 @@ from torch.nn import functional as F  # noqa: N812
 from mtp_modules.core.objective import CrossEntropyTerms, Teacher
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.losses.infinities import blended, weighted
-from mtp_modules.losses.scoring import overlap_above_zero
+from mtp_modules.losses.scoring import overlap_above_zero, share_of_variation
 
 
 def plain_terms(
@@ -46,7 +46,8 @@ def plain_terms(
                 variation = -overlap_above_zero(log_probs.exp(), probs)[:, 0].log()
             else:
                 variation = 0.5 * (log_probs.exp() - probs).abs().sum(dim=-1)
-            imitation = blended(imitation, variation, teacher.total_variation)
+            nu = share_of_variation(variation.detach(), teacher.total_variation, teacher.lk_eta)
+            imitation = blended(imitation, variation, nu)
         imitation = temperature**2 * imitation
         example_loss = blended(example_loss, imitation, teacher.share.to(nll.dtype))
     if z_loss:

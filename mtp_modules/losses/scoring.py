@@ -32,6 +32,7 @@ class Rules(NamedTuple):
     temperature: float
     total_variation: float
     log_acceptance: bool
+    lk_eta: float
 
 
 def score(
@@ -61,7 +62,7 @@ def score(
     rank = (logits > own).sum(dim=1, dtype=torch.int32).long()
     even = logits.mean(dim=1, keepdim=True) if epsilon else None
     tau = rules.temperature
-    nu = rules.total_variation
+    nu: float | Tensor = rules.total_variation
     probs = share = imitated = soft = soft_total = variation = None
     if taught is not None:
         probs, share = taught[0], taught[1][:, None]
@@ -82,6 +83,7 @@ def score(
         if nu and probs is not None:
             own_probs = logits / total if soft is None or soft_total is None else soft / soft_total
             variation = _Variation(own_probs, probs, log_acceptance=rules.log_acceptance)
+            nu = share_of_variation(variation.value, rules.total_variation, rules.lk_eta)
             imitation = blended(imitation, tau**2 * variation.value, nu)
         example_loss = blended(example_loss, imitation, share)
     if zeta:
@@ -95,11 +97,12 @@ def score(
             plain = observed + weights * share * (1 - nu)
         logits.mul_((plain + 2 * zeta * weights * normaliser) / total if zeta else plain / total)
         if probs is not None and share is not None:
-            logits.addcmul_(probs, weights * share, value=-tau * (1 - nu))
+            crossed = weights * share * (1 - nu)
+            logits.addcmul_(probs, crossed, value=-tau)
             if soft is not None and soft_total is not None:
-                logits.addcmul_(soft, weights * share / soft_total, value=tau * (1 - nu))
+                logits.addcmul_(soft, crossed / soft_total, value=tau)
             if variation is not None:
-                logits.addcmul_(variation.gradient(), weights * share, value=tau * nu)
+                logits.addcmul_(variation.gradient(), weights * share * nu, value=tau)
         if epsilon:
             logits.sub_(observed * (epsilon / logits.shape[1]))
         logits.scatter_add_(1, targets, -observed * (1 - epsilon))
@@ -130,6 +133,19 @@ class _Variation:
         mean = (self._probs * self._sign).sum(dim=1, keepdim=True)
         half = self._sign.sub_(mean).mul_(self._probs).mul_(0.5)
         return half if self._slope is None else half.mul_(self._slope)
+
+
+def share_of_variation(
+    distance: Float[Tensor, "*N"], total_variation: float, lk_eta: float
+) -> Float[Tensor, "*N"] | float:
+    """Return the share of total variation in the imitation of each example.
+
+    Args:
+        distance: Total variation distance; read only with ``lk_eta``.
+        total_variation: See :class:`~mtp_modules.core.objective.Teacher`.
+        lk_eta: See :class:`~mtp_modules.core.objective.Teacher`.
+    """
+    return total_variation * -torch.expm1(-lk_eta * (1 - distance)) if lk_eta else total_variation
 
 
 def overlap_above_zero(probs: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> Float[Tensor, "N 1"]:

@@ -17,6 +17,7 @@ def teacher_for(
     distillation: float,
     total_variation: float,
     log_acceptance: bool,
+    lk_eta: float,
 ) -> Teacher | None:
     """Return the next-token state for the token that each horizon predicts, up to the positions that were read.
 
@@ -30,10 +31,11 @@ def teacher_for(
         distillation: Share of the loss in which horizon 1 is imitated.
         total_variation: See :class:`~mtp_modules.core.objective.Teacher`.
         log_acceptance: See :class:`~mtp_modules.core.objective.Teacher`.
+        lk_eta: See :class:`~mtp_modules.core.objective.Teacher`.
     """
     if other is None and (distillation == 0.0 or len(horizons) == 1):
         return None
-    measure = total_variation, log_acceptance
+    measure = total_variation, log_acceptance, lk_eta
     near = first.detach() if other is None else other.states
     length = near.shape[1]
     same = positions_of_horizon_one(positions, horizons[1:]).permute(2, 0, 1).contiguous()

@@ -17,6 +17,7 @@ from tests.reference import loss as naive
 from tests.reference import targets as naive_targets
 
 LK = {"distillation": 0.5, "total_variation": 0.7, "log_acceptance": True}
+HYBRID = {"distillation": 0.9, "total_variation": 1.0, "lk_eta": 3.0}
 
 
 @st.composite
@@ -48,7 +49,7 @@ def batches(draw: st.DrawFn) -> tuple[dict, torch.Tensor, dict]:
 @given(
     batches(),
     st.sampled_from(
-        [{}, {"distillation": 0.3}, {"distillation": 1.0}, {"distillation": 0.9, "total_variation": 0.8}, LK]
+        [{}, {"distillation": 0.3}, {"distillation": 1.0}, {"distillation": 0.9, "total_variation": 0.8}, LK, HYBRID]
     ),
     st.lists(st.sampled_from([0.0, 0.4, 1.0, 2.5]), min_size=4, max_size=4),
 )

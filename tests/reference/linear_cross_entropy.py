@@ -1,5 +1,6 @@
 """Output matrix and cross-entropy, one example at a time."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -45,6 +46,8 @@ def linear_cross_entropy(
             log_soft = soft - soft.exp().sum().log()
             nu = teacher.total_variation
             distance = (log_soft.exp() - probs).abs().sum() / 2
+            if teacher.lk_eta:
+                nu = nu * (1 - math.exp(-teacher.lk_eta * (1 - distance.item())))
             imitation = -(1 - nu) * (probs * log_soft).sum()
             imitation = imitation + nu * (-(1 - distance).log() if teacher.log_acceptance else distance)
             share = teacher.share[index - untaught]

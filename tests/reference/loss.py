@@ -1,5 +1,7 @@
 """The multi-token loss, one target at a time."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -18,6 +20,7 @@ def multi_token_loss(
     distillation: float = 0.0,
     total_variation: float = 0.0,
     log_acceptance: bool = False,
+    lk_eta: float = 0.0,
 ) -> Tensor:
     """Sum over horizons of weight times the mean loss of the targets that count."""
     states = model(tokens, document_ids=document_ids)
@@ -40,9 +43,10 @@ def multi_token_loss(
                 if h > 1 and t + h - 1 < length:
                     with torch.no_grad():
                         teacher = F.softmax(model.unembedding.logits(states[0][b, t + h - 1])[can_say], dim=0)
-                    soft = -(1 - total_variation) * (teacher * log_probs).sum()
                     overlap = torch.minimum(teacher, log_probs.exp()).sum()
-                    soft = soft + total_variation * (-overlap.log() if log_acceptance else 1 - overlap)
+                    nu = total_variation * (1 - math.exp(-lk_eta * overlap.item()) if lk_eta else 1)
+                    soft = -(1 - nu) * (teacher * log_probs).sum()
+                    soft = soft + nu * (-overlap.log() if log_acceptance else 1 - overlap)
                     loss = (1 - distillation) * loss + distillation * soft
                 losses.append(loss)
         if losses:

@@ -196,8 +196,8 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
     "argument of the loss": (
         *("model/loss/init_args/wieghts", 3),
         "model.loss: MultiTokenLoss has no argument 'wieghts'. "
-        "Known: weights, backend, share_of_positions, distillation, total_variation, log_acceptance, detach, "
-        "label_smoothing, z_loss, balance.",
+        "Known: weights, backend, share_of_positions, distillation, total_variation, log_acceptance, lk_eta, "
+        "detach, label_smoothing, z_loss, balance.",
     ),
     "argument of data": (
         *("data/init_args/lenght", 20),

@@ -66,6 +66,7 @@ def test_a_description_holds_what_was_given_and_what_was_not() -> None:
             "distillation": 0.0,
             "total_variation": 0.0,
             "log_acceptance": False,
+            "lk_eta": 0.0,
             "balance": 0.0,
             "detach": [],
             "label_smoothing": 0.0,

@@ -74,6 +74,7 @@ def make_example(
     outside: bool = False,
     total_variation: float = 0.0,
     log_acceptance: bool = False,
+    lk_eta: float = 0.0,
     vocab_size: int = VOCAB,
     **options: float,
 ) -> Example:
@@ -83,13 +84,13 @@ def make_example(
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     rows, far = sum(sizes), sum(sizes[1:])
-    teacher = None
+    measure, teacher = (total_variation, log_acceptance, lk_eta), None
     if outside:  # another model, of another width, which teaches every horizon
         matrix = OutputMatrix(draw(vocab_size, WIDTH - 2), draw(vocab_size) if bias else None)
-        teacher = Teacher(draw(rows, WIDTH - 2), draw(rows).sigmoid(), matrix, 1.7, total_variation, log_acceptance)
+        teacher = Teacher(draw(rows, WIDTH - 2), draw(rows).sigmoid(), matrix, 1.7, *measure)
     elif taught:
         share = draw(far).sigmoid() * (draw(far) > 0)
-        teacher = Teacher(draw(far, WIDTH), share, None, 1.0, total_variation, log_acceptance)
+        teacher = Teacher(draw(far, WIDTH), share, None, 1.0, *measure)
     return Example(
         states=draw(rows, WIDTH),
         weights=[draw(vocab_size, WIDTH) for _ in sizes],
@@ -127,7 +128,7 @@ def assert_equal_to_the_loop(backend: LinearCrossEntropy, example: Example) -> N
     bias=st.booleans(),
     teacher=st.sampled_from([{}, {"taught": True}, {"outside": True}]),
     total_variation=st.sampled_from([0.0, 0.4, 1.0]),
-    log_acceptance=st.booleans(),
+    of_variation=st.sampled_from([{}, {"log_acceptance": True}, {"lk_eta": 3.0}]),
     label_smoothing=st.sampled_from([0.0, 0.1, 1.0]),
     z_loss=st.sampled_from([0.0, 0.3]),
 )
@@ -140,12 +141,12 @@ def test_a_backend_equals_the_loop_over_examples(
     bias: bool,
     teacher: dict[str, bool],
     total_variation: float,
-    log_acceptance: bool,
+    of_variation: dict[str, float],
     **options: float,
 ) -> None:
     if name in PLAIN_ONLY:
         teacher, options = {}, {}
-    measure = {"total_variation": total_variation, "log_acceptance": log_acceptance}
+    measure = {"total_variation": total_variation, **of_variation}
     example = make_example(seed, sizes, layout, bias=bias, **measure, **teacher, **options)
     assert_equal_to_the_loop(BACKENDS[name](chunk), example)
 
@@ -328,6 +329,22 @@ def test_the_logarithm_of_the_acceptance_is_finite_and_steep_where_nothing_is_ac
         assert loss.isfinite()
         slopes.append(torch.autograd.grad(loss, states)[0].abs().max().item())
     assert slopes[1] > 1e4 * slopes[0]
+
+
+@given(seed=st.integers(0, 10_000), eta=st.floats(0.1, 30.0))
+def test_the_hybrid_lies_between_its_parts(seed: int, eta: float) -> None:
+    """Near cross-entropy where nothing is accepted and eta is small, and total variation where eta is large."""
+
+    def loss(**measure: float) -> float:
+        return FusedLinearCrossEntropy()(
+            *(example := make_example(seed, taught=True, **measure)).arguments(example.leaves())
+        ).loss.item()
+
+    crossed, distance = loss(), loss(total_variation=1.0)
+    low, high = sorted((crossed, distance))
+    assert low - 1e-12 <= loss(total_variation=1.0, lk_eta=eta) <= high + 1e-12
+    assert abs(loss(total_variation=1.0, lk_eta=1e-12) - crossed) < 1e-9
+    assert abs(loss(total_variation=1.0, lk_eta=1e9) - distance) < 1e-9
 
 
 def test_total_variation_is_what_a_sampled_draft_is_rejected_with() -> None:

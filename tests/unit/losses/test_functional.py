@@ -14,7 +14,12 @@ from tests.helpers import VOCAB, WIDTH, assert_same, gradients, make_model, rand
 from tests.reference import loss as naive
 
 WEIGHTS = [1.0, 0.5, 0.25]
-IMITATION = [{}, {"distillation": 0.3}, {"distillation": 0.9, "total_variation": 0.8, "log_acceptance": True}]
+IMITATION = [
+    {},
+    {"distillation": 0.3},
+    {"distillation": 0.9, "total_variation": 0.8, "log_acceptance": True},
+    {"distillation": 0.9, "total_variation": 1.0, "lk_eta": 3.0},
+]
 
 
 @pytest.fixture

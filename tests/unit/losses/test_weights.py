@@ -70,6 +70,14 @@ def test_three_horizons(weights: HorizonWeights, expected: list[float]) -> None:
             lambda: MultiTokenLoss(distillation=1.0, log_acceptance=True),
             "MultiTokenLoss: log_acceptance measures the share that total_variation gives, which is 0; set it above 0.",
         ),
+        (
+            lambda: MultiTokenLoss(distillation=1.0, total_variation=1.0, log_acceptance=True, lk_eta=3.0),
+            "MultiTokenLoss: lk_eta needs total_variation above 0 and no log_acceptance; set them so, or leave it out.",
+        ),
+        (
+            lambda: MultiTokenLoss(distillation=1.0, lk_eta=3.0),
+            "MultiTokenLoss: lk_eta needs total_variation above 0 and no log_acceptance; set them so, or leave it out.",
+        ),
         (lambda: MultiTokenLoss(total_variation=-1), r"MultiTokenLoss: total_variation must lie in \[0, 1\], got -1\."),
         (
             lambda: MultiTokenLoss(label_smoothing=-0.1),
