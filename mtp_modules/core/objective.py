@@ -17,12 +17,15 @@ class CrossEntropyTerms(NamedTuple):
         nll: ``(N,)``, negative log-likelihood of the target in nats, unweighted, 0 if there is no target.
         rank: ``(N,)``, number of logits above the target's; 0 if the target is the argmax.
         predicted: ``(N,)``, the argmax.
+        distance: ``(N,)``, total variation distance to the teacher's distribution, 0 without one; ``None`` unless it
+            has a share in the loss.
     """
 
     loss: Float[Tensor, ""]
     nll: Float[Tensor, " N"]
     rank: Int[Tensor, " N"]
     predicted: Int[Tensor, " N"]
+    distance: Float[Tensor, " N"] | None = None
 
 
 class OutputMatrix(NamedTuple):

@@ -18,8 +18,10 @@ def confidence_loss(
     terms: CrossEntropyTerms,
     examples: Examples,
     scale: Float[Tensor, " H"],
+    *,
+    overlap: bool,
 ) -> Float[Tensor, ""]:
-    """Return the binary cross-entropy of the predictions against whether horizon 1 has the same argmax.
+    """Return the binary cross-entropy of the predictions against the acceptance of the drafts.
 
     Each horizon's mean is over its valid targets, weighted like its other loss. Where horizon 1 has not read the text
     up to the target, nothing is added. DSpark 2026 (arXiv 2607.05147).
@@ -30,11 +32,17 @@ def confidence_loss(
         terms: Of all examples, with the argmax of each.
         examples: The examples.
         scale: Factor of one example of each horizon.
+        overlap: Whether acceptance is that of a sampled draft, 1 minus the distance of the terms; otherwise it is that
+            of greedy decoding, whether horizon 1 has the same argmax.
     """
     predicted, far_predicted = examples.near_far(terms.predicted)
     agrees, known = agreement_by_horizon(predicted, far_predicted, examples, heads.horizons)
     found = heads.confidence(torch.cat(tuple(states[1:]), dim=1).detach())  # one forward pass, also of a sharded module
     assert found is not None
     found = found.view(len(found), len(states) - 1, -1).transpose(1, 2).to(scale.dtype)
-    losses = F.binary_cross_entropy_with_logits(found, agrees[:, :, 1:].to(scale.dtype), reduction="none")
+    accepted = agrees[:, :, 1:].to(scale.dtype)
+    if overlap:
+        assert terms.distance is not None
+        accepted = 1 - examples.near_far(terms.distance)[1].to(scale.dtype)
+    losses = F.binary_cross_entropy_with_logits(found, accepted, reduction="none")
     return (losses * known[:, :, 1:] * scale[1:]).sum()

@@ -224,7 +224,7 @@ class _Output:
             plain_terms(logits[near], targets[near], example_weights[near], **options),
             plain_terms(logits[far], targets[far], example_weights[far], teacher, taught, **options),
         )
-        nll, rank, predicted = (torch.cat(pair) for pair in zip(parts[0][1:], parts[1][1:], strict=True))
+        nll, rank, predicted = (torch.cat(pair) for pair in zip(parts[0][1:4], parts[1][1:4], strict=True))
         return CrossEntropyTerms(parts[0].loss + parts[1].loss, nll, rank, predicted)
 
 

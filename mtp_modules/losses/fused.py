@@ -82,8 +82,8 @@ def fused_terms(
     )
     held = (held_part(tensor) for tensor in distinct)
     taught = (None, None) if teacher is None else (teacher.states, teacher.share)
-    terms = _Fused.apply(rules, states, targets, example_weights, *taught, *held)  # type: ignore[no-untyped-call]
-    return CrossEntropyTerms(*terms)
+    loss, nll, rank, predicted, distance = _Fused.apply(rules, states, targets, example_weights, *taught, *held)  # type: ignore[no-untyped-call]
+    return CrossEntropyTerms(loss, nll, rank, predicted, distance if rules.total_variation else None)
 
 
 def _index(distinct: list[Tensor], tensor: Tensor) -> int:
@@ -108,7 +108,7 @@ class _Fused(torch.autograd.Function):
         teacher_states: Tensor | None,
         teacher_share: Tensor | None,
         *distinct: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Score all chunks, and save the gradients for the backward pass."""
         low = asked = product_dtype(states)
         high = torch.promote_types(low, torch.float32)
@@ -141,9 +141,9 @@ class _Fused(torch.autograd.Function):
                 taught = None
                 if teacher_logits is not None and share is not None:
                     taught = (teacher_logits[tile], share[tile].to(high))
-                part, *figures = score(logits[tile], targets[own], weights[own], taught, rules)
+                part, *figures, distance = score(logits[tile], targets[own], weights[own], taught, rules)
                 loss = loss + part
-                parts.append(figures)
+                parts.append([*figures, torch.zeros_like(weights[own]) if distance is None else distance])
             if not any(rules.wanted):
                 continue
             gradient = products.narrow(logits)
@@ -155,13 +155,13 @@ class _Fused(torch.autograd.Function):
         if rules.shard is not None and states_gradient is not None:
             dist.all_reduce(states_gradient, group=rules.shard.group)
         if not parts:
-            parts.append([weights, targets, targets])
-        nll, rank, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
+            parts.append([weights, targets, targets, weights])
+        nll, rank, predicted, distance = (torch.cat(column) for column in zip(*parts, strict=True))
         ctx.save_for_backward(scale, states_gradient, *gradients)
         ctx.dtypes = (states.dtype, *(tensor.dtype for tensor in distinct))
-        ctx.mark_non_differentiable(nll, rank, predicted)
+        ctx.mark_non_differentiable(nll, rank, predicted, distance)
         ctx.set_materialize_grads(False)
-        return loss if scale is None else loss * scale, nll, rank, predicted
+        return loss if scale is None else loss * scale, nll, rank, predicted, distance
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:

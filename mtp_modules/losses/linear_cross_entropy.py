@@ -291,8 +291,12 @@ def _joined(parts: Sequence[CrossEntropyTerms], targets: Tensor, example_weights
         nothing = example_weights * 0
         return CrossEntropyTerms(nothing.sum(), nothing.detach(), targets, targets)
     loss = torch.stack([part.loss for part in parts]).sum()
-    nll, rank, predicted = (torch.cat([part[index] for part in parts]) for index in (1, 2, 3))
-    return CrossEntropyTerms(loss, nll, rank, predicted)
+    nll = torch.cat([part.nll for part in parts])
+    rank = torch.cat([part.rank for part in parts])
+    predicted, distance = torch.cat([part.predicted for part in parts]), None
+    if any(part.distance is not None for part in parts):
+        distance = torch.cat([torch.zeros_like(p.nll) if p.distance is None else p.distance for p in parts])
+    return CrossEntropyTerms(loss, nll, rank, predicted, distance)
 
 
 def _check_weights(owner: LinearCrossEntropy, example_weights: Tensor) -> None:

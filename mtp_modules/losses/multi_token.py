@@ -21,6 +21,7 @@ from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Shaped, Tensor
 from mtp_modules.core.targets import at_positions, num_positions, sample_positions
 from mtp_modules.core.unembedding import Unembedding
+from mtp_modules.losses.compatibility import check_counts, check_mixture, check_single_states
 from mtp_modules.losses.confidence import confidence_loss
 from mtp_modules.losses.examples import Examples, examples_of, head_by_head
 from mtp_modules.losses.figures import loss_terms
@@ -86,6 +87,10 @@ class MultiTokenLoss(Component, nn.Module):
             :class:`~mtp_modules.losses.NaiveLinearCrossEntropy`; logged losses are plain.
         balance: For heads with a joint distribution (:class:`~mtp_modules.JointHeads`): coefficient of the imbalance of
             their components' mean weights in a batch, which keeps all components in use.
+        confidence_target: What :class:`~mtp_modules.ConfidenceHeads` learn to predict: whether horizon 1 has the same
+            ``"argmax"``, acceptance in greedy decoding; or the ``"overlap"`` of both distributions, the probability
+            that a sampled draft is accepted (DSpark 2026, arXiv 2607.05147). With ``num_draft_tokens``, of the
+            distributions over those tokens.
 
     Of heads that predict which drafts are accepted (:class:`~mtp_modules.ConfidenceHeads`), the loss has the binary
     cross-entropy of their predictions too, with the same weights and counts; horizon 1 is then never skipped.
@@ -124,6 +129,7 @@ class MultiTokenLoss(Component, nn.Module):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         balance: float = 0.0,
+        confidence_target: str = "argmax",
     ) -> None:
         super().__init__()
         fraction(self, "share_of_positions", share_of_positions, zero=False)
@@ -146,6 +152,13 @@ class MultiTokenLoss(Component, nn.Module):
         if lk_eta and (log_acceptance or not total_variation):
             refuse(self, "lk_eta needs total_variation above 0 and no log_acceptance; set them so, or leave it out.")
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
+        if confidence_target not in ("argmax", "overlap"):
+            refuse(self, f"confidence_target must be argmax or overlap, got {confidence_target!r}.")
+        if confidence_target == "overlap" and not total_variation:
+            refuse(
+                self, "confidence_target: overlap is 1 minus the total variation distance; set total_variation above 0."
+            )
+        self.confidence_target = confidence_target
 
     def forward(
         self,
@@ -190,7 +203,7 @@ class MultiTokenLoss(Component, nn.Module):
         horizons, unembedding = model.heads.horizons, model.unembedding
         if counts is not None:
             counts = torch.as_tensor(counts)
-            self._check_counts(counts, len(horizons))
+            check_counts(self, counts, len(horizons))
         if weights is None:
             weights = self.horizon_weights(len(horizons))
         weights = checked_weights(self, weights, len(horizons))
@@ -204,16 +217,17 @@ class MultiTokenLoss(Component, nn.Module):
         counts = examples.valid.sum(dim=(0, 1)) if counts is None else counts
         scale = examples.scale(weights, counts, torch.promote_types(states[0].dtype, torch.float32))
         if isinstance(states, MixtureStates):
-            self._check_mixture(model.heads, inputs, teacher)
+            check_mixture(self, model.heads, inputs, teacher)
             terms = self._mixture(cast("Unembedding", unembedding), states, examples, scale, counts)
         else:
-            self._check_balance(model.heads)
-            self._check_teacher(teacher)
+            check_single_states(self, model.heads, teacher)
             measure = self.distillation, self.total_variation, self.log_acceptance, self.lk_eta
             taught = teacher_for(states[0], teacher, examples.positions, horizons, *measure)
             terms = self._cross_entropy(unembedding, states, examples, scale, taught)
             if model.heads.predicts_acceptance:
-                added = confidence_loss(model.heads, states, terms, examples, scale)
+                added = confidence_loss(
+                    model.heads, states, terms, examples, scale, overlap=self.confidence_target == "overlap"
+                )
                 terms = terms._replace(loss=terms.loss + added)
         scored = examples.far_valid & unembedding.draftable(examples.far_targets.clamp(min=0))
         return loss_terms(terms, examples, horizons, scored=scored, dtype=scale.dtype)
@@ -229,15 +243,6 @@ class MultiTokenLoss(Component, nn.Module):
             ValueError: If there are more or fewer than horizons, or one is negative, infinite or not a number.
         """
         return checked_weights(self.weights, self.weights(num_horizons, progress), num_horizons)
-
-    def _check_counts(self, counts: Shaped[Tensor, " H"], num_horizons: int) -> None:
-        """Reject counts of another number of horizons, and invalid ones where reading them waits for no device."""
-        if counts.shape != (num_horizons,):
-            refuse(self, f"counts must hold one number per horizon ({num_horizons}), got shape {tuple(counts.shape)}.")
-        if counts.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        if not bool(((counts >= 0) & counts.isfinite()).all()):
-            refuse(self, f"counts must be at least 0 and finite, got {counts.tolist()}.")
 
     def _cross_entropy(
         self,
@@ -283,32 +288,6 @@ class MultiTokenLoss(Component, nn.Module):
         part = (examples.far_valid.sum(dim=(0, 1)) / counts[1:].clamp(min=1)).mean() * examples.thinning
         uneven = imbalance(states.log_weights, examples.far_valid.any(dim=2))
         return terms._replace(loss=terms.loss + self.balance * part.to(scale.dtype) * uneven)
-
-    def _check_balance(self, heads: object) -> None:
-        """Reject ``balance`` for heads without components."""
-        if self.balance:
-            refuse(self, f"balance is {self.balance}, but {type(heads).__name__} have no components; set it to 0.")
-
-    def _check_mixture(self, heads: Heads, inputs: Tensor | None, teacher: NextTokenTeacher | None) -> None:
-        """Reject options that are undefined for the likelihood of a joint distribution."""
-        given = {name: getattr(self, name) for name in ("distillation", "total_variation", "label_smoothing", "z_loss")}
-        for name, value in given.items():
-            if value:
-                refuse(self, f"{name} is {value}, but {type(heads).__name__} do not support it; set it to 0.")
-        for name, part in (("inputs", inputs), ("a teacher", teacher)):
-            if part is not None:
-                refuse(self, f"{name} is given, but {type(heads).__name__} do not support it; leave it out.")
-
-    def _check_teacher(self, other: NextTokenTeacher | None) -> None:
-        """Reject two teachers, and imitation without one."""
-        if other is not None and self.distillation > 0.0:
-            refuse(self, f"distillation is {self.distillation}, but there is a teacher already; set it to 0.")
-        if other is None and self.distillation == 0.0 and self.total_variation > 0.0:
-            refuse(
-                self,
-                f"total_variation is {self.total_variation}, but there is no teacher; set distillation above 0, "
-                "give a teacher, or leave it out.",
-            )
 
     def _scores_first(self, unembedding: OutputLayer, first: Float[Tensor, "B T D"]) -> bool:
         """Return whether horizon 1 is scored; not in training if it is fully frozen."""

@@ -32,7 +32,7 @@ def plain_terms(
     """
     counts, targets = targets >= 0, targets.clamp(min=0)
     nll = F.cross_entropy(logits, targets, reduction="none")
-    example_loss = nll
+    example_loss, distance = nll, None
     if label_smoothing:
         example_loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     if teacher is not None and teacher_logits is not None:
@@ -42,10 +42,10 @@ def plain_terms(
         log_probs = (logits / temperature).log_softmax(dim=-1)
         imitation = -torch.where(probs > 0, probs * log_probs, 0.0).sum(dim=-1)  # 0 log 0 is 0
         if teacher.total_variation:
+            variation = 0.5 * (log_probs.exp() - probs).abs().sum(dim=-1)
+            distance = variation.detach()
             if teacher.log_acceptance:
                 variation = -overlap_above_zero(log_probs.exp(), probs)[:, 0].log()
-            else:
-                variation = 0.5 * (log_probs.exp() - probs).abs().sum(dim=-1)
             nu = share_of_variation(variation.detach(), teacher.total_variation, teacher.lk_eta)
             imitation = blended(imitation, variation, nu)
         imitation = temperature**2 * imitation
@@ -57,4 +57,4 @@ def plain_terms(
         rank = (logits > own).sum(dim=1)
         predicted = logits.argmax(dim=1)
     loss = weighted(example_loss, example_weights, counts).sum()
-    return CrossEntropyTerms(loss, torch.where(counts, nll.detach(), 0.0), rank, predicted)
+    return CrossEntropyTerms(loss, torch.where(counts, nll.detach(), 0.0), rank, predicted, distance)

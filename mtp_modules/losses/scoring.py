@@ -106,7 +106,8 @@ def score(
         if epsilon:
             logits.sub_(observed * (epsilon / logits.shape[1]))
         logits.scatter_add_(1, targets, -observed * (1 - epsilon))
-    return CrossEntropyTerms(loss, torch.where(counts, nll[:, 0], 0.0), rank, predicted)
+    distance = None if variation is None else variation.distance[:, 0]
+    return CrossEntropyTerms(loss, torch.where(counts, nll[:, 0], 0.0), rank, predicted, distance)
 
 
 class _Variation:
@@ -123,9 +124,9 @@ class _Variation:
         self._slope: Tensor | None = None
         if log_acceptance:
             overlap = overlap_above_zero(probs, other)
-            self.value, self._slope = -overlap.log(), overlap.reciprocal()
+            self.value, self._slope, self.distance = -overlap.log(), overlap.reciprocal(), (1 - overlap).clamp_(min=0)
         else:
-            self.value = 0.5 * excess.abs().sum(dim=1, keepdim=True)
+            self.value = self.distance = 0.5 * excess.abs().sum(dim=1, keepdim=True)
         self._probs, self._sign = probs, excess.sign_()
 
     def gradient(self) -> Float[Tensor, "N V"]:

@@ -76,7 +76,7 @@ def score(backend: LinearCrossEntropy, example: Example, mesh: Any = None) -> di
     (1.7 * terms.loss).backward()
     gradients = [leaf.grad for leaf in (states, *ends)]
     found = [grad.full_tensor() if isinstance(grad, DTensor) else grad for grad in gradients]
-    return {"terms": [term.detach() for term in terms], "gradients": found}
+    return {"terms": [term.detach() for term in terms if term is not None], "gradients": found}
 
 
 def sharded(examples: list[Example]) -> list[dict[str, Any]]:

@@ -68,6 +68,7 @@ def test_a_description_holds_what_was_given_and_what_was_not() -> None:
             "log_acceptance": False,
             "lk_eta": 0.0,
             "balance": 0.0,
+            "confidence_target": "argmax",
             "detach": [],
             "label_smoothing": 0.0,
             "z_loss": 0.0,

@@ -17,8 +17,14 @@ from mtp_modules import (
     TransitionHeads,
 )
 from mtp_modules.core import Heads
+from mtp_modules.core.objective import LinearCrossEntropy
 from mtp_modules.decoders import ConfidentDepth, SamplingParams
-from mtp_modules.losses import ExplicitWeights, multi_token
+from mtp_modules.losses import (
+    ExplicitWeights,
+    FusedLinearCrossEntropy,
+    RecomputeLinearCrossEntropy,
+    multi_token,
+)
 from mtp_modules.reports import diagnose
 from mtp_modules.reports.diagnosis_page import diagnosis_page
 from mtp_modules.reports.diagnosis_tables import tables
@@ -30,23 +36,29 @@ HORIZONS = 4
 WEIGHTS = [1.0, 0.5, 0.0, 2.0]
 
 
-def naive_loss(model: MTPModel, tokens: torch.Tensor, drawn: list[list[int]], **extra: torch.Tensor) -> torch.Tensor:
+def naive_loss(
+    model: MTPModel, tokens: torch.Tensor, drawn: list[list[int]], *, overlap: bool = False, **extra: torch.Tensor
+) -> torch.Tensor:
     """Return the binary cross-entropy of the predictions, one target at a time."""
     states = model(tokens, document_ids=extra.get("document_ids"))
     targets, valid = future_targets(tokens, model.horizons, **extra)
     rows, length, _ = targets.shape
     layer, total = model.heads.to_confidence, torch.zeros((), dtype=torch.float64)
-    choices = [model.unembedding.logits(state, index).argmax(dim=-1) for index, state in enumerate(states)]
+    scores = [model.unembedding.logits(state, index).detach() for index, state in enumerate(states)]
     for index, b in itertools.product(range(1, HORIZONS), range(rows)):
         for t in drawn[b]:
             verified = t + model.horizons[index] - 1
             if not valid[b, t, index] or verified >= length:
                 continue
             odds = layer.weight[0] @ states[index][b, t].detach() + layer.bias[0]
-            agrees = bool(choices[index][b, t] == choices[0][b, verified])
-            chance = odds.sigmoid() if agrees else 1 - odds.sigmoid()
+            draft, own = scores[index][b, t], scores[0][b, verified]
+            accepted = float(draft.argmax() == own.argmax())
+            if overlap:
+                accepted = sum(
+                    min(p, q) for p, q in zip(draft.softmax(0).tolist(), own.softmax(0).tolist(), strict=True)
+                )
             scale = WEIGHTS[index] * length / len(drawn[b]) / int(valid[:, :, index].sum())
-            total = total - scale * chance.log()
+            total = total - scale * (accepted * odds.sigmoid().log() + (1 - accepted) * (-odds).sigmoid().log())
     return total
 
 
@@ -72,6 +84,33 @@ def test_the_loss_is_the_cross_entropy_of_greedy_acceptance(
     for name, gradient in gradients(model, found.loss).items():
         alone = name.startswith("heads.to_confidence")  # all else is trained as without it
         assert_same(gradient, (own if alone else wanted)[name])
+
+
+@pytest.mark.parametrize("log_acceptance", [False, True])
+@pytest.mark.parametrize("backend", [FusedLinearCrossEntropy(rows_per_chunk=5), RecomputeLinearCrossEntropy()])
+def test_the_loss_can_be_the_cross_entropy_of_sampled_acceptance(
+    backend: LinearCrossEntropy, log_acceptance: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokens = make_model("gru", "confident", HORIZONS), random_tokens(2, 6 + HORIZONS)
+    drawn = [[0, 2, 5], [1, 3, 4]]
+    monkeypatch.setattr(multi_token, "sample_positions", lambda *_: torch.tensor(drawn))
+    given = {"distillation": 0.5, "total_variation": 0.9, "log_acceptance": log_acceptance, "backend": backend}
+    given |= {"weights": ExplicitWeights(values=WEIGHTS), "share_of_positions": 0.5}
+    found = MultiTokenLoss(**given, confidence_target="overlap")(model, tokens)
+    model.heads.predicts_acceptance = False
+    without = MultiTokenLoss(**given)(model, tokens)
+    added = naive_loss(model, tokens, drawn, overlap=True)
+    assert added.item() > 0.1
+    assert_same(found.loss - without.loss, added)
+    wanted = gradients(model, added)["heads.to_confidence.weight"]
+    assert_same(gradients(model, found.loss)["heads.to_confidence.weight"], wanted)
+
+
+def test_a_target_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"confidence_target must be argmax or overlap, got 'both'\.$"):
+        MultiTokenLoss(confidence_target="both")
+    with pytest.raises(ValueError, match="set total_variation above 0"):
+        MultiTokenLoss(confidence_target="overlap")
 
 
 def test_it_is_trained_beside_a_frozen_trunk() -> None:

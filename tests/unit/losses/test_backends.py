@@ -180,7 +180,7 @@ def test_nothing_valid_gives_zero_and_zero_gradients(name: str, layout: str) -> 
 def test_no_examples_give_zero(name: str) -> None:
     terms = BACKENDS[name](4)(*make_example(sizes=(0, 0)).arguments(make_example(sizes=(0, 0)).leaves()))
     assert terms.loss.item() == 0
-    assert [len(value) for value in terms[1:]] == [0, 0, 0]
+    assert [len(value) for value in terms[1:4]] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("name", BACKENDS)
