@@ -24,6 +24,7 @@ from mtp_modules.interop.drafters import (
 )
 from mtp_modules.interop.format import Format, Wanted, attach_heads, needed_base
 from mtp_modules.interop.layers import LayerStyle, read_layer, shape_of, write_layer
+from mtp_modules.interop.serving import Exported
 from mtp_modules.interop.tensors import Tensors
 from mtp_modules.interop.trunks import read_sizes
 from mtp_modules.model import MTPModel
@@ -39,6 +40,10 @@ _OURS = {
     "is_neox_style": True,
     "logit_scale": 1.0,
 }
+_GAINS = (
+    "vLLM 0.32 on a CPU normalises the context's keys in all layers with the gains of the first, so drafts may be "
+    "accepted less often there; the output is the same: train with num_layers=1 to serve on a CPU."
+)
 TAKES: Takes = {
     "concatenation": ("none",),
     "trunk_state": ("before_norm",),
@@ -115,8 +120,6 @@ def stated_conventions(config: Mapping[str, Any], *, from_anchor: bool) -> dict[
     """
     causal = config.get("is_causal")
     causal = _entry(config, "causal") if causal is None else causal
-    if causal is None and config.get("sliding_window_non_causal") is not None:
-        causal = not config["sliding_window_non_causal"]
     anchor = _entry(config, "sample_from_anchor")
     return {
         "anchor": "predicts" if (from_anchor if anchor is None else anchor) else "given",
@@ -194,7 +197,7 @@ def read_block(tensors: Tensors, config: Mapping[str, Any], wanted: Wanted, base
     layers = read_layers(config, _entry(config, "target_layer_ids"), base)
     from_anchor = wanted.conventions.anchor == "predicts"
     slots, drafts = _entry(config, "block_size"), config.get("speculative_tokens")
-    horizons = wanted.num_horizons or (drafts + 1 if drafts else slots + from_anchor if slots else None)
+    horizons = wanted.num_horizons or (slots + from_anchor if slots else drafts + 1 if drafts else None)
     if horizons is None:
         refuse(owner, "config.json has no block_size; give num_horizons, one more than the tokens that are drafted.")
     heads = ContextBlockHeads(
@@ -286,6 +289,13 @@ class DFlash(Format):
             num_draft_tokens=found.num_draft_tokens,
             feature_layers=found.layers,
         )
+
+    def serving(self, model: MTPModel, folder: Path, *, has_tokenizer: bool) -> Exported:
+        """Return how vLLM serves the folder, and what its build for CPUs computes otherwise."""
+        exported = super().serving(model, folder, has_tokenizer=has_tokenizer)
+        if exported.command is None or len(block_heads(self.name, model, model.heads).layers) == 1:
+            return exported
+        return exported._replace(notes=(*exported.notes, _GAINS))
 
     def open(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read the files."""

@@ -240,6 +240,9 @@ def test_the_last_line_is_the_command(name: str, tmp_path: Path) -> None:
     assert json.loads(words[-1]) == {"method": name, "model": str(tmp_path), "num_speculative_tokens": drafts}
     assert (tmp_path / "base" / "tokenizer.json").is_file()
     assert any("second model runner" in note for note in exported.notes) == (name == "dspark")
+    assert any("gains of the first" in note for note in exported.notes) == (name == "dflash")
+    one = export_model(interop.dflash(num_layers=1), tmp_path / "one", format="dflash")
+    assert not any("gains of the first" in note for note in one.notes)
 
 
 Refused = tuple[str, Callable[[], MTPModel], str]
