@@ -5,7 +5,7 @@ unless its folder has others.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -82,13 +82,23 @@ def check_fits(owner: str, model: MTPModel, embedding_width: int) -> None:
         embedding_width: Width of the embedding that the heads read.
 
     Raises:
-        ValueError: If there is nothing to write, embeddings have another width than states, or horizons have more than
-            one output matrix.
+        ValueError: If there is nothing to write, embeddings have another width than states or are not the rows of a
+            matrix, or horizons have more than one output matrix.
     """
     if len(model.horizons) < 2:
         refuse(owner, "the heads have no horizon beyond the first, so there is nothing to write.")
     if embedding_width != model.trunk.d_model:
         refuse(owner, f"embeddings must be as wide as hidden states ({model.trunk.d_model}), got {embedding_width}.")
+    embedding = model.trunk.embedding
+    weight = cast("Tensor", embedding.weight)
+    with torch.no_grad():
+        first = embedding(torch.zeros(1, dtype=torch.long, device=weight.device))[0]
+    if not torch.equal(first, weight[0]):
+        refuse(
+            owner,
+            f"drafters of this format read rows of the embedding, and the trunk's {type(embedding).__name__} changes "
+            "them; use another format.",
+        )
     if (count := len(model.unembedding.own_weights)) > 1:
         refuse(
             owner,

@@ -58,6 +58,7 @@ CASES = {
     "mimo": Case("SequentialHeads", _AFTER | {"embedding_first": False}, {}, {}, ("mimo",)),
     "deepseek": Case("SequentialHeads", _AFTER | _ONE_KEY, _ONE_KEY, {}, ("deepseek",)),
     "medusa": Case("ResidualHeads", {"num_horizons": 4}, {}, {"own_unembeddings": True}, ("medusa", "medusa_vllm")),
+    "medusa_shared": Case("ResidualHeads", {"num_horizons": 4, "num_layers": 2}, _QK, {}, ("medusa_vllm",)),
     "eagle3": Case("FusedFeatureHeads", _EAGLE, _DEEP, {}, ("eagle3",)),
     "eagle3_normed": Case(
         "FusedFeatureHeads",
@@ -91,7 +92,6 @@ CASES = {
         ("dspark",),
         _SOME_BLOCKS,
     ),
-    "medusa_shared": Case("ResidualHeads", {"num_horizons": 4, "num_layers": 2}, _QK, {}, ("medusa_vllm",)),
 }
 """The models by name: together they are exported in every format that another program reads as it is."""
 

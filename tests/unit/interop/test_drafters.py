@@ -146,6 +146,19 @@ def test_a_trunk_returns_the_layers_of_the_file(name: str, tmp_path: Path) -> No
     same(model, MTPModel.from_pretrained(tmp_path / "saved")[0])
 
 
+def test_a_trunk_of_transformers_has_drafters_too(tmp_path: Path) -> None:
+    config = {
+        "model_type": "qwen3", "vocab_size": V, "hidden_size": D, "intermediate_size": 24, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 40,
+    }  # fmt: skip
+    for name, heads in (("eagle3", interop.eagle3().heads), ("dflash", interop.block())):
+        trunk = HuggingFaceTrunk(config=config, feature_layers=[0, 1])
+        model = MTPModel(trunk=trunk, heads=heads, tie_embeddings=False).float().eval()
+        export_model(model, tmp_path / name, format=name)
+        assert config_of(tmp_path / name / "base")["architectures"] == ["Qwen3ForCausalLM"]
+        same(model, import_model(tmp_path / name, format=name, trunk=model))
+
+
 def test_layers_that_a_trunk_does_not_have_are_refused(tmp_path: Path) -> None:
     model = interop.eagle3()
     export_model(model, tmp_path, format="eagle3")
@@ -245,6 +258,18 @@ def test_the_last_line_is_the_command(name: str, tmp_path: Path) -> None:
     assert not any("gains of the first" in note for note in one.notes)
 
 
+class Scaled(torch.nn.Embedding):
+    """An embedding like Gemma's."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return 4 * super().forward(tokens)
+
+
+def scaled(model: MTPModel) -> MTPModel:
+    model.trunk.embedding.__class__ = Scaled
+    return model
+
+
 Refused = tuple[str, Callable[[], MTPModel], str]
 EXPORTS: dict[str, Refused] = {
     "other heads than EAGLE-3's": (
@@ -290,6 +315,12 @@ EXPORTS: dict[str, Refused] = {
         "dflash",
         lambda: interop.dflash(qk_norm=False),
         "dflash: layers of this format normalise queries and keys; train heads with qk_norm=True.",
+    ),
+    "an embedding that is scaled": (
+        "dflash",
+        lambda: scaled(interop.dflash()),
+        "dflash: drafters of this format read rows of the embedding, and the trunk's Scaled changes them; use another "
+        "format.",
     ),
     "one horizon": (
         "eagle3",
