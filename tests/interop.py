@@ -7,10 +7,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mtp_modules import MTPModel, ParallelHeads, ResidualHeads, SequentialHeads, TransformerTrunk
+from mtp_modules import (
+    ConfidenceHeads,
+    ContextBlockHeads,
+    FusedFeatureHeads,
+    MTPModel,
+    ParallelHeads,
+    ResidualHeads,
+    SequentialHeads,
+    TransformerTrunk,
+    TransitionHeads,
+)
 from tests.helpers import randomise
 
 V, D, F, L, POSITIONS = 19, 16, 24, 2, 40
+DRAFT_TOKENS = (1, 2, 5, 11, 18)
 SIZES: dict[str, Any] = {"d_model": D, "num_heads": 4, "num_kv_heads": 2, "ffn_width": F, "max_positions": POSITIONS}
 
 
@@ -57,6 +68,40 @@ def founding(num_horizons: int = 3, **options: Any) -> MTPModel:
     options = {"rope_base": 500.0, "norm_eps": 1e-5, **options}
     heads = ParallelHeads(num_horizons=num_horizons, **SIZES, **options)
     return make(heads, trunk={"final_norm": False, **options}, tie_embeddings=False)
+
+
+def eagle3(num_horizons: int = 3, *, draft_tokens: bool = False, own: bool = False, **options: Any) -> MTPModel:
+    heads = FusedFeatureHeads(num_horizons=num_horizons, **{**SIZES, "num_features": 2, "merge": False, **options})
+    return drafter(heads, draft_tokens, own)
+
+
+def block(**options: Any) -> ContextBlockHeads:
+    return ContextBlockHeads(**{**SIZES, "num_horizons": 4, "num_features": 2, **options})
+
+
+def dflash(*, mask_token: int | None = None, draft_tokens: bool = False, **options: Any) -> MTPModel:
+    model = drafter(block(**options), draft_tokens)
+    if mask_token is not None:
+        with torch.no_grad():
+            model.heads.mask.copy_(model.trunk.embedding.weight[mask_token])
+    return model
+
+
+def dspark(confidence: str = "around", *, draft_tokens: bool = False, rank: int | None = 3, **options: Any) -> MTPModel:
+    heads: torch.nn.Module = block(**options)
+    heads = ConfidenceHeads(heads=heads) if confidence == "inside" else heads
+    heads = TransitionHeads(heads=heads, vocab_size=V, rank=rank)
+    return drafter(ConfidenceHeads(heads=heads) if confidence == "around" else heads, draft_tokens)
+
+
+def drafter(heads: torch.nn.Module, draft_tokens: bool = False, own: bool = False, **trunk: Any) -> MTPModel:
+    """Build heads that read both layers of the trunk; if wanted, drafts are some tokens only."""
+    options: dict[str, Any] = {"num_draft_tokens": len(DRAFT_TOKENS)} if draft_tokens else {}
+    trunk = {"feature_layers": [0, 1], **trunk}
+    model = make(heads, trunk=trunk, tie_embeddings=False, own_unembeddings=own, **options)
+    if draft_tokens:
+        model.unembedding.draft_tokens.copy_(torch.tensor(DRAFT_TOKENS))
+    return model
 
 
 def all_logits(model: MTPModel, tokens: Tensor) -> list[Tensor]:

@@ -17,7 +17,8 @@ def export(
     Prints what the engine does otherwise than this program, and as the last line the command that serves the folder.
 
     Args:
-        format: mtp_modules, deepseek, glm, qwen, mimo, speculators, medusa, medusa_vllm or founding_paper.
+        format: mtp_modules, deepseek, glm, qwen, mimo, speculators, medusa, medusa_vllm, eagle3, dflash, dspark or
+            founding_paper.
         ckpt_path: A checkpoint file, the folder of a run, or a folder that save_pretrained wrote.
         out: New folder; with add, the folder of a transformers model.
         before: Checkpoint of the model before training, to detect heads that were never trained.
@@ -62,7 +63,8 @@ def import_(
     """Read a model, or heads, in the format of another program, and save it in the format of this one.
 
     Args:
-        format: mtp_modules, deepseek, glm, qwen, mimo, speculators, medusa, medusa_vllm or founding_paper.
+        format: mtp_modules, deepseek, glm, qwen, mimo, speculators, medusa, medusa_vllm, eagle3, dflash, dspark or
+            founding_paper.
         path: Folder of the checkpoint to read.
         out: New folder to write.
         trunk: A checkpoint of this program with the trunk of the heads; required if the format stores heads only.

@@ -35,9 +35,12 @@ class ContextBlockHeads(Heads):
     at random positions with ``MultiTokenLoss(share_of_positions=...)``. Drafting fewer tokens than ``H - 1`` runs the
     same block, so the states are those of training for any number of drafts.
 
+    With ``sample_from_anchor`` every slot predicts the token after its own: the next token's slot has the state of
+    horizon 2, and the last horizon needs no slot. Released DSpark drafters do so, those of DFlash do not.
+
     Args:
         d_model: Width ``D`` of the trunk's hidden states and features.
-        num_horizons: How many future tokens ``H`` each position predicts: the slots of a block.
+        num_horizons: How many future tokens ``H`` each position predicts: the slots of a block, or one more.
         num_heads: Query heads per layer.
         num_features: How many inner layers of the trunk are fused; the trunk's ``feature_layers`` must name as many.
         num_layers: Layers of the drafter.
@@ -51,6 +54,9 @@ class ContextBlockHeads(Heads):
         norm_eps: Added to the mean square in every norm.
         norm_gain: Initial gain of the norm after the layers. For a pretrained trunk, use the root mean square of its
             hidden states (2.2 for SmolLM2-135M), the scale that its output matrix expects.
+        head_dim: Width of one attention head; ``d_model / num_heads`` if ``None``.
+        causal: Let each slot attend to the earlier slots of its block only.
+        sample_from_anchor: Take the state of horizon 2 from the slot of the next token.
 
     Shape:
         hidden and features ``(B, T, D)``, future ``(B, P, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others
@@ -88,6 +94,9 @@ class ContextBlockHeads(Heads):
         qk_norm: bool = True,
         norm_eps: float = 1e-6,
         norm_gain: float = 1.0,
+        head_dim: int | None = None,
+        causal: bool = False,
+        sample_from_anchor: bool = False,
     ) -> None:
         super().__init__()
         self.embedding_width = d_model if embedding_width is None else embedding_width
@@ -102,7 +111,8 @@ class ContextBlockHeads(Heads):
         ):
             at_least(self, name, value, 1)
         self.d_model, self.num_horizons, self.num_features = d_model, num_horizons, num_features
-        self.max_positions = max_positions
+        self.max_positions, self.causal, self.sample_from_anchor = max_positions, causal, sample_from_anchor
+        self.num_slots = num_horizons - 1 if sample_from_anchor else num_horizons
         if num_horizons == 1:
             return  # nothing to denoise
         self.fuse = nn.Linear(num_features * d_model, d_model, bias=False)
@@ -110,7 +120,7 @@ class ContextBlockHeads(Heads):
         other = self.embedding_width != d_model
         self.from_token = nn.Linear(self.embedding_width, d_model, bias=False) if other else None
         self.mask = nn.Parameter(torch.empty(d_model))
-        self.rotary = RotaryPositions(d_model // num_heads, max_positions + num_horizons, base=rope_base)
+        self.rotary = RotaryPositions(head_dim or d_model // num_heads, max_positions + num_horizons, base=rope_base)
         layers = (
             ContextLayer(
                 TransformerLayer(
@@ -121,7 +131,9 @@ class ContextBlockHeads(Heads):
                     depth=num_layers,
                     qk_norm=qk_norm,
                     norm_eps=norm_eps,
-                )
+                    head_dim=head_dim,
+                ),
+                causal=causal,
             )
             for _ in range(num_layers)
         )
@@ -158,12 +170,12 @@ class ContextBlockHeads(Heads):
     def _slots(self, token: Float[Tensor, "B P E"]) -> Float[Tensor, "B P S D"]:
         """Return the block of each token: the token and the masks."""
         first = token if self.from_token is None else self.from_token(token)
-        masks = self.mask.to(first.dtype).expand(*first.shape[:2], self.num_horizons - 1, -1)
+        masks = self.mask.to(first.dtype).expand(*first.shape[:2], self.num_slots - 1, -1)
         return torch.cat((first[:, :, None], masks), dim=2)
 
     def _table(self, positions: Int[Tensor, "B P"], like: Tensor) -> Table:
         """Return the rotations of the blocks that begin after some positions."""
-        offsets = torch.arange(1, self.num_horizons + 1, device=positions.device)
+        offsets = torch.arange(1, self.num_slots + 1, device=positions.device)
         places = (positions[:, :, None] + offsets).flatten(1)
         return self.rotary(places, places.shape[1], like)
 
@@ -190,7 +202,12 @@ class ContextBlockHeads(Heads):
         x, table = self._slots(future[:, :, 0]), self._table(picked, hidden)
         for layer in self.layers:
             x = layer(x, table, context, context_table, seen)
-        return (hidden, *self.norm(x[:, :, 1:]).unbind(dim=2))
+        return (hidden, *self._predicted(x).unbind(dim=2))
+
+    def _predicted(self, x: Float[Tensor, "B P S D"]) -> Float[Tensor, "B P K D"]:
+        """Return the states of the slots that predict a token."""
+        states: Tensor = self.norm(x if self.sample_from_anchor else x[:, :, 1:])
+        return states
 
     def first(
         self, hidden: Float[Tensor, "B T D"], *, document_ids: Int[Tensor, "B T"] | None = None
@@ -203,7 +220,7 @@ class ContextBlockHeads(Heads):
         if num_far == 0 or self.num_horizons == 1:
             return 0
         mapped = 0 if self.from_token is None else self.from_token.weight.numel() * num_far
-        layers = sum(layer.flops(length, num_far, self.num_horizons) for layer in self.layers)
+        layers = sum(layer.flops(length, num_far, self.num_slots) for layer in self.layers)
         return 2 * (self.fuse.weight.numel() * length + mapped) + layers
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> DecodingState:
@@ -264,6 +281,6 @@ class ContextBlockHeads(Heads):
                 keys, values, positions, mask = state.keys_values.last(index)
                 table = self._table(positions, x) if table is None else table
                 x = layer.attend(x, table, keys, values, mask)
-            state.hidden.scratch = self.norm(x[:, 0, 1:])
+            state.hidden.scratch = self._predicted(x)[:, 0]
         block: Tensor = state.hidden.scratch
         return block[:, depth : depth + 1]

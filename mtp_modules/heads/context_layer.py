@@ -13,15 +13,16 @@ Table = tuple[Tensor, Tensor]
 class ContextLayer(nn.Module):
     """A transformer layer over blocks of slots, whose keys and values also come from a context.
 
-    Every slot attends to the positions of the context that its block may see, and to all slots of its block.
+    Every slot attends to the positions of the context that its block may see, and to the slots of its block.
 
     Args:
         layer: Its matrices and norms.
+        causal: Whether a slot attends to earlier slots and itself only, not to all slots of its block.
     """
 
-    def __init__(self, layer: TransformerLayer) -> None:
+    def __init__(self, layer: TransformerLayer, *, causal: bool = False) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.causal = layer, causal
 
     def forward(
         self,
@@ -69,7 +70,11 @@ class ContextLayer(nn.Module):
         scores = (queries.flatten(2, 4) @ keys.mT).view(*shape, -1)  # one product for all blocks
         if seen is not None:
             scores = scores.masked_fill(~seen[:, :, None, :, None], -torch.inf)
-        scores = torch.cat((scores, queries @ own_keys.mT), dim=-1)
+        own_scores = queries @ own_keys.mT
+        if self.causal:
+            later = torch.ones(slots, slots, dtype=torch.bool, device=x.device).triu(1)
+            own_scores = own_scores.masked_fill(later, -torch.inf)
+        scores = torch.cat((scores, own_scores), dim=-1)
         weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
         length = keys.shape[2]
         mixed = (weights[..., :length].flatten(2, 4) @ values).view(*shape, -1) + weights[..., length:] @ own_values

@@ -14,7 +14,7 @@ from mtp_modules.heads.fused_module import SideBySideModule
 from mtp_modules.heads.sequential import SequentialHeads
 from mtp_modules.heads.sequential_module import SequentialModule
 from mtp_modules.heads.sequential_state import SequentialState
-from mtp_modules.layers.transformer import RMSNorm
+from mtp_modules.layers.transformer import RMSNorm, RotaryPositions
 
 
 class FusedFeatureHeads(Heads):
@@ -49,15 +49,17 @@ class FusedFeatureHeads(Heads):
         norm_before_fc: Normalise the concatenated features before they are fused, with one norm.
         fc_norm: Normalise the features of each layer before they are fused, with a norm each (EAGLE-3.1).
         norm_output: Continue the sequence with outputs after the last norm, not before it (EAGLE-3.1).
+        norm_eps: Added to the mean square in every norm.
+        head_dim: With ``merge=False``, width of one attention head; ``d_model / num_heads`` if ``None``.
 
     Shape:
         hidden and features ``(B, T, D)``, future ``(B, T, H - 1, E)`` -> horizon 1 ``(B, T, D)``, the others
         ``(B, P, D)``.
 
     Raises:
-        ValueError: If a size is below 1 or does not divide, there are two norms of the features, or one of a residual
-            that the layer does not have; if ``future`` or ``features`` are missing, or a sequence is longer than
-            ``max_positions``.
+        ValueError: If a size is below 1 or does not divide, there are two norms of the features, or a norm of a
+            residual or a width of attention heads that the merged layer does not have; if ``future`` or ``features``
+            are missing, or a sequence is longer than ``max_positions``.
 
     Example:
         >>> heads = FusedFeatureHeads(d_model=32, num_horizons=3, num_heads=4, max_positions=64)
@@ -89,6 +91,8 @@ class FusedFeatureHeads(Heads):
         norm_before_fc: bool = False,
         fc_norm: bool = False,
         norm_output: bool = False,
+        norm_eps: float = 1e-6,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -103,6 +107,8 @@ class FusedFeatureHeads(Heads):
             refuse(self, "norm_before_fc and fc_norm both normalise the features; leave one of the two out.")
         if norm_before_residual and merge:
             refuse(self, "norm_before_residual needs a layer that adds to the state; set merge to false.")
+        if head_dim is not None and merge:
+            refuse(self, f"head_dim={head_dim} needs a layer that attends over both side by side; set merge to false.")
         self.drafter = SequentialHeads(
             d_model=d_model,
             num_horizons=min(2, num_horizons),
@@ -115,6 +121,7 @@ class FusedFeatureHeads(Heads):
             rope_base=rope_base,
             norm_gain=norm_gain,
             chain_norm=norm_output,
+            norm_eps=norm_eps,
         )
         self.d_model, self.num_horizons, self.num_features = d_model, num_horizons, num_features
         self.max_positions, self.embedding_width = max_positions, self.drafter.embedding_width
@@ -128,10 +135,14 @@ class FusedFeatureHeads(Heads):
                 num_kv_heads=num_kv_heads,
                 ffn_width=ffn_width,
                 norm_before_residual=norm_before_residual,
+                norm_eps=norm_eps,
+                head_dim=head_dim,
             )
             self.drafter.steps = cast("Sequence[SequentialModule]", nn.ModuleList([side_by_side]))
+            if head_dim is not None:
+                self.drafter.rotary = RotaryPositions(head_dim, max_positions + 2 * num_horizons, base=rope_base)
         widths = [num_features * d_model] if norm_before_fc else [d_model] * num_features if fc_norm else []
-        self.feature_norms = nn.ModuleList(RMSNorm(width) for width in widths)
+        self.feature_norms = nn.ModuleList(RMSNorm(width, eps=norm_eps) for width in widths)
         self.fuse = nn.Linear(num_features * d_model, d_model, bias=False)
         self.reset_parameters()
 
@@ -226,7 +237,12 @@ class FusedFeatureHeads(Heads):
         step, steps = self.drafter.steps[0], self.num_horizons - 1
         first = (2 * self.fuse.weight.numel() + step.joining_flops) * length + step.layer.flops(num_far, length)
         repeated = step.joining_flops * num_far + step.layer.flops(num_far, num_far)
-        attended = 4 * self.d_model * num_far * sum(length + (index - 1) * num_far for index in range(1, steps))
+        attended = (
+            4
+            * step.layer.attention.out.in_features
+            * num_far
+            * sum(length + (index - 1) * num_far for index in range(1, steps))
+        )
         return first + (steps - 1) * repeated + attended
 
     def new_state(self, batch_size: int, capacity: int, *, for_drafts: bool = True) -> DecodingState:

@@ -23,6 +23,8 @@ class SideBySideModule(ChainStep):
         num_kv_heads: Key-value heads; ``num_heads`` if ``None``.
         ffn_width: Inner width of the feed-forward layer.
         norm_before_residual: Add to the normalised state instead of the state itself.
+        norm_eps: Added to the mean square in every norm.
+        head_dim: Width of one head; ``d_model / num_heads`` if ``None``.
     """
 
     def __init__(
@@ -34,15 +36,25 @@ class SideBySideModule(ChainStep):
         num_kv_heads: int | None,
         ffn_width: int | None,
         norm_before_residual: bool,
+        norm_eps: float,
+        head_dim: int | None,
     ) -> None:
         super().__init__()
         self.norm_before_residual = norm_before_residual
-        self.state_norm, self.token_norm = RMSNorm(d_model), RMSNorm(embedding_width)
-        self.layer = TransformerLayer(d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, ffn_width=ffn_width)
+        self.state_norm, self.token_norm = RMSNorm(d_model, eps=norm_eps), RMSNorm(embedding_width, eps=norm_eps)
+        self.layer = TransformerLayer(
+            d_model,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            ffn_width=ffn_width,
+            norm_eps=norm_eps,
+            head_dim=head_dim,
+        )
         self.layer.attention = Attention(
             d_model,
             num_heads=num_heads,
             num_kv_heads=num_kv_heads or num_heads,
+            head_dim=head_dim,
             input_width=d_model + embedding_width,
         )
         self.layer.attention_norm = cast("RMSNorm", nn.Identity())  # both parts have been normalised

@@ -2,6 +2,9 @@
 
 from mtp_modules.interop.card import Facts
 from mtp_modules.interop.conventions import Conventions
+from mtp_modules.interop.dflash import DFlash
+from mtp_modules.interop.dspark import DSpark
+from mtp_modules.interop.eagle3 import Eagle3
 from mtp_modules.interop.exchange import export_model, import_model
 from mtp_modules.interop.format import Format
 from mtp_modules.interop.founding_paper import FoundingPaper
@@ -19,7 +22,10 @@ from mtp_modules.interop.trunks import NamedTrunk
 __all__ = [
     "GLM",
     "Conventions",
+    "DFlash",
+    "DSpark",
     "DeepSeek",
+    "Eagle3",
     "Exported",
     "Facts",
     "Format",

@@ -10,8 +10,12 @@ VALUES: dict[str, tuple[str, ...]] = {
     "trunk_state": ("after_norm", "before_norm"),
     "chain_state": ("after_norm", "before_norm", "none"),
     "position_0": ("token", "zero", "none"),
+    "anchor": ("given", "predicts", "none"),
+    "block_attention": ("bidirectional", "causal", "none"),
 }
 """Every convention and its possible values. ``"none"``: the convention does not apply to these heads."""
+
+_NONE = ("none",)
 
 
 class Conventions(NamedTuple):
@@ -22,16 +26,21 @@ class Conventions(NamedTuple):
         trunk_state: Whether heads read the trunk's hidden states after or before its final norm.
         chain_state: Whether a module passes its hidden state to the next module after or before its output norm.
         position_0: Whether the embedding at position 0 is that of the token, or zero.
+        anchor: Whether the first slot of a block, that of the next token, predicts the token after it.
+        block_attention: Whether the slots of a block attend to all of its slots, or to earlier ones.
     """
 
     concatenation: str
     trunk_state: str
     chain_state: str
     position_0: str
+    anchor: str = "none"
+    block_attention: str = "none"
 
 
 Takes = Mapping[str, tuple[str, ...]]
-"""The values of each convention that readers of a format accept; several values where readers disagree."""
+"""The values of each convention that readers of a format accept; several where readers disagree, or where the
+configuration says which. A convention that is not named does not apply."""
 
 
 def check_export(owner: str, takes: Takes, found: Conventions) -> None:
@@ -46,10 +55,10 @@ def check_export(owner: str, takes: Takes, found: Conventions) -> None:
         ValueError: If a convention of the heads is not among the accepted values.
     """
     for name, value in found._asdict().items():
-        if value not in takes[name]:
+        if value not in takes.get(name, _NONE):
             refuse(
                 owner,
-                f"the heads have {name}={value}, readers of this format expect {' or '.join(takes[name])}; "
+                f"the heads have {name}={value}, readers of this format expect {' or '.join(takes.get(name, _NONE))}; "
                 "build and train heads with that convention, or use another format.",
             )
 
@@ -71,18 +80,18 @@ def resolve(
     """
     found = {}
     for name, values in VALUES.items():
-        argument, stored = given.get(name), (written or {}).get(name)
+        argument, stored, accepted = given.get(name), (written or {}).get(name), takes.get(name, _NONE)
         if argument is not None and stored is not None and argument != stored:
             refuse(owner, f"{name}={argument} was given, but the file has {stored}; omit {name}, or give {stored}.")
-        value = argument or stored or (takes[name][0] if len(takes[name]) == 1 else None)
+        value = argument or stored or (accepted[0] if len(accepted) == 1 else None)
         if value is None:
             refuse(
                 owner,
                 f"the file does not specify {name}, and readers of this format disagree about it; "
-                f"give {name}: {' or '.join(takes[name])}.",
+                f"give {name}: {' or '.join(accepted)}.",
             )
-        if value not in takes[name]:
-            known = " or ".join(takes[name] if value in values else values)
+        if value not in accepted:
+            known = " or ".join(accepted if value in values else values)
             refuse(owner, f"{name} must be {known}, got {value}.")
         found[name] = value
     return Conventions(**found)

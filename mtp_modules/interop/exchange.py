@@ -16,6 +16,9 @@ from mtp_modules.interop import files
 from mtp_modules.interop.base import BASE, no_base, write_base
 from mtp_modules.interop.card import CARD, Facts, card
 from mtp_modules.interop.conventions import check_export, resolve
+from mtp_modules.interop.dflash import DFlash
+from mtp_modules.interop.dspark import DSpark
+from mtp_modules.interop.eagle3 import Eagle3
 from mtp_modules.interop.format import Format, Wanted
 from mtp_modules.interop.founding_paper import FoundingPaper
 from mtp_modules.interop.medusa import Medusa
@@ -31,7 +34,10 @@ from mtp_modules.model import MTPModel
 
 FORMATS: dict[str, Format] = {
     found.name: found
-    for found in (DeepSeek(), GLM(), Qwen(), MiMo(), Speculators(), Medusa(), MedusaVLLM(), FoundingPaper())
+    for found in (
+        *(DeepSeek(), GLM(), Qwen(), MiMo(), Speculators(), Medusa(), MedusaVLLM()),
+        *(Eagle3(), DFlash(), DSpark(), FoundingPaper()),
+    )
 }
 """Every foreign format by its name."""
 
@@ -89,7 +95,9 @@ def export_model(
     chosen = _format(format)
     if model.unembedding.bias is not None:
         refuse(chosen.name, "the format has no output bias; train with output_bias=False.")
-    if model.unembedding.draft_tokens is not None:  # vLLM 0.32 has names for them, but rejects what has them
+    if (
+        model.unembedding.draft_tokens is not None and not chosen.draft_vocabulary
+    ):  # vLLM 0.32 has names for them, but rejects what has them
         count, all_tokens = len(model.unembedding.draft_tokens), model.trunk.vocab_size
         refuse(
             chosen.name,
@@ -239,8 +247,16 @@ def import_model(
         "position_0": position_0,
     }
     found, config = chosen.open(folder)
+    conventions = dict(sidecar.get("conventions") or {})
+    for name, value in chosen.stated(config).items():
+        if conventions.setdefault(name, value) != value:
+            refuse(
+                chosen.name,
+                f"config.json says {name}={value}, and {files.SIDECAR} {conventions[name]}; restore the one that was "
+                "edited.",
+            )
     wanted = Wanted(
-        conventions=resolve(chosen.name, chosen.takes, sidecar.get("conventions"), given),
+        conventions=resolve(chosen.name, chosen.takes, conventions, given),
         num_horizons=sidecar.get("num_horizons") if num_horizons is None else num_horizons,
         trunk=trunk,
         max_positions=sidecar.get("max_positions"),

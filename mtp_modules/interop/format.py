@@ -1,14 +1,16 @@
 """The interface of a foreign format."""
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from mtp_modules.core.checks import refuse
+from mtp_modules.core.checks import ascending_layers, refuse
+from mtp_modules.core.component import redescribe
 from mtp_modules.core.interfaces import Heads, Trunk
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.interop import files
@@ -16,6 +18,7 @@ from mtp_modules.interop.base import no_base
 from mtp_modules.interop.conventions import Conventions, Takes
 from mtp_modules.interop.serving import Exported, command_of, notes_of
 from mtp_modules.interop.tensors import Tensors
+from mtp_modules.interop.trunks import NamedTrunk
 from mtp_modules.model import MTPModel
 
 
@@ -43,6 +46,7 @@ class Format(ABC):
         takes: Values of each convention that its readers accept.
         keeps_trunk: Whether the format stores the trunk together with the heads.
         model_types: Values of ``model_type`` in an existing configuration to which heads can be added.
+        draft_vocabulary: Whether the format can store heads that predict a part of the vocabulary.
         method: vLLM's name for the kind of heads; ``None`` if vLLM does not serve the format.
         unserved: Why vLLM does not serve it, a sentence.
         vllm_chain: Which state vLLM passes from one module to the next; ``None`` without modules.
@@ -55,6 +59,7 @@ class Format(ABC):
     takes: ClassVar[Takes]
     keeps_trunk: ClassVar[bool]
     model_types: ClassVar[tuple[str, ...]] = ()
+    draft_vocabulary: ClassVar[bool] = False
     method: ClassVar[str | None] = None
     unserved: ClassVar[str] = "No engine serves this format."
     vllm_chain: ClassVar[str | None] = None
@@ -106,6 +111,14 @@ class Format(ABC):
             ValueError: If our classes cannot represent the checkpoint.
         """
 
+    def stated(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """Return the conventions that a configuration states.
+
+        Args:
+            config: Configuration of the checkpoint.
+        """
+        return {}
+
     def with_base(self, config: dict[str, Any], place: Path, base: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration of heads, naming the model that they belong to.
 
@@ -134,7 +147,8 @@ class Format(ABC):
         notes += self.vllm_notes
         if not has_tokenizer:
             notes += ("Without a tokenizer of bytes or of Hugging Face, vLLM takes and returns token ids only.",)
-        return Exported(command_of(self.method, model, folder, has_tokenizer=has_tokenizer), notes)
+        command = command_of(self.method, model, folder, alone=not self.keeps_trunk, has_tokenizer=has_tokenizer)
+        return Exported(command, notes)
 
     def store(self, folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
         """Write the files.
@@ -175,8 +189,30 @@ def fill(trunk: Trunk, heads: Heads, state: Mapping[str, Tensor], **options: Any
     return model.eval()
 
 
+def needed_base(owner: str, base: MTPModel | None) -> MTPModel:
+    """Return the model that supplies the trunk, after checking that the caller has given it.
+
+    Args:
+        owner: Name of the format.
+        base: The caller's argument.
+
+    Raises:
+        ValueError: If it is ``None``.
+    """
+    if base is None:
+        refuse(owner, "the format stores heads only; give trunk, a checkpoint of the model that they belong to.")
+    return base
+
+
 def attach_heads(
-    owner: str, base: MTPModel | None, heads: Heads, state: Mapping[str, Tensor], own: bool = False
+    owner: str,
+    base: MTPModel | None,
+    heads: Heads,
+    state: Mapping[str, Tensor],
+    own: bool = False,
+    *,
+    num_draft_tokens: int | None = None,
+    feature_layers: Sequence[int] | None = None,
 ) -> MTPModel:
     """Attach heads to the trunk and horizon 1 of another model.
 
@@ -186,12 +222,14 @@ def attach_heads(
         heads: The new heads.
         state: Tensors of the heads and of their own output matrices, under the names of the new model.
         own: Whether every horizon has its own output matrix.
+        num_draft_tokens: How many tokens the horizons beyond the first predict; all if ``None``.
+        feature_layers: Layers of the trunk, counted from 0, that the heads read; ``None`` if they read none.
 
     Raises:
-        ValueError: If ``base`` is ``None``, its width differs, or its heads transform the hidden state for horizon 1.
+        ValueError: If ``base`` is ``None``, its width differs, its heads transform the hidden state for horizon 1, or
+            its trunk cannot return the layers.
     """
-    if base is None:
-        refuse(owner, "the format stores heads only; give trunk, a checkpoint of the model that they belong to.")
+    base = needed_base(owner, base)
     width = base.trunk.d_model
     if heads.d_model != width:
         refuse(owner, f"the heads have d_model={heads.d_model}, the trunk {width}; give the model that they belong to.")
@@ -206,7 +244,12 @@ def attach_heads(
         refuse(owner, "the model given as trunk has an output bias, which the format does not support.")
     tied = base.unembedding.tied
     heads.to(base.unembedding.weight.dtype)
-    model = MTPModel(trunk=copy.deepcopy(base.trunk), heads=heads, tie_embeddings=tied, own_unembeddings=own)
+    trunk = copy.deepcopy(base.trunk)
+    if feature_layers is not None:
+        _return_features(owner, trunk, feature_layers)
+    model = MTPModel(
+        trunk=trunk, heads=heads, tie_embeddings=tied, own_unembeddings=own, num_draft_tokens=num_draft_tokens
+    )
     kept = {
         name: value
         for name, value in base.state_dict().items()
@@ -214,3 +257,18 @@ def attach_heads(
     }
     model.load_state_dict(kept | dict(state))
     return model.eval()
+
+
+def _return_features(owner: str, trunk: Trunk, layers: Sequence[int]) -> None:
+    """Let a trunk return the states after some layers; a trunk of transformers has none after the last."""
+    if tuple(layers) == tuple(trunk.feature_layers):
+        return
+    if "feature_layers" not in inspect.signature(type(trunk)).parameters:
+        refuse(
+            owner,
+            f"the heads read the layers {list(layers)} of the trunk, and a {type(trunk).__name__} returns "
+            f"{list(trunk.feature_layers)}; give a model whose trunk returns them.",
+        )
+    count = len(trunk.blocks) - isinstance(trunk, NamedTrunk)
+    trunk.feature_layers = ascending_layers(owner, layers, count)
+    redescribe(trunk, feature_layers=list(layers))

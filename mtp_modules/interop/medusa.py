@@ -10,7 +10,7 @@ from mtp_modules.core.shapes import Tensor
 from mtp_modules.heads import ResidualHeads
 from mtp_modules.interop import files
 from mtp_modules.interop.conventions import Conventions
-from mtp_modules.interop.format import Format, Wanted, attach_heads
+from mtp_modules.interop.format import Format, Wanted, attach_heads, needed_base
 from mtp_modules.interop.tensors import Tensors
 from mtp_modules.interop.trunks import field
 from mtp_modules.model import MTPModel
@@ -94,11 +94,7 @@ class Medusa(Format):
         """Build a model from a checkpoint; see :class:`~mtp_modules.interop.format.Format`."""
         count, layers = field(self.name, config, "medusa_num_heads"), field(self.name, config, "medusa_num_layers")
         prefix = _PREFIX if f"{_PREFIX}0.0.linear.weight" in tensors else ""
-        base = wanted.trunk
-        if base is None:
-            refuse(
-                self.name, "the format stores heads only; give trunk, a checkpoint of the model that they belong to."
-            )
+        base = needed_base(self.name, wanted.trunk)
         width, vocab = base.trunk.d_model, base.trunk.vocab_size
         state = {}
         for head in range(count):

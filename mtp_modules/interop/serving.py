@@ -27,16 +27,16 @@ class Exported(NamedTuple):
     notes: tuple[str, ...]
 
 
-def command_of(method: str, model: MTPModel, folder: Path, *, has_tokenizer: bool) -> str:
+def command_of(method: str, model: MTPModel, folder: Path, *, alone: bool, has_tokenizer: bool) -> str:
     """Return vLLM's command for a folder.
 
     Args:
-        method: vLLM's name for the kind of heads, ``mtp`` or ``medusa``.
+        method: vLLM's name for the kind of heads.
         model: The model that was written.
         folder: Where it lies.
+        alone: Whether the folder has the heads alone, beside the model without them.
         has_tokenizer: Whether the folder has a tokenizer.
     """
-    alone = method == "medusa"
     drafts: dict[str, object] = {"method": method}
     if alone:
         drafts["model"] = str(folder)

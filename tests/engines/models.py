@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 WIDTH, HEADS, POSITIONS = 128, 4, 512
@@ -20,6 +21,7 @@ class Case(NamedTuple):
         trunk: Arguments of the trunk beyond the sizes.
         model: Arguments of the model.
         formats: Formats that the model is exported in.
+        loss: Arguments of the loss.
     """
 
     heads: str
@@ -27,6 +29,23 @@ class Case(NamedTuple):
     trunk: Mapping[str, Any]
     model: Mapping[str, Any]
     formats: tuple[str, ...]
+    loss: Mapping[str, Any] = MappingProxyType({})
+
+
+_DEEP = {"num_layers": 3, "feature_layers": [0, 1, 2]}
+_EAGLE = {"num_horizons": 4, "merge": False}
+_BLOCK = {"num_horizons": 5, "num_layers": 2}
+_SOME_BLOCKS = {"share_of_positions": 0.2}
+
+
+def _dspark(*, with_markov: bool, **block: Any) -> dict[str, Any]:
+    """Return arguments of DSpark's heads: a confidence inside the transition, or around it."""
+    heads = {"class_path": "ContextBlockHeads", "init_args": {**_LAYERS, **_BLOCK, **block}}
+    around = [("TransitionHeads", {"vocab_size": 256, "rank": 16}), ("ConfidenceHeads", {})]
+    for name, options in around if with_markov else reversed(around):
+        heads = {"class_path": name, "init_args": {"heads": heads, **options}}
+    arguments: dict[str, Any] = heads["init_args"]
+    return arguments
 
 
 _SHARED = {"num_horizons": 3, "shared": True}
@@ -40,6 +59,39 @@ CASES = {
     "deepseek": Case("SequentialHeads", _AFTER | _ONE_KEY, _ONE_KEY, {}, ("deepseek",)),
     "medusa": Case("ResidualHeads", {"num_horizons": 4}, {}, {"own_unembeddings": True}, ("medusa", "medusa_vllm")),
     "medusa_shared": Case("ResidualHeads", {"num_horizons": 4, "num_layers": 2}, _QK, {}, ("medusa_vllm",)),
+    "eagle3": Case("FusedFeatureHeads", _EAGLE, _DEEP, {}, ("eagle3",)),
+    "eagle3_normed": Case(
+        "FusedFeatureHeads",
+        _EAGLE | {"norm_before_fc": True, "norm_before_residual": True, "head_dim": 64},
+        _DEEP | {"embedding_std": 0.02},
+        {"tie_embeddings": True},
+        ("eagle3",),
+    ),
+    "eagle3_1": Case(
+        "FusedFeatureHeads",
+        _EAGLE | {"num_features": 2, "fc_norm": True, "norm_output": True},
+        _DEEP | _QK | {"feature_layers": [0, 2]},
+        {"num_draft_tokens": 64},
+        ("eagle3",),
+    ),
+    "dflash": Case("ContextBlockHeads", _BLOCK, _DEEP, {}, ("dflash",), _SOME_BLOCKS),
+    "dflash_causal": Case(
+        "ContextBlockHeads",
+        _BLOCK | {"num_layers": 1, "causal": True},
+        _DEEP | _QK,
+        {"num_draft_tokens": 64},
+        ("dflash",),
+        _SOME_BLOCKS,
+    ),
+    "dspark": Case("ConfidenceHeads", _dspark(with_markov=True), _DEEP, {}, ("dspark",), _SOME_BLOCKS),
+    "dspark_anchor": Case(
+        "TransitionHeads",
+        _dspark(with_markov=False, sample_from_anchor=True),
+        _DEEP,
+        {"num_draft_tokens": 64},
+        ("dspark",),
+        _SOME_BLOCKS,
+    ),
 }
 """The models by name: together they are exported in every format that another program reads as it is."""
 
@@ -52,8 +104,8 @@ def configuration(case: Case, folder: Path, steps: int) -> dict[str, Any]:
         folder: Where the run is saved.
         steps: How many steps to train.
     """
-    sequential = case.heads == "SequentialHeads"
-    heads = (_LAYERS if sequential else {}) | dict(case.options)
+    layered = case.heads in ("SequentialHeads", "FusedFeatureHeads", "ContextBlockHeads")
+    heads = (_LAYERS if layered else {}) | dict(case.options)
     heads.pop("d_model", None)
     trunk = {"vocab_size": 256, "num_layers": 2, "embedding_std": 1.0} | _LAYERS | dict(case.trunk)
     return {
@@ -73,7 +125,7 @@ def configuration(case: Case, folder: Path, steps: int) -> dict[str, Any]:
             "trunk": {"class_path": "TransformerTrunk", "init_args": trunk},
             "heads": {"class_path": case.heads, "init_args": heads},
             "optimizer": {"class_path": "MuonWithAdamW", "init_args": {"lr": 0.01, "adamw_lr": 0.01}},
-            "loss": {"class_path": "MultiTokenLoss", "init_args": {}},
+            "loss": {"class_path": "MultiTokenLoss", "init_args": dict(case.loss)},
             "tie_embeddings": False,
             **case.model,
         },

@@ -51,6 +51,36 @@ def decode(model: MTPModel, prompts: list[list[int]], max_tokens: int) -> Ours:
 
 
 @torch.no_grad()
+def drafted(model: MTPModel, prompt: list[int]) -> dict[str, Any]:
+    """Return one chain of greedy drafts after a prompt and the next token, and what it is made from.
+
+    Args:
+        model: A model whose heads read inner layers of the trunk.
+        prompt: Token ids.
+
+    Returns:
+        The trunk's ``features``, the ``token`` after the prompt, the ``count`` of drafts, and ``ours``: their tokens,
+        their logits over the draft vocabulary, and their confidence.
+    """
+    tokens, heads = torch.tensor([prompt]), model.heads
+    output = model.trunk(tokens)
+    state = heads.new_state(1, len(prompt) + len(model.horizons))
+    state.begin(len(prompt))
+    heads.read(output.hidden, state, tokens=tokens, embed=model.trunk.embedding, features=output.features)
+    state.commit([len(prompt)])
+    token, count = model.unembedding.logits(output.hidden)[:, -1].argmax(-1), len(model.horizons) - 1
+    draft = heads.draft(token, state, num_drafts=count, embed=model.trunk.embedding, unembed=model.unembedding.logits)
+    assert draft.logits is not None
+    ids = model.unembedding.draft_tokens
+    ours = {
+        "tokens": draft.tokens[0].tolist(),
+        "logits": (draft.logits[0] if ids is None else draft.logits[0, :, ids]).tolist(),
+        "confidence": [] if draft.confidence is None else draft.confidence[0].tolist(),
+    }
+    return {"features": torch.cat(output.features, -1)[0].tolist(), "token": int(token), "count": count, "ours": ours}
+
+
+@torch.no_grad()
 def distributions(model: MTPModel, prompt: list[int]) -> list[torch.Tensor]:
     """Return the exact distributions of the first and of the second token after a prompt, sampled at temperature 1.
 

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mtp_modules.loading import load_model
 from tests.engines.models import CASES, command, train
-from tests.engines.ours import PROMPTS, Ours, decode, distance, distributions
+from tests.engines.ours import PROMPTS, Ours, decode, distance, distributions, drafted
 from tests.engines.server import complete
 
 ROOT = Path(__file__).parents[2]
@@ -25,9 +26,12 @@ BEGIN, END = "<!-- engines: begin -->", "<!-- engines: end -->"
 NEW, STEPS, SAMPLES = 64, 200, 3000
 LOADED_ONLY = {"deepseek": {"VLLM_MLA_DISABLE": "1"}}
 """What vLLM loads on a CPU but cannot compute: its latent attention there has fixed widths. And how it is loaded."""
+OTHER_GAINS = ("dflash",)
+"""Drafters that vLLM computes otherwise on a CPU: their tokens must be ours, their accepted drafts only once mended."""
 CLOSE = 1e-4
 """How far logits of the same weights may be apart in float32."""
-SERVED = "qwen"
+SERVED = {"qwen": "qwen", "eagle3": "eagle3"}
+"""Models that the server is asked for text from, and their formats."""
 SAMPLED = "medusa"
 WITH_DRAFTS = f"{SAMPLED}, {SAMPLED}"
 WITHOUT_DRAFTS, MENDED = f"{SAMPLED}, without drafts", f"{SAMPLED}, temperatures mended"
@@ -69,7 +73,7 @@ def judge(name: str, format: str, result: dict[str, Any], ours: Ours | None, eng
     same = result["tokens"] == ours.tokens
     theirs = (result["accepted"], result["rounds"])
     wrong = [] if same else [f"{label}: other tokens than plain greedy decoding"]
-    if theirs != (ours.accepted, ours.rounds):
+    if theirs != (ours.accepted, ours.rounds) and name not in OTHER_GAINS:
         wrong.append(f"{label}: accepted {theirs}, ours {(ours.accepted, ours.rounds)}")
     given = (counts(*theirs), counts(ours.accepted, ours.rounds))
     return row(format, name, engine, "yes", "all" if same else "no", *given), wrong
@@ -100,6 +104,7 @@ def main() -> None:
     prompts = [list(prompt.encode()) for prompt in PROMPTS]
     commands: dict[str, str] = {}
     drafts: dict[str, Path] = {}
+    alone: dict[str, dict[str, Any]] = {}
     for name in given.models:
         print(f"training {name}", flush=True)
         model, _ = load_model(train(name, folder, given.steps))
@@ -108,6 +113,9 @@ def main() -> None:
             out, serves = export(name, format, folder)
             if serves is None:
                 drafts[name] = out
+                continue
+            if format == "dspark":
+                alone[name] = {"command": serves} | drafted(model, prompts[0])
                 continue
             label, loaded_only = f"{name}, {format}", format in LOADED_ONLY
             expected[label] = (name, format, None if loaded_only else ours)
@@ -119,17 +127,24 @@ def main() -> None:
                 "generate": not loaded_only,
                 "samples": SAMPLES if label == WITH_DRAFTS else 0,
                 "environment": LOADED_ONLY.get(format, {}),
-                "mended": False,
+                "mended": "",
             }
+            if name in OTHER_GAINS:
+                expected[f"{label}, mended"] = (f"{name}, mended", format, ours)
+                jobs[f"{label}, mended"] = jobs[label] | {"mended": "gains"}
     if WITH_DRAFTS in jobs:
         without = commands[WITH_DRAFTS].partition(" --speculative-config")[0]
         jobs[WITHOUT_DRAFTS] = jobs[WITH_DRAFTS] | {"command": without}
-        jobs[MENDED] = jobs[WITH_DRAFTS] | {"mended": True}
+        jobs[MENDED] = jobs[WITH_DRAFTS] | {"mended": "temperatures"}
     results = serve(jobs, folder)
     rows, wrong = [], []
     for label, (name, format, known) in expected.items():
         made, found = judge(name, format, results[label], known, f"vLLM {results['version']}")
         rows.append(made)
+        wrong += found
+    if alone:
+        made_alone, found = check_dspark(alone, folder)
+        rows += made_alone
         wrong += found
     for name, out in drafts.items():
         made, found = check_speculators(name, out, folder, prompts)
@@ -139,7 +154,7 @@ def main() -> None:
     if WITH_DRAFTS in jobs:
         said, found = check_samples(results, folder, prompts[0])
         wrong += found
-    wrong += check_server(commands, folder, expected) if SERVED in given.models else []
+    wrong += check_server(commands, folder, expected)
     print("\n".join((*rows, said)), flush=True)
     if given.models == list(CASES) and not wrong:
         write_table(rows, said)
@@ -147,11 +162,11 @@ def main() -> None:
         sys.exit("\n".join(wrong))
 
 
-def serve(jobs: dict[str, Any], folder: Path) -> dict[str, Any]:
+def serve(jobs: dict[str, Any], folder: Path, module: str = "serve") -> dict[str, Any]:
     """Run vLLM on all jobs, in a process that has nothing of this package."""
-    asked, answered = folder / "jobs.json", folder / "results.json"
+    asked, answered = folder / f"jobs-{module}.json", folder / f"results-{module}.json"
     asked.write_text(json.dumps(jobs), encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "tests.engines.serve", str(asked), str(answered)], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", f"tests.engines.{module}", str(asked), str(answered)], cwd=ROOT, check=True)
     found: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
     return found
 
@@ -176,6 +191,24 @@ def check_speculators(name: str, out: Path, folder: Path, prompts: list[list[int
     engine = f"speculators {version('speculators')}"
     made = row("speculators", name, engine, "yes", "logits" if equal else "no", "", "")
     return made, [] if equal else [f"{name}, speculators: logits differ by {furthest}"]
+
+
+def check_dspark(jobs: dict[str, dict[str, Any]], folder: Path) -> tuple[list[str], list[str]]:
+    """Compare the drafts that vLLM's DSpark model makes after a prompt with ours; return rows, and what is wrong."""
+    results = serve(jobs, folder, "dspark")
+    rows, wrong = [], []
+    for name, job in jobs.items():
+        theirs, ours, engine = results[name], job["ours"], f"modules of vLLM {results['version']}"
+        if not theirs["loads"]:
+            rows.append(row("dspark", name, engine, "no", "", "", ""))
+            wrong.append(f"{name}, dspark: not loaded\n{theirs['error']}")
+            continue
+        numbers = [[*chain(*made["logits"]), *made["confidence"]] for made in (theirs, ours)]
+        furthest = max(abs(one - other) for one, other in zip(*numbers, strict=True))
+        equal = theirs["tokens"] == ours["tokens"] and furthest < CLOSE
+        rows.append(row("dspark", name, engine, "yes", "logits" if equal else "no", "", ""))
+        wrong += [] if equal else [f"{name}, dspark: other drafts than ours"]
+    return rows, wrong
 
 
 def check_samples(results: dict[str, Any], folder: Path, prompt: list[int]) -> tuple[str, list[str]]:
@@ -207,12 +240,18 @@ def check_server(
     commands: dict[str, str], folder: Path, expected: dict[str, tuple[str, str, Ours | None]]
 ) -> list[str]:
     """Compare the text of the OpenAI-compatible server with ours."""
-    label = f"{SERVED}, {SERVED}"
-    ours = expected[label][2]
-    assert ours is not None
-    text = complete(commands[label], PROMPTS[0], NEW, folder / "server.log")
-    print(f"served: {text!r}", flush=True)
-    return [] if text == bytes(ours.tokens[0]).decode("utf-8", "replace") else [f"{label}: the server says {text!r}"]
+    wrong = []
+    for name, format in SERVED.items():
+        label = f"{name}, {format}"
+        if label not in commands:
+            continue
+        ours = expected[label][2]
+        assert ours is not None
+        text = complete(commands[label], PROMPTS[0], NEW, folder / "server.log")
+        print(f"served: {text!r}", flush=True)
+        if text != bytes(ours.tokens[0]).decode("utf-8", "replace"):
+            wrong.append(f"{label}: the server says {text!r}")
+    return wrong
 
 
 if __name__ == "__main__":

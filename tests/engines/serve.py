@@ -46,14 +46,14 @@ def serve(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: With ``command``, ``prompts``, ``max_tokens``; ``generate`` is false if loading is all; ``samples`` is the
-            number of samples after the first prompt; ``mended`` says whether to mend the temperatures of drafts.
+            number of samples after the first prompt; ``mended`` names a function of :data:`MENDS`, or nothing.
     """
     import torch
     from vllm import LLM, SamplingParams
 
     torch.set_num_threads(1)
     if job["mended"]:
-        mend_temperatures()
+        MENDS[job["mended"]]()
     llm = LLM(
         **options(job["command"]),
         enforce_eager=True,
@@ -91,6 +91,25 @@ def mend_temperatures() -> None:
         output.copy_(values.repeat_interleave(counts))
 
     cpu_triton_utils._expand_kernel_impl = expand
+
+
+def mend_gains() -> None:
+    """Normalise the keys of a context with the gains of their layer; vLLM 0.32 takes the first layer's on a CPU."""
+    import torch
+    from vllm import _custom_ops
+    from vllm.model_executor.models.qwen3_dflash import DFlashQwen3Model
+
+    def normalised(self: Any, keys: Any) -> Any:
+        every = torch.empty_like(keys)
+        for out, of_layer, gains in zip(every, keys, self._k_norm_weights, strict=True):
+            _custom_ops.rms_norm(out, of_layer, gains, self._rms_norm_eps)
+        return every
+
+    DFlashQwen3Model._normalize_context_k = normalised
+
+
+MENDS = {"temperatures": mend_temperatures, "gains": mend_gains}
+"""What mends a fault of the engine."""
 
 
 def main() -> None:

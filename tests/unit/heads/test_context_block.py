@@ -37,28 +37,38 @@ def denoised(heads: ContextBlockHeads, token: Tensor, features: list[Tensor], fi
     fused = torch.cat(features, dim=-1)[first : t + 1] @ heads.fuse.weight.T
     context = naive.rms_norm(fused, heads.context_norm.weight)
     token = token if heads.from_token is None else heads.from_token.weight @ token
-    x = torch.stack([token, *[heads.mask] * (H - 1)])
-    places = torch.arange(first, t + 1 + H)[None]
+    slots = H - 1 if heads.sample_from_anchor else H
+    x = torch.stack([token, *[heads.mask] * (slots - 1)])
+    places = torch.arange(first, t + 1 + slots)[None]
     table = heads.rotary(places, places.shape[1], x)
     for own in heads.layers:
         layer, attention = own.layer, own.layer.attention
         normed = naive.rms_norm(x, layer.attention_norm.weight)
         queries, keys, values = attention.project(torch.cat((context, normed))[None], table)
-        out = torch.zeros(H, attention.num_heads * attention.head_dim).double()
-        for slot, head in itertools.product(range(H), range(attention.num_heads)):
+        out = torch.zeros(slots, attention.num_heads * attention.head_dim).double()
+        for slot, head in itertools.product(range(slots), range(attention.num_heads)):
             group, member = divmod(head, attention.groups)
             query = queries[0, group, member, len(context) + slot]
-            weights = (keys[0, group] @ query / attention.head_dim**0.5).softmax(dim=0)
+            seen = len(context) + (slot + 1 if heads.causal else slots)
+            weights = (keys[0, group, :seen] @ query / attention.head_dim**0.5).softmax(dim=0)
             start = head * attention.head_dim
-            out[slot, start : start + attention.head_dim] = weights @ values[0, group]
+            out[slot, start : start + attention.head_dim] = weights @ values[0, group, :seen]
         x = x + out @ attention.out.weight.T
         x = x + layer.ffn(naive.rms_norm(x, layer.ffn_norm.weight))
-    return naive.rms_norm(x[1:], heads.norm.weight)
+    return naive.rms_norm(x if heads.sample_from_anchor else x[1:], heads.norm.weight)
 
 
+KINDS: dict[str, dict[str, bool | int]] = {
+    "both ways": {},
+    "causal": {"causal": True},
+    "from the anchor": {"sample_from_anchor": True, "head_dim": 6},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("documents", "some", "width"), [(False, False, WIDTH), (True, True, WIDTH), (True, False, 5)])
-def test_a_block_sees_itself_both_ways_and_the_context_up_to_its_position(
-    documents: bool, some: bool, width: int
+def test_a_block_sees_itself_and_the_context_up_to_its_position(
+    documents: bool, some: bool, width: int, kind: str
 ) -> None:
     with float64():
         heads = ContextBlockHeads(
@@ -69,6 +79,7 @@ def test_a_block_sees_itself_both_ways_and_the_context_up_to_its_position(
             num_kv_heads=2,
             ffn_width=12,
             embedding_width=width,
+            **KINDS[kind],
         )
     randomise(heads)
     hidden, future, features = given(2, 5, width)
@@ -104,6 +115,24 @@ def test_detached_from_the_trunk_it_gives_features_no_gradient() -> None:
             assert_same(gradient, near[name])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_drafting_has_the_states_of_training(kind: str) -> None:
+    with float64():
+        heads = ContextBlockHeads(d_model=WIDTH, num_horizons=H, num_heads=4, num_features=2, **KINDS[kind])
+    randomise(heads)
+    hidden, future, features = given(2, 6)
+    trained = heads(hidden, future=future, features=features)
+    state, token = heads.new_state(2, 6), torch.zeros(2, 1, dtype=torch.long)
+    state.begin(6)
+    heads.read(hidden, state, features=features)
+    state.commit([6, 6])
+    for depth in range(H - 1):
+        found = heads.draft_states(
+            token, state, depth=depth, before=None, parents=token, embed=lambda _: future[:, -1:, 0]
+        )
+        assert_same(found[:, 0], trained[depth + 1][:, -1])
+
+
 @pytest.mark.parametrize("num_drafts", [1, 2])
 def test_fewer_drafts_are_the_first_of_the_block(num_drafts: int) -> None:
     model = make_model("transformer_grouped", "context_block", H).eval()
@@ -125,9 +154,12 @@ def test_trees_give_what_chains_give(temperature: float) -> None:
     assert found.tokens == SpeculativeDecoder().generate(model, [[1, 2, 3], [4]], **options).tokens
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_far", [0, 2, 6])
-def test_the_formula_of_operations_is_what_runs(num_far: int) -> None:
-    heads, (hidden, future, features) = make_heads("context_block", H), given(2, 6)
+def test_the_formula_of_operations_is_what_runs(num_far: int, kind: str) -> None:
+    with float64():
+        heads = ContextBlockHeads(d_model=WIDTH, num_horizons=H, num_heads=4, num_features=2, **KINDS[kind])
+    hidden, future, features = given(2, 6)
     positions = torch.arange(num_far).expand(2, -1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         if num_far:

@@ -13,7 +13,7 @@ from mtp_modules.core.targets import document_runs
 from mtp_modules.decoders import DynamicTree, SamplingParams, SpeculativeDecoder, StaticTree
 from mtp_modules.heads.fused_module import SideBySideModule
 from mtp_modules.heads.sequential_module import SequentialModule
-from mtp_modules.layers.transformer import RotaryPositions
+from mtp_modules.layers.transformer import RMSNorm, RotaryPositions
 from tests.helpers import (
     TRUNKS,
     WIDTH,
@@ -83,9 +83,9 @@ def walked(heads: FusedFeatureHeads, future: Tensor, features: list[Tensor], fir
     return states
 
 
-RELEASED: dict[str, dict[str, bool]] = {
+RELEASED: dict[str, dict[str, bool | int]] = {
     "merged": {},
-    "released": {"merge": False},
+    "released": {"merge": False, "head_dim": 6},
     "speculators": {"merge": False, "norm_before_residual": True, "norm_before_fc": True, "norm_output": True},
     "3.1": {"merge": False, "fc_norm": True, "norm_output": True},
 }
@@ -181,12 +181,21 @@ def test_sizes_must_be_at_least_one(name: str) -> None:
         FusedFeatureHeads(**{**sizes, name: 0})
 
 
+@pytest.mark.parametrize("options", RELEASED)
+def test_every_norm_has_the_given_eps(options: str) -> None:
+    sizes = {"d_model": 8, "num_horizons": 3, "num_heads": 2}
+    heads = FusedFeatureHeads(**sizes, norm_eps=1e-3, **RELEASED[options])
+    assert {part.eps for part in heads.modules() if isinstance(part, RMSNorm)} == {1e-3}
+
+
 def test_norms_that_exclude_one_another_are_refused() -> None:
     sizes = {"d_model": 8, "num_horizons": 2, "num_heads": 2}
     with pytest.raises(ValueError, match=r"^FusedFeatureHeads: norm_before_fc and fc_norm both normalise the fea"):
         FusedFeatureHeads(**sizes, norm_before_fc=True, fc_norm=True)
     with pytest.raises(ValueError, match=r"^FusedFeatureHeads: norm_before_residual needs a layer that adds to"):
         FusedFeatureHeads(**sizes, norm_before_residual=True)
+    with pytest.raises(ValueError, match=r"^FusedFeatureHeads: head_dim=8 needs a layer that attends over both side"):
+        FusedFeatureHeads(**sizes, head_dim=8)
 
 
 def test_what_is_missing_is_named() -> None:

@@ -30,7 +30,7 @@ EXPORTS: dict[str, Refused] = {
         "gguf",
         interop.glm,
         "format: 'gguf' is unknown. Known: mtp_modules, deepseek, glm, qwen, mimo, speculators, medusa, medusa_vllm, "
-        "founding_paper.",
+        "eagle3, dflash, dspark, founding_paper.",
     ),
     "other heads": (
         "glm",

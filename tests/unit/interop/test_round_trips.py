@@ -12,7 +12,7 @@ from mtp_modules import MTPModel
 from mtp_modules.interop import export_model, import_model
 from mtp_modules.interop.exchange import FORMATS, OWN
 from tests import interop
-from tests.interop import D, F, L, V, all_logits, some_tokens
+from tests.interop import DRAFT_TOKENS, D, F, L, V, all_logits, some_tokens
 
 KV = 8  # two key-value heads of four channels
 
@@ -131,6 +131,34 @@ def founding_paper() -> Shapes:
     return found
 
 
+def outputs() -> Shapes:
+    return {"lm_head.weight": (len(DRAFT_TOKENS), D), "d2t": (len(DRAFT_TOKENS),), "t2d": (V,)}
+
+
+def eagle3(*norms: str, head_dim: int = 4) -> Shapes:
+    prefix = "midlayer."
+    found: Shapes = {"fc.weight": (D, 2 * D), "norm.weight": (D,)}
+    found |= {f"{prefix}{n}.weight": (D,) for n in ("input_layernorm", "hidden_norm", "post_attention_layernorm")}
+    rows = (("q", 4), ("k", 2), ("v", 2))
+    found |= {f"{prefix}self_attn.{p}_proj.weight": (n * head_dim, 2 * D) for p, n in rows}
+    found |= {f"{prefix}self_attn.o_proj.weight": (D, 4 * head_dim)} | dense(f"{prefix}mlp.")
+    return found | {f"{norm}.weight": (2 * D if norm == "input_norm" else D,) for norm in norms}
+
+
+def dflash(num_layers: int = 2, *, own_mask: bool = True) -> Shapes:
+    found: Shapes = {"fc.weight": (D, 2 * D), "hidden_norm.weight": (D,), "norm.weight": (D,)}
+    for index in range(num_layers):
+        found |= layer(f"layers.{index}.", qk_norm=True) | dense(f"layers.{index}.mlp.")
+    return found | ({"embed_tokens.weight": (V + 1, D)} if own_mask else {})
+
+
+def dspark(confidence: int | None, *, drafts: int = V) -> Shapes:
+    found = dflash() | {"markov_head.markov_w1.weight": (V + 1, 3), "markov_head.markov_w2.weight": (drafts, 3)}
+    if confidence is None:
+        return found
+    return found | {"confidence_head.proj.weight": (1, confidence), "confidence_head.proj.bias": (1,)}
+
+
 Case = tuple[str, Callable[[], MTPModel], Callable[[], Shapes]]
 
 CASES: dict[str, Case] = {
@@ -146,6 +174,44 @@ CASES: dict[str, Case] = {
         "medusa_vllm",
         lambda: interop.medusa(own=False),
         lambda: medusa_vllm(1, 1),
+    ),
+    "eagle3": ("eagle3", interop.eagle3, eagle3),
+    "eagle3, one norm": (
+        "eagle3",
+        lambda: interop.eagle3(norm_before_fc=True, norm_before_residual=True, rope_base=500.0, norm_eps=1e-5),
+        lambda: eagle3("input_norm"),
+    ),
+    "eagle3.1, some tokens": (
+        "eagle3",
+        lambda: interop.eagle3(fc_norm=True, norm_output=True, head_dim=6, draft_tokens=True),
+        lambda: eagle3("fc_norm.0", "fc_norm.1", head_dim=6) | outputs(),
+    ),
+    "eagle3, an output matrix": (
+        "eagle3",
+        lambda: interop.eagle3(2, own=True),
+        lambda: eagle3() | {"lm_head.weight": (V, D)},
+    ),
+    "dflash": ("dflash", interop.dflash, dflash),
+    "dflash, a token as mask": (
+        "dflash",
+        lambda: interop.dflash(mask_token=7, num_layers=3, norm_eps=1e-5, rope_base=500.0),
+        lambda: dflash(3, own_mask=False),
+    ),
+    "dflash, causal, some tokens": (
+        "dflash",
+        lambda: interop.dflash(causal=True, draft_tokens=True),
+        lambda: dflash() | outputs(),
+    ),
+    "dspark": ("dspark", interop.dspark, lambda: dspark(D + 3)),
+    "dspark, confidence from the state, causal": (
+        "dspark",
+        lambda: interop.dspark("inside", sample_from_anchor=True, causal=True),
+        lambda: dspark(D),
+    ),
+    "dspark, no confidence, some tokens": (
+        "dspark",
+        lambda: interop.dspark("", draft_tokens=True),
+        lambda: dspark(None, drafts=len(DRAFT_TOKENS)) | outputs(),
     ),
     "founding_paper": ("founding_paper", interop.founding, founding_paper),
 }
@@ -191,9 +257,10 @@ def test_how_heads_are_meant_stands_beside_them(case: str, tmp_path: Path) -> No
     export_model(make(), tmp_path, format=name)
     written = json.loads((tmp_path / "mtp_modules.json").read_text())
     assert written["format"] == name
-    assert set(written["conventions"]) == {"concatenation", "trunk_state", "chain_state", "position_0"}
+    every = {"concatenation", "trunk_state", "chain_state", "position_0", "anchor", "block_attention"}
+    assert set(written["conventions"]) == every
     for key, value in written["conventions"].items():
-        assert value in FORMATS[name].takes[key]
+        assert value in FORMATS[name].takes.get(key, ("none",))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -209,7 +276,9 @@ def test_a_checkpoint_without_any_one_tensor_or_with_one_more_is_refused(
     for missing in whole:
         if name in ("deepseek", "glm") and missing.startswith("model.layers.") and missing.endswith(copies):
             continue
-        if missing.endswith("_proj.bias"):  # an absent bias is 0, as ours is
+        if missing.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")):  # an absent bias is 0, as ours is
+            continue
+        if missing == "t2d":  # d2t says as much
             continue
         part = {n: value for n, value in whole.items() if n != missing}
         monkeypatch.setattr(FORMATS[name], "open", lambda _, part=part: (part, config))
