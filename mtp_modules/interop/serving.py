@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from mtp_modules.heads import SequentialHeads
 from mtp_modules.interop.base import BASE
-from mtp_modules.interop.layers import shape_of
+from mtp_modules.layers.transformer import Attention
 from mtp_modules.model import MTPModel
-from mtp_modules.trunks import TransformerTrunk
 
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Widths of attention heads in vLLM 0.32 on a CPU. Those of its GPU backends are multiples of 8 up to 256, or more."""
@@ -90,11 +89,9 @@ def notes_of(
         )
     if method == "medusa":
         found.append("vLLM 0.32 is the last version with Medusa heads.")
-    if isinstance(model.trunk, TransformerTrunk):
-        size = shape_of(model.trunk.layers[0]).head_dim
-        if size not in HEAD_SIZES:
-            sizes = ", ".join(map(str, HEAD_SIZES))
-            found.append(f"vLLM on a CPU serves attention heads of width {sizes}, and these are {size} wide.")
+    if other := {part.head_dim for part in model.modules() if isinstance(part, Attention)} - set(HEAD_SIZES):
+        sizes, given = ", ".join(map(str, HEAD_SIZES)), " and ".join(map(str, sorted(other)))
+        found.append(f"vLLM on a CPU serves attention heads of width {sizes}, and these are {given} wide.")
     return tuple(found)
 
 

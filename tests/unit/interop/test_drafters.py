@@ -270,6 +270,11 @@ def scaled(model: MTPModel) -> MTPModel:
     return model
 
 
+def test_widths_of_a_drafters_attention_are_looked_at_too(tmp_path: Path) -> None:
+    exported = export_model(interop.eagle3(head_dim=6), tmp_path, format="eagle3")
+    assert any(note.endswith("and these are 4 and 6 wide.") for note in exported.notes)
+
+
 Refused = tuple[str, Callable[[], MTPModel], str]
 EXPORTS: dict[str, Refused] = {
     "other heads than EAGLE-3's": (
