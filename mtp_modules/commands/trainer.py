@@ -19,13 +19,10 @@ from mtp_modules.configuration.run_folder import (
     RunConfiguration,
     RunFolder,
     check_fixed_folders,
-    checkpoint_folders,
-    configured_folder,
     find_named,
     requeued_checkpoint,
-    save_in,
-    use_folder,
 )
+from mtp_modules.configuration.trainer_folders import checkpoint_folders, configured_folder, save_in, use_folder
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Description
 from mtp_modules.loading import CHECKPOINT_KEY, find_checkpoint, is_sharded, read_checkpoint
@@ -157,10 +154,15 @@ class MTPCLI(LightningCLI):
                 if resumed is None:
                     check_fixed_folders(config.trainer)
                 self.run_folder = RunFolder(configured_folder(config.trainer), resumed)
-                self.cleanup.callback(self.run_folder.release)
+                self.cleanup.callback(self._release_folder, self.run_folder)
                 use_folder(config.trainer, self.run_folder.path)
         if config.get("model.sharding.init_args.init_on_meta"):
             self.parser.add_instantiator(_on_meta, class_type=nn.Module, subclasses=True)
+
+    def _release_folder(self, folder: RunFolder) -> None:
+        """Leave the run's folder, and no trace of a run that failed before its first step."""
+        trainer: Trainer | None = getattr(self, "trainer", None)
+        folder.release(begun=trainer is not None and (trainer.global_step > 0 or trainer.state.finished))
 
     def after_instantiate_classes(self) -> None:
         """Reject a configuration with contradicting or incompatible options."""

@@ -10,21 +10,21 @@ from typing import IO
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from mtp_modules.configuration.trainer_folders import CHECKPOINTS, checkpoint_folders
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.saving import remove_partial, write_text
 from mtp_modules.loading import find_checkpoint
 from mtp_modules.training.last_checkpoint import LAST
 from mtp_modules.training.signals import slurm_job
 
-CHECKPOINTS = "checkpoints"
 ORIGIN = ".configured_as"
 """File with the name of the folder that the run was configured with, before it got a number."""
-_WITH_FOLDERS = ("TensorBoardLogger", "CSVLogger")
 _TRACES = ("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*", "*.ckpt", f"{CHECKPOINTS}/*.ckpt")
+
+_BEFORE = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
+"""What a run writes before its first step."""
 
 
 class RunFolder:
@@ -43,7 +43,7 @@ class RunFolder:
     """
 
     def __init__(self, wanted: Path, resumed: Path | None = None) -> None:
-        self.path, self._lock = wanted, None
+        self.path, self._lock, self._new = wanted, None, False
         if not _first_process():
             return
         own = None if resumed is None else run_of(resumed)
@@ -62,17 +62,25 @@ class RunFolder:
                     if not holds_run(folder):
                         break
                     self.release()
+            self._new = True
             write_text(self.path / ORIGIN, wanted.name + "\n")
         remove_partial(self.path)
 
-    def release(self) -> None:
-        """Let other processes use the folder, and remove it if nothing came of the run."""
+    def release(self, *, begun: bool = True) -> None:
+        """Let other processes use the folder, and remove it if nothing came of the run.
+
+        Args:
+            begun: Whether the run made a step; otherwise its configuration and its empty logs are nothing to keep.
+        """
         if self._lock is None:
             return
-        if {file.name for file in self.path.iterdir()} <= {ORIGIN}:
-            (self.path / ORIGIN).unlink(missing_ok=True)
+        there = sorted(self.path.rglob("*"), reverse=True)
+        files = {place for place in there if not place.is_dir()}
+        empty = set() if begun or not self._new else {file for name in _BEFORE for file in self.path.glob(name)}
+        if files <= empty | {self.path / ORIGIN}:
             with suppress(OSError):
-                self.path.rmdir()
+                for place in (*there, self.path):
+                    place.unlink() if place in files else place.rmdir()
         if slurm_job() is None:  # a requeued job looks for its own
             _lock_of(self.path).unlink(missing_ok=True)
         self._lock.close()
@@ -119,18 +127,6 @@ def _of(folder: Path, wanted: Path) -> bool:
     """Whether a numbered folder is of a configuration: a run writes down the folder that it was configured with."""
     note = folder / ORIGIN
     return not note.is_file() or note.read_text(encoding="utf-8").strip() == wanted.name
-
-
-def checkpoint_folders(trainer: Namespace) -> list[Path]:
-    """Return the folders that callbacks of a configuration save to, whatever the folder of the run.
-
-    Args:
-        trainer: The ``trainer`` section.
-    """
-    given = trainer.get("callbacks")
-    callbacks = given if isinstance(given, list) else [given]
-    named = (one.get("init_args.dirpath") for one in callbacks if isinstance(one, Namespace))
-    return [Path(folder) for folder in named if folder and "://" not in str(folder)]
 
 
 def check_fixed_folders(trainer: Namespace) -> None:
@@ -184,46 +180,6 @@ def requeued_checkpoint(wanted: Path) -> Path | None:
     return None
 
 
-def configured_folder(trainer: Namespace) -> Path:
-    """Return the folder that the ``trainer`` section of a configuration names.
-
-    Args:
-        trainer: The section.
-    """
-    for logger in _folder_loggers(trainer):
-        return _folder_of(logger)
-    for logger in _other_loggers(trainer):
-        name, place = logger.init_args.get("name"), logger.init_args.get("save_dir") or "."
-        if name or str(place) != ".":  # Weights & Biases writes to the working directory if no folder is given
-            # The configuration of a run, which use_folder has changed, means the folder of that run.
-            return Path(place) if name in (None, "", Path(place).name) else Path(place, name)
-    return Path(trainer.get("default_root_dir") or "runs/fit")
-
-
-def use_folder(trainer: Namespace, folder: Path) -> None:
-    """Change the ``trainer`` section of a configuration so that everything of the run goes to a folder.
-
-    Args:
-        trainer: The section.
-        folder: Of the run.
-    """
-    wanted, named = configured_folder(trainer), {"save_dir": str(folder.parent), "name": folder.name, "version": ""}
-    if trainer.get("logger") in (None, True):  # Lightning would make a folder in the folder
-        trainer.logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=Namespace())  # type: ignore[no-untyped-call]
-        wanted = _folder_of(trainer.logger)
-    for logger in _folder_loggers(trainer):
-        if _folder_of(logger) == wanted:
-            for name, value in named.items():
-                logger.init_args[name] = value
-    for logger in _other_loggers(trainer):
-        if "save_dir" in logger.init_args:
-            logger.init_args["save_dir"] = str(folder)
-            if logger.init_args.get("name"):
-                logger.init_args["name"] = folder.name
-    if not _folder_loggers(trainer):
-        trainer.default_root_dir = str(folder)
-
-
 class RunConfiguration(SaveConfigCallback):
     """Write ``config.yaml`` to the folder of the run, which a logger need not name."""
 
@@ -235,46 +191,6 @@ class RunConfiguration(SaveConfigCallback):
             path = str(folder / self.config_filename)
             self.parser.save(self.config, path, skip_unset=False, overwrite=self.overwrite, multifile=self.multifile)
             self.already_saved = True
-
-
-def save_in(folder: Path, trainer: Trainer) -> None:
-    """Let checkpoints go to a run's folder, where the logger, asked by Lightning, would name one of its own.
-
-    Args:
-        folder: Of the run.
-        trainer: Before its callbacks are set up.
-    """
-    first = trainer.loggers[0] if trainer.loggers else None
-    if first is None or isinstance(first, TensorBoardLogger | CSVLogger):
-        return
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = str(folder.absolute() / CHECKPOINTS)
-
-
-def _folder_loggers(trainer: Namespace) -> list[Namespace]:
-    """Return the configured loggers that write to a folder ``save_dir/name/version``."""
-    return [one for one in _loggers(trainer) if one.class_path.rpartition(".")[2] in _WITH_FOLDERS]
-
-
-def _other_loggers(trainer: Namespace) -> list[Namespace]:
-    """Return the others, such as Weights & Biases, with the arguments that they are given."""
-    others = [one for one in _loggers(trainer) if one.class_path.rpartition(".")[2] not in _WITH_FOLDERS]
-    for logger in others:
-        logger.init_args = logger.get("init_args") or Namespace()  # type: ignore[no-untyped-call]
-    return others
-
-
-def _loggers(trainer: Namespace) -> list[Namespace]:
-    found = trainer.get("logger")
-    return [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, Namespace)]
-
-
-def _folder_of(logger: Namespace) -> Path:
-    given, version = logger.init_args, logger.init_args.get("version")
-    named = f"version_{version}" if isinstance(version, int) else version or ""
-    folder = Path(given.get("save_dir") or ".", given.get("name") or "", named)
-    return folder if folder.name else folder / "run"
 
 
 def _numbered(wanted: Path) -> Iterator[Path]:

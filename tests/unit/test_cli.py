@@ -197,7 +197,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
         *("model/loss/init_args/wieghts", 3),
         "model.loss: MultiTokenLoss has no argument 'wieghts'. "
         "Known: weights, backend, share_of_positions, distillation, total_variation, log_acceptance, lk_eta, "
-        "detach, label_smoothing, z_loss, balance.",
+        "detach, label_smoothing, z_loss, balance, confidence_target.",
     ),
     "argument of data": (
         *("data/init_args/lenght", 20),
@@ -435,6 +435,16 @@ def test_a_run_without_checkpoint_callbacks_keeps_its_last_step(tmp_path: Path) 
     run("fit", *SMALL_RUN, "--config", "trainer: {callbacks: null}", *steps)
     (last,) = tmp_path.rglob("last.ckpt")
     assert torch.load(last, weights_only=True)["global_step"] == 3
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_no_folder(tmp_path: Path) -> None:
+    """So the next one has the folder that the configuration names."""
+    logger = f"--trainer.logger={{class_path: CSVLogger, init_args: {{save_dir: {tmp_path}, name: run, version: ''}}}}"
+    said = refusal("fit", *SMALL_RUN, logger, "--trainer.val_check_interval=1000")
+    assert said.startswith("trainer.val_check_interval: is 1000")
+    assert not (tmp_path / "run").exists()
+    run("fit", *SMALL_RUN, logger, "--trainer.max_steps=1", "--trainer.log_every_n_steps=1")
+    assert (tmp_path / "run" / "checkpoints").is_dir()
 
 
 def test_a_new_run_starts_from_the_weights_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

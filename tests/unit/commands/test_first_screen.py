@@ -14,7 +14,8 @@ from lightning.pytorch.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from mtp_modules.configuration.run_folder import ORIGIN, configured_folder
+from mtp_modules.configuration.run_folder import ORIGIN
+from mtp_modules.configuration.trainer_folders import configured_folder
 from tests.command_line import ROOT, run
 
 SMALL = (
