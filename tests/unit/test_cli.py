@@ -443,7 +443,14 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_folder(tmp_path: Path)
     said = refusal("fit", *SMALL_RUN, logger, "--trainer.val_check_interval=1000")
     assert said.startswith("trainer.val_check_interval: is 1000")
     assert not (tmp_path / "run").exists()
-    run("fit", *SMALL_RUN, logger, "--trainer.max_steps=1", "--trainer.log_every_n_steps=1")
+    run(
+        "fit",
+        *SMALL_RUN,
+        logger,
+        "--trainer.max_steps=1",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.val_check_interval=1",
+    )
     assert (tmp_path / "run" / "checkpoints").is_dir()
 
 
