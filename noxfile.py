@@ -110,7 +110,7 @@ def engines(session: nox.Session) -> None:
     session.run("python", "-m", "pip", "uninstall", "--yes", "torchaudio", "torchcodec")  # linked to CUDA, not needed
     session.install("--no-compile", "-e", ".")
     session.install("--no-deps", "speculators==0.9.0")  # asks for an older transformers, works with vLLM's
-    session.install("openai", "gguf>=0.10", "loguru", "datasets", "pydantic-settings", "hs-connectors")
+    session.install("openai", "gguf>=0.10", "accelerate", "loguru", "datasets", "pydantic-settings", "hs-connectors")
     paths = os.pathsep.join(str(Path(place).resolve()) for place in ("tests/engines/without_cuda", "."))
     session.run("python", "-m", "tests.engines.run", *session.posargs, env=ONE_THREAD | {"PYTHONPATH": paths})
 

@@ -70,6 +70,22 @@ def needed_future(heads: Heads, future: Float[Tensor, "B P K E"] | None) -> Floa
     return future
 
 
+def needed_features(heads: Heads, features: tuple[Float[Tensor, "B T D"], ...] | None) -> tuple[Tensor, ...]:
+    """Return ``features``, the states of inner layers, after checking that the caller has passed as many as are read.
+
+    Args:
+        heads: The heads that need them.
+        features: The caller's argument.
+
+    Raises:
+        ValueError: If they are missing, or more or fewer than ``num_features``.
+    """
+    if features is None or len(features) != heads.num_features:
+        given = "none" if not features else str(len(features))
+        refuse(heads, f"features must hold {heads.num_features} inner layers' states, got {given}; pass the trunk's.")
+    return features
+
+
 def picked_rows(
     positions: Int[Tensor, "B P"], seen: Bool[Tensor, "B T T"] | None, length: int
 ) -> Bool[Tensor, "B 1 P T"]:

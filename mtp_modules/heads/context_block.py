@@ -10,7 +10,7 @@ from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import same_document_keys
-from mtp_modules.heads.common import last_hidden_state, needed_future, picked_rows
+from mtp_modules.heads.common import last_hidden_state, needed_features, needed_future, picked_rows
 from mtp_modules.heads.context_layer import ContextLayer, Table
 from mtp_modules.heads.parallel import ParallelState
 from mtp_modules.layers.cache import KeyValueState
@@ -161,10 +161,7 @@ class ContextBlockHeads(Heads):
         return tuple(self.layers) if self.num_horizons > 1 else ()
 
     def _context(self, features: tuple[Tensor, ...] | None) -> Float[Tensor, "B T D"]:
-        if features is None or len(features) != self.num_features:
-            given = "none" if features is None else str(len(features))
-            refuse(self, f"features must hold {self.num_features} inner layers' states, got {given}; pass the trunk's.")
-        context: Tensor = self.context_norm(self.fuse(torch.cat(features, dim=-1)))
+        context: Tensor = self.context_norm(self.fuse(torch.cat(needed_features(self, features), dim=-1)))
         return context
 
     def _slots(self, token: Float[Tensor, "B P E"]) -> Float[Tensor, "B P S D"]:

@@ -10,7 +10,7 @@ from mtp_modules.core.checks import at_least, refuse
 from mtp_modules.core.interfaces import DecodingState
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions
-from mtp_modules.heads.common import LastStateHeads, last_hidden_state
+from mtp_modules.heads.common import LastStateHeads, last_hidden_state, needed_features
 from mtp_modules.heads.residual import ResidualBlock
 from mtp_modules.layers.transformer import RMSNorm
 
@@ -106,17 +106,9 @@ class EarlyExitHeads(LastStateHeads):
         features: tuple[Float[Tensor, "B T D"], ...] = (),
     ) -> tuple[Float[Tensor, "B _ D"], ...]:
         """Return one state a horizon; see :class:`~mtp_modules.core.interfaces.Heads`."""
-        self._check(features)
+        needed_features(self, features)
         picked = features if positions is None else tuple(at_positions(feature, positions) for feature in features)
         return (hidden, *(stack(picked[exit_]) for stack, exit_ in zip(self.stacks, self.exits, strict=True)))
-
-    def _check(self, features: tuple[Float[Tensor, "B T D"], ...]) -> None:
-        if len(features) != self.num_features:
-            refuse(
-                self,
-                f"features must hold the outputs of {self.num_features} inner layers, got {len(features)}; pass what "
-                "the trunk returns (MTPModel does).",
-            )
 
     def flops(self, length: int, num_far: int) -> int:
         """Return the operations of the blocks' square maps; horizon 1 costs none."""
@@ -133,7 +125,7 @@ class EarlyExitHeads(LastStateHeads):
     ) -> Float[Tensor, "B T D"]:
         """Append the announced chunk, and return the states of horizon 1."""
         own = last_hidden_state(self, state)
-        self._check(features)
+        needed_features(self, features)
         own.append(torch.cat(features, dim=-1))
         return hidden
 

@@ -10,6 +10,7 @@ from mtp_modules.core.checks import at_least, refuse, within_positions
 from mtp_modules.core.interfaces import DecodingState, Heads
 from mtp_modules.core.shapes import Float, Int, Tensor
 from mtp_modules.core.targets import at_positions, same_document_keys
+from mtp_modules.heads.common import needed_features
 from mtp_modules.heads.fused_module import SideBySideModule
 from mtp_modules.heads.sequential import SequentialHeads
 from mtp_modules.heads.sequential_module import SequentialModule
@@ -162,9 +163,7 @@ class FusedFeatureHeads(Heads):
         return self.drafter.max_drafts
 
     def _fused(self, features: tuple[Tensor, ...] | None) -> Float[Tensor, "B T D"]:
-        if features is None or len(features) != self.num_features:
-            given = "none" if features is None else str(len(features))
-            refuse(self, f"features must hold {self.num_features} inner layers' states, got {given}; pass the trunk's.")
+        features = needed_features(self, features)
         if len(self.feature_norms) == len(features) > 1:
             features = tuple(norm(part) for norm, part in zip(self.feature_norms, features, strict=True))
         joined = torch.cat(features, dim=-1)

@@ -221,8 +221,9 @@ class MultiTokenLoss(Component, nn.Module):
             terms = self._mixture(cast("Unembedding", unembedding), states, examples, scale, counts)
         else:
             check_single_states(self, model.heads, teacher)
-            measure = self.distillation, self.total_variation, self.log_acceptance, self.lk_eta
-            taught = teacher_for(states[0], teacher, examples.positions, horizons, *measure)
+            names = ("distillation", "total_variation", "log_acceptance", "lk_eta")
+            measure = {name: getattr(self, name) for name in names}
+            taught = teacher_for(states[0], teacher, examples.positions, horizons, **measure)
             terms = self._cross_entropy(unembedding, states, examples, scale, taught)
             if model.heads.predicts_acceptance:
                 added = confidence_loss(

@@ -14,6 +14,7 @@ def teacher_for(
     other: NextTokenTeacher | None,
     positions: Int[Tensor, "B P"],
     horizons: Sequence[int],
+    *,
     distillation: float,
     total_variation: float,
     log_acceptance: bool,

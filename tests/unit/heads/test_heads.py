@@ -215,9 +215,7 @@ def test_every_further_horizon_exits_at_a_layer_that_is_there(exits: list[int]) 
 
 def test_early_exits_need_the_layers_that_they_read() -> None:
     heads, hidden = make_heads("early_exit", 3), random_hidden(1, 2)
-    sentence = (
-        r"^EarlyExitHeads: features must hold the outputs of 2 inner layers, got 0; pass what the trunk returns \(MTP"
-    )
+    sentence = r"^EarlyExitHeads: features must hold 2 inner layers' states, got none; pass the trunk's\."
     with pytest.raises(ValueError, match=sentence):
         heads(hidden)
     with pytest.raises(ValueError, match=sentence):
