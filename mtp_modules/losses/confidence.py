@@ -9,7 +9,7 @@ from mtp_modules.core.interfaces import Heads
 from mtp_modules.core.objective import CrossEntropyTerms
 from mtp_modules.core.shapes import Float, Tensor
 from mtp_modules.losses.examples import Examples
-from mtp_modules.losses.figures import agreement_by_horizon
+from mtp_modules.losses.figures import agreement_by_horizon, comparable_by_horizon
 
 
 def confidence_loss(
@@ -35,14 +35,15 @@ def confidence_loss(
         overlap: Whether acceptance is that of a sampled draft, 1 minus the distance of the terms; otherwise it is that
             of greedy decoding, whether horizon 1 has the same argmax.
     """
-    predicted, far_predicted = examples.near_far(terms.predicted)
-    agrees, known = agreement_by_horizon(predicted, far_predicted, examples, heads.horizons)
     found = heads.confidence(torch.cat(tuple(states[1:]), dim=1).detach())  # one forward pass, also of a sharded module
     assert found is not None
     found = found.view(len(found), len(states) - 1, -1).transpose(1, 2).to(scale.dtype)
-    accepted = agrees[:, :, 1:].to(scale.dtype)
     if overlap:
         assert terms.distance is not None
-        accepted = 1 - examples.near_far(terms.distance)[1].to(scale.dtype)
+        accepted, known = 1 - examples.near_far(terms.distance)[1], comparable_by_horizon(examples, heads.horizons)
+    else:
+        accepted, known = agreement_by_horizon(*examples.near_far(terms.predicted), examples, heads.horizons)
+        accepted = accepted[:, :, 1:]
+    accepted = accepted.to(scale.dtype)
     losses = F.binary_cross_entropy_with_logits(found, accepted, reduction="none")
     return (losses * known[:, :, 1:] * scale[1:]).sum()

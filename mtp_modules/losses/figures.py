@@ -86,9 +86,19 @@ def agreement_by_horizon(
         examples: Has the positions, and which targets count.
         horizons: Offsets of the heads.
     """
-    length, positions = predicted.shape[1], examples.positions
-    same = positions_of_horizon_one(positions, horizons)
+    same = positions_of_horizon_one(examples.positions, horizons)
     rows = torch.arange(len(predicted), device=predicted.device)[:, None, None]
-    own = predicted[rows, same.clamp(max=length - 1)]
-    agrees = torch.cat((at_positions(predicted, positions)[:, :, None], far_predicted), dim=2) == own
-    return agrees, (same < length) & at_positions(examples.valid, positions)
+    own = predicted[rows, same.clamp(max=predicted.shape[1] - 1)]
+    agrees = torch.cat((at_positions(predicted, examples.positions)[:, :, None], far_predicted), dim=2) == own
+    return agrees, comparable_by_horizon(examples, horizons)
+
+
+def comparable_by_horizon(examples: Examples, horizons: Sequence[int]) -> Bool[Tensor, "B P H"]:
+    """Return where a target counts and horizon 1 has read the text up to it.
+
+    Args:
+        examples: Has the positions, and which targets count.
+        horizons: Offsets of the heads.
+    """
+    read = positions_of_horizon_one(examples.positions, horizons) < examples.valid.shape[1]
+    return read & at_positions(examples.valid, examples.positions)

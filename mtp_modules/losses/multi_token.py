@@ -93,7 +93,8 @@ class MultiTokenLoss(Component, nn.Module):
             distributions over those tokens.
 
     Of heads that predict which drafts are accepted (:class:`~mtp_modules.ConfidenceHeads`), the loss has the binary
-    cross-entropy of their predictions too, with the same weights and counts; horizon 1 is then never skipped.
+    cross-entropy of their predictions too, with the same weights and counts. For the argmax, horizon 1 is never
+    skipped.
 
     With a joint distribution a further horizon's term is the negative log-likelihood given the tokens before it, so
     that at equal weights the terms sum to the joint one. Then ``distillation``, ``label_smoothing`` and ``z_loss`` must
@@ -212,7 +213,8 @@ class MultiTokenLoss(Component, nn.Module):
         read = tokens if inputs is None else inputs
         passed = {} if known is None else {"known": known}
         states = model(read, document_ids=document_ids, positions=positions, detach=self.detach, **passed)
-        if not (model.heads.predicts_acceptance or self._scores_first(unembedding, states[0])):
+        compared = model.heads.predicts_acceptance and self.confidence_target == "argmax"
+        if not (compared or self._scores_first(unembedding, states[0])):
             examples = examples.without_first()
         counts = examples.valid.sum(dim=(0, 1)) if counts is None else counts
         scale = examples.scale(weights, counts, torch.promote_types(states[0].dtype, torch.float32))

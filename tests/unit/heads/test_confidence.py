@@ -106,6 +106,20 @@ def test_the_loss_can_be_the_cross_entropy_of_sampled_acceptance(
     assert_same(gradients(model, found.loss)["heads.to_confidence.weight"], wanted)
 
 
+def test_sampled_acceptance_needs_no_scores_of_a_frozen_horizon_one() -> None:
+    inner, tokens = make_model("transformer", "residual", 3), random_tokens(2, 9)
+    with float64():
+        model = MTPModel(trunk=inner.trunk, heads=ConfidenceHeads(heads=inner.heads))
+    loss = MultiTokenLoss(distillation=0.5, total_variation=1.0, confidence_target="overlap")
+    wanted = gradients(model, loss(model, tokens).loss)["heads.to_confidence.weight"]
+    for part in (model.trunk, model.unembedding):
+        part.requires_grad_(False)
+    terms = loss(model, tokens)
+    assert terms.count[0] == 0
+    terms.loss.backward()
+    assert_same(model.heads.to_confidence.weight.grad, wanted)
+
+
 def test_a_target_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match=r"confidence_target must be argmax or overlap, got 'both'\.$"):
         MultiTokenLoss(confidence_target="both")
