@@ -161,12 +161,14 @@ class TextDataModule(TokenDataModule):
 
     def _streams(self, progress: Progress | None = None) -> Mapping[str, TokenStream]:
         sources = {name: sources_of(self, part) for name, part in self.sources.items()}
-        shares = {"val_share": self.val_share, "test_share": self.test_share, "train_share": self.train_share}
+        shares = {"val_share": self.val_share, "test_share": self.test_share}
         if self.cache is None:
-            streams = read_streams(sources, self.tokenizer, **shares)
+            streams = read_streams(sources, self.tokenizer, train_share=self.train_share, **shares)
         else:
             folder = Path(self.cache)
-            streams = cached_streams(folder, sources, self.tokenizer, progress=progress, **shares)
+            streams = cached_streams(
+                folder, sources, self.tokenizer, progress=progress, train_share=self.train_share, **shares
+            )
         if progress is not None:
             return streams
         for sentence in said_of(sources.values(), streams):
