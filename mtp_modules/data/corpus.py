@@ -23,6 +23,8 @@ Sources: TypeAlias = Mapping[str, Sequence[DocumentSource]]
 """Sources of each split, and under ``SHARED`` those that are divided among them."""
 
 _LINE_SEARCH = 4096
+_ROUNDING = 1e-12
+"""Shares that add up to 1 but for this leave no document out."""
 _MOST_IN_MEMORY = 2**29
 
 
@@ -36,21 +38,34 @@ def split_of(key: str, *, val_share: float, test_share: float) -> str:
         val_share: Share of the documents for validation.
         test_share: Share of the documents for testing.
     """
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
+    place = _place(key)
     if place < test_share:
         return "test"
     return "val" if place < test_share + val_share else "train"
 
 
-def check_shares(val_share: float, test_share: float) -> None:
-    """Reject shares that leave nothing to train on.
+def _place(key: str) -> float:
+    """Return a document's place in [0, 1): tests come first, then validation, and training ends at 1."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def check_shares(val_share: float, test_share: float, train_share: float | None = None) -> None:
+    """Reject shares that leave nothing to train on, or that overlap.
 
     Raises:
-        ValueError: If a share lies outside [0, 1], or their sum is not below 1.
+        ValueError: If a share lies outside [0, 1], those of validation and test leave nothing, or all are more than 1.
     """
     fraction("TextDataModule", "val_share", val_share)
     fraction("TextDataModule", "test_share", test_share)
+    if train_share is not None:
+        fraction("TextDataModule", "train_share", train_share)
+        if train_share + val_share + test_share > 1:
+            refuse(
+                "TextDataModule",
+                f"train_share + val_share + test_share must be at most 1, got {train_share} + {val_share} + "
+                f"{test_share}; lower one, or leave train_share out to train on what the others leave.",
+            )
     if val_share + test_share >= 1:
         refuse(
             "TextDataModule",
@@ -58,21 +73,25 @@ def check_shares(val_share: float, test_share: float) -> None:
         )
 
 
-def effective_shares(sources: Sources, *, val_share: float, test_share: float) -> dict[str, float]:
+def effective_shares(
+    sources: Sources, *, val_share: float, test_share: float, train_share: float | None = None
+) -> dict[str, float]:
     """Return the share of each split in the divided sources; 0 for splits with sources of their own.
 
     Args:
         sources: Of the corpus.
         val_share: Share of the documents for validation.
         test_share: Share of the documents for testing.
+        train_share: Share of the documents for training; what the others leave if ``None``.
 
     Raises:
-        ValueError: If the shares leave nothing to train on.
+        ValueError: If the shares leave nothing to train on, or overlap.
     """
-    check_shares(val_share, test_share)
+    check_shares(val_share, test_share, train_share)
     given = {"val": val_share, "test": test_share}
     shares = {split: 0.0 if sources.get(split) or not sources.get(SHARED) else given[split] for split in given}
-    return {"train": 1.0 - sum(shares.values()) if sources.get(SHARED) else 0.0, **shares}
+    left = 1.0 - sum(shares.values()) if train_share is None else train_share
+    return {"train": left if sources.get(SHARED) else 0.0, **shares}
 
 
 def assigned_documents(
@@ -91,16 +110,17 @@ def assigned_documents(
     for given, parts in sources.items():
         for source in parts:
             for document in source.documents(tokenizer):
-                key = document.name if document.key is None else document.key
-                divided = given == SHARED
-                yield (
-                    split_of(key, val_share=shares["val"], test_share=shares["test"]) if divided else given,
-                    document,
-                )
+                split = given
+                if given == SHARED:
+                    key = document.name if document.key is None else document.key
+                    split = split_of(key, val_share=shares["val"], test_share=shares["test"])
+                    if split == "train" and _place(key) < 1 - shares["train"] - _ROUNDING:
+                        continue
+                yield split, document
 
 
 def read_streams(
-    sources: Sources, tokenizer: Tokenizer, *, val_share: float, test_share: float
+    sources: Sources, tokenizer: Tokenizer, *, val_share: float, test_share: float, train_share: float | None = None
 ) -> dict[str, TokenStream]:
     """Read and encode all documents into memory.
 
@@ -109,11 +129,12 @@ def read_streams(
         tokenizer: Turns text into token ids.
         val_share: Share of the documents of the divided sources for validation.
         test_share: Share of the documents of the divided sources for testing.
+        train_share: Share of the documents of the divided sources for training; what the others leave if ``None``.
 
     Raises:
         ValueError: If a source or a share is invalid, a split gets no document, or the text is too long for memory.
     """
-    shares = effective_shares(sources, val_share=val_share, test_share=test_share)
+    shares = effective_shares(sources, val_share=val_share, test_share=test_share, train_share=train_share)
     buffers = {split: SplitBuffer(token_type(tokenizer.vocab_size)) for split in splits_of(sources, shares)}
     total = 0
     for piece in encode_documents(assigned_documents(sources, tokenizer, shares), tokenizer):

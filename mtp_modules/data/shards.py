@@ -93,6 +93,7 @@ def cached_streams(
     *,
     val_share: float,
     test_share: float,
+    train_share: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, TokenStream]:
     """Return the streams of a corpus from a cache, which is built first if it lacks them.
@@ -107,12 +108,13 @@ def cached_streams(
         tokenizer: Turns text into token ids.
         val_share: Share of the divided sources for validation.
         test_share: Share of the divided sources for testing.
+        train_share: Share of the divided sources for training; what the others leave if ``None``.
         progress: Called while the cache is built.
 
     Raises:
         ValueError: If a source or a share is invalid, a split gets no document, or the folder cannot be written to.
     """
-    shares = effective_shares(sources, val_share=val_share, test_share=test_share)
+    shares = effective_shares(sources, val_share=val_share, test_share=test_share, train_share=train_share)
     if folder.is_dir() and not os.access(folder, os.W_OK):  # such as a shared file system that is mounted to be read
         entry = folder / cache_key(sources, tokenizer, shares, _RememberedHashes(folder / "files.json"))
         if (entry / _INDEX).is_file():

@@ -49,6 +49,8 @@ class TextDataModule(TokenDataModule):
         test: Sources to test on; ``sources`` then gives none.
         val_share: Share of ``sources`` for validation; 0 leaves the split out.
         test_share: Share of ``sources`` for testing; 0 leaves the split out.
+        train_share: Share of ``sources`` for training; what the other splits leave if ``None``. With ``train``, little
+            of it or 0: text of another kind to train on, and the same validation and test text as before.
         cache: Folder for tokens on disk, for text that does not fit into memory, or takes long to encode: it is read
             once, by one process, and memory-mapped by all; in memory if ``None``.
         seed: Another seed is another training order; the split does not depend on it.
@@ -82,6 +84,7 @@ class TextDataModule(TokenDataModule):
         tokenizer: Tokenizer | None = None,
         val_share: float = 0.05,
         test_share: float = 0.05,
+        train_share: float | None = None,
         cache: str | None = None,
         seed: int = 0,
         num_workers: int = 0,
@@ -99,13 +102,13 @@ class TextDataModule(TokenDataModule):
             augmentation=augmentation,
         )
         check_window(self, window, lookahead)
-        check_shares(val_share, test_share)
+        check_shares(val_share, test_share, train_share)
         if max_eval_windows is not None:
             whole(self, "max_eval_windows", max_eval_windows, 1)
         if cached_states is not None and ((random_offsets and not keep_whole) or augmentation is not None):
             remedy = "leave augmentation out" if augmentation is not None else "set random_offsets to false"
             refuse(self, f"cached_states belong to one fixed set of windows; {remedy}.")
-        if sources is None and train is None:
+        if train is None and (sources is None or train_share == 0):
             refuse(self, "there is nothing to train on; give sources, or train.")
         given = {SHARED: sources, "train": train, "val": val, "test": test}
         self.sources = {name: part for name, part in given.items() if part is not None}
@@ -116,6 +119,7 @@ class TextDataModule(TokenDataModule):
         self.tokenizer = tokenizer if tokenizer is not None else ByteTokenizer()
         self.val_share = val_share
         self.test_share = test_share
+        self.train_share = train_share
         self.max_eval_windows = max_eval_windows
         self.random_offsets = random_offsets
         self.keep_whole = keep_whole
@@ -159,10 +163,12 @@ class TextDataModule(TokenDataModule):
         sources = {name: sources_of(self, part) for name, part in self.sources.items()}
         shares = {"val_share": self.val_share, "test_share": self.test_share}
         if self.cache is None:
-            streams = read_streams(sources, self.tokenizer, **shares)
+            streams = read_streams(sources, self.tokenizer, train_share=self.train_share, **shares)
         else:
             folder = Path(self.cache)
-            streams = cached_streams(folder, sources, self.tokenizer, progress=progress, **shares)
+            streams = cached_streams(
+                folder, sources, self.tokenizer, progress=progress, train_share=self.train_share, **shares
+            )
         if progress is not None:
             return streams
         for sentence in said_of(sources.values(), streams):

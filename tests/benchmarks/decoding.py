@@ -2,12 +2,12 @@
 
 Both sides of a ratio alternate in one process, on one thread. Times are CPU seconds; medians over the repeats.
 
-    python tests/benchmarks/decoding.py --ckpt_path runs/quickstart
-    python tests/benchmarks/decoding.py --temperature 0.8 --decoders heads:7 rejection:7 block:7 --hugging_face 0
-    python tests/benchmarks/decoding.py --batch 16 --decoders heads:7 cost:7 --hugging_face 0
-    python tests/benchmarks/decoding.py --compile --decoders heads:3 heads:7
-    python tests/benchmarks/decoding.py --compile --freeze --decoders heads:3 heads:7
-    python tests/benchmarks/decoding.py --compile --freeze --prompt_sizes 64 --decoders heads:3 heads:7
+    python -m tests.benchmarks.decoding --ckpt_path runs/quickstart
+    python -m tests.benchmarks.decoding --temperature 0.8 --decoders heads:7 rejection:7 block:7 --hugging_face 0
+    python -m tests.benchmarks.decoding --batch 16 --decoders heads:7 cost:7 --hugging_face 0
+    python -m tests.benchmarks.decoding --compile --decoders heads:3 heads:7
+    python -m tests.benchmarks.decoding --compile --freeze --decoders heads:3 heads:7
+    python -m tests.benchmarks.decoding --compile --freeze --prompt_sizes 64 --decoders heads:3 heads:7
 """
 
 import argparse
@@ -40,6 +40,7 @@ from mtp_modules.decoders.graphs.compiled import CompiledModel
 from mtp_modules.decoders.request import DecodableModel
 from mtp_modules.interop import with_own_trunk
 from mtp_modules.loading import load_model
+from tests.benchmarks.unseen import held_out_prompts
 
 DECODERS = ["heads:3", "heads:5", "heads:7", "cost:7", "tree:2,2,1,1,1", "dynamic:6,3,12", "lookup:7", "both:7"]
 
@@ -173,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ckpt_path", default="runs/quickstart")
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--unseen", type=int, default=0, help="leave out prompts that share so many tokens in a row")
     parser.add_argument("--prompt_length", type=int, default=64)
     parser.add_argument("--new_tokens", type=int, default=192)
     parser.add_argument("--repeats", type=int, default=3)
@@ -195,7 +197,7 @@ def main() -> None:
     model, tokenizer = load_model(options.ckpt_path)
     model = model.to(getattr(torch, options.dtype))
     data = TextDataModule(sources=["stdlib"], window=256, lookahead=model.lookahead, batch_size=8, tokenizer=tokenizer)
-    prompts = data.prompts("test", options.prompts, options.prompt_length, seed=0)
+    prompts = held_out_prompts(data, options.prompts, options.prompt_length, options.unseen)
     batches = [prompts[start : start + options.batch] for start in range(0, len(prompts), options.batch)]
     console = Console(width=140)
     used: DecodableModel = model

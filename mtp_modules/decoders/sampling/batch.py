@@ -58,7 +58,13 @@ class BatchSampling:
         self._allowed = self._mask(params) if any(row.allowed_tokens is not None for row in params) else None
         self._kinds: Bool[Array, "B 4"] = np.array(
             [
-                (not row.greedy, row.penalises, row.top_k is not None or row.top_p < 1, row.allowed_tokens is not None)
+                (
+                    not row.greedy,
+                    row.penalises,
+                    row.top_k is not None or row.top_p < 1,
+                    row.allowed_tokens is not None,
+                    row.min_p > 0,
+                )
                 for row in params
             ]
         )
@@ -66,7 +72,7 @@ class BatchSampling:
 
     def _note_kinds(self) -> None:
         """Note what there is to do for any row."""
-        sampled, self.penalises, self._truncates, masks = (bool(kind.any()) for kind in self._kinds.T)
+        sampled, self.penalises, self._truncates, masks, self._has_min_p = (bool(kind.any()) for kind in self._kinds.T)
         self.greedy = not sampled
         self._allowed = self._allowed if masks else None
 
@@ -122,9 +128,10 @@ class BatchSampling:
         if self._truncates:
             scores = self._truncated(scores)
         probs = scores.softmax(dim=-1)
-        probs = torch.where(probs < self._min_p * probs.amax(dim=-1, keepdim=True), 0.0, probs)
-        probs = probs / probs.sum(dim=-1, keepdim=True)
-        return torch.where(cold, one_hot(argmax[..., 0], self.vocab_size).double(), probs)
+        if self._has_min_p:
+            probs = torch.where(probs < self._min_p * probs.amax(dim=-1, keepdim=True), 0.0, probs)
+            probs = probs / probs.sum(dim=-1, keepdim=True)
+        return probs.masked_fill(cold, 0.0).scatter_add(-1, argmax, cold.double())
 
     def _penalised(self, scores: Tensor, emitted: Tensor, prompted: Tensor) -> Tensor:
         seen = (emitted > 0) | prompted[:, None]

@@ -17,6 +17,7 @@ from mtp_modules.data import (
     DocumentSource,
     HuggingFaceTokenizer,
     JsonLines,
+    TextDataModule,
     TextFiles,
     TokenStream,
     load_splits,
@@ -87,6 +88,18 @@ def test_a_share_of_zero_leaves_the_side_out(corpus: Path) -> None:
     assert list(load_splits([str(corpus)], ByteTokenizer(), val_share=0.0, test_share=0.0)) == ["train"]
 
 
+def test_a_share_for_training_moves_no_document_of_the_other_splits(corpus: Path) -> None:
+    whole = load_splits([str(corpus)], ByteTokenizer(), val_share=0.2, test_share=0.2)
+    sources = {SHARED: [TextFiles(paths=[str(corpus)])], "train": [Given(Document("own", text="x"))]}
+    for train_share, kept in ((0.6, whole["train"].names), (0.3, None), (0.0, ())):
+        streams = read_streams(sources, ByteTokenizer(), val_share=0.2, test_share=0.2, train_share=train_share)
+        assert [streams[split].names for split in ("val", "test")] == [whole[split].names for split in ("val", "test")]
+        *names, own = streams["train"].names
+        assert own == "own"
+        assert set(names) <= set(whole["train"].names)
+        assert len(names) < len(whole["train"].names) if kept is None else tuple(names) == tuple(kept)
+
+
 def test_streams_hold_every_document_and_its_end(corpus: Path) -> None:
     tokenizer = ByteTokenizer()
     source = TextFiles(paths=[str(corpus)])
@@ -148,6 +161,14 @@ def test_a_side_without_a_document_is_refused_with_the_way_out() -> None:
 def test_shares_that_leave_no_training_are_refused(val_share: float, test_share: float) -> None:
     with pytest.raises(ValueError, match=r"val_share \+ test_share must be below 1"):
         load_splits(["stdlib"], ByteTokenizer(), val_share=val_share, test_share=test_share)
+
+
+def test_shares_that_overlap_or_leave_no_training_are_refused() -> None:
+    wrong = r"train_share \+ val_share \+ test_share must be at most 1, got 0\.95 \+ 0\.05 \+ 0\.05; lower one"
+    with pytest.raises(ValueError, match=wrong):
+        TextDataModule(sources=["stdlib"], window=8, lookahead=1, batch_size=1, train_share=0.95)
+    with pytest.raises(ValueError, match="there is nothing to train on; give sources, or train"):
+        TextDataModule(sources=["stdlib"], window=8, lookahead=1, batch_size=1, train_share=0.0)
 
 
 def test_a_single_text_is_cut_at_line_starts(tmp_path: Path) -> None:
