@@ -91,9 +91,10 @@ def check_fits(owner: str, model: MTPModel, embedding_width: int) -> None:
         refuse(owner, f"embeddings must be as wide as hidden states ({model.trunk.d_model}), got {embedding_width}.")
     embedding = model.trunk.embedding
     weight = cast("Tensor", embedding.weight)
-    with torch.no_grad():
-        first = embedding(torch.zeros(1, dtype=torch.long, device=weight.device))[0]
-    if not torch.equal(first, weight[0]):
+    with torch.no_grad():  # the padding token's row may be zero, and any other
+        tokens = torch.linspace(0, len(weight) - 1, 64, device=weight.device).long()
+        same = torch.equal(embedding(tokens), weight[tokens])
+    if not same:
         refuse(
             owner,
             f"drafters of this format read rows of the embedding, and the trunk's {type(embedding).__name__} changes "
@@ -168,12 +169,14 @@ def read_layers(config: Mapping[str, Any], target_layers: Sequence[int] | None, 
         target_layers: The layers where the drafter has its own entry for them.
         base: The model that the drafter belongs to, for the layers that vLLM takes if nothing names them.
     """
-    eagle = config.get("eagle_config") or {}
+    eagle, block = config.get("eagle_config") or {}, config.get("dflash_config") or {}
     given = config.get("eagle_aux_hidden_state_layer_ids") or eagle.get("eagle_aux_hidden_state_layer_ids")
+    target_layers = target_layers or config.get("dspark_target_layer_ids")
     if not given and target_layers:
         return sorted(target_layers)
     count = len(base.trunk.blocks)
-    return sorted(layer - 1 for layer in given or (2, count // 2, count - 3))
+    given = given or block.get("layer_ids") or eagle.get("layer_ids") or (2, count // 2, count - 3)
+    return sorted(layer - 1 for layer in given)
 
 
 def read_embedding(tensors: Tensors, rows: int, base: MTPModel) -> Float[Tensor, "R D"]:

@@ -1,14 +1,15 @@
 """Export a model to a foreign format, and import one."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from mtp_modules.core.budget import Budget
-from mtp_modules.core.checks import refuse
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.core.saving import write_text
 from mtp_modules.core.shapes import Tensor
@@ -246,9 +247,13 @@ def import_model(
         "chain_state": chain_state,
         "position_0": position_0,
     }
+    if num_horizons is not None:
+        whole(chosen.name, "num_horizons", num_horizons, 2)
     found, config = chosen.open(folder)
     conventions = dict(sidecar.get("conventions") or {})
-    for name, value in chosen.stated(config).items():
+    with _sentence_for(chosen.name, folder):
+        stated = chosen.stated(config)
+    for name, value in stated.items():
         if conventions.setdefault(name, value) != value:
             refuse(
                 chosen.name,
@@ -265,6 +270,20 @@ def import_model(
     shapes = [tensor.shape for tensor in (*found.values(), *(() if trunk is None else trunk.state_dict().values()))]
     with Budget(chosen.name, shapes) as budget:
         budget.check_counts([config, {"num_horizons": wanted.num_horizons}])
-        model = chosen.read(tensors, config, wanted)
+        with _sentence_for(chosen.name, folder):
+            model = chosen.read(tensors, config, wanted)
     tensors.finish()
     return model
+
+
+@contextmanager
+def _sentence_for(owner: str, folder: Path) -> Iterator[None]:
+    """Turn what Python says of a value of another kind into a sentence."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        refuse(
+            owner,
+            f"an entry of {folder / files.CONFIG}, or a tensor, is of another kind than the format has ({error}); "
+            "restore it.",
+        )

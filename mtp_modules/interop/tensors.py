@@ -8,6 +8,9 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.model import MTPModel
 
+_NUMBERS = ("d2t", "t2d")
+"""Tensors of whole numbers; all others hold weights."""
+
 
 class Tensors:
     """The tensors of a checkpoint, taken one by one.
@@ -59,6 +62,8 @@ class Tensors:
         value = self._left.pop(name)
         if tuple(value.shape) != shape:
             refuse(self.owner, f"{name} has shape {tuple(value.shape)}, the configuration has {shape}; correct either.")
+        if value.is_floating_point() == (name in _NUMBERS):
+            refuse(self.owner, f"{name} holds numbers of type {value.dtype}; the checkpoint is of another format.")
         if not bool(torch.isfinite(value).all()):
             refuse(self.owner, f"{name} holds values that are not finite; it was never written, or training diverged.")
         return value
@@ -117,7 +122,7 @@ def check_trained(model: MTPModel, before: MTPModel | None = None) -> None:
     for name, value in model.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             refuse("export", f"{name} holds values that are not finite; train again.")
-        if not name.startswith(("heads.", "unembedding.own_")):
+        if not name.startswith(("heads.", "unembedding.own_", "unembedding.transition")):
             continue
         if value.ndim > 1 and value.numel() > 1 and bool((value == value.flatten()[0]).all()):
             refuse("export", f"all values of {name} are {value.flatten()[0].item():g}: it was never trained.")

@@ -48,6 +48,12 @@ class Sizes(NamedTuple):
     tied: bool
 
 
+_COUNTS = (
+    *("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"),
+    *("num_hidden_layers", "vocab_size", "max_position_embeddings", "sliding_window", "markov_rank"),
+)
+
+
 def field(owner: str, config: Mapping[str, Any], name: str, default: Any = _MISSING) -> Any:
     """Return an entry of a configuration.
 
@@ -63,6 +69,8 @@ def field(owner: str, config: Mapping[str, Any], name: str, default: Any = _MISS
     value = config.get(name)
     if value is None and default is _MISSING:
         refuse(owner, f"config.json has no {name}; give the folder of a complete checkpoint.")
+    if name in _COUNTS and value is not None and not (type(value) is int and 0 < value < 2**31):
+        refuse(owner, f"config.json has {name}={value!r}, which must be a whole number above 0; restore it.")
     return default if value is None else value
 
 
@@ -96,6 +104,8 @@ def read_sizes(
     ):
         if value != ours:
             refuse(owner, f"config.json has {name}={value}, our layers have {ours}; this model cannot be read.")
+    # What transformers takes where a file of these says nothing.
+    defaults = (10000.0, 1e-6) if config.get("model_type") in ("llama", "qwen2", "qwen3") else ()
     max_positions = field(owner, config, "max_position_embeddings")
     window = field(owner, config, "sliding_window", None) if config.get("use_sliding_window", True) else None
     if window is not None and window < max_positions:
@@ -116,8 +126,8 @@ def read_sizes(
         num_layers=field(owner, config, "num_hidden_layers"),
         vocab_size=field(owner, config, "vocab_size"),
         max_positions=max_positions,
-        rope_base=rope.get("rope_theta") or field(owner, config, "rope_theta"),
-        norm_eps=field(owner, config, "rms_norm_eps"),
+        rope_base=rope.get("rope_theta") or field(owner, config, "rope_theta", *defaults[:1]),
+        norm_eps=field(owner, config, "rms_norm_eps", *defaults[1:]),
         tied=field(owner, config, "tie_word_embeddings", False),
     )
 

@@ -121,19 +121,24 @@ class _Variation:
 
     def __init__(self, probs: Float[Tensor, "N V"], other: Float[Tensor, "N V"], *, log_acceptance: bool) -> None:
         excess = probs - other
-        self._slope: Tensor | None = None
+        self._overlap: Tensor | None = None
         if log_acceptance:
-            overlap = overlap_above_zero(probs, other)
-            self.value, self._slope, self.distance = -overlap.log(), overlap.reciprocal(), (1 - overlap).clamp_(min=0)
+            self._overlap = overlap_above_zero(probs, other)
+            self.value, self.distance = -self._overlap.log(), (1 - self._overlap).clamp_(min=0)
         else:
             self.value = self.distance = 0.5 * excess.abs().sum(dim=1, keepdim=True)
         self._probs, self._sign = probs, excess.sign_()
 
     def gradient(self) -> Float[Tensor, "N V"]:
-        """Return ``probs * (sign - mean) / 2``, with the sign of ``probs - other`` and its mean under ``probs``."""
-        mean = (self._probs * self._sign).sum(dim=1, keepdim=True)
-        half = self._sign.sub_(mean).mul_(self._probs).mul_(0.5)
-        return half if self._slope is None else half.mul_(self._slope)
+        """Return ``probs * (mass - below)``, where ``below`` is 1 where ``probs`` is smaller, and ``mass`` its mean.
+
+        For the logarithm, divided by the overlap. The mean under ``probs`` is a sum of small numbers, so it is accurate
+        where hardly a draft would be accepted.
+        """
+        below = self._sign.mul_(-0.5).add_(0.5)  # 1/2 where both are equal
+        mass = (self._probs * below).sum(dim=1, keepdim=True)
+        found = below.neg_().add_(mass).mul_(self._probs)
+        return found if self._overlap is None else found.div_(self._overlap)
 
 
 def share_of_variation(
@@ -150,10 +155,10 @@ def share_of_variation(
 
 
 def overlap_above_zero(probs: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> Float[Tensor, "N 1"]:
-    """Return the overlap of two distributions, the acceptance of a draft, plus the rounding error of 1.
+    """Return the overlap of two distributions, the acceptance of a draft; the smallest normal number instead of 0.
 
     Args:
         probs: One distribution per row.
         other: Of the same shape.
     """
-    return torch.minimum(probs, other).sum(dim=1, keepdim=True) + torch.finfo(probs.dtype).eps
+    return torch.minimum(probs, other).sum(dim=1, keepdim=True).clamp(min=torch.finfo(probs.dtype).tiny)

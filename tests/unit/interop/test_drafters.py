@@ -191,6 +191,87 @@ def test_without_numbers_the_layers_are_those_that_vllm_takes(tmp_path: Path) ->
     same(model, back)
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"eagle_config": {"layer_ids": [1, 4, 8]}},
+        {"dflash_config": {"layer_ids": [1, 4, 8]}},
+        {"dspark_target_layer_ids": [0, 3, 7]},
+    ],
+    ids=lambda entries: next(iter(entries)),
+)
+def test_every_name_of_the_layers_that_vllm_reads_is_read(entries: dict[str, Any], tmp_path: Path) -> None:
+    heads = interop.FusedFeatureHeads(**SIZES, num_horizons=3, num_features=3, merge=False)
+    model = interop.drafter(heads, num_layers=9, feature_layers=[0, 3, 7])
+    export_model(model, tmp_path, format="eagle3")
+    edit(tmp_path, eagle_aux_hidden_state_layer_ids=None, eagle_config=None)
+    edit(tmp_path, **entries)
+    back = import_model(tmp_path, format="eagle3", trunk=model)
+    assert back.trunk.feature_layers == (0, 3, 7)
+    same(model, back)
+
+
+def test_sizes_that_a_file_leaves_out_are_those_of_transformers(tmp_path: Path) -> None:
+    model = interop.eagle3(rope_base=10000.0, norm_eps=1e-6)
+    export_model(model, tmp_path, format="eagle3")
+    edit(tmp_path, rope_theta=None, rope_parameters=None, rms_norm_eps=None)
+    same(model, import_model(tmp_path, format="eagle3", trunk=model))
+    edit(tmp_path, model_type="other")
+    with pytest.raises(ValueError, match=r"^eagle3: config\.json has no rope_theta"):
+        import_model(tmp_path, format="eagle3", trunk=model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_values_of_another_kind_are_a_sentence(name: str, tmp_path: Path) -> None:
+    model = MODELS[name](draft_tokens=True)
+    export_model(model, tmp_path / "whole", format=name)
+    config = config_of(tmp_path / "whole")
+    refused = 0
+    for entry in config:
+        for value in (0, "32", [None], 2**70, True):
+            edit(tmp_path / "whole", **{entry: value})
+            try:
+                import_model(tmp_path / "whole", format=name, trunk=model)
+            except ValueError as error:
+                refused += str(error).startswith(f"{name}: ")
+            edit(tmp_path / "whole", **config)
+    assert refused > 50
+    same(model, import_model(tmp_path / "whole", format=name, trunk=model))
+
+
+def test_numbers_of_another_kind_are_a_sentence(tmp_path: Path) -> None:
+    model = interop.eagle3(draft_tokens=True)
+    export_model(model, tmp_path, format="eagle3")
+    edit_tensors(tmp_path, lambda tensors: tensors.update({"d2t": tensors["d2t"].float()}))
+    with pytest.raises(ValueError, match=r"^eagle3: d2t holds numbers of type torch\.float32; the checkpoint is of"):
+        import_model(tmp_path, format="eagle3", trunk=model)
+    edit_tensors(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"].long()}))
+    with pytest.raises(ValueError, match=r"^eagle3: lm_head\.weight holds numbers of type torch\.int64"):
+        import_model(tmp_path, format="eagle3", trunk=model)
+
+
+@pytest.mark.parametrize("count", [1, 0])
+def test_a_drafter_drafts(count: int, tmp_path: Path) -> None:
+    export_model(interop.dflash(), tmp_path, format="dflash")
+    with pytest.raises(ValueError, match=rf"^dflash: num_horizons must be at least 2, got {count}\.$"):
+        import_model(tmp_path, format="dflash", trunk=interop.dflash(), num_horizons=count)
+
+
+def test_a_markov_head_that_was_never_trained_is_refused(tmp_path: Path) -> None:
+    model = interop.dspark()
+    with torch.no_grad():
+        model.unembedding.transition.zero_()
+    with pytest.raises(ValueError, match=r"all values of unembedding\.transition are 0: it was never trained\.$"):
+        export_model(model, tmp_path / "zero", format="dspark")
+    before, after = interop.dspark(), interop.dspark()
+    with torch.no_grad():
+        for name, value in after.named_parameters():
+            if name != "unembedding.transition":
+                value.mul_(1.25)
+    with pytest.raises(ValueError, match=r"training did not change unembedding\.transition"):
+        export_model(after, tmp_path / "same", format="dspark", before=before)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_heads_take_the_precision_of_the_trunk(name: str, tmp_path: Path) -> None:
     model = MODELS[name](draft_tokens=True)
@@ -267,6 +348,8 @@ class Scaled(torch.nn.Embedding):
 
 def scaled(model: MTPModel) -> MTPModel:
     model.trunk.embedding.__class__ = Scaled
+    with torch.no_grad():
+        model.trunk.embedding.weight[0] = 0.0  # of the padding token
     return model
 
 

@@ -358,3 +358,21 @@ def test_total_variation_is_what_a_sampled_draft_is_rejected_with() -> None:
         terms = FusedLinearCrossEntropy()(leaf, [matrix], [2], targets, weights, teacher)
         assert abs(terms.loss.item() - wanted) < 1e-15
         assert_same(torch.autograd.grad(terms.loss, leaf), [torch.zeros_like(states)], tolerance=1e-15)
+
+
+@pytest.mark.parametrize("gap", [15.0, 30.0, 60.0])
+@pytest.mark.parametrize("name", ["naive", "fused", "recompute"])
+def test_the_logarithm_of_acceptance_has_a_gradient_where_hardly_a_draft_is_accepted(name: str, gap: float) -> None:
+    """In float32, down to overlaps of 1e-26."""
+    generator = torch.Generator().manual_seed(0)
+    draft, own = torch.randn(2, 1, 50, generator=generator, dtype=torch.float64)
+    draft[0, 0] += gap
+    own[0, 1] += gap
+    exact = draft.clone().requires_grad_()
+    least = torch.minimum(exact.log_softmax(-1), own.log_softmax(-1))
+    (-least.logsumexp(-1)).sum().backward()
+    states, matrix = draft.float().requires_grad_(), OutputMatrix(torch.eye(50))
+    teacher = Teacher(own.float(), torch.ones(1), matrix, total_variation=1.0, log_acceptance=True)
+    BACKENDS[name](4)(states, [matrix], [1], torch.tensor([3]), torch.ones(1), teacher).loss.backward()
+    assert exact.grad.norm() > 0.1
+    torch.testing.assert_close(states.grad.double(), exact.grad, atol=1e-4, rtol=1e-3)
