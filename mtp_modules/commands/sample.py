@@ -62,9 +62,10 @@ def sample(
     module, data = assemble(sections["model"], _without_train(sections["data"]))
     if not isinstance(data, TextDataModule):
         refuse("config", f"data must be a TextDataModule, which supplies the prompts, got {type(data).__name__}.")
-    model = (module.model if ckpt_path is None else load_model(ckpt_path)[0]).to(device).eval()
+    model = module.model if ckpt_path is None else load_model(ckpt_path)[0]
     with contextlib.suppress(ValueError):  # of another architecture: the model as it is
-        model = with_own_trunk(model)  # the same, faster
+        model = with_own_trunk(model)  # the same, faster; a copy, which is made before it goes to the device
+    model = model.to(device).eval()
     prompts = data.prompts(split, count, prompt_tokens, seed)
     end = data.tokenizer.end_token
     stop = StopRule(tokens=[] if end is None else [end])

@@ -22,7 +22,6 @@ from mtp_modules.training.signals import slurm_job
 ORIGIN = ".configured_as"
 """File with the name of the folder that the run was configured with, before it got a number."""
 _TRACES = ("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*", "*.ckpt", f"{CHECKPOINTS}/*.ckpt")
-
 _BEFORE = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
 """What a run writes before its first step."""
 

@@ -28,26 +28,24 @@ _ROUNDING = 1e-12
 _MOST_IN_MEMORY = 2**29
 
 
-def split_of(key: str, *, val_share: float, test_share: float) -> str:
-    """Return the split of a document: a pure function of its key and the shares.
+def split_of(key: str, *, val_share: float, test_share: float, train_share: float | None = None) -> str | None:
+    """Return the split of a document, a pure function of its key and the shares; ``None`` if it is left out.
 
-    Adding or removing other documents never changes it.
+    Adding or removing other documents never changes it, and neither does ``train_share`` the other splits.
 
     Args:
         key: Of the document: the path of a file relative to its source, or the content of a record.
         val_share: Share of the documents for validation.
         test_share: Share of the documents for testing.
+        train_share: Share of the documents for training; what the others leave if ``None``.
     """
-    place = _place(key)
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") / 2**64
     if place < test_share:
         return "test"
-    return "val" if place < test_share + val_share else "train"
-
-
-def _place(key: str) -> float:
-    """Return a document's place in [0, 1): tests come first, then validation, and training ends at 1."""
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    if place < test_share + val_share:
+        return "val"
+    return "train" if train_share is None or place >= 1 - train_share - _ROUNDING else None
 
 
 def check_shares(val_share: float, test_share: float, train_share: float | None = None) -> None:
@@ -110,13 +108,12 @@ def assigned_documents(
     for given, parts in sources.items():
         for source in parts:
             for document in source.documents(tokenizer):
-                split = given
+                split: str | None = given
                 if given == SHARED:
                     key = document.name if document.key is None else document.key
-                    split = split_of(key, val_share=shares["val"], test_share=shares["test"])
-                    if split == "train" and _place(key) < 1 - shares["train"] - _ROUNDING:
-                        continue
-                yield split, document
+                    split = split_of(key, **{f"{name}_share": share for name, share in shares.items()})
+                if split is not None:
+                    yield split, document
 
 
 def read_streams(

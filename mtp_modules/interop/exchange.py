@@ -96,9 +96,8 @@ def export_model(
     chosen = _format(format)
     if model.unembedding.bias is not None:
         refuse(chosen.name, "the format has no output bias; train with output_bias=False.")
-    if (
-        model.unembedding.draft_tokens is not None and not chosen.draft_vocabulary
-    ):  # vLLM 0.32 has names for them, but rejects what has them
+    if model.unembedding.draft_tokens is not None and not chosen.draft_vocabulary:
+        # vLLM 0.32 has names for them in other formats, but rejects the files that have them.
         count, all_tokens = len(model.unembedding.draft_tokens), model.trunk.vocab_size
         refuse(
             chosen.name,

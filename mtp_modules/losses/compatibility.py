@@ -18,6 +18,7 @@ class Options(Protocol):
     label_smoothing: float
     z_loss: float
     balance: float
+    confidence_target: str
 
 
 def check_counts(owner: Options, counts: Shaped[Tensor, " H"], num_horizons: int) -> None:
@@ -60,7 +61,7 @@ def check_mixture(owner: Options, heads: object, inputs: Tensor | None, teacher:
 
 
 def check_single_states(owner: Options, heads: object, other: NextTokenTeacher | None) -> None:
-    """Reject ``balance`` for heads without components, two teachers, and imitation without one.
+    """Reject ``balance`` without components, two teachers, imitation without one, and overlap with another model.
 
     Args:
         owner: The loss.
@@ -72,6 +73,12 @@ def check_single_states(owner: Options, heads: object, other: NextTokenTeacher |
     """
     if owner.balance:
         refuse(owner, f"balance is {owner.balance}, but {type(heads).__name__} have no components; set it to 0.")
+    if other is not None and owner.confidence_target == "overlap":
+        refuse(
+            owner,
+            "confidence_target: overlap is that with horizon 1, and another model is the teacher; take argmax, or "
+            "distillation in its place.",
+        )
     if other is not None and owner.distillation > 0.0:
         refuse(owner, f"distillation is {owner.distillation}, but there is a teacher already; set it to 0.")
     if other is None and owner.distillation == 0.0 and owner.total_variation > 0.0:

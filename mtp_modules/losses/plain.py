@@ -46,7 +46,7 @@ def plain_terms(
             distance = variation.detach()
             if teacher.log_acceptance:
                 variation = -overlap_above_zero(log_probs.exp(), probs)[:, 0].log()
-            nu = share_of_variation(variation.detach(), teacher.total_variation, teacher.lk_eta)
+            nu = share_of_variation(distance, teacher.total_variation, teacher.lk_eta)
             imitation = blended(imitation, variation, nu)
         imitation = temperature**2 * imitation
         example_loss = blended(example_loss, imitation, teacher.share.to(nll.dtype))

@@ -83,7 +83,7 @@ def score(
         if nu and probs is not None:
             own_probs = logits / total if soft is None or soft_total is None else soft / soft_total
             variation = _Variation(own_probs, probs, log_acceptance=rules.log_acceptance)
-            nu = share_of_variation(variation.value, rules.total_variation, rules.lk_eta)
+            nu = share_of_variation(variation.distance, rules.total_variation, rules.lk_eta)
             imitation = blended(imitation, tau**2 * variation.value, nu)
         example_loss = blended(example_loss, imitation, share)
     if zeta:

@@ -17,7 +17,7 @@ from mtp_modules import (
     TransitionHeads,
 )
 from mtp_modules.core import Heads
-from mtp_modules.core.objective import LinearCrossEntropy
+from mtp_modules.core.objective import LinearCrossEntropy, NextTokenTeacher
 from mtp_modules.decoders import ConfidentDepth, SamplingParams
 from mtp_modules.losses import (
     ExplicitWeights,
@@ -125,6 +125,10 @@ def test_a_target_that_makes_no_sense_is_refused() -> None:
         MultiTokenLoss(confidence_target="both")
     with pytest.raises(ValueError, match="set total_variation above 0"):
         MultiTokenLoss(confidence_target="overlap")
+    model, tokens = make_model("gru", "confident", 3), random_tokens(2, 9)
+    other = NextTokenTeacher(model.trunk(tokens[:, :6]).hidden, model.unembedding.matrix(0), share=0.5)
+    with pytest.raises(ValueError, match=r"overlap is that with horizon 1, and another model is the teacher; take"):
+        MultiTokenLoss(total_variation=1.0, confidence_target="overlap")(model, tokens, teacher=other)
 
 
 def test_it_is_trained_beside_a_frozen_trunk() -> None:
