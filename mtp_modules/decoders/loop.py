@@ -75,7 +75,8 @@ def rounds(executor: Executor, request: Request, how: Speculation) -> Iterator[R
         # Draft, read, verify, commit: one forward pass of the trunk.
         started = now()
         wanted = depths.depth(len(rows)) if how.drafter is not None else 0
-        result, drafted = run.round(last, endings.useful(wanted), wanted, depths)
+        reach = how.drafter.reach(wanted) if how.drafter is not None else 0
+        result, drafted = run.round(last, endings.useful(reach), wanted, depths)
         depths.learn(len(rows), drafted, result.accepted, result.drafted, now() - started)
 
 
@@ -130,17 +131,24 @@ class _Run:
         self, last: Int[Array, " B"], limits: Int[Array, " B"], wanted: int, chooser: DepthChooser
     ) -> tuple[RoundResult, int]:
         """Run a round and commit what was accepted; return its result, and how many drafts were made in a row."""
-        num_drafts = self.executor.num_drafts(int(limits.max()), wanted, len(self.states.lengths))
-        drafter = self.how.drafter
+        drafter, looked_up = self.how.drafter, None
+        reach = drafter.reach(wanted) if drafter is not None else 0
+        num_drafts = self.executor.num_drafts(int(limits.max()), reach, len(self.states.lengths))
+        by_heads = min(num_drafts, wanted)
+        if drafter is not None and self.text is not None and num_drafts:
+            looked_up = drafter.look_up(self.text, num_drafts)
+            if looked_up is not None:
+                drafter, num_drafts = drafter.for_round(looked_up, by_heads)
         outputs = self.executor.round(
             RoundInputs(
                 token=self._on_device(last),
                 limits=self._on_device(limits),
                 num_drafts=num_drafts,
+                num_by_heads=by_heads,
                 drafter=drafter,
                 chooser=chooser if chooser.watches else None,
-                looked_up=drafter.look_up(self.text, num_drafts) if drafter and self.text and num_drafts else None,
-                sampler=self._sampler(unread=1, most=wanted + 1),
+                looked_up=looked_up,
+                sampler=self._sampler(unread=1, most=num_drafts + 1),
                 return_distributions=self.how.return_distributions,
             ),
             self.states,

@@ -30,6 +30,7 @@ class RoundInputs:
         token: ``(B,)``, the token that each row emitted last, which the trunk has not read.
         limits: ``(B,)``, how many drafts of each row may count.
         num_drafts: Most drafts one after the other.
+        num_by_heads: How many of them the heads make, where they do.
         drafter: Where drafts come from; ``None`` for plain decoding.
         chooser: Ends rows by the confidence in their drafts; ``None`` if the policy does not.
         looked_up: Drafts that the drafter has found in the text.
@@ -40,6 +41,7 @@ class RoundInputs:
     token: Int[Tensor, " B"]
     limits: Int[Tensor, " B"]
     num_drafts: int
+    num_by_heads: int
     drafter: Drafter | None
     chooser: DepthChooser | None
     looked_up: LookedUp | None
@@ -89,6 +91,7 @@ def draft_and_verify(
             DraftingContext(
                 token=token,
                 num_drafts=inputs.num_drafts,
+                num_by_heads=inputs.num_by_heads,
                 limits=inputs.limits,
                 sampler=sampler,
                 chooser=inputs.chooser,

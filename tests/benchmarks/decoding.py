@@ -46,7 +46,7 @@ DECODERS = ["heads:3", "heads:5", "heads:7", "cost:7", "tree:2,2,1,1,1", "dynami
 
 
 def decoder_of(name: str) -> Decoder:
-    """Build a decoder from a name such as ``heads:7`` (drafts) or ``tree:4,2,1`` (widths)."""
+    """Build a decoder from a name such as ``heads:7`` (drafts), ``both:4,8`` (of heads, of text) or ``tree:4,2,1``."""
     kind, _, sizes = name.partition(":")
     numbers = [int(size) for size in sizes.split(",")]
     made: dict[str, Callable[[], Decoder]] = {
@@ -56,7 +56,7 @@ def decoder_of(name: str) -> Decoder:
         "cost": lambda: SpeculativeDecoder(num_drafts=numbers[0], policy=CostAwareDepth()),
         "confident": lambda: SpeculativeDecoder(num_drafts=numbers[0], policy=ConfidentDepth()),
         "lookup": lambda: SpeculativeDecoder(drafter=PromptLookup(num_drafts=numbers[0])),
-        "both": lambda: SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=numbers[0])),
+        "both": lambda: SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=numbers[0], num_lookup=numbers[-1])),
         "tree": lambda: SpeculativeDecoder(tree=StaticTree(widths=numbers)),
         "dynamic": lambda: SpeculativeDecoder(tree=DynamicTree(depth=numbers[0], width=numbers[1], nodes=numbers[2])),
     }

@@ -330,6 +330,15 @@ MUTANTS = (
         ("properties/test_sampling.py::test_lookup_with_confidence_gives_a_row_what_it_gets_alone",),
     ),
     Mutant(
+        "heads-rest-when-a-neighbour-has-found",
+        "decoders/drafting/lookup.py",
+        "if filled == len(looked_up.counts):",
+        "if filled:",
+        "a row of which the text knows nothing gets no drafts beside one that was looked up",
+        OURS,
+        ("properties/test_sampling.py::test_lookup_with_confidence_gives_a_row_what_it_gets_alone",),
+    ),
+    Mutant(
         "infinite-logits-emitted",
         "decoders/results.py",
         "scores.amax(dim=-1).isfinite()",

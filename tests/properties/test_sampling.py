@@ -86,7 +86,7 @@ POLICIES: dict[str, Callable[[], DraftPolicy | None]] = {
 DRAFTERS: dict[str, Callable[[], Drafter | None]] = {
     "heads": lambda: None,
     "lookup": lambda: PromptLookup(num_drafts=3, longest=2),
-    "both": lambda: LookupOrHeads(longest=2, shortest=1),
+    "both": lambda: LookupOrHeads(longest=2, shortest=1, num_lookup=5),
 }
 
 
@@ -178,14 +178,15 @@ def test_a_row_does_not_depend_on_its_neighbours(acceptance: str, data: st.DataO
         assert generate(decoder, model, [prompt], **own) == [together[row]]
 
 
+@pytest.mark.parametrize("num_lookup", [None, 5])
 @pytest.mark.parametrize("acceptance", ["rejection", "block"])
-def test_lookup_with_confidence_gives_a_row_what_it_gets_alone(acceptance: str) -> None:
+def test_lookup_with_confidence_gives_a_row_what_it_gets_alone(acceptance: str, num_lookup: int | None) -> None:
     """Drafts of one row come from the text while a neighbour's end by confidence after one or two."""
     model, differ = make_model("transformer_grouped", "recurrent", 4), 0
     decoder = SpeculativeDecoder(
         acceptance=RULES[acceptance](),
         policy=ConfidentDepth(threshold=0.3),
-        drafter=LookupOrHeads(longest=2, shortest=1),
+        drafter=LookupOrHeads(longest=2, shortest=1, num_lookup=num_lookup),
     )
     prompts = [[1, 2, 1, 2, 1], [3], [4, 5], [6, 6, 6]]
     for seed in range(6):

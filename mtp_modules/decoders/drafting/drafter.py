@@ -88,6 +88,7 @@ class DraftingContext:
     Attributes:
         token: ``(B,)``, the token that each row emitted last.
         num_drafts: Most drafts ``K``.
+        num_by_heads: How many of them the heads make, where they do.
         limits: ``(B,)``, how many drafts of each row may count.
         sampler: What tokens are sampled with; ``None`` in greedy decoding.
         chooser: Ends rows by confidence, if the policy does.
@@ -102,6 +103,7 @@ class DraftingContext:
 
     token: Int[Tensor, " B"]
     num_drafts: int
+    num_by_heads: int
     limits: Int[Tensor, " B"]
     sampler: RoundSampler | None
     chooser: DepthChooser | None
@@ -123,7 +125,7 @@ class DraftingContext:
         draft = self.heads.draft(
             self.token,
             self.heads_state,
-            num_drafts=self.num_drafts,
+            num_drafts=self.num_by_heads,
             embed=self.embed,
             unembed=self.unembed,
             sampler=sampler,
@@ -184,9 +186,28 @@ class Drafter(Component, ABC):
         """
         return None
 
+    def reach(self, num_drafts: int) -> int:
+        """Return the most drafts one after the other of a round in which the heads make so many."""
+        return num_drafts
+
+    def for_round(self, looked_up: LookedUp, num_drafts: int) -> tuple["Drafter | None", int]:
+        """Return who drafts in a round, ``None`` if nobody, and how many tokens, once the text has been asked.
+
+        Called before the round, outside of what is compiled: what the text has filled needs no heads.
+
+        Args:
+            looked_up: What :meth:`look_up` has returned.
+            num_drafts: Most drafts that the heads make.
+        """
+        return self, looked_up.tokens.shape[1]
+
+    def parts(self) -> list["Drafter | None"]:
+        """Return all that :meth:`for_round` may return, for which graphs are then made beforehand."""
+        return [self]
+
     def chunk_size(self, num_drafts: int) -> int:
         """Return the most drafts that a round verifies: the nodes of a tree, or the links of a chain."""
-        return num_drafts
+        return self.reach(num_drafts)
 
     def check(self, trunk: Trunk, heads: Heads) -> None:
         """Refuse a model that this drafter cannot draft for.

@@ -225,7 +225,7 @@ class _ByCost(DepthChooser):
         accepted, depths = np.asarray(accepted)[:, None], np.arange(drafted)
         tried = (accepted >= depths) & (np.asarray(limits)[:, None] > depths)
         tries, hits = tried.sum(axis=0).tolist(), (accepted > depths).sum(axis=0).tolist()
-        for depth, count in enumerate(tries):
+        for depth, count in enumerate(tries[: self.most]):  # more can be drafted from the text
             if count:
                 weight = self.memory**count
                 self.acceptance[depth] = weight * self.acceptance[depth] + (1 - weight) * hits[depth] / count

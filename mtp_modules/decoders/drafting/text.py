@@ -20,17 +20,27 @@ class LookedUp(NamedTuple):
     tokens: Int[Tensor, "B K"]
     counts: Int[Tensor, " B"]
 
-    def or_else(self, other: Draft, limits: Int[Tensor, " B"]) -> Draft:
+    def rows_filled(self) -> int | None:
+        """Return how many rows have drafts; ``None`` on a GPU, which would have to be waited for."""
+        return int((self.counts > 0).sum()) if self.counts.device.type == "cpu" else None
+
+    def or_else(self, other: Draft, limits: Int[Tensor, " B"], *, ended: bool) -> Draft:
         """Return these drafts in rows that have any; other rows keep theirs.
 
         What a row gets does not depend on how many drafts its neighbours have.
+
+        Args:
+            other: Drafts of the heads.
+            limits: How many drafts of each row may count.
+            ended: Whether the policy has ended the heads' drafting early, on a CPU: no row's drafts then need more
+                places than there are.
         """
         there = self.counts > 0
         counts = torch.where(
             there, torch.minimum(limits, self.counts), limits if other.counts is None else other.counts
         )
         width = self.tokens.shape[1]
-        if other.tokens.shape[1] < width:  # on a CPU, where the policy has ended drafting early
+        if ended:
             width = max(other.tokens.shape[1], int(counts.max()))
         missing = width - other.tokens.shape[1]
         tokens = torch.where(there[:, None], self.tokens[:, :width], F.pad(other.tokens, (0, missing)))

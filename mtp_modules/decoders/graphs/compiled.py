@@ -33,9 +33,9 @@ def compile_for_decoding(
 ) -> "CompiledModel":
     """Return the model for decoders with its rounds compiled; the output is the same, up to rounding.
 
-    A round with no drafts or with drafts of the heads, verification and all, becomes one graph, whether tokens are
-    sampled or not. Where drafts come from the text alone, form a tree or end by confidence, or where distributions are
-    returned, the trunk's pass over the chunk does. Larger batches go through the model as it is, and so do prompts,
+    A round with no drafts, or with drafts of the heads or of the text, verification and all, becomes one graph, whether
+    tokens are sampled or not. Where drafts form a tree or end by confidence, or where distributions are returned, the
+    trunk's pass over the chunk does. Larger batches go through the model as it is, and so do prompts,
     unless there are sizes for them. A number of drafts is compiled when it is first used, which takes up to a minute.
 
     Args:

@@ -2,12 +2,17 @@
 
 import copy
 
+import torch
+
 from mtp_modules.core.checks import within_positions
-from mtp_modules.core.interfaces import Heads
+from mtp_modules.core.drafts import Draft
+from mtp_modules.core.interfaces import Heads, Trunk
 from mtp_modules.core.shapes import Bool, Float, Tensor
 from mtp_modules.core.state import bucket_of
 from mtp_modules.decoders.autoregressive import AutoregressiveDecoder
+from mtp_modules.decoders.drafting.drafter import Drafter, DraftingContext
 from mtp_modules.decoders.drafting.policies import DepthChooser, DraftPolicy
+from mtp_modules.decoders.drafting.text import LookedUp, Text
 from mtp_modules.decoders.graphs.compiled import CompiledModel
 from mtp_modules.decoders.sampling.parameters import SamplingParams
 from mtp_modules.decoders.speculative import SpeculativeDecoder
@@ -39,6 +44,52 @@ class _Turns(DepthChooser):
         return self.inner.goes_on(confidence) | True  # as many drafts as this round is to have
 
 
+class _Always(Drafter):
+    """Let one part of a drafter draft in every round, as if the text had something for it.
+
+    Args:
+        drafter: The whole.
+        part: Drafts; nobody if ``None``.
+    """
+
+    def __init__(self, *, drafter: Drafter, part: Drafter | None) -> None:
+        self.drafter, self.part = drafter, part
+        self.uses_heads, self.reads_text = drafter.uses_heads, drafter.reads_text
+
+    def limits(self, heads: Heads) -> tuple[int, int | None]:
+        return self.drafter.limits(heads)
+
+    def check(self, trunk: Trunk, heads: Heads) -> None:
+        self.drafter.check(trunk, heads)
+
+    def reach(self, num_drafts: int) -> int:
+        return self.drafter.reach(num_drafts)
+
+    def chunk_size(self, num_drafts: int) -> int:
+        return self.drafter.chunk_size(num_drafts)
+
+    def look_up(self, text: Text, num_drafts: int) -> LookedUp | None:
+        found = self.drafter.look_up(text, num_drafts)
+        return None if found is None else LookedUp(found.tokens, torch.full_like(found.counts, num_drafts))
+
+    def for_round(self, looked_up: LookedUp, num_drafts: int) -> tuple[Drafter | None, int]:
+        if self.part is None:
+            return None, 0
+        return self.part, looked_up.tokens.shape[1] if self.part.reads_text else num_drafts
+
+    def draft(self, context: DraftingContext) -> Draft:
+        return self.drafter.draft(context)  # nothing was looked up
+
+
+def _in_turn(decoder: SpeculativeDecoder, part: Drafter | None) -> SpeculativeDecoder:
+    """Return a decoder of which one part drafts every number of tokens that the policy may ask for."""
+    tried = copy.copy(decoder)
+    tried.policy = _InTurn(policy=decoder.policy)
+    if decoder.drafter.reads_text:
+        tried.drafter = _Always(drafter=decoder.drafter, part=part)
+    return tried
+
+
 def warm_up(
     model: CompiledModel,
     decoder: AutoregressiveDecoder | SpeculativeDecoder,
@@ -62,17 +113,19 @@ def warm_up(
     Raises:
         ValueError: If the trunk cannot read so many.
     """
-    depths, tried = [0], decoder
+    depths, tried = [0], [decoder]
     if isinstance(decoder, SpeculativeDecoder):
-        depths, tried = decoder.policy.depths(decoder.most(model)), copy.copy(decoder)
-        tried.policy = _InTurn(policy=decoder.policy)
+        depths = decoder.policy.depths(decoder.most(model))
+        tried = [_in_turn(decoder, part) for part in decoder.drafter.parts()]
     within_positions("warm_up", longest, model.trunk.max_positions, "trunk")
-    budget = 1 + sum(depth + 1 for depth in depths)
+    most = decoder.drafter.chunk_size(max(depths)) if isinstance(decoder, SpeculativeDecoder) else 0
+    budget = 1 + len(depths) * (most + 1)
     first = 1 + max(model.heads.horizons)  # the first tokens of a text may have graphs of their own
     lengths = {first, *model.prompt_sizes}
     if model.static_memory:
-        model.make_room(longest + max(depths))
+        model.make_room(longest + most)
         lengths |= {1 + length for length in range(longest) if bucket_of(1 + length) > bucket_of(max(length, 1))}
     for size in sorted(model.batch_sizes):
         for length in sorted(lengths):
-            tried.generate(model, [[0] * length] * size, max_new_tokens=budget, sampling=sampling)
+            for each in tried:
+                each.generate(model, [[0] * length] * size, max_new_tokens=budget, sampling=sampling)

@@ -60,7 +60,7 @@ CASES: list[tuple[Decoder, SamplingParams]] = [
     (SpeculativeDecoder(acceptance=OnTheHost()), SAMPLED),
     (SpeculativeDecoder(drafter=PromptLookup(num_drafts=2)), GREEDY),
     (SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1)), GREEDY),
-    (SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1)), SAMPLED),
+    (SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1, num_lookup=3)), SAMPLED),
     (SpeculativeDecoder(acceptance=TypicalAcceptance()), CUT),
     (SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
 ]
@@ -282,6 +282,8 @@ def warm() -> None:
         (SpeculativeDecoder(policy=ConfidentDepth(threshold=0.6)), GREEDY),
         (SpeculativeDecoder(policy=ConfidentDepth(threshold=0.3, predicted=True)), GREEDY),
         (SpeculativeDecoder(tree=DynamicTree(depth=2, width=2, nodes=4)), GREEDY),
+        (SpeculativeDecoder(drafter=PromptLookup(num_drafts=2)), GREEDY),
+        (SpeculativeDecoder(drafter=LookupOrHeads(longest=2, shortest=1, num_lookup=3)), GREEDY),
     ]
     for decoder, params in cases:
         policy = getattr(decoder, "policy", None)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtp_modules import AutoregressiveDecoder, SpeculativeDecoder
-from mtp_modules.decoders import PromptLookup
+from mtp_modules.decoders import LookupOrHeads, PromptLookup
 from mtp_modules.decoders.drafting.text import Text
 from tests.drafting import clock
 from tests.helpers import make_model
@@ -57,3 +57,21 @@ def test_lookup_needs_no_heads_that_draft() -> None:
     decoder = SpeculativeDecoder(drafter=PromptLookup(longest=2))
     plain = AutoregressiveDecoder().generate(model, [[1, 2, 1, 2], [3]], max_new_tokens=20)
     assert decoder.generate(model, [[1, 2, 1, 2], [3]], max_new_tokens=20).tokens == plain.tokens
+
+
+def test_heads_rest_where_the_text_drafts() -> None:
+    """And as many tokens as are asked for come from the text; where none do, as many as are asked of the heads."""
+    model, rounds_of_heads = clock(4), []
+    draft = model.heads.draft
+    model.heads.draft = lambda *given, **options: rounds_of_heads.append(options) or draft(*given, **options)
+    decoder = SpeculativeDecoder(drafter=LookupOrHeads(num_drafts=2, longest=2, shortest=1, num_lookup=7))
+    rounds = list(decoder.stream(model, [[0]], max_new_tokens=60))
+    drafted = [done.drafted[0] for done in rounds]
+    assert drafted[0] == 0
+    assert drafted[1] == 2
+    first = drafted.index(7)
+    assert drafted[first:-1] == [7] * len(drafted[first:-1])
+    assert len(rounds_of_heads) == first - 1
+    assert all(options["num_drafts"] == 2 for options in rounds_of_heads)
+    both = decoder.generate(model, [[0], [1, 3, 1]], max_new_tokens=60)
+    assert both.tokens == AutoregressiveDecoder().generate(model, [[0], [1, 3, 1]], max_new_tokens=60).tokens
