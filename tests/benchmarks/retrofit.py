@@ -10,6 +10,7 @@ plainly too, is not what the model said before.
     python -m tests.benchmarks.retrofit
     python -m tests.benchmarks.retrofit --kinds recurrent --seconds 900 --save runs/kinds
     python -m tests.benchmarks.retrofit --kinds recurrent --load runs/kinds --batch 16
+    python -m tests.benchmarks.retrofit --kinds fused_feature --loss total_variation=1.0 lk_eta=null
     python -m tests.benchmarks.retrofit --kinds recurrent --load runs/kinds --compile --drafts 2 --prompts 32
 """
 
@@ -33,8 +34,11 @@ from mtp_modules.decoders import (
     ConfidentDepth,
     CostAwareDepth,
     Decoder,
+    ExactMatch,
     LookupOrHeads,
     PromptLookup,
+    RejectionSampling,
+    SamplingParams,
     compile_for_decoding,
 )
 from mtp_modules.decoders.request import DecodableModel
@@ -176,18 +180,24 @@ def cost_of_drafting(model: MTPModel, prompt: list[int], num_drafts: int) -> flo
 
 
 def compare(
-    model: DecodableModel, sides: dict[str, Decoder], prompts: list[list[int]], new_tokens: int, batch: int = 1
+    model: DecodableModel,
+    sides: dict[str, Decoder],
+    prompts: list[list[int]],
+    new_tokens: int,
+    batch: int = 1,
+    temperature: float = 0.0,
 ) -> dict[str, Found]:
     """Return what each side brought; the sides alternate batch by batch."""
+    given: dict[str, Any] = {"max_new_tokens": new_tokens, "sampling": SamplingParams(temperature=temperature)}
     for decoder in sides.values():
-        decoder.generate(model, prompts[:batch], max_new_tokens=new_tokens)  # compiles, if anything is compiled
+        decoder.generate(model, prompts[:batch], **given)  # compiles, if anything is compiled
     seconds = dict.fromkeys(sides, 0.0)
     tokens, forwards, rounds, equal = (dict.fromkeys(sides, 0) for _ in range(4))
     for start in range(0, len(prompts), batch):
         outputs = {}
         for name, decoder in sides.items():
             started = time.process_time()
-            generation = decoder.generate(model, prompts[start : start + batch], max_new_tokens=new_tokens)
+            generation = decoder.generate(model, prompts[start : start + batch], seed=start, **given)
             seconds[name] += time.process_time() - started
             tokens[name] += generation.stats.tokens
             forwards[name] += generation.stats.forwards
@@ -208,7 +218,9 @@ def compare(
 def sides_of(kind: str, model: MTPModel, options: argparse.Namespace, *, first: bool) -> dict[str, Decoder]:
     """Return the decoders to compare; lookup alone, which is the same with all heads, only with the first."""
     drafts = options.drafts
-    sides: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), kind: SpeculativeDecoder(num_drafts=drafts)}
+    acceptance = RejectionSampling() if options.temperature else ExactMatch()
+    own = SpeculativeDecoder(num_drafts=drafts, acceptance=acceptance)
+    sides: dict[str, Decoder] = {"plain": AutoregressiveDecoder(), kind: own}
     if model.heads.predicts_acceptance:
         policy = ConfidentDepth(threshold=0.4, predicted=True)
         sides[f"{kind}, confident"] = SpeculativeDecoder(num_drafts=drafts, policy=policy)
@@ -225,6 +237,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=str(ROOT / "configs" / "retrofit_smollm2.yaml"))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--loss", nargs="*", default=[], help="arguments of the loss that differ: name=value")
+    parser.add_argument("--temperature", type=float, default=0.0, help="above 0, drafts are sampled and rejected")
     parser.add_argument("--seconds", type=float, default=420.0, help="CPU seconds of training for each kind")
     parser.add_argument(
         "--feature_layers",
@@ -254,6 +268,8 @@ def main() -> None:
     lookup = 1.0
     for turn, kind in enumerate(options.kinds):
         given = sections_of(sections, kind, options.feature_layers)
+        for name, value in (each.split("=") for each in options.loss):
+            given["model"]["loss"]["init_args"][name] = get_loader("yaml")(value)
         if options.load:
             module, data, steps = loaded(given, Path(options.load) / kind)
         else:
@@ -273,7 +289,7 @@ def main() -> None:
             used = model
             if options.compile:
                 used = compile_for_decoding(with_own_trunk(model), freeze=True, batch_sizes=(options.batch,))
-            found = compare(used, sides, prompts, options.new_tokens, options.batch)
+            found = compare(used, sides, prompts, options.new_tokens, options.batch, options.temperature)
         parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
         draft = 1e3 * cost_of_drafting(model, prompts[0], options.drafts)
         lookup = found["lookup"].faster if "lookup" in found else lookup

@@ -54,17 +54,13 @@ def innermost(heads: dict[str, Any]) -> dict[str, Any]:
 def sections_of(sections: dict[str, Any], kind: str, feature_layers: list[int]) -> dict[str, Any]:
     """Return a configuration with heads of a kind, and what has to change for them."""
     sections = copy.deepcopy(sections)
-    model, cached = sections["model"], sections["data"]["init_args"].get("cached_states")
-    before = model["trunk"]["init_args"].pop("feature_layers", None)
+    model = sections["model"]
+    model["trunk"]["init_args"]["feature_layers"] = feature_layers  # of all kinds, so that they share cached states
     horizons = innermost(model["heads"])["init_args"]["num_horizons"]  # with another number, windows are other ones
     model["heads"] = copy.deepcopy(KINDS[kind])
     innermost(model["heads"])["init_args"]["num_horizons"] = horizons
-    reads = innermost(model["heads"])["class_path"] in READ_INNER_LAYERS
-    if reads:
+    if innermost(model["heads"])["class_path"] in READ_INNER_LAYERS:
         innermost(model["heads"])["init_args"]["num_features"] = len(feature_layers)
-        model["trunk"]["init_args"]["feature_layers"] = feature_layers
-    if cached and reads != (before is not None):
-        cached["init_args"]["folder"] += "_features" if reads else "_plain"
     # Its distribution is over the whole vocabulary, and imitates no teacher; fewer positions make more steps.
     if kind == "joint":
         model["num_draft_tokens"] = None
