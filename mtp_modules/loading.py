@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from mtp_modules.core.auxiliary import AuxiliaryObjective
 from mtp_modules.core.budget import named_values
 from mtp_modules.core.checks import InputError, refuse
 from mtp_modules.core.checksums import CHECKSUMS, damaged_file, damaged_record
@@ -56,6 +57,40 @@ def load_model(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",))
     model.load_state_dict(state)
     tokenizer = build(found, trusted=trusted, role=Tokenizer) if (found := described.get("tokenizer")) else None
     return model.eval(), tokenizer
+
+
+def load_objectives(path: str | Path, *, trusted: tuple[str, ...] = ("mtp_modules",)) -> dict[str, AuxiliaryObjective]:
+    """Build the auxiliary objectives of a training checkpoint, which :func:`load_model` leaves out.
+
+    Args:
+        path: Any path that :func:`find_checkpoint` accepts.
+        trusted: Top-level packages whose classes may be built.
+
+    Returns:
+        Each with its weights, in evaluation mode, by its name; none if the model was trained without, or saved for
+        decoding.
+
+    Raises:
+        ValueError: If the file is not a checkpoint of this package, their weights do not fit, or it is sharded.
+    """
+    path = find_checkpoint(path)
+    if path.is_dir() and not is_sharded(path):
+        return {}
+    if is_sharded(path):
+        refuse("ckpt_path", f"{path} is a folder of shards; let the run save one file.")
+    checkpoint, found = read_checkpoint(path), dict[str, AuxiliaryObjective]()
+    for index, description in enumerate(checkpoint[CHECKPOINT_KEY].get("objectives") or ()):
+        prefix = f"objectives.{index}."
+        stored = checkpoint["state_dict"].items()
+        state = {name[len(prefix) :]: value for name, value in stored if name.startswith(prefix)}
+        shapes = {name: value.shape for name, value in state.items()}
+        made: AuxiliaryObjective = build_within(
+            shapes, "ckpt_path", description, trusted=trusted, role=AuxiliaryObjective
+        )
+        check_weights(made, state, path)
+        made.load_state_dict(state)
+        found[made.name] = made.eval()
+    return found
 
 
 def find_checkpoint(path: str | Path, *, preferred: Sequence[str] = _PREFERRED) -> Path:

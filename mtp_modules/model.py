@@ -10,7 +10,7 @@ from torch import nn
 
 from mtp_modules.core.checks import TokenIds, plain_ids, refuse, tokens_in_vocabulary
 from mtp_modules.core.component import Component, build, build_within, check_describable, describe, redescribe
-from mtp_modules.core.fitting import check_draft_tokens, check_dtypes, check_widths, dtype_of, heads_for
+from mtp_modules.core.fitting import check_draft_tokens, check_fit, checked_output, dtype_of, heads_for
 from mtp_modules.core.interfaces import Heads, MixtureStates, Tokenizer, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
 from mtp_modules.core.shapes import Float, Int, Tensor
@@ -65,8 +65,7 @@ class MTPModel(Component, nn.Module):
         self.trunk, self.heads = trunk, heads
         if num_draft_tokens is not None:
             check_draft_tokens(num_draft_tokens, trunk, heads)
-        check_widths(trunk, heads)
-        check_dtypes(trunk, heads)
+        check_fit(trunk, heads)
         tied_to = None
         if tie_embeddings:
             if not isinstance(trunk.embedding, nn.Embedding) or trunk.embedding_width != trunk.d_model:
@@ -118,7 +117,7 @@ class MTPModel(Component, nn.Module):
             document_ids: Which document every token belongs to.
             positions: Positions at which horizons beyond the first are computed; all if ``None``.
             detach: Parts that get no gradient from horizons beyond the first: ``"trunk"``, ``"embedding"``.
-            known: Cached output of a frozen trunk for these tokens; the trunk does not run then.
+            known: What :meth:`read` has returned for these tokens, or a frozen trunk's cached states.
 
         Raises:
             ValueError: If ``known`` has other positions, widths or layers.
@@ -128,10 +127,9 @@ class MTPModel(Component, nn.Module):
         length = num_positions(tokens, self.horizons)
         read = None if document_ids is None else document_ids[:, :length]
         if known is None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.trunk)):
-                output: TrunkOutput = self.trunk(tokens[:, :length], document_ids=read)
+            output = self.read(tokens, document_ids=document_ids)
         else:
-            output = self._checked(known, (len(tokens), length))
+            output = checked_output(known, self.trunk, self.heads, (len(tokens), length), self.unembedding.weight.dtype)
         hidden, given = output.hidden, self.heads.features_of(output)
         if given and "trunk" in detach:
             given["features"] = tuple(feature.detach() for feature in output.features)
@@ -151,18 +149,20 @@ class MTPModel(Component, nn.Module):
         )
         return states
 
-    def _checked(self, known: TrunkOutput, positions: tuple[int, int]) -> TrunkOutput:
-        """Return the cached trunk output in the precision of the weights, if it fits these tokens."""
-        needs = self.heads.num_features
-        read = known.features if needs else ()
-        if len(read) != needs:
-            heads = type(self.heads).__name__
-            refuse(self, f"known holds {len(read)} inner layers, but {heads} read {needs}; recompute it.")
-        wanted, dtype = (*positions, self.trunk.d_model), self.unembedding.weight.dtype
-        for state in (known.hidden, *read):
-            if state.shape != wanted:
-                refuse(self, f"known has shape {tuple(state.shape)}, these tokens need {wanted}; recompute it.")
-        return TrunkOutput(known.hidden.to(dtype), tuple(feature.to(dtype) for feature in read))
+    def read(self, tokens: Int[Tensor, "B L"], *, document_ids: Int[Tensor, "B L"] | None = None) -> TrunkOutput:
+        """Return the trunk's states for a training batch; without gradients if the trunk has nothing to train.
+
+        Args:
+            tokens: Token ids, ``L = T + max(horizons)``; the trunk reads the first ``T``.
+            document_ids: Which document every token belongs to.
+        """
+        length = num_positions(tokens, self.horizons)
+        trains = any(parameter.requires_grad for parameter in self.trunk.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            output: TrunkOutput = self.trunk(
+                tokens[:, :length], document_ids=None if document_ids is None else document_ids[:, :length]
+            )
+        return output
 
     def trim_drafts(self, tokens: TokenIds) -> None:
         """Let horizons beyond the first score these tokens only, such as the most frequent ones of a corpus.
@@ -324,7 +324,3 @@ class MTPModel(Component, nn.Module):
             output_bias=output is not None and output.bias is not None,
             num_draft_tokens=num_draft_tokens,
         ).eval()
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())

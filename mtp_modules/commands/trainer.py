@@ -38,6 +38,7 @@ from mtp_modules.training import (
     check_strategy_name,
     check_trainer,
     choose_draft_tokens,
+    count_frequencies,
     fill_data_parallel_size,
     init_from,
 )
@@ -205,6 +206,7 @@ class MTPCLI(LightningCLI):
             init_from(self.model.model, start, tokenizer=tokenizer_of(self))
         if self.saved_model is None:
             choose_draft_tokens(self.model.model, self.datamodule)
+            count_frequencies(self.model, self.datamodule)
 
     def after_predict(self) -> None:
         """Reject data without rows to predict, for which Lightning does nothing."""

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 import mtp_modules.data
 import mtp_modules.heads
 import mtp_modules.losses
+import mtp_modules.objectives
 import mtp_modules.trunks
 from mtp_modules.configuration.parser import LightningSentenceParser, SentenceParser
 from mtp_modules.core.checks import refuse
@@ -29,6 +30,7 @@ LINKS = (
         for heads in _HEADS
         for size in ("d_model", "embedding_width", "vocab_size")
     ),
+    *((f"model.trunk.{size}", f"model.objectives.init_args.{size}") for size in ("d_model", "vocab_size")),
     ("model.vocab_size", "data.init_args.vocab_size"),
     ("model.lookahead", "data.init_args.lookahead"),
 )
@@ -57,7 +59,7 @@ def check_sizes(config: Namespace, instantiated: Namespace) -> None:
             cannot embed.
     """
     for source, target in LINKS:
-        _agree(config, target, config.get(target), source, _attribute(instantiated, source))
+        _agree(config, target, source, _attribute(instantiated, source))
     _check_embedded(instantiated["data"], instantiated["model"].vocab_size)
 
 
@@ -79,7 +81,7 @@ def assemble(model: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[MTPModu
     config = parser.parse_object({"model": dict(model)})
     instantiated = parser.instantiate(config)
     for source, target in links:
-        _agree(config, target, config.get(target), source, _attribute(instantiated, source))
+        _agree(config, target, source, _attribute(instantiated, source))
     module: MTPModule = instantiated["model"]
     return module, assemble_data(data, lookahead=module.lookahead, vocab_size=module.vocab_size)
 
@@ -108,15 +110,26 @@ def assemble_data(data: Mapping[str, Any], *, lookahead: int, vocab_size: int) -
     config = parser.parse_object({"model": sizes, "data": dict(data)})
     given = dict(data.get("init_args") or {})  # without the values that the links fill in
     for source, target in links:
-        _agree(config, target, given.get(target.rpartition(".")[2]), source, config[source])
+        _check_given(
+            target, given.get(target.rpartition(".")[2]), _default(config["data"], target), source, config[source]
+        )
     made: LightningDataModule = parser.instantiate(config)["data"]
     _check_embedded(made, vocab_size)
     return made
 
 
-def _agree(config: Namespace, target: str, given: Any, source: str, filled: Any) -> None:
-    """Reject a filled-in size that was given with another value."""
-    if given not in (None, filled, _default(config, target)) and filled is not None:
+def _agree(config: Namespace, target: str, source: str, filled: Any) -> None:
+    """Reject a size of one class, or of each in a list, that was given with another value than the one filled in."""
+    owner, _, argument = target.partition(".init_args.")
+    found = config.get(owner)
+    for each in found if isinstance(found, list | tuple) else [found]:
+        if each is not None:
+            given = (each.get("init_args") or {}).get(argument)
+            _check_given(target, given, _default(each, target), source, filled)
+
+
+def _check_given(target: str, given: Any, default: Any, source: str, filled: Any) -> None:
+    if given not in (None, filled, default) and filled is not None:
         refuse(target, f"is {given} here, but {source} is {filled}; leave it out, it is filled in.")
 
 
@@ -130,9 +143,9 @@ def _check_embedded(data: LightningDataModule, vocab_size: int) -> None:
 
 
 def _default(config: Namespace, target: str) -> Any:
-    """Return the default of a class's argument, which contradicts no other value."""
-    owner, _, argument = target.partition(".init_args.")
-    module, _, name = config[owner].class_path.rpartition(".")
+    """Return the default of the argument of a configured class, which contradicts no other value."""
+    argument = target.rpartition(".init_args.")[2]
+    module, _, name = config.class_path.rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     return parameters[argument].default if argument in parameters else None
 

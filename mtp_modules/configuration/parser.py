@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 
+from mtp_modules.core.auxiliary import AuxiliaryObjective
 from mtp_modules.core.checks import InputError
 from mtp_modules.core.interfaces import Heads, Tokenizer, Trunk
 from mtp_modules.core.objective import HorizonWeights, LinearCrossEntropy
@@ -27,6 +28,7 @@ ROLES: dict[str, type] = {
     "trunk": Trunk,
     "heads": Heads,
     "loss": MultiTokenLoss,
+    "objectives": AuxiliaryObjective,
     "weights": HorizonWeights,
     "backend": LinearCrossEntropy,
     "tokenizer": Tokenizer,

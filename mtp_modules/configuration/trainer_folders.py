@@ -7,6 +7,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from mtp_modules.training.last_checkpoint import LastCheckpoint
+
 CHECKPOINTS = "checkpoints"
 _WITH_FOLDERS = ("TensorBoardLogger", "CSVLogger")
 
@@ -66,10 +68,16 @@ def use_folder(trainer: Namespace, folder: Path) -> None:
 def save_in(folder: Path, trainer: Trainer) -> None:
     """Let checkpoints go to a run's folder, where the logger, asked by Lightning, would name one of its own.
 
+    That of the last step goes where others are told to go, if any are.
+
     Args:
         folder: Of the run.
         trainer: Before its callbacks are set up.
     """
+    if all(getattr(callback, "dirpath", None) is None for callback in trainer.checkpoint_callbacks):
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, LastCheckpoint):
+                callback.dirpath = str(folder.absolute() / CHECKPOINTS)
     first = trainer.loggers[0] if trainer.loggers else None
     if first is None or isinstance(first, TensorBoardLogger | CSVLogger):
         return

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mtp_modules.core.checks import refuse
-from mtp_modules.core.interfaces import Heads, Trunk
+from mtp_modules.core.interfaces import Heads, Trunk, TrunkOutput
 from mtp_modules.core.objective import OutputMatrix
 
 
@@ -102,6 +102,20 @@ def check_trained_output(trunk: Trunk, trained: OutputMatrix, *, tied: bool, bia
         refuse("MTPModel", f"the {name} was trained with a bias on its logits; set output_bias to true.")
 
 
+def check_fit(trunk: Trunk, heads: Heads) -> None:
+    """Compare sizes and precisions of trunk and heads.
+
+    Args:
+        trunk: The trunk.
+        heads: The heads.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    check_widths(trunk, heads)
+    check_dtypes(trunk, heads)
+
+
 def check_widths(trunk: Trunk, heads: Heads) -> None:
     """Compare the sizes that the heads were built for with those of the trunk.
 
@@ -156,6 +170,33 @@ def check_dtypes(trunk: Trunk, heads: Heads) -> None:
             f"{type(trunk).__name__} is in {_name(has)}, but {type(heads).__name__} are in {_name(reads[0])}; call "
             f"heads.to(torch.{_name(has)}) before, or make the trunk in {_name(reads[0])}.",
         )
+
+
+def checked_output(
+    known: TrunkOutput, trunk: Trunk, heads: Heads, positions: tuple[int, int], dtype: torch.dtype
+) -> TrunkOutput:
+    """Return a known output of a trunk in a precision, if it fits.
+
+    Args:
+        known: The output.
+        trunk: The trunk.
+        heads: Will read it.
+        positions: Rows and positions that it must have.
+        dtype: Of the result.
+
+    Raises:
+        ValueError: If it has other positions, widths or layers.
+    """
+    needs = heads.num_features
+    read = known.features if needs else ()
+    if len(read) != needs:
+        name = type(heads).__name__
+        refuse("MTPModel", f"known holds {len(read)} inner layers, but {name} read {needs}; recompute it.")
+    wanted = (*positions, trunk.d_model)
+    for state in (known.hidden, *read):
+        if state.shape != wanted:
+            refuse("MTPModel", f"known has shape {tuple(state.shape)}, these tokens need {wanted}; recompute it.")
+    return TrunkOutput(known.hidden.to(dtype), tuple(feature.to(dtype) for feature in read))
 
 
 def dtype_of(trunk: Trunk) -> torch.dtype | None:

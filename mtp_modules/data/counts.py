@@ -12,7 +12,21 @@ from mtp_modules.core.targets import count_targets
 from mtp_modules.data.resumable import ResumableLoader
 
 COUNTS_AHEAD = "counts_ahead"
-"""Key of a batch with the counts of itself and of those that follow, ``(batches, H)``."""
+"""Key of a batch with the counts of itself and of those that follow, ``(batches, H)``, auxiliary objectives behind."""
+
+
+def counts_of(
+    batch: dict[str, Any], horizons: Sequence[int], objectives: Callable[[dict[str, Any]], Tensor] | None = None
+) -> Tensor:
+    """Return the valid targets of each horizon in a batch, and the examples of each auxiliary objective.
+
+    Args:
+        batch: With ``tokens``, and optionally ``document_ids`` and ``loss_mask``.
+        horizons: Offsets of the heads.
+        objectives: Counts the examples of auxiliary objectives.
+    """
+    counts = count_targets(batch["tokens"], horizons, batch.get("document_ids"), batch.get("loss_mask"))
+    return counts if objectives is None else torch.cat((counts, objectives(batch)))
 
 
 class CountsAhead:
@@ -30,6 +44,7 @@ class CountsAhead:
             processes yourself: the trainer does not look into it.
         horizons: Offsets of the heads, ``model.horizons``.
         batches: How many to count: the number of accumulated batches.
+        objectives: Counts the examples of auxiliary objectives in a batch, behind those of the horizons.
 
     Raises:
         ValueError: If ``batches`` is below 1.
@@ -40,9 +55,16 @@ class CountsAhead:
         [[[6, 6], [2, 2]], [[2, 2], [0, 0]]]
     """
 
-    def __init__(self, loader: Iterable[dict[str, Any]], *, horizons: Sequence[int], batches: int) -> None:
+    def __init__(
+        self,
+        loader: Iterable[dict[str, Any]],
+        *,
+        horizons: Sequence[int],
+        batches: int,
+        objectives: Callable[[dict[str, Any]], Tensor] | None = None,
+    ) -> None:
         whole(self, "batches", batches, 1)
-        self.loader, self.horizons, self.batches = loader, tuple(horizons), batches
+        self.loader, self.horizons, self.batches, self.objectives = loader, tuple(horizons), batches, objectives
         self._place = ResumableLoader(loader)
 
     def __len__(self) -> int:
@@ -79,11 +101,12 @@ class CountsAhead:
         self._place.load_state_dict(state_dict)
 
     def _count(self, batch: dict[str, Any]) -> Tensor:
-        return count_targets(batch["tokens"], self.horizons, batch.get("document_ids"), batch.get("loss_mask"))
+        return counts_of(batch, self.horizons, self.objectives)
 
     def _first(self, ahead: deque[tuple[dict[str, Any], Tensor]]) -> dict[str, Any]:
-        counts = torch.zeros(self.batches, len(self.horizons), dtype=torch.long)
-        counts[: len(ahead)] = torch.stack([count for _, count in ahead])
+        found = torch.stack([count for _, count in ahead])
+        counts = torch.zeros(self.batches, found.shape[1], dtype=torch.long)
+        counts[: len(ahead)] = found
         batch, _ = ahead.popleft()
         self._place.yielded += 1
         return {**batch, COUNTS_AHEAD: counts}

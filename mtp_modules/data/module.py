@@ -1,13 +1,14 @@
 """The common base of data modules: loaders for one process, and exact resume."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from mtp_modules.core.checks import whole
+from mtp_modules.core.shapes import Tensor
 from mtp_modules.data.augmentation import Augmentation
 from mtp_modules.data.counts import CountsAhead
 from mtp_modules.data.loaders import EvalLoader, Progress, TrainLoader
@@ -73,6 +74,7 @@ class TokenDataModule(LightningDataModule, ABC):
         self.augmentation = augmentation
         self._max_eval_rows = max_eval_rows
         self._counted_horizons: tuple[int, ...] | None = None
+        self._counted_objectives: Callable[[dict[str, Any]], Tensor] | None = None
         self._train_loader: TrainLoader | None = None
         self._train_loader_trainer: Any = None
         self._resume_from: Progress | None = None
@@ -96,15 +98,18 @@ class TokenDataModule(LightningDataModule, ABC):
         assert rows is not None
         return rows
 
-    def count_ahead(self, horizons: Sequence[int]) -> None:
+    def count_ahead(
+        self, horizons: Sequence[int], objectives: Callable[[dict[str, Any]], Tensor] | None = None
+    ) -> None:
         """Add the target counts of the following batches to training batches, where the trainer accumulates gradients.
 
         :class:`~mtp_modules.training.MTPModule` calls this when a fit begins; see :class:`CountsAhead`.
 
         Args:
             horizons: Offsets of the heads.
+            objectives: Counts the examples of auxiliary objectives in a batch.
         """
-        self._counted_horizons = tuple(horizons)
+        self._counted_horizons, self._counted_objectives = tuple(horizons), objectives
 
     def train_dataloader(self) -> TrainLoader | ResumableLoader | CountsAhead:
         """Return the training batches of this process, from the current position of training."""
@@ -112,7 +117,9 @@ class TokenDataModule(LightningDataModule, ABC):
         accumulated = 1 if self.trainer is None else most_accumulated(self.trainer)
         if self._counted_horizons is None or accumulated == 1:
             return loader if isinstance(loader, TrainLoader) else ResumableLoader(loader)
-        return CountsAhead(loader, horizons=self._counted_horizons, batches=accumulated)
+        return CountsAhead(
+            loader, horizons=self._counted_horizons, batches=accumulated, objectives=self._counted_objectives
+        )
 
     def _training_loader(self) -> TrainLoader | EvalLoader:
         rows = self.training_rows()

@@ -5,6 +5,9 @@ import torch
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Bool, Float, Int, Tensor
 
+COUNT = "count"
+_OF = "__"
+
 
 def hits(rank: Int[Tensor, "B P H"], valid: Bool[Tensor, "B P H"], top_k: int) -> Int[Tensor, " H"]:
     """Count the valid targets among the ``top_k`` most likely tokens, per horizon.
@@ -41,7 +44,22 @@ def counts(terms: LossTerms, top_k: tuple[int, ...]) -> dict[str, Tensor]:
         "hit_count": terms.valid.sum(dim=(0, 1)),
         "accepted_sum": accepted.sum(),
         "accepted_count": terms.comparable.sum(),
+        **{
+            sum_name(name, figure): value
+            for name, found in terms.auxiliary.items()
+            for figure, value in {**found.sums, COUNT: found.examples}.items()
+        },
     }
+
+
+def sum_name(objective: str, figure: str) -> str:
+    """Return the name of a sum over the examples of an auxiliary objective.
+
+    Args:
+        objective: Its name.
+        figure: Of what it logs; ``COUNT`` for the number of examples.
+    """
+    return f"{objective}{_OF}{figure}"
 
 
 def perplexities(nll: Float[Tensor, " H"], count: Int[Tensor, " H"]) -> Float[Tensor, " H"]:
@@ -71,4 +89,9 @@ def figures(sums: dict[str, Tensor], top_k: tuple[int, ...]) -> dict[str, Tensor
         for k, rate in zip(top_k, rates, strict=True):
             found[f"{'' if k == 1 else f'top{k}_'}accuracy/head_{index + 1}"] = rate[index]
     found["accepted_length"] = sums["accepted_sum"] / sums["accepted_count"].clamp(min=1)
+    for name, total in sums.items():
+        objective, _, figure = name.partition(_OF)
+        if figure and figure != COUNT:
+            mean = total / sums[sum_name(objective, COUNT)].clamp(min=1)
+            found[f"{objective}/{figure}"] = mean.float()
     return found

@@ -1,6 +1,6 @@
 """One torchmetrics metric for all per-head values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torchmetrics import Metric
@@ -8,7 +8,7 @@ from torchmetrics import Metric
 from mtp_modules.core.checks import whole
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
-from mtp_modules.metrics.functional import counts, figures
+from mtp_modules.metrics.functional import COUNT, counts, figures, sum_name
 
 
 class PerHeadMetrics(Metric):
@@ -20,6 +20,7 @@ class PerHeadMetrics(Metric):
     Args:
         num_horizons: Number ``H``.
         top_k: Values of ``k`` for top-k accuracy.
+        objectives: Names of the figures of each auxiliary objective, by its name; logged as ``<name>/<figure>``.
 
     Raises:
         ValueError: If a number is below 1.
@@ -34,7 +35,13 @@ class PerHeadMetrics(Metric):
     accepted_sum: Tensor
     accepted_count: Tensor
 
-    def __init__(self, *, num_horizons: int, top_k: Sequence[int] = (1, 5)) -> None:
+    def __init__(
+        self,
+        *,
+        num_horizons: int,
+        top_k: Sequence[int] = (1, 5),
+        objectives: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         super().__init__()
         whole(self, "num_horizons", num_horizons, 1)
         for k in top_k:
@@ -46,6 +53,10 @@ class PerHeadMetrics(Metric):
         self.add_state("hit_count", torch.zeros(num_horizons, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("accepted_sum", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("accepted_count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        for name, names in (objectives or {}).items():
+            for figure in names:
+                self.add_state(sum_name(name, figure), torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(sum_name(name, COUNT), torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, terms: LossTerms) -> None:
         """Add the counts of a batch.

@@ -2,15 +2,16 @@
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mtp_modules.core.auxiliary import AuxiliaryObjective
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.component import Description, describe
 from mtp_modules.core.interfaces import Tokenizer
 from mtp_modules.loading import CHECKPOINT_KEY
 from mtp_modules.model import MTPModel
-from mtp_modules.pretrained import check_format
+from mtp_modules.pretrained import FORMAT, check_format
 
 FREE = {
     "dropout": "acts in training only, and has no weights",
@@ -68,14 +69,22 @@ def check_same_model(model: MTPModel, tokenizer: Tokenizer | None, saved: Mappin
             )
 
 
-def described(model: MTPModel, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Return what a checkpoint says of its model and tokenizer.
+def described(
+    model: MTPModel, tokenizer: Tokenizer | None, objectives: Sequence[AuxiliaryObjective] = ()
+) -> dict[str, Any]:
+    """Return what a checkpoint says of its layout, its model, its tokenizer and its auxiliary objectives.
 
     Args:
         model: Whose weights it holds.
         tokenizer: Of the data; ``None`` if there is none.
+        objectives: Those that it has weights of too.
     """
-    return {"model": describe(model), "tokenizer": None if tokenizer is None else describe(tokenizer)}
+    found = {
+        "format": FORMAT,
+        "model": describe(model),
+        "tokenizer": None if tokenizer is None else describe(tokenizer),
+    }
+    return found | ({"objectives": [describe(each) for each in objectives]} if objectives else {})
 
 
 def own_description(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -57,7 +57,7 @@ def flops_per_token(model: MTPModel, *, length: int, share_of_positions: float =
 
 
 def step_flops(module: Any, *, batch_size: int, length: int) -> int:
-    """Return :func:`training_flops` of a step of a module, plus those of its teacher's forward pass.
+    """Return :func:`training_flops` of a step of a module, plus those of objectives and of a teacher's forward pass.
 
     Args:
         module: An :class:`~mtp_modules.training.MTPModule`.
@@ -66,4 +66,5 @@ def step_flops(module: Any, *, batch_size: int, length: int) -> int:
     """
     sizes = {"batch_size": batch_size, "length": length, "share_of_positions": module.loss.share_of_positions}
     taught = 0 if module.teacher is None else module.teacher.flops(num_horizons=len(module.horizons), **sizes)
-    return training_flops(module.model, **sizes) + int(taught)
+    added = sum(objective.flops(length) for objective in module.objectives)
+    return training_flops(module.model, **sizes) + 3 * batch_size * added + int(taught)

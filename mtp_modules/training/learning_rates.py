@@ -41,7 +41,10 @@ def check_scales(owner: object, model: MTPModel, scales: Mapping[str, float]) ->
 
 
 def scaled_optimizer(
-    make: Callable[[list[dict[str, Any]]], Optimizer], model: MTPModel, scales: Mapping[str, float]
+    make: Callable[[list[dict[str, Any]]], Optimizer],
+    model: MTPModel,
+    scales: Mapping[str, float],
+    others: nn.Module | None = None,
 ) -> Optimizer:
     """Make an optimizer of all that is trained, with each learning rate times the factor of its part.
 
@@ -49,11 +52,13 @@ def scaled_optimizer(
         make: Builds the optimizer from parameter groups.
         model: The model to train.
         scales: A factor for each part; 1 where there is none.
+        others: What is trained beside the model.
 
     Raises:
         ValueError: If the optimizer rejects a number, or one is infinite or not a number.
     """
-    groups, parts = muon_parameter_groups(model), _parts_of(model)
+    groups = muon_parameter_groups(model if others is None else nn.ModuleList([model, others]))
+    parts = _parts_of(model)
     if scales:
         groups = [cut for group in groups for cut in _by_scale(group, parts, scales)]
     try:
@@ -74,7 +79,7 @@ def _by_scale(group: dict[str, Any], parts: Mapping[int, str], scales: Mapping[s
     """Split a parameter group by the factor of each parameter's part."""
     by_scale: dict[float, list[nn.Parameter]] = {}
     for parameter in group["params"]:
-        by_scale.setdefault(scales.get(parts[id(parameter)], 1.0), []).append(parameter)
+        by_scale.setdefault(scales.get(parts.get(id(parameter), ""), 1.0), []).append(parameter)
     return [{**group, "params": parameters, SCALE: scale} for scale, parameters in by_scale.items()]
 
 

@@ -1,7 +1,6 @@
 """The LightningModule: model, loss, optimizer and metrics."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,33 +9,33 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim import AdamW, Optimizer
 
+from mtp_modules.core.auxiliary import AuxiliaryObjective
 from mtp_modules.core.interfaces import Heads, Trunk
-from mtp_modules.core.mixture import marginal_logits
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.data.cached_states import cached_output
-from mtp_modules.data.module import TokenDataModule
 from mtp_modules.loading import CHECKPOINT_KEY
 from mtp_modules.losses.multi_token import MultiTokenLoss
 from mtp_modules.metrics.per_head import PerHeadMetrics
 from mtp_modules.model import MTPModel
-from mtp_modules.pretrained import FORMAT
+from mtp_modules.training.auxiliary import Objectives
 from mtp_modules.training.blocks import prepare_blocks
 from mtp_modules.training.cached_states import read_cached_rows
-from mtp_modules.training.checkpoint_io import on_rank_zero, write_atomically
 from mtp_modules.training.checkpointing import check_checkpoint, generator_of, tokenizer_of
 from mtp_modules.training.descriptions import check_same_model, described, own_description
 from mtp_modules.training.draft_tokens import check_draft_tokens_chosen
 from mtp_modules.training.finite import FiniteSteps, check_finite_weights
 from mtp_modules.training.freezing import freeze_parts
-from mtp_modules.training.last_checkpoint import check_save_folders, check_save_points, replace_save_last
+from mtp_modules.training.last_checkpoint import check_save_points, replace_save_last
 from mtp_modules.training.learning_rates import check_scales, scaled_optimizer
 from mtp_modules.training.monitoring import TokenThroughput, gradient_norms, logs_this_step, pending_loss_scale
 from mtp_modules.training.normalisation import StepCounts, run_length
-from mtp_modules.training.parallel import Sharding, check_sharding, materialize
+from mtp_modules.training.parallel import Sharding, materialize
+from mtp_modules.training.predicting import most_likely
 from mtp_modules.training.resuming import Resumption, record_run
 from mtp_modules.training.schedules import LearningRateSchedule, scheduled
-from mtp_modules.training.strategies import check_accumulation, check_compilation, check_gradients, check_trainer
+from mtp_modules.training.setting_up import set_up
+from mtp_modules.training.strategies import check_gradients
 from mtp_modules.training.teacher import TeacherModel
 from mtp_modules.training.tensor_parallel import check_same_tokens, clip_gradients, parallelize, share_random_state
 
@@ -62,6 +61,7 @@ class MTPModule(LightningModule):
         heads: Turn a hidden state into one state per horizon.
         loss: What to minimise.
         teacher: A trained model to distil from; none if ``None``.
+        objectives: What the trunk is trained for beside the horizons; they are dropped from what decodes.
         optimizer: Called with parameter groups, of which the one with ``use_muon`` true holds the matrices.
         lr_schedule: Factor on every learning rate; constant if ``None``.
         tie_embeddings: Share the trunk's embedding matrix with horizon 1's output.
@@ -105,6 +105,7 @@ class MTPModule(LightningModule):
         teacher: TeacherModel | None = None,
         num_draft_tokens: int | None = None,
         skip_non_finite: int = 0,
+        objectives: Sequence[AuxiliaryObjective] = (),
     ) -> None:
         super().__init__()
         self.model = MTPModel(
@@ -119,6 +120,7 @@ class MTPModule(LightningModule):
         self.lr_scales = dict(lr_scales or {})
         check_scales(self, self.model, self.lr_scales)
         self.loss, self.teacher = loss, teacher
+        self.objectives = Objectives(self, objectives, trunk=trunk, lookahead=self.model.lookahead).train()
         if teacher is not None:
             teacher.check(self.model, loss)
         self.loss.horizon_weights(len(self.model.horizons))  # rejects weights that do not fit the heads early
@@ -126,8 +128,7 @@ class MTPModule(LightningModule):
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.sharding, self._configured = sharding, False
         with torch.device("cpu"):  # also where the model is built on the meta device
-            one = partial(PerHeadMetrics, num_horizons=len(self.model.horizons), top_k=TOP_K)
-            self.val_metrics, self.test_metrics = one(), one()
+            self.val_metrics, self.test_metrics = (self.objectives.metrics(len(self.horizons), TOP_K) for _ in range(2))
         self._resumption = Resumption()
         self._step_counts: StepCounts | None = None
         self._run_length: int | None = None
@@ -157,15 +158,7 @@ class MTPModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check the trainer, and set the horizons for which the data counts targets ahead."""
         self._resumption = Resumption()
-        check_trainer(self.trainer)
-        check_compilation(self.trainer, self.activation_checkpointing, compiled=self.compile_blocks)
-        write_atomically(self.trainer)
-        check_sharding(self.sharding, self.device_mesh)
-        if stage == "fit":
-            check_accumulation(self.trainer)
-            on_rank_zero(self.trainer.strategy, check_save_folders, self.trainer, self)
-            if isinstance(data := getattr(self.trainer, "datamodule", None), TokenDataModule):
-                data.count_ahead(self.horizons)
+        set_up(self, self.trainer, stage)
 
     def configure_model(self) -> None:
         """Set up recomputation, compilation and sharding of blocks, once; Lightning calls this before every run."""
@@ -180,15 +173,23 @@ class MTPModule(LightningModule):
             register_fsdp_forward_method(self, "predict_step")
 
     def forward(
-        self, batch: dict[str, Tensor], *, counts: Tensor | None = None, weights: Sequence[float] | None = None
+        self,
+        batch: dict[str, Tensor],
+        *,
+        counts: Tensor | None = None,
+        weights: Sequence[float] | None = None,
+        auxiliary: bool = True,
     ) -> LossTerms:
         """Score a batch.
 
         Args:
             batch: ``tokens``, and optionally the other keys that the class docstring lists.
-            counts: Valid targets per horizon in the whole optimizer step; only this batch if ``None``.
+            counts: Valid targets per horizon in the whole optimizer step, and then the examples of each auxiliary
+                objective; only this batch if ``None``.
             weights: One weight per horizon; those of the start of a run if ``None``.
+            auxiliary: Whether to add the auxiliary objectives.
         """
+        known = self.objectives.states(self.model, batch) if auxiliary else cached_output(batch)
         taught = self.teacher.of(batch, self.horizons) if self.teacher is not None and self.training else None
         terms: LossTerms = self.loss(
             self.model,
@@ -196,12 +197,12 @@ class MTPModule(LightningModule):
             document_ids=batch.get("document_ids"),
             loss_mask=batch.get("loss_mask"),
             inputs=batch.get("inputs"),
-            counts=counts,
+            counts=None if counts is None else counts[: len(self.horizons)],
             weights=weights,
             teacher=taught,
-            known=cached_output(batch),
+            known=known,
         )
-        return terms
+        return self.objectives.added(terms, known, batch, counts) if auxiliary else terms
 
     def horizon_weights(self) -> list[float]:
         """Return the weights of the horizons at this step of the run."""
@@ -215,7 +216,7 @@ class MTPModule(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch, and log at the trainer's logging steps."""
         if self._step_counts is None:
-            self._step_counts = StepCounts(self.trainer, self.horizons, TOP_K)
+            self._step_counts = StepCounts(self.trainer, self.horizons, TOP_K, self.objectives.counter)
             if self.device_mesh is not None:
                 check_same_tokens(batch["tokens"], mesh=self.device_mesh["tensor_parallel"])
         counts = self._step_counts(batch, batch_idx)
@@ -292,15 +293,11 @@ class MTPModule(LightningModule):
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the most likely token of every horizon at every position, ``(B, T, H)``, beside the batch's own."""
-        read = batch.get("inputs", batch["tokens"])
-        states = self.model(read, document_ids=batch.get("document_ids"))
-        unembed, shape = self.model.unembedding.logits, states[0].shape[:2]
-        most_likely = [marginal_logits(states, index, unembed).argmax(dim=-1) for index in range(len(self.horizons))]
-        return {"tokens": batch["tokens"], "predicted": torch.stack(most_likely, dim=-1).view(*shape, -1)}
+        return {"tokens": batch["tokens"], "predicted": most_likely(self.model, batch)}
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and, if there is a schedule, its scheduler over the steps of this run."""
-        optimizer = scaled_optimizer(self.optimizer, self.model, self.lr_scales)
+        optimizer = scaled_optimizer(self.optimizer, self.model, self.lr_scales, self.objectives)
         return optimizer if self.lr_schedule is None else scheduled(optimizer, self.lr_schedule, self.trainer)
 
     def configure_gradient_clipping(
@@ -325,6 +322,6 @@ class MTPModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the description of model, tokenizer and run into the checkpoint, unless a weight is not finite."""
         check_finite_weights(self, self._trainer)
-        checkpoint[CHECKPOINT_KEY] = {"format": FORMAT, **described(self.model, tokenizer_of(self._trainer))}
+        checkpoint[CHECKPOINT_KEY] = described(self.model, tokenizer_of(self._trainer), self.objectives.all)
         if self._trainer is not None:
             record_run(self, checkpoint)

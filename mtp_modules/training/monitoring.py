@@ -174,7 +174,7 @@ class GradientConflict(Callback):
             torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type),
             trainer.precision_plugin.train_step_context(),
         ):
-            loss = module(batch, counts=counts, weights=weights).loss
+            loss = module(batch, counts=counts, weights=weights, auxiliary=False).loss
         if scaler is not None:
             loss = loss * scaler.get_scale()  # as in training, so that float16 does not underflow
         gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)

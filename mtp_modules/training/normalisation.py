@@ -1,7 +1,7 @@
 """The number of targets in one optimizer step, and its loss, over ranks and accumulated batches."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,7 @@ from torch.distributed import ProcessGroup
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Int, Tensor
-from mtp_modules.core.targets import count_targets
-from mtp_modules.data.counts import COUNTS_AHEAD
+from mtp_modules.data.counts import COUNTS_AHEAD, counts_of
 from mtp_modules.data.module import accumulation_scheduler, most_accumulated
 from mtp_modules.metrics.functional import counts, figures
 
@@ -74,13 +73,20 @@ class StepCounts:
         trainer: Of the run.
         horizons: Offsets of the heads.
         top_k: Values of ``k`` for top-k accuracy.
+        objectives: Counts the examples of auxiliary objectives in a batch, behind those of the horizons.
 
     Attributes:
         figures: Loss and metrics of the step, where batches are added to them.
     """
 
-    def __init__(self, trainer: Trainer, horizons: Sequence[int], top_k: tuple[int, ...] = (1,)) -> None:
-        self.trainer, self.horizons = trainer, tuple(horizons)
+    def __init__(
+        self,
+        trainer: Trainer,
+        horizons: Sequence[int],
+        top_k: tuple[int, ...] = (1,),
+        objectives: Callable[[dict[str, Any]], Tensor] | None = None,
+    ) -> None:
+        self.trainer, self.horizons, self.objectives = trainer, tuple(horizons), objectives
         self.replicas, self.group = data_parallel(trainer)
         self.figures = StepFigures(self.replicas, self.group, top_k)
         self._counts: Tensor | None = None
@@ -90,7 +96,7 @@ class StepCounts:
         """Number of losses that the trainer averages but that must be added: ranks times accumulated batches."""
         return self.replicas * self.trainer.accumulate_grad_batches
 
-    def __call__(self, batch: dict[str, Any], batch_idx: int) -> Int[Tensor, " H"] | None:
+    def __call__(self, batch: dict[str, Any], batch_idx: int) -> Int[Tensor, " N"] | None:
         """Return the counts, or ``None`` where the step consists of this batch alone.
 
         Args:
@@ -121,7 +127,7 @@ class StepCounts:
                 "those that follow; use a data module of mtp_modules, or wrap the training loader in "
                 "mtp_modules.data.CountsAhead(loader, horizons=model.horizons, batches=accumulate_grad_batches).",
             )
-        return count_targets(batch["tokens"], self.horizons, batch.get("document_ids"), batch.get("loss_mask"))
+        return counts_of(batch, self.horizons, self.objectives)
 
 
 def run_length(trainer: Trainer) -> int:

@@ -132,7 +132,7 @@ def check_configured_optimizer(module: Any, own: Mapping[str, Any]) -> None:
     Raises:
         ValueError: See :func:`~mtp_modules.training.optimizer_states.check_sharded_optimizers`.
     """
-    optimizer = scaled_optimizer(module.optimizer, module.model, module.lr_scales)
+    optimizer = scaled_optimizer(module.optimizer, module.model, module.lr_scales, module.objectives)
     check_sharded_optimizers(own, module, [optimizer])
 
 

@@ -46,10 +46,13 @@ def parallelize(root: nn.Module, model: MTPModel, *, mesh: DeviceMesh, sharding:
         sharding: How FSDP2 shards it over the first. If ``None`` and only the second is above 1, FSDP2 is not used.
 
     Raises:
-        ValueError: See :func:`tensor_parallelize` and :func:`~mtp_modules.training.shard_model`.
+        ValueError: If there are auxiliary objectives with tensor parallelism; see also :func:`tensor_parallelize` and
+            :func:`~mtp_modules.training.shard_model`.
     """
     data, tensor = mesh["data_parallel"], mesh["tensor_parallel"]
     if tensor.size() > 1:
+        if len(getattr(root, "objectives", ())):
+            refuse("model.objectives", "do not go with tensor parallelism; set tensor_parallel_size to 1.")
         tensor_parallelize(model, mesh=tensor)
     if data.size() > 1 or tensor.size() == 1 or sharding is not None:
         shard_model(root, model, mesh=data, sharding=sharding)

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from mtp_modules import GeometricWeights, MultiTokenLoss
 from mtp_modules.data import ProgressionDataModule
 from mtp_modules.metrics import PerHeadMetrics
+from mtp_modules.objectives import AuxiliaryObjective, FutureBagOfWords, TokenOrder
 from mtp_modules.training import GracefulStop, MTPModule, MuonWithAdamW, Sharding, WarmupDecay
 from tests.helpers import EVERY_HEADS, TRUNKS, VOCAB, float64, make_model, random_tokens, randomise
 
@@ -48,6 +49,7 @@ class Run:
     reshard_after_forward: bool = True
     freeze: tuple[str, ...] = ()
     unequal_counts: bool = False
+    objectives: bool = False
     steps: int = 3
 
     @property
@@ -61,6 +63,15 @@ OPTIMIZERS = {
     "muon": partial(MuonWithAdamW, lr=0.02, adamw_lr=0.01, weight_decay=0.1),
     "adamw": partial(torch.optim.AdamW, lr=0.02),
 }
+
+
+def objectives() -> list[AuxiliaryObjective]:
+    """Return one objective of each kind."""
+    width = TRUNKS["gru"]().d_model
+    return [
+        TokenOrder(d_model=width, vocab_size=VOCAB, window=3, weight=0.7),
+        FutureBagOfWords(d_model=width, vocab_size=VOCAB, window=3, weighted=False),
+    ]
 
 
 def module(run: Run, *, sharded: bool = False) -> MTPModule:
@@ -82,8 +93,10 @@ def module(run: Run, *, sharded: bool = False) -> MTPModule:
             freeze=run.freeze,
             activation_checkpointing=run.activation_checkpointing,
             sharding=Sharding(reshard_after_forward=run.reshard_after_forward) if sharded else None,
+            objectives=objectives() if run.objectives else (),
         )
     randomise(made.model)
+    randomise(made.objectives)
     torch.manual_seed(0)
     return made
 

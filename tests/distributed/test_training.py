@@ -39,6 +39,8 @@ RUNS = [
     Run(heads="context_transition", activation_checkpointing="full", accumulate=1),
     Run(heads="confident", tied=False),
     Run(strategy="ddp", heads="confident", optimizer="adamw"),
+    Run(objectives=True, unequal_counts=True),
+    Run(strategy="ddp", objectives=True, unequal_counts=True, optimizer="adamw"),
 ]
 RANDOM = [Run(strategy=strategy, share_of_positions=0.5) for strategy in ("ddp", "fsdp2")]
 
@@ -69,9 +71,11 @@ def test_sampled_positions_are_trained_alike_whole_and_sharded(trained: dict[Run
 
 def test_logged_training_figures_do_not_depend_on_how_a_step_is_split(tmp_path: Path) -> None:
     """One batch, two accumulated ones, and two on each of two ranks, with unequally many targets."""
-    runs = [Run(strategy=strategy, unequal_counts=True, optimizer="adamw", steps=1) for strategy in ("ddp", "fsdp2")]
+    kept = {"unequal_counts": True, "optimizer": "adamw", "steps": 1, "objectives": True}
+    runs = [Run(strategy=strategy, **kept) for strategy in ("ddp", "fsdp2")]
     whole = figures(replace(runs[0], accumulate=1), 1, tmp_path, rows=2 * ROWS)
-    assert {"train/loss", "train/loss/head_3", "train/accuracy/head_1", "train/accepted_length"} <= whole.keys()
+    names = ("loss", "loss/head_3", "accuracy/head_1", "accepted_length", "token_order/loss", "future_bag/recall")
+    assert {f"train/{name}" for name in names} <= whole.keys()
     parts = [figures(runs[0], 1, tmp_path), *itertools.chain(*run_ranks(all_figures, runs, tmp_path))]
     assert len(parts) == 5
     for part in parts:

@@ -212,7 +212,7 @@ UNKNOWN: dict[str, tuple[str, Any, str]] = {
         *("model/tie_embedding", True),
         "model has no argument 'tie_embedding'. Known: trunk, heads, loss, optimizer, lr_schedule, tie_embeddings, "
         "own_unembeddings, output_bias, freeze, lr_scales, activation_checkpointing, compile_blocks, sharding, "
-        "teacher, num_draft_tokens, skip_non_finite.",
+        "teacher, num_draft_tokens, skip_non_finite, objectives.",
     ),
     "section": (
         *("modle", 3),

@@ -20,7 +20,8 @@ SENTENCES = {
     NESTED: "model.loss.weights: GeometricWeights has no argument 'gama'. Known: gamma, preserve_total.",
     "Subcommand 'fit' does not accept option 'model.tie'": "model has no argument 'tie'. "
     "Known: trunk, heads, loss, optimizer, lr_schedule, tie_embeddings, own_unembeddings, output_bias, freeze, "
-    "lr_scales, activation_checkpointing, compile_blocks, sharding, teacher, num_draft_tokens, skip_non_finite.",
+    "lr_scales, activation_checkpointing, compile_blocks, sharding, teacher, num_draft_tokens, skip_non_finite, "
+    "objectives.",
     "Subcommand 'fit' does not accept option 'mdl'": "unknown argument 'mdl'. Known: one, two.",
     "unrecognized arguments: --mdl.x 3 --other": "unknown argument 'mdl.x'. Known: one, two.",
     "Parser key \"a.b\":\n  Expected a <class 'int'>. Got value: three": "a.b: must be of type int, got three.",

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from mtp_modules import ExplicitWeights, LinearHeads, MultiTokenLoss, RecurrentTrunk
+from mtp_modules.objectives import FutureBagOfWords, TokenOrder
 from mtp_modules.training import GradientConflict, MTPModule, TokenThroughput
 from tests.architecture.imports import ROOT
 from tests.helpers import assert_same, random_tokens
@@ -165,7 +166,8 @@ def test_the_page_names_every_key_and_no_other() -> None:
     page = (ROOT / "docs/logging.md").read_text(encoding="utf-8")
     by_head = {re.sub(r"head_\d", "head_h", key.replace("val/", "*/")) for key in keys("val")}
     table = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
-    assert table == by_head | TRAINING_ONLY | OPTIONAL
+    auxiliary = {f"*/{kind.name}/{figure}" for kind in (TokenOrder, FutureBagOfWords) for figure in kind.figures}
+    assert table == by_head | TRAINING_ONLY | OPTIONAL | auxiliary
 
 
 def test_every_optional_key_is_logged_when_it_is_asked_for(tmp_path: Path) -> None:
