@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torchmetrics import Metric
 
-from mtp_modules.core.checks import whole
+from mtp_modules.core.checks import refuse, whole
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Tensor
 from mtp_modules.metrics.functional import COUNT, counts, figures, sum_name
@@ -63,7 +63,13 @@ class PerHeadMetrics(Metric):
 
         Args:
             terms: Result of the loss.
+
+        Raises:
+            ValueError: If it has an auxiliary objective that these metrics were not made for.
         """
+        for name in terms.auxiliary:
+            if sum_name(name, COUNT) not in self._defaults:
+                refuse(self, f"the loss has the objective {name!r}; name it and its figures in objectives.")
         for name, value in counts(terms, self.top_k).items():
             setattr(self, name, getattr(self, name) + value)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mtp_modules.core.checks import refuse
 from mtp_modules.data.prompts import row_beginnings
 from mtp_modules.decoders import AutoregressiveDecoder
-from mtp_modules.metrics import AnswerAccuracy, PerHeadMetrics, PositionAccuracy
+from mtp_modules.metrics import AnswerAccuracy, PositionAccuracy
 from mtp_modules.model import MTPModel
 from mtp_modules.studies.speed import measure_speeds
 from mtp_modules.training import MTPModule
@@ -62,7 +62,7 @@ def evaluate(module: MTPModule, batches: Iterable[dict[str, Tensor]]) -> Evaluat
         ValueError: If there are no batches.
     """
     horizons = len(module.horizons)
-    heads = PerHeadMetrics(num_horizons=horizons).to(module.device)
+    heads = module.objectives.metrics(horizons).to(module.device)
     answers = AnswerAccuracy().to(module.device)
     positions: PositionAccuracy | None = None
     with evaluating(module):

@@ -60,7 +60,7 @@ class Objectives(nn.ModuleList):
         """Of the figures in logs."""
         return [objective.name for objective in self.all]
 
-    def metrics(self, num_horizons: int, top_k: Sequence[int]) -> PerHeadMetrics:
+    def metrics(self, num_horizons: int, top_k: Sequence[int] = (1, 5)) -> PerHeadMetrics:
         """Return metrics of the horizons and of the objectives.
 
         Args:

@@ -66,15 +66,16 @@ class Found(NamedTuple):
 
 
 class CPUBudget(Callback):
-    """End training after some CPU seconds, and let the learning rate fall to 0 by then.
+    """End training after some CPU seconds, or some steps, and let the learning rate fall to 0 by then.
 
     Args:
         seconds: Of this process.
+        steps: Instead of seconds, if given.
         warmup_steps: While the rate rises.
     """
 
-    def __init__(self, seconds: float, warmup_steps: int = 20) -> None:
-        self.seconds, self.warmup_steps = seconds, warmup_steps
+    def __init__(self, seconds: float, steps: int | None = None, warmup_steps: int = 20) -> None:
+        self.seconds, self.steps, self.warmup_steps = seconds, steps, warmup_steps
         self.rates: list[float] = []
         self.started = 0.0
 
@@ -85,14 +86,15 @@ class CPUBudget(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Set the rate of the step."""
-        left = 1 - (time.process_time() - self.started) / self.seconds
+        done = (time.process_time() - self.started) / self.seconds
+        left = 1 - (trainer.global_step / self.steps if self.steps else done)
         trainer.should_stop = trainer.should_stop or left <= 0
         factor = max(0.0, left) * min(1.0, (trainer.global_step + 1) / self.warmup_steps)
         for group, rate in zip(trainer.optimizers[0].param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
 
-def trained(sections: dict[str, Any], seconds: float) -> tuple[MTPModule, Any, int]:
+def trained(sections: dict[str, Any], seconds: float, steps: int | None = None) -> tuple[MTPModule, Any, int]:
     """Train heads, and return the module, its data and the number of steps."""
     torch.manual_seed(1)
     model = dict(sections["model"])
@@ -102,7 +104,7 @@ def trained(sections: dict[str, Any], seconds: float) -> tuple[MTPModule, Any, i
         accelerator="cpu",
         precision=sections["trainer"]["precision"],
         max_epochs=-1,
-        callbacks=[CPUBudget(seconds)],
+        callbacks=[CPUBudget(seconds, steps)],
         gradient_clip_val=1.0,
         limit_val_batches=0,
         logger=False,
@@ -237,6 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=str(ROOT / "configs" / "retrofit_smollm2.yaml"))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--steps", type=int, help="of training for each kind, instead of seconds")
     parser.add_argument("--loss", nargs="*", default=[], help="arguments of the loss that differ: name=value")
     parser.add_argument("--temperature", type=float, default=0.0, help="above 0, drafts are sampled and rejected")
     parser.add_argument("--seconds", type=float, default=420.0, help="CPU seconds of training for each kind")
@@ -273,7 +276,7 @@ def main() -> None:
         if options.load:
             module, data, steps = loaded(given, Path(options.load) / kind)
         else:
-            module, data, steps = trained(given, options.seconds)
+            module, data, steps = trained(given, options.seconds, options.steps)
         right, model = accuracies(module, data), module.model.eval()
         if options.save:
             model.save_pretrained(Path(options.save) / kind, tokenizer=data.tokenizer)

@@ -13,6 +13,7 @@ from mtp_modules.core.auxiliary import AuxiliaryText
 from mtp_modules.core.checks import InputError
 from mtp_modules.core.trunk import TrunkOutput
 from mtp_modules.loading import load_objectives
+from mtp_modules.metrics import PerHeadMetrics
 from mtp_modules.objectives import AuxiliaryObjective, FutureBagOfWords, TokenOrder
 from mtp_modules.training import MTPModule, count_frequencies, step_flops, training_flops
 from tests.helpers import assert_same
@@ -115,6 +116,13 @@ def test_what_does_not_go_together_is_rejected(tmp_path: Path) -> None:
         both()[1].set_frequencies(torch.ones(3, dtype=torch.long))
     with pytest.raises(InputError, match=r"^FutureBagOfWords: window must be at least 2, got 1\.$"):
         FutureBagOfWords(**SIZES, window=1)
+
+
+def test_metrics_that_do_not_know_an_objective_say_so() -> None:
+    made = module(*both()[:1])
+    terms = made({"tokens": torch.randint(VOCAB, (2, 9))})
+    with pytest.raises(InputError, match=r"^PerHeadMetrics: the loss has the objective 'token_order'; name it and its"):
+        PerHeadMetrics(num_horizons=3).update(terms)
 
 
 def test_rare_tokens_weigh_more_and_sum_to_one() -> None:
