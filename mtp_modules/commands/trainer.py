@@ -38,9 +38,9 @@ from mtp_modules.training import (
     check_strategy_name,
     check_trainer,
     choose_draft_tokens,
-    count_frequencies,
     fill_data_parallel_size,
     init_from,
+    prepare_objectives,
 )
 from mtp_modules.training.checkpoint_io import write_atomically
 from mtp_modules.training.checkpointing import check_description, tokenizer_of
@@ -206,7 +206,7 @@ class MTPCLI(LightningCLI):
             init_from(self.model.model, start, tokenizer=tokenizer_of(self))
         if self.saved_model is None:
             choose_draft_tokens(self.model.model, self.datamodule)
-            count_frequencies(self.model, self.datamodule)
+            prepare_objectives(self.model, self.datamodule)
 
     def after_predict(self) -> None:
         """Reject data without rows to predict, for which Lightning does nothing."""

@@ -1,7 +1,7 @@
 """The contract of auxiliary objectives: what else training may ask of the trunk's states."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,11 +89,13 @@ class AuxiliaryObjective(Component, nn.Module, ABC):
         name: Of the figures in logs: ``train/<name>/loss`` and so on.
         figures: Names of what is logged.
         reads_frequencies: Whether :meth:`set_frequencies` must be called before training.
+        reads_vocabulary: Whether :meth:`set_vocabulary` must be.
     """
 
     name: str
     figures: tuple[str, ...] = ("loss",)
     reads_frequencies: bool = False
+    reads_vocabulary: bool = False
 
     def __init__(self, *, weight: float = 1.0) -> None:
         super().__init__()
@@ -133,6 +135,14 @@ class AuxiliaryObjective(Component, nn.Module, ABC):
 
         Args:
             counts: Of each token id.
+        """
+        return
+
+    def set_vocabulary(self, texts: Sequence[str]) -> None:
+        """Learn the text of each token, before training.
+
+        Args:
+            texts: Of each token id.
         """
         return
 

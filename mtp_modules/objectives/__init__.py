@@ -2,6 +2,7 @@
 
 from mtp_modules.core.auxiliary import AuxiliaryObjective, AuxiliaryTerms, AuxiliaryText
 from mtp_modules.objectives.future_summary import FutureBagOfWords
+from mtp_modules.objectives.next_span import NextSpan
 from mtp_modules.objectives.token_order import TokenOrder
 
-__all__ = ["AuxiliaryObjective", "AuxiliaryTerms", "AuxiliaryText", "FutureBagOfWords", "TokenOrder"]
+__all__ = ["AuxiliaryObjective", "AuxiliaryTerms", "AuxiliaryText", "FutureBagOfWords", "NextSpan", "TokenOrder"]

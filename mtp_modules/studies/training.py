@@ -15,7 +15,7 @@ from mtp_modules.core.checks import refuse
 from mtp_modules.studies.cells import Cell
 from mtp_modules.studies.evaluation import Evaluation, decoded, evaluate, evaluating
 from mtp_modules.studies.plan import Cost, Run
-from mtp_modules.training import MTPModule, choose_draft_tokens, count_frequencies, step_flops
+from mtp_modules.training import MTPModule, choose_draft_tokens, prepare_objectives, step_flops
 
 ReportStep = Callable[[int], None]
 """Called with the number of finished steps."""
@@ -121,7 +121,7 @@ def calibrate(
     times = _StepTimes()
     trainer = _trainer(cell, times, steps=_CALIBRATION_STEPS, device=device)
     choose_draft_tokens(module.model, data)
-    count_frequencies(module, data)
+    prepare_objectives(module, data)
     trainer.fit(module, datamodule=data)
     module.to(trainer.strategy.root_device)
     setup = time.perf_counter() - started - sum(times.walls)
@@ -167,7 +167,7 @@ def train(
     recorder = _Recorder(run, cost, report_step)
     trainer = _trainer(run.cell, recorder, steps=run.steps, device=device)
     choose_draft_tokens(module.model, data)
-    count_frequencies(module, data)
+    prepare_objectives(module, data)
     trainer.fit(module, datamodule=data)
     assert recorder.evaluation is not None
     module.to(trainer.strategy.root_device)

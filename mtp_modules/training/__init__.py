@@ -1,6 +1,6 @@
 """Training with Lightning: module, optimizer, schedules, callbacks, checkpoints."""
 
-from mtp_modules.training.auxiliary import count_frequencies
+from mtp_modules.training.auxiliary import prepare_objectives
 from mtp_modules.training.blocks import checkpoint_blocks, compile_blocks, prepare_blocks
 from mtp_modules.training.callbacks import HeadsProgressBar, HeadsTable, PredictionWriter
 from mtp_modules.training.charts import GroupedCharts
@@ -63,7 +63,6 @@ __all__ = [
     "choose_draft_tokens",
     "clip_gradients",
     "compile_blocks",
-    "count_frequencies",
     "fill_data_parallel_size",
     "flops_per_token",
     "gradient_conflict",
@@ -73,6 +72,7 @@ __all__ = [
     "muon_parameter_groups",
     "parallelize",
     "prepare_blocks",
+    "prepare_objectives",
     "shard_model",
     "share_random_state",
     "step_flops",

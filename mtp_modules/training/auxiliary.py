@@ -11,6 +11,7 @@ from mtp_modules.core.auxiliary import AuxiliaryObjective, AuxiliaryText
 from mtp_modules.core.checks import refuse
 from mtp_modules.core.outputs import LossTerms
 from mtp_modules.core.shapes import Int, Tensor
+from mtp_modules.core.tokenizer import Tokenizer
 from mtp_modules.core.trunk import Trunk, TrunkOutput
 from mtp_modules.data.cached_states import cached_output
 from mtp_modules.data.frequent import token_counts
@@ -122,8 +123,8 @@ class Objectives(nn.ModuleList):
         return replace(terms, loss=loss, auxiliary=found)
 
 
-def count_frequencies(module: Any, data: object) -> None:
-    """Tell auxiliary objectives how often each token occurs in the training data, if any asks.
+def prepare_objectives(module: Any, data: object) -> None:
+    """Tell auxiliary objectives how often each token occurs in the training data, and its text, if any asks.
 
     The command ``fit`` does this before training; a script of your own calls it before ``Trainer.fit``.
 
@@ -132,21 +133,31 @@ def count_frequencies(module: Any, data: object) -> None:
         data: The data module.
 
     Raises:
-        ValueError: If the tokens of the data cannot be counted.
+        ValueError: If the tokens of the data cannot be counted, or have no texts.
     """
-    asking = [objective for objective in module.objectives if objective.reads_frequencies]
-    if not asking:
+    counting = [objective for objective in module.objectives if objective.reads_frequencies]
+    reading = [objective for objective in module.objectives if objective.reads_vocabulary]
+    for asking, needs, setter in ((counting, "frequencies", "set_frequencies"), (reading, "texts", "set_vocabulary")):
+        if asking and not isinstance(data, TokenDataModule):
+            refuse(
+                asking[0],
+                f"needs the {needs} of tokens, but the data is no TokenDataModule that has them; call {setter}(...).",
+            )
+    if not isinstance(data, TokenDataModule) or not (counting or reading):
         return
-    if not isinstance(data, TokenDataModule):
-        refuse(
-            asking[0],
-            "needs the frequencies of tokens, but the data is no TokenDataModule whose tokens could be counted; call "
-            "set_frequencies(counts).",
-        )
     data.prepare_data()
     data.setup("fit")
-    rows = data.rows("train")
-    assert rows is not None
-    counts = token_counts(rows, module.vocab_size)
-    for objective in asking:
-        objective.set_frequencies(counts)
+    if counting:
+        rows = data.rows("train")
+        assert rows is not None
+        counts = token_counts(rows, module.vocab_size)
+        for objective in counting:
+            objective.set_frequencies(counts)
+    if reading:
+        tokenizer = getattr(data, "tokenizer", None)
+        if not isinstance(tokenizer, Tokenizer):
+            refuse(reading[0], "needs the texts of tokens, but the data has no tokenizer; call set_vocabulary(texts).")
+        known = min(module.vocab_size, tokenizer.vocab_size)
+        texts = [tokenizer.decode([token]) for token in range(known)] + [""] * (module.vocab_size - known)
+        for objective in reading:
+            objective.set_vocabulary(texts)

@@ -4,6 +4,8 @@ import csv
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.command_line import ROOT, run
 
 PAGE = (ROOT / "docs/objectives.md").read_text(encoding="utf-8")
@@ -27,9 +29,11 @@ def test_the_configuration_trains_and_what_it_saves_decodes(tmp_path: Path) -> N
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     assert len(rows) == 4
     for row in rows:
-        parts = ("loss/head_1", "token_order/loss", "future_bag/loss")
-        total, (near, order, bag) = float(row["train/loss"]), (float(row[f"train/{name}"]) for name in parts)
-        assert abs(total - near - order - 0.5 * bag) < 1e-4
+        weights = {"loss/head_1": 1, "token_order/loss": 1, "future_bag/loss": 0.5}
+        weights |= {"next_word/loss": 0.25, "next_sentence/loss": 0.25}
+        assert float(row["train/loss"]) == pytest.approx(
+            sum(weight * float(row[f"train/{name}"]) for name, weight in weights.items()), rel=1e-5
+        )
     run("generate", f"--ckpt_path={path.parent}", "--prompt=what", "--max_new_tokens=4", "--device=cpu")
 
 

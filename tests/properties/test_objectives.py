@@ -11,16 +11,19 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
 from mtp_modules.core.trunk import TrunkOutput
-from mtp_modules.objectives import AuxiliaryObjective, AuxiliaryText, FutureBagOfWords, TokenOrder
+from mtp_modules.objectives import AuxiliaryObjective, AuxiliaryText, FutureBagOfWords, NextSpan, TokenOrder
 from mtp_modules.objectives.sparse import SparseTargets, sparse_terms
 from tests.helpers import float64, randomise
 from tests.reference import objectives as naive
 
 V, D, ROWS, LENGTH, AHEAD = 7, 4, 3, 9, 2
 SIZES = {"d_model": D, "vocab_size": V}
+TEXTS = ["a", "b,", " ", " d", "e.", "\n", "g "]
+ENDS = [False, True, False, False, True, True, False]
 KINDS: dict[str, Callable[[int], AuxiliaryObjective]] = {
     "token_order": lambda window: TokenOrder(**SIZES, window=window, weight=0.7),
     "bag": lambda window: FutureBagOfWords(**SIZES, window=window + 1, weighted=False, weight=0.7),
+    "next_span": lambda window: NextSpan(**SIZES, level="phrase", window=window, weighted=False, weight=0.7),
     "weighted_bag": lambda window: FutureBagOfWords(**SIZES, window=window + 1, weight=0.7),
 }
 
@@ -31,6 +34,8 @@ def make(kind: str, window: int) -> AuxiliaryObjective:
     randomise(objective)
     if objective.reads_frequencies:
         objective.set_frequencies(torch.tensor([5, 0, 1, 9, 3, 2, 2]))
+    if objective.reads_vocabulary:
+        objective.set_vocabulary(TEXTS)
     return objective
 
 
@@ -55,10 +60,16 @@ def twin(objective: AuxiliaryObjective, output: TrunkOutput, text: AuxiliaryText
     if isinstance(objective, TokenOrder):
         losses, places = naive.token_order(objective.unembedding(output.hidden), text, objective.window)
     else:
-        assert isinstance(objective, FutureBagOfWords)
+        assert isinstance(objective, FutureBagOfWords | NextSpan)
         states = output.hidden + F.silu(objective.summary(output.hidden))
-        weights = objective.token_weights.tolist()
-        losses, places = naive.bag_of_words(objective.unembedding(states), text, objective.window, weights)
+        window, weights = objective.window, objective.token_weights.tolist()
+
+        def bag_of(row: int, place: int) -> set[int | None]:
+            if isinstance(objective, NextSpan):
+                return naive.next_span(text, row, place, window, ENDS, TEXTS)
+            return {naive.upcoming(text, row, place, distance) for distance in range(2, window + 1)}
+
+        losses, places = naive.bag_of_words(objective.unembedding(states), text, weights, bag_of)
     return (torch.stack(losses).mean() if losses else output.hidden.sum() * 0), len(places)
 
 
@@ -94,12 +105,14 @@ def test_the_parts_of_a_batch_add_up_to_it(kind: str, seed: int, cuts: set[int])
 @pytest.mark.parametrize("kind", KINDS)
 @given(seed=st.integers(0, 10_000))
 def test_another_document_changes_nothing(kind: str, seed: int) -> None:
-    """Neither do tokens that are no targets."""
+    """Neither do tokens that are no targets, but those that a span ends with."""
     objective, (output, text) = make(kind, 12), example(seed)
     assert text.document_ids is not None
     assert text.loss_mask is not None
     last = text.document_ids == text.document_ids[:, -1:]
-    other = torch.where(last | ~text.loss_mask, (text.tokens.clamp(min=0) + 3) % V, text.tokens)
+    other = torch.where(
+        last if kind == "next_span" else last | ~text.loss_mask, (text.tokens.clamp(min=0) + 3) % V, text.tokens
+    )
     changed = replace(text, tokens=other)
     found = [
         torch.autograd.grad(objective(output, each, count=torch.tensor(10)).loss, output.hidden)[0]

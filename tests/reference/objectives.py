@@ -1,7 +1,7 @@
 """Auxiliary objectives example by example, in plain Python: what the fast ones must equal."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -47,21 +47,50 @@ def token_order(
     return losses, places
 
 
+def next_span(
+    text: AuxiliaryText, row: int, place: int, window: int, ends: Sequence[bool], texts: Sequence[str]
+) -> set[int | None]:
+    """Return the tokens of the first span that begins behind a place, as far as they are targets and within reach.
+
+    Args:
+        text: Of the batch.
+        row: Of the place.
+        place: Position.
+        window: The farthest token.
+        ends: Whether each token ends a span.
+        texts: Of each token.
+    """
+    tokens = text.tokens[row].tolist()
+    documents = [0] * len(tokens) if text.document_ids is None else text.document_ids[row].tolist()
+    number, ended, numbers = 0, False, []
+    for at, token in enumerate(tokens):
+        blank = token >= 0 and not texts[token].strip()
+        if (at and documents[at] != documents[at - 1]) or (ended and not blank):
+            number, ended = number + 1, False
+        numbers.append(number)
+        ended = ended or (token >= 0 and ends[token])
+    reach = range(place + 1, min(len(tokens), place + window + 1))
+    return {upcoming(text, row, place, at - place) for at in reach if numbers[at] == numbers[place] + 1}
+
+
 def bag_of_words(
-    logits: torch.Tensor, text: AuxiliaryText, window: int, weights: Sequence[float]
+    logits: torch.Tensor,
+    text: AuxiliaryText,
+    weights: Sequence[float],
+    bag_of: Callable[[int, int], set[int | None]],
 ) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
     """Return the loss of every example, and where it is; see :func:`token_order`.
 
     Args:
         logits: ``(B, T, V)``.
         text: Of the batch.
-        window: The farthest token.
         weights: Of each token.
+        bag_of: Returns the bag of a row and a place, perhaps with ``None`` in it.
     """
     losses, places = [], []
     for row in range(len(logits)):
         for place in range(text.length):
-            bag = {upcoming(text, row, place, distance) for distance in range(2, window + 1)} - {None}
+            bag = bag_of(row, place) - {None}
             if not bag:
                 continue
             chances = logits[row, place].sigmoid()

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from mtp_modules import ExplicitWeights, LinearHeads, MultiTokenLoss, RecurrentTrunk
-from mtp_modules.objectives import FutureBagOfWords, TokenOrder
+from mtp_modules.objectives import FutureBagOfWords, NextSpan, TokenOrder
 from mtp_modules.training import GradientConflict, MTPModule, TokenThroughput
 from tests.architecture.imports import ROOT
 from tests.helpers import assert_same, random_tokens
@@ -166,7 +166,8 @@ def test_the_page_names_every_key_and_no_other() -> None:
     page = (ROOT / "docs/logging.md").read_text(encoding="utf-8")
     by_head = {re.sub(r"head_\d", "head_h", key.replace("val/", "*/")) for key in keys("val")}
     table = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
-    auxiliary = {f"*/{kind.name}/{figure}" for kind in (TokenOrder, FutureBagOfWords) for figure in kind.figures}
+    word = NextSpan(d_model=1, vocab_size=1, level="word")
+    auxiliary = {f"*/{kind.name}/{figure}" for kind in (TokenOrder, FutureBagOfWords, word) for figure in kind.figures}
     assert table == by_head | TRAINING_ONLY | OPTIONAL | auxiliary
 
 

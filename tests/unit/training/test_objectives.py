@@ -14,8 +14,8 @@ from mtp_modules.core.checks import InputError
 from mtp_modules.core.trunk import TrunkOutput
 from mtp_modules.loading import load_objectives
 from mtp_modules.metrics import PerHeadMetrics
-from mtp_modules.objectives import AuxiliaryObjective, FutureBagOfWords, TokenOrder
-from mtp_modules.training import MTPModule, count_frequencies, step_flops, training_flops
+from mtp_modules.objectives import AuxiliaryObjective, FutureBagOfWords, NextSpan, TokenOrder
+from mtp_modules.training import MTPModule, prepare_objectives, step_flops, training_flops
 from tests.helpers import assert_same
 from tests.unit.training.running import VOCAB, SaveAt, data, trainer
 
@@ -49,7 +49,7 @@ class Logged(Callback):
 
 def fitted(folder: Path, *callbacks: Callback, **options: Any) -> MTPModule:
     made = module(*both())
-    count_frequencies(made, data())
+    prepare_objectives(made, data())
     trainer(folder, *callbacks, **options).fit(made, data())
     return made
 
@@ -111,9 +111,17 @@ def test_what_does_not_go_together_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^FutureBagOfWords: weighted is true, but the frequencies of tokens are unk"):
         trainer(tmp_path, max_steps=1).fit(module(*both()), data())
     with pytest.raises(InputError, match=r"^FutureBagOfWords: needs the frequencies of tokens, but the data is no Tok"):
-        count_frequencies(module(*both()), object())
+        prepare_objectives(module(*both()), object())
     with pytest.raises(InputError, match=r"^FutureBagOfWords: counts must hold 24 numbers, got shape \(3,\)\.$"):
         both()[1].set_frequencies(torch.ones(3, dtype=torch.long))
+    with pytest.raises(InputError, match=r"^NextSpan: level must be one of word, phrase, sentence, line, got 'page'"):
+        NextSpan(**SIZES, level="page")
+    with pytest.raises(InputError, match=r"^NextSpan: needs the texts of tokens, but the data has no tokenizer; call"):
+        prepare_objectives(module(NextSpan(**SIZES, level="line")), data())
+    with pytest.raises(InputError, match=r"^NextSpan: the texts of the tokens are unknown; call prepare_objectives"):
+        trainer(tmp_path, max_steps=1).fit(module(NextSpan(**SIZES, level="line", weighted=False)), data())
+    with pytest.raises(InputError, match=r"^NextSpan: texts must hold 24 texts, got 1\.$"):
+        NextSpan(**SIZES, level="line").set_vocabulary(["a"])
     with pytest.raises(InputError, match=r"^FutureBagOfWords: window must be at least 2, got 1\.$"):
         FutureBagOfWords(**SIZES, window=1)
 
@@ -123,6 +131,32 @@ def test_metrics_that_do_not_know_an_objective_say_so() -> None:
     terms = made({"tokens": torch.randint(VOCAB, (2, 9))})
     with pytest.raises(InputError, match=r"^PerHeadMetrics: the loss has the objective 'token_order'; name it and its"):
         PerHeadMetrics(num_horizons=3).update(terms)
+
+
+@pytest.mark.parametrize(
+    ("level", "spans"),
+    [
+        ("word", ["One-", "two, ", "three. ", "Four!\n", "five"]),
+        ("phrase", ["One-two, ", "three. ", "Four!\n", "five"]),
+        ("sentence", ["One-two, three. ", "Four!\n", "five"]),
+        ("line", ["One-two, three. Four!\n", "five"]),
+    ],
+)
+def test_spans_end_where_a_reader_would_end_them(level: str, spans: list[str]) -> None:
+    objective = NextSpan(d_model=1, vocab_size=128, level=level, window=40, weighted=False)
+    objective.set_vocabulary([chr(code) for code in range(128)])
+    text = "".join(spans)
+    tokens = torch.tensor([list(text.encode())])
+    found, inside = objective.upcoming(AuxiliaryText(tokens, length=len(text) - 1))
+    seen = ["".join(map(chr, found[0, place][inside[0, place]].tolist())) for place in range(len(text) - 1)]
+    assert list(dict.fromkeys(seen)) == [*spans[1:], ""]
+
+
+def test_words_of_other_vocabularies_begin_with_white_space() -> None:
+    objective = NextSpan(d_model=1, vocab_size=5, level="word", weighted=False)
+    objective.set_vocabulary(["the", " cat", "s", " sat", "."])
+    found, inside = objective.upcoming(AuxiliaryText(torch.tensor([[0, 1, 2, 3, 4]]), length=4))
+    assert [found[0, place][inside[0, place]].tolist() for place in range(4)] == [[1, 2], [3, 4], [3, 4], []]
 
 
 def test_rare_tokens_weigh_more_and_sum_to_one() -> None:
