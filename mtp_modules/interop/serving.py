@@ -70,6 +70,11 @@ def notes_of(
                 "often: train one module for all horizons with shared=True."
             )
             found.append(f"vLLM takes num_speculative_tokens that are a multiple of the {count} modules only.")
+        elif heads.num_horizons > 2:
+            found.append(
+                "vLLM keeps one KV cache for all drafts of a module, these heads one for each draft, so drafts beyond "
+                "the first may be accepted a little more or less often; the output is the same."
+            )
         trained = "after_norm" if heads.chain_norm else "before_norm"
         if chain is not None and chain != trained and (count > 1 or heads.num_horizons > 2):
             found.append(

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mtp_modules import AutoregressiveDecoder, MTPModel, SpeculativeDecoder
+from mtp_modules import AutoregressiveDecoder, MTPModel, SequentialHeads, SpeculativeDecoder, build, describe
 
 PROMPTS = ("import os\n\ndef ", "class Foo(object):\n    def __init__", "    return self._", "    if not isinstance(")
 
@@ -23,7 +23,49 @@ class Ours(NamedTuple):
     accepted: list[int]
 
 
-def decode(model: MTPModel, prompts: list[list[int]], max_tokens: int) -> Ours:
+ZERO_FIRST = ("glm", "deepseek", "mimo")
+"""Formats whose modules vLLM gives zero for the embedding at position 0."""
+BEFORE_NORM = ("mimo",)
+"""Formats whose modules vLLM gives the trunk's state before its final norm."""
+
+
+def as_served(model: MTPModel, format: str) -> MTPModel:
+    """Return a model that drafts as vLLM does with the folder of a format.
+
+    A module for several drafts has one KV cache there, not one for each draft: heads of two horizons that draft more do
+    just that. What else it does otherwise is done to the module's input.
+
+    Args:
+        model: The model.
+        format: Of the folder.
+    """
+    described = describe(model)
+    if not (isinstance(model.heads, SequentialHeads) and model.heads.shared):
+        return model
+    described["init_args"]["heads"]["init_args"]["num_horizons"] = 2
+    made: MTPModel = build(described, trusted=("mtp_modules",), role=MTPModel)
+    made.load_state_dict(model.state_dict())
+    made.eval()
+    heads: Any = made.heads
+    read, gains = heads.read, made.trunk.norm.weight.detach()
+
+    def as_theirs(hidden: torch.Tensor, state: Any, *, tokens: torch.Tensor, embed: Any) -> torch.Tensor:
+        starts = max(state.lengths) == 0 and tokens.shape[1] > 1
+
+        def embedded(ids: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = embed(ids)
+            if starts and format in ZERO_FIRST:
+                found = torch.cat((found[:, :1], torch.zeros_like(found[:, :1]), found[:, 2:]), dim=1)
+            return found
+
+        read(hidden / gains if format in BEFORE_NORM else hidden, state, tokens=tokens, embed=embedded)
+        return hidden
+
+    heads.read = as_theirs
+    return made
+
+
+def decode(model: MTPModel, prompts: list[list[int]], max_tokens: int, format: str = "") -> Ours:
     """Decode greedily, without drafts and with them, in the rounds of an engine.
 
     An engine reads a prompt and emits a token, then drafts in every round, in the last one too, whose tokens may exceed
@@ -33,13 +75,14 @@ def decode(model: MTPModel, prompts: list[list[int]], max_tokens: int) -> Ours:
         model: The model.
         prompts: Token ids.
         max_tokens: Budget of each prompt.
+        format: Of the folder that the engine has read.
     """
     tokens = AutoregressiveDecoder().generate(model, prompts, max_new_tokens=max_tokens).tokens
-    depth, rounds = len(model.horizons) - 1, 0
-    accepted = [0] * depth
+    depth, rounds, served = len(model.horizons) - 1, 0, as_served(model, format)
+    accepted, decoder = [0] * depth, SpeculativeDecoder(num_drafts=depth)
     for prompt in prompts:
         emitted = 0
-        for made in SpeculativeDecoder().stream(model, [prompt], max_new_tokens=max_tokens + 2 * depth + 2):
+        for made in decoder.stream(served, [prompt], max_new_tokens=max_tokens + 2 * depth + 2):
             if emitted >= max_tokens:
                 break
             if emitted:

@@ -83,7 +83,7 @@ def write_table(rows: list[str], said: str) -> None:
     """Put the table, and what was sampled, between the markers."""
     text = PAGE.read_text(encoding="utf-8")
     head = (
-        "| format | model | engine | date | loads | tokens equal | accepted by depth | ours |",
+        "| format | model | engine | date | loads | tokens equal | accepted by depth | ours, drafting as it does |",
         "|---|---|---|---|---|---|---|---|",
     )
     before, _, rest = text.partition(BEGIN)
@@ -112,8 +112,8 @@ def main() -> None:
         model, tokenizer = load_model(run)
         assert tokenizer is not None
         prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
-        ours = decode(model, prompts, NEW)
         for format in CASES[name].formats if name in CASES else (SHIPPED[name],):
+            ours = decode(model, prompts, NEW, format)
             out, serves = export(run, format)
             if serves is None:
                 drafts[name] = out

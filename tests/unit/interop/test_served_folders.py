@@ -184,13 +184,17 @@ MASKED = (
     "vLLM takes zero for the embedding at position 0 of a text, so drafts just after its beginning may be accepted "
     "less often; the output is the same."
 )
+ONE_CACHE = (
+    "vLLM keeps one KV cache for all drafts of a module, these heads one for each draft, so drafts beyond the first may "
+    "be accepted a little more or less often; the output is the same."
+)
 NOTES: dict[str, tuple[str, MTPModel, int, list[str]]] = {
     "nothing": ("qwen", make(
         SequentialHeads(num_horizons=3, shared=True, qk_norm=True, chain_norm=True, **{**SIZES, "num_heads": 1,
         "num_kv_heads": 1, "d_model": 32}),
         trunk={**SIZES, "num_heads": 1, "num_kv_heads": 1, "d_model": 32, "qk_norm": True},
-    ), 2, []),
-    "one module": ("glm", sequential(shared=True), 2, [MASKED]),
+    ), 2, [ONE_CACHE]),
+    "one module": ("glm", sequential(shared=True), 2, [ONE_CACHE, MASKED]),
     "several modules": ("glm", sequential(), 2, [
         "vLLM runs only the first of the 2 modules, for every draft, so later drafts are accepted less often: train "
         "one module for all horizons with shared=True.",
@@ -198,12 +202,14 @@ NOTES: dict[str, tuple[str, MTPModel, int, list[str]]] = {
         MASKED,
     ]),
     "another chain": ("glm", sequential(shared=True, chain_norm=True), 2, [
+        ONE_CACHE,
         "vLLM passes the state before its norm from module to module, these heads were trained on that after it, so "
         "drafts beyond the first are accepted less often: train with chain_norm=False.",
         MASKED,
     ]),
     "a single draft has no chain": ("glm", sequential(2, chain_norm=True), 1, [MASKED]),
     "DeepSeek's chain": ("deepseek", sequential(shared=True), 2, [
+        ONE_CACHE,
         "vLLM passes the state after its norm from module to module, these heads were trained on that before it, so "
         "drafts beyond the first are accepted less often: train with chain_norm=True.",
         MASKED,
@@ -211,6 +217,7 @@ NOTES: dict[str, tuple[str, MTPModel, int, list[str]]] = {
         "export the same heads in the format glm.",
     ]),
     "the state before the norm": ("mimo", sequential(shared=True, chain_norm=True, embedding_first=False), 2, [
+        ONE_CACHE,
         "vLLM gives the modules the trunk's state before its final norm, these heads were trained on the one after it, "
         "so drafts may be accepted less often; the output is the same.",
         MASKED,
@@ -221,7 +228,7 @@ NOTES: dict[str, tuple[str, MTPModel, int, list[str]]] = {
         "are 4 wide.",
     ]),
     "float64": ("glm", sequential(shared=True).double(), 2, [
-        "vLLM has no float64: export the model in float32 or bfloat16.", MASKED,
+        "vLLM has no float64: export the model in float32 or bfloat16.", ONE_CACHE, MASKED,
     ]),
 }  # fmt: skip
 
