@@ -201,8 +201,13 @@ class Drafter(Component, ABC):
         """
         return self, looked_up.tokens.shape[1]
 
-    def parts(self) -> list["Drafter | None"]:
-        """Return all that :meth:`for_round` may return, for which graphs are then made beforehand."""
+    def parts(self, rows: int, *, on_cpu: bool) -> list["Drafter | None"]:
+        """Return all that :meth:`for_round` may return, for which graphs are then made beforehand.
+
+        Args:
+            rows: Of the batch.
+            on_cpu: Whether what was looked up is on a CPU.
+        """
         return [self]
 
     def chunk_size(self, num_drafts: int) -> int:

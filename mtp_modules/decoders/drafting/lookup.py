@@ -46,9 +46,9 @@ class PromptLookup(Drafter):
             return None, 0
         return super().for_round(looked_up, num_drafts)
 
-    def parts(self) -> list[Drafter | None]:
+    def parts(self, rows: int, *, on_cpu: bool) -> list[Drafter | None]:
         """Return the lookup, and nobody."""
-        return [self, None]
+        return [self, None] if on_cpu else [self]
 
     def draft(self, context: DraftingContext) -> Draft:
         """Return what was looked up."""
@@ -109,9 +109,10 @@ class LookupOrHeads(Drafter):
             return self.lookup.for_round(looked_up, num_drafts)
         return super().for_round(looked_up, num_drafts)
 
-    def parts(self) -> list[Drafter | None]:
+    def parts(self, rows: int, *, on_cpu: bool) -> list[Drafter | None]:
         """Return the heads, the lookup, and both side by side in the rows of a batch."""
-        return [self.by_heads, self.lookup, self]
+        alone: list[Drafter | None] = [self.by_heads, self.lookup] if on_cpu else []
+        return alone if on_cpu and rows == 1 else [*alone, self]
 
     def draft(self, context: DraftingContext) -> Draft:
         """Return what followed the same tokens, or what the heads draft."""

@@ -81,13 +81,22 @@ class _Always(Drafter):
         return self.drafter.draft(context)  # nothing was looked up
 
 
-def _in_turn(decoder: SpeculativeDecoder, part: Drafter | None) -> SpeculativeDecoder:
-    """Return a decoder of which one part drafts every number of tokens that the policy may ask for."""
-    tried = copy.copy(decoder)
-    tried.policy = _InTurn(policy=decoder.policy)
-    if decoder.drafter.reads_text:
-        tried.drafter = _Always(drafter=decoder.drafter, part=part)
-    return tried
+def _in_turn(decoder: SpeculativeDecoder, rows: int, *, on_cpu: bool) -> list[SpeculativeDecoder]:
+    """Return decoders that draft every number of tokens that the policy may ask for, one for each part of the drafter.
+
+    Args:
+        decoder: What is warmed up.
+        rows: Of the batch.
+        on_cpu: Whether the model is on a CPU.
+    """
+    made = []
+    for part in decoder.drafter.parts(rows, on_cpu=on_cpu):
+        tried = copy.copy(decoder)
+        tried.policy = _InTurn(policy=decoder.policy)
+        if decoder.drafter.reads_text:
+            tried.drafter = _Always(drafter=decoder.drafter, part=part)
+        made.append(tried)
+    return made
 
 
 def warm_up(
@@ -113,19 +122,20 @@ def warm_up(
     Raises:
         ValueError: If the trunk cannot read so many.
     """
-    depths, tried = [0], [decoder]
+    depths, most = [0], 0
     if isinstance(decoder, SpeculativeDecoder):
         depths = decoder.policy.depths(decoder.most(model))
-        tried = [_in_turn(decoder, part) for part in decoder.drafter.parts()]
+        most = decoder.drafter.chunk_size(max(depths))
     within_positions("warm_up", longest, model.trunk.max_positions, "trunk")
-    most = decoder.drafter.chunk_size(max(depths)) if isinstance(decoder, SpeculativeDecoder) else 0
     budget = 1 + len(depths) * (most + 1)
     first = 1 + max(model.heads.horizons)  # the first tokens of a text may have graphs of their own
     lengths = {first, *model.prompt_sizes}
     if model.static_memory:
         model.make_room(longest + most)
         lengths |= {1 + length for length in range(longest) if bucket_of(1 + length) > bucket_of(max(length, 1))}
+    on_cpu = model.unembedding.weight.device.type == "cpu"
     for size in sorted(model.batch_sizes):
+        tried = [decoder] if not isinstance(decoder, SpeculativeDecoder) else _in_turn(decoder, size, on_cpu=on_cpu)
         for length in sorted(lengths):
             for each in tried:
                 each.generate(model, [[0] * length] * size, max_new_tokens=budget, sampling=sampling)

@@ -185,8 +185,8 @@ MASKED = (
     "less often; the output is the same."
 )
 ONE_CACHE = (
-    "vLLM keeps one KV cache for all drafts of a module, these heads one for each draft, so drafts beyond the first may "
-    "be accepted a little more or less often; the output is the same."
+    "vLLM keeps one KV cache for all drafts of a module, these heads one for each draft, so drafts beyond the first "
+    "may be accepted a little more or less often; the output is the same."
 )
 NOTES: dict[str, tuple[str, MTPModel, int, list[str]]] = {
     "nothing": ("qwen", make(
