@@ -97,9 +97,12 @@ class Objectives(nn.ModuleList):
             batch: The batch, with cached states or without.
         """
         known = cached_output(batch)
-        if known is None and self.all:
+        if not self.all:
+            return known
+        if known is None:
             return model.read(batch.get("inputs", batch["tokens"]), document_ids=batch.get("document_ids"))
-        return known
+        dtype = model.unembedding.weight.dtype  # cached states are in float16, say
+        return TrunkOutput(known.hidden.to(dtype), tuple(feature.to(dtype) for feature in known.features))
 
     def added(
         self, terms: LossTerms, output: TrunkOutput | None, batch: dict[str, Tensor], counts: Int[Tensor, " N"] | None

@@ -126,6 +126,16 @@ def test_what_does_not_go_together_is_rejected(tmp_path: Path) -> None:
         FutureBagOfWords(**SIZES, window=1)
 
 
+def test_they_read_cached_states_in_the_precision_of_the_weights() -> None:
+    made = module(*both()[:1], freeze=["trunk"])
+    tokens = torch.randint(VOCAB, (2, 9))
+    hidden = made.model.read(tokens).hidden
+    found = made({"tokens": tokens, "hidden": hidden.bfloat16()})
+    torch.testing.assert_close(found.loss, made({"tokens": tokens}).loss, rtol=1e-2, atol=1e-2)
+    found.loss.backward()
+    assert made.objectives[0].unembedding.weight.grad.any()
+
+
 def test_metrics_that_do_not_know_an_objective_say_so() -> None:
     made = module(*both()[:1])
     terms = made({"tokens": torch.randint(VOCAB, (2, 9))})
