@@ -32,6 +32,7 @@ from mtp_modules.training import (
     check_same_tokens,
     clip_gradients,
     compile_blocks,
+    parallelize,
     prepare_blocks,
     tensor_parallelize,
 )
@@ -103,7 +104,7 @@ def score(case: Case, mesh: DeviceMesh | None = None) -> dict[str, Any]:
         if isinstance(parameter, DTensor):
             assert parameter.grad.placements == parameter.placements
     gradients = {name: whole(value.grad) for name, value in made.named_parameters() if value.grad is not None}
-    figures = {name: value.detach() for name, value in vars(terms).items()}
+    figures = {name: value.detach() for name, value in vars(terms).items() if isinstance(value, Tensor)}
     assert gradients.keys() == dict(made.named_parameters()).keys()
     return {"figures": figures, "gradients": gradients, "norms": gradient_norms(made)}
 
@@ -266,6 +267,8 @@ def refusals() -> dict[str, str]:
     note("heads", lambda: tensor_parallelize(make_model(heads="parallel"), mesh=mesh))
     both = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data_parallel", "tensor_parallel"))
     note("mesh", lambda: tensor_parallelize(model(Case()), mesh=both))
+    more = runs.module(replace(RUN, objectives=True))
+    note("objectives", lambda: parallelize(more, more.model, mesh=both))
     for backend in (NaiveLinearCrossEntropy(), RecomputeLinearCrossEntropy(), TorchLinearCrossEntropy()):
         shared = model(Case())
         tensor_parallelize(shared, mesh=mesh)

@@ -215,6 +215,7 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
                 "TransformerTrunk: vocab_size (1) leaves one of 2 processes without a token; "
                 "lower tensor_parallel_size."
             ),
+            "objectives": "model.objectives: do not go with tensor parallelism; set tensor_parallel_size to 1.",
             "mesh": "tensor_parallelize: mesh must have one dimension, got 2; pass the tensor-parallel one.",
             "a whole bias": (
                 "LinearCrossEntropy: output matrices and biases must all be whole, or all be sharded by rows over the "
