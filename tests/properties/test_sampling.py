@@ -178,14 +178,16 @@ def test_a_row_does_not_depend_on_its_neighbours(acceptance: str, data: st.DataO
         assert generate(decoder, model, [prompt], **own) == [together[row]]
 
 
-@pytest.mark.parametrize("num_lookup", [None, 5])
+@pytest.mark.parametrize(("num_lookup", "threshold"), [(None, 0.3), (5, 0.3), (5, 0.8)])
 @pytest.mark.parametrize("acceptance", ["rejection", "block"])
-def test_lookup_with_confidence_gives_a_row_what_it_gets_alone(acceptance: str, num_lookup: int | None) -> None:
+def test_lookup_with_confidence_gives_a_row_what_it_gets_alone(
+    acceptance: str, num_lookup: int | None, threshold: float
+) -> None:
     """Drafts of one row come from the text while a neighbour's end by confidence after one or two."""
     model, differ = make_model("transformer_grouped", "recurrent", 4), 0
     decoder = SpeculativeDecoder(
         acceptance=RULES[acceptance](),
-        policy=ConfidentDepth(threshold=0.3),
+        policy=ConfidentDepth(threshold=threshold),
         drafter=LookupOrHeads(longest=2, shortest=1, num_lookup=num_lookup),
     )
     prompts = [[1, 2, 1, 2, 1], [3], [4, 5], [6, 6, 6]]
